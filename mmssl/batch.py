@@ -1,0 +1,64 @@
+"""What a batch is: a dictionary of tensors whose first dimension is the row.
+
+| key | dtype | shape | meaning |
+|---|---|---|---|
+| `image` | uint8 | (B, 3, H, W) | RGB, fixed decode size, not normalised |
+| `text`, `text_mask` | int64, bool | (B, L) | token ids; True where valid |
+| `audio`, `audio_mask` | float32, bool | (B, S) | mono in [-1, 1] at the recipe's sample rate; mask only where ragged |
+| `video` | uint8 | (B, T, 3, H, W) | RGB at the recipe's frame rate |
+| `label` | int64 | (B,) or (B, C) | probes only; an objective that reads it is a bug |
+| `id` | int64 | (B,) | row number in the source |
+
+Audio and video of one clip share one clock: sample `s` and frame `t` happen at `s / rate` and `t / fps` seconds after
+the same instant. Where several sources are mixed, keys carry the name of the source: `pairs/image`.
+
+The same rule holds for what an objective makes of a batch (`inputs`, `outputs`): rows first, so that any of it can be
+cut into micro-batches; a 0-dim tensor is a property of the whole batch.
+
+Shape letters used throughout: B rows, V views of a row, N tokens, D width, T frames, S samples, L text length,
+C channels or classes, H × W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+Batch = dict[str, Tensor]
+
+MODALITIES = ("image", "text", "audio", "video")
+
+
+def count_rows(batch: Mapping[str, Tensor]) -> int:
+    """Number of rows that every tensor of `batch` has; raises ValueError where they differ or none has any."""
+    sizes = {key: value.shape[0] for key, value in batch.items() if value.ndim}
+    if len(set(sizes.values())) != 1:
+        raise ValueError(f"a batch needs one number of rows in every tensor, found {sizes}")
+    return next(iter(sizes.values()))
+
+
+def to_device(batch: Mapping[str, Tensor], device: torch.device | str) -> Batch:
+    """Move every tensor; from pinned memory the copy is asynchronous."""
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def split_rows(batch: Mapping[str, Tensor], parts: int) -> list[Batch]:
+    """Cut a batch into `parts` micro-batches of equal size, in order; 0-dim tensors go to each of them."""
+    if parts == 1:
+        return [dict(batch)]
+    rows = count_rows(batch)
+    if rows % parts:
+        raise ValueError(f"{rows} rows cannot be cut into {parts} equal micro-batches")
+    size = rows // parts
+    return [
+        {key: value[i * size : (i + 1) * size] if value.ndim else value for key, value in batch.items()}
+        for i in range(parts)
+    ]
+
+
+def under(batch: Mapping[str, Tensor], prefix: str) -> Batch:
+    """The entries named `prefix/key`, as `key`."""
+    start = len(prefix) + 1
+    return {key[start:]: value for key, value in batch.items() if key.startswith(f"{prefix}/")}

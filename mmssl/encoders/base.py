@@ -1,0 +1,83 @@
+"""The contract of every encoder: one modality in, tokens of one width out.
+
+An encoder *is* a backbone of timm, torchvision, open_clip or transformers, unchanged inside, so that it can leave as
+one. Around it stands only what has to travel with the weights: normalisation constants, the spectrogram recipe, the
+tokenizer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Features(NamedTuple):
+    """What an encoder says about a batch.
+
+    Attributes:
+        tokens: (B, N, D), one vector a place.
+        pooled: (B, D), one vector a row.
+        grid: extent of the tokens: (h, w) for images, (mels, frames) for spectrograms, (t, h, w) for video, (n,) for
+            text; `()` for a subset, which has none.
+        mask: bool (B, N), True where a token is valid; None where all are.
+    """
+
+    tokens: Tensor
+    pooled: Tensor
+    grid: tuple[int, ...]
+    mask: Tensor | None = None
+
+
+class Encoder(nn.Module):
+    """One modality in, tokens of one width out.
+
+    Attributes:
+        modality: key of the batch that it reads: `image`, `text`, `audio` or `video`.
+        dim: width D of tokens and pooled vectors.
+        subsets: whether `encode` takes any subset of the tokens of `embed` (transformers do, convolutional networks do
+            not). A masked task asks this when it is built.
+        spec: the arguments of `mmssl.encoder` that build this network again with random weights.
+    """
+
+    modality: str
+    dim: int
+    subsets: bool = False
+    spec: dict[str, Any]
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Raw input -> position-aware tokens (B, N, D), of which any subset may go to `encode`.
+
+        Raises:
+            TypeError: for a backbone that has no such tokens.
+        """
+        raise TypeError(
+            f"{self.spec['model']} has no tokens that can be left out; "
+            "a masked task needs a timm vision transformer, such as timm/vit_tiny_patch16_224"
+        )
+
+    def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Features:
+        """Any subset of the tokens of `embed`, (B, n, D), -> Features."""
+        raise TypeError(f"{self.spec['model']} has no tokens that can be left out")
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        """Raw input (see `mmssl.batch`; floats in [0, 1] in place of uint8 where it was augmented) -> Features."""
+        return self.encode(self.embed(x), mask)
+
+    def layers(self, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Every depth, shallow to deep, averaged over its places: {name: (B, D_depth)}; for per-layer probes."""
+        raise TypeError(f"{type(self).__name__} names no layers")
+
+    def export(self, directory: Path) -> None:
+        """Write native files into `directory` (made if missing): what the backbone's own library loads without mmssl."""
+        raise TypeError(f"{type(self).__name__} has no native form")
+
+    def fresh(self, seed: int) -> Encoder:
+        """The same network with new random weights, in evaluation mode on the CPU: the baseline of every probe."""
+        from mmssl.encoders import create
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return create(**self.spec).eval()

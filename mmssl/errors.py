@@ -1,0 +1,31 @@
+"""Errors that are the user's to mend: one sentence that names the file, key or row and the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MmsslError(Exception):
+    """Base of all; the command line prints its sentence without a traceback."""
+
+
+class RecipeError(MmsslError):
+    """A recipe, or an argument of a component that it names, is not valid."""
+
+
+class DataError(MmsslError):
+    """Data cannot be read, or too much of it cannot."""
+
+
+class RunError(MmsslError):
+    """A run directory or checkpoint is missing, incomplete or of another shape."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the closest known name, else ` (known: a, b, c)`; empty where nothing is known."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    if close:
+        return f" (did you mean '{close[0]}'?)"
+    return f" (known: {', '.join(choices)})" if choices else ""

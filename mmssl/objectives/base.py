@@ -1,0 +1,116 @@
+"""The contract of every pretext task: transform, predict, then the loss.
+
+A task is one file that reads like its paper. `transform` makes inputs and targets from raw rows without labels and
+without gradient; `predict` runs encoders and head row by row; `loss` is where rows meet. The cut between the last two
+is what makes gradient accumulation exact: see `mmssl.training.step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.batch import Batch
+from mmssl.encoders.base import Encoder
+from mmssl.ops.draws import Draws
+
+
+@dataclass(frozen=True)
+class Chance:
+    """What guessing scores.
+
+    Attributes:
+        loss: expected loss of a guess that knows the rules of the task and nothing of the input.
+        metrics: the same for other entries of the loss dictionary, such as `accuracy`.
+    """
+
+    loss: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class Panel(NamedTuple):
+    """One column of the picture that `mmssl show` draws; its cells stand beside those of the other columns.
+
+    Attributes:
+        title: what is seen: "input", "target", "prediction".
+        cells: one a sample: (3, H, W) a picture in [0, 1], (T, 3, H, W) a strip of frames, (H, W) a map or
+            spectrogram, (S,) a waveform, or a line of text.
+    """
+
+    title: str
+    cells: Sequence[Tensor | str]
+
+
+class Objective(nn.Module):
+    """One pretext task over named encoders.
+
+    Subclasses take the encoders and keyword-only hyper-parameters whose defaults are the paper's: the signature is the
+    schema of the recipe. All state (queues, teachers, centres) is parameters and buffers, so that checkpoints hold it.
+
+    Every tensor of `inputs` and `outputs` has the batch's rows first (views of a row stand in the second dimension).
+    A 0-dim entry of `inputs` whose name ends in `count` is what a mean divides by, for instance the number of masked
+    tokens: the loop replaces it by its mean over all micro-batches and processes, so that the average of the parts is
+    the mean over the global batch.
+
+    Attributes:
+        needs: batch keys that `transform` reads; checked against the data before step 0.
+        coupled: whether rows meet in `loss` (contrastive negatives, queues). Such a task is accumulated by cached
+            outputs, any other by plain averaging, and needs at least two rows.
+        refresh_every: steps between calls of `refresh`; 0 for never.
+    """
+
+    needs: tuple[str, ...] = ()
+    coupled: ClassVar[bool] | bool = False
+    refresh_every: int = 0
+
+    def __init__(self, encoders: Mapping[str, Encoder]) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict(encoders)
+
+    def encoder(self, name: str) -> Encoder:
+        """The encoder of that name; raises ValueError naming those there are."""
+        if name not in self.encoders:
+            have = ", ".join(self.encoders) or "none"
+            raise ValueError(f"{type(self).__name__} needs an encoder named '{name}'; the recipe has: {have}")
+        return cast(Encoder, self.encoders[name])
+
+    def chance(self, rows: int) -> Chance:
+        """The score of guessing with a global batch of `rows`."""
+        raise TypeError(f"{type(self).__name__} states no chance level")
+
+    def transform(self, batch: Batch, draws: Draws) -> Batch:
+        """Raw rows -> inputs and targets; no gradient, and random through `draws` alone."""
+        raise TypeError(f"{type(self).__name__} has no transform")
+
+    def predict(self, inputs: Batch) -> Batch:
+        """Inputs -> outputs, row by row: no row may depend on another (BatchNorm excepted)."""
+        raise TypeError(f"{type(self).__name__} has no predict")
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        """`loss` is minimised, the other 0-dim entries are logged; each is a mean over this process's rows."""
+        raise TypeError(f"{type(self).__name__} has no loss")
+
+    def forward(self, inputs: Batch, pull: Batch | None = None) -> dict[str, Tensor]:
+        """What DDP and torch.compile wrap: `loss(predict(inputs), inputs)`.
+
+        With `pull`, the gradient of an already known loss with respect to these outputs, the result is the scalar
+        whose backward pass carries that gradient into the parameters.
+        """
+        outputs = self.predict(inputs)
+        if pull is None:
+            return self.loss(outputs, inputs)
+        return {"loss": torch.stack([(outputs[key] * gradient).sum() for key, gradient in pull.items()]).sum()}
+
+    def after_step(self, progress: float) -> None:
+        """After each optimiser step, without gradient: momentum teachers, clamps. `progress` runs from 0 to 1."""
+
+    def refresh(self, batches: Iterable[Batch]) -> None:
+        """A pass over the whole data every `refresh_every` steps: clusters, codebooks."""
+
+    def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
+        """The columns that `mmssl show` draws: input, target, prediction."""
+        raise TypeError(f"{type(self).__name__} has no preview")

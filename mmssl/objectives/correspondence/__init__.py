@@ -1,0 +1,1 @@
+"""Do these two belong together?"""

@@ -1,0 +1,1 @@
+"""Which transformation was applied?"""

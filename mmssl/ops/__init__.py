@@ -1,0 +1,1 @@
+"""Pure tensor functions: augmentation, masking, losses, random draws, gathering across processes."""

@@ -1,0 +1,307 @@
+"""The recipe: what a run is, in one YAML file of differences from the defaults.
+
+A recipe is data: it is validated as a whole before anything is downloaded or built, saved resolved beside the weights,
+and never executed. Hyper-parameters of encoders and objectives are not repeated here: their constructors' signatures
+are their schema (`mmssl.registry.check_keywords`).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mmssl.errors import RecipeError, nearest
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ImageDecode(_Section):
+    """Decode size of images, in pixels; the short side is resized to it and the centre square is cut.
+
+    `fit: pad` keeps the whole picture on a white square instead.
+    """
+
+    size: Positive = 64
+    fit: Literal["crop", "pad"] = "crop"
+
+
+class TextDecode(_Section):
+    """Number of token ids in a row; longer texts are cut, shorter ones padded and masked."""
+
+    length: Positive = 64
+
+
+class AudioDecode(_Section):
+    """Sample rate in Hz and window in seconds; shorter sounds are padded with silence and masked."""
+
+    rate: Positive = 16_000
+    seconds: Annotated[float, Field(gt=0)] = 2.0
+
+
+class VideoDecode(_Section):
+    """Frame size in pixels, frame rate in 1/s and number of frames; the window is `frames / fps` seconds long."""
+
+    size: Positive = 64
+    fps: Annotated[float, Field(gt=0)] = 12.5
+    frames: Positive = 16
+    fit: Literal["crop", "pad"] = "crop"
+
+
+class Data(_Section):
+    """Where rows come from and how they are decoded.
+
+    Attributes:
+        source: `toy`, a folder, a parquet / arrow / csv / jsonl file or glob, webdataset shards (`*.tar`), or the name
+            of a data set on the Hub.
+        split: of the data set.
+        config: configuration name of a Hub data set.
+        streaming: read in order without keeping the data set on disk.
+        columns: batch key -> column, for instance `{image: img}`; a key that is left out means a column of that name.
+        image, text, audio, video: decode settings; a modality that the objective does not need is not decoded.
+        start: which part of a longer sound or clip is taken: one random window a row and epoch, the middle, the start.
+        shuffle_buffer: rows that a stream permutes at a time.
+        limit: use only that many rows.
+        max_bad: share of rows that may be undecodable before the run stops.
+    """
+
+    source: str
+    split: str = "train"
+    config: str | None = None
+    streaming: bool = False
+    columns: dict[str, str] = {}
+    image: ImageDecode = ImageDecode()
+    text: TextDecode = TextDecode()
+    audio: AudioDecode = AudioDecode()
+    video: VideoDecode = VideoDecode()
+    start: Literal["random", "middle", "first"] = "random"
+    shuffle_buffer: Positive = 4096
+    limit: Positive | None = None
+    max_bad: Share = 0.01
+
+
+class Optimizer(_Section):
+    """Optimiser settings; weight decay leaves out biases, norms and scalars.
+
+    `lr` is the peak learning rate for the recipe's global batch; it is not rescaled.
+    """
+
+    name: Literal["adamw", "sgd", "lars"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: Share = 0.9
+
+
+class Schedule(_Section):
+    """Learning rate over the run: linear warm-up for `warmup` steps, then the named decay to `final` times the peak."""
+
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Annotated[int, Field(ge=0)] = 0
+    final: Share = 0.0
+
+
+class Training(_Section):
+    """The loop.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: rows of the global batch, whatever the number of processes and micro-batches.
+        accumulate: micro-batches into which each process cuts its rows.
+        precision: of the forward pass; `fp64` runs everything in double precision, for proofs.
+        clip: largest norm of the whole gradient; none by default.
+        compile: torch.compile the objective's forward.
+        seed: of initialisation, order and every draw.
+        workers: processes that decode; 0 decodes in the main one.
+        save_every, log_every: in steps; the last step is always saved and logged.
+        trackers: beside metrics.jsonl and TensorBoard, by accelerate's names: wandb, mlflow, trackio ...
+    """
+
+    steps: Positive = 1000
+    batch_size: Positive = 64
+    accumulate: Positive = 1
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    clip: Annotated[float, Field(gt=0)] | None = None
+    compile: bool = False
+    seed: int = 0
+    workers: Annotated[int, Field(ge=0)] = 0
+    save_every: Positive = 500
+    log_every: Positive = 10
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    trackers: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _divides(self) -> Training:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} cannot be cut into accumulate = {self.accumulate} equal parts")
+        if self.schedule.warmup > self.steps:
+            raise ValueError(f"schedule.warmup {self.schedule.warmup} is longer than the run of {self.steps} steps")
+        return self
+
+
+class Probe(_Section):
+    """A probe on labelled rows, during training and in the report.
+
+    Attributes:
+        data: labelled source with the same decode settings as the training data; `none` uses the training source.
+        label: column of the label.
+        encoder: whose features are probed; the first encoder where left out.
+        every: steps between probes during training; 0 only at the end.
+    """
+
+    data: str | None = None
+    label: str = "label"
+    probe: Literal["knn", "ridge", "logistic"] = "knn"
+    encoder: str | None = None
+    every: Annotated[int, Field(ge=0)] = 0
+    limit: Positive | None = None
+
+
+class Recipe(_Section):
+    """A whole run.
+
+    Attributes:
+        encoders: name -> `{model: library/name, ...}`; the name is the modality unless `modality` says otherwise.
+        objective: `{name: ..., hyper-parameter: value, ...}`.
+        data: one source, or name -> source where an objective mixes several.
+        training: the loop.
+        probe: optional labelled set.
+        license: of the weights, for the model card.
+    """
+
+    encoders: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    objective: dict[str, Any]
+    data: Data | dict[str, Data]
+    training: Training = Training()
+    probe: Probe | None = None
+    license: str | None = None
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        # Decide by hand, so that an error in one source is reported as that and not as two failed alternatives.
+        if isinstance(value, Mapping):
+            if "source" in value or not value or not all(isinstance(v, Mapping) for v in value.values()):
+                return Data.model_validate(value)
+            return {name: Data.model_validate(item) for name, item in value.items()}
+        return value
+
+    @field_validator("objective")
+    @classmethod
+    def _named(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(value.get("name"), str):
+            raise ValueError("needs a name, for instance {name: rotation}")
+        return value
+
+    @field_validator("encoders")
+    @classmethod
+    def _has_model(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, arguments in value.items():
+            if not isinstance(arguments.get("model"), str):
+                raise ValueError(f"'{name}' needs a model, for instance {{model: timm/resnet18}}")
+        return value
+
+    def sources(self) -> dict[str, Data]:
+        """Name -> source; the name is empty where there is only one."""
+        return {"": self.data} if isinstance(self.data, Data) else dict(self.data)
+
+    def dump(self) -> str:
+        """The resolved recipe as YAML; loading it gives an equal recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+
+
+def load(path: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read, override and validate a recipe.
+
+    Args:
+        path: a YAML file, or the mapping that one would hold.
+        overrides: dotted key -> value, for instance `{"training.steps": 200}`; strings are read as YAML.
+
+    Raises:
+        RecipeError: one sentence with the file, the key, what was expected and the nearest valid name.
+    """
+    where = "recipe" if isinstance(path, Mapping) else str(path)
+    tree = _copy(path) if isinstance(path, Mapping) else _read(Path(path))
+    for key, value in (overrides or {}).items():
+        _set(tree, key, value, where)
+    return validate(tree, where)
+
+
+def validate(tree: Mapping[str, Any], where: str) -> Recipe:
+    """Validate against the schema; see `load`."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(_sentence(error, where)) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot read the recipe: {error}") from error
+    try:
+        tree = yaml.safe_load(io.StringIO(text))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping with the keys encoders, objective, data and training")
+    return tree
+
+
+def _copy(tree: Any) -> Any:
+    return {key: _copy(value) for key, value in tree.items()} if isinstance(tree, Mapping) else tree
+
+
+def _set(tree: dict[str, Any], dotted: str, value: Any, where: str) -> None:
+    *parents, last = dotted.split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise RecipeError(f"{where}: cannot set {dotted}: '{parent}' is not a section")
+    try:
+        node[last] = yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where}: cannot read the value of {dotted}: {value!r}") from error
+
+
+def _sentence(error: ValidationError, where: str) -> str:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    key = ".".join(place)
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        return f"{where}: unknown key '{key}'{nearest(place[-1], _known(place[:-1]))}"
+    if kind == "missing":
+        return f"{where}: missing key '{key}'"
+    given = first.get("input")
+    shown = f" = {given!r}" if not isinstance(given, Mapping) else ""
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {key}{shown}: {message[0].lower() + message[1:]}" if key else f"{where}: {message}"
+
+
+def _known(place: list[str]) -> list[str]:
+    """Field names of the section at `place`; names of the user's own (of sources) are passed over."""
+    section: type[BaseModel] = Recipe
+    for part in place:
+        if part == "data":
+            section = Data
+            continue
+        field = section.model_fields.get(part)
+        annotation = field.annotation if field else None
+        for option in (annotation, *getattr(annotation, "__args__", ())):
+            if isinstance(option, type) and issubclass(option, BaseModel):
+                section = option
+    return list(section.model_fields)
