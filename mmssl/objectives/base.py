@@ -45,6 +45,12 @@ class Panel(NamedTuple):
     cells: Sequence[Tensor | str]
 
 
+def full_precision(outputs: Mapping[str, Tensor]) -> Batch:
+    """Half-precision outputs as float32: logits divided by a temperature do not survive 8 bits of mantissa."""
+    half = (torch.float16, torch.bfloat16)
+    return {key: value.float() if value.dtype in half else value for key, value in outputs.items()}
+
+
 class Objective(nn.Module):
     """One pretext task over named encoders.
 
@@ -100,10 +106,11 @@ class Objective(nn.Module):
         With `pull`, the gradient of an already known loss with respect to these outputs, the result is the scalar
         whose backward pass carries that gradient into the parameters.
         """
-        outputs = self.predict(inputs)
-        if pull is None:
-            return self.loss(outputs, inputs)
-        return {"loss": torch.stack([(outputs[key] * gradient).sum() for key, gradient in pull.items()]).sum()}
+        outputs = full_precision(self.predict(inputs))
+        with torch.autocast(next(iter(outputs.values())).device.type, enabled=False):
+            if pull is None:
+                return self.loss(outputs, inputs)
+            return {"loss": torch.stack([(outputs[key] * gradient).sum() for key, gradient in pull.items()]).sum()}
 
     def after_step(self, progress: float) -> None:
         """After each optimiser step, without gradient: momentum teachers, clamps. `progress` runs from 0 to 1."""

@@ -1,0 +1,60 @@
+"""Optimisers and learning-rate schedules; a schedule is a function of the step, so there is none to save."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmssl.recipe import Optimizer, Schedule
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups by weight decay and learning-rate scale.
+
+    Biases, norms and scalars (fewer than two dimensions) are not decayed. A parameter's attribute `lr_scale`, where
+    it has one, multiplies the learning rate: layer-wise decay in fine-tuning sets it.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            decay = weight_decay if parameter.ndim > 1 else 0.0
+            groups[decay, getattr(parameter, "lr_scale", 1.0)].append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale} for (decay, scale), parameters in groups.items()
+    ]
+
+
+def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+    """AdamW, SGD with momentum, or LARS (You et al. 2017; not adapted where weight decay is 0, as in SimCLR)."""
+    groups = parameter_groups(module, settings.weight_decay)
+    if settings.name == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    if settings.name == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+    from timm.optim.lars import Lars
+
+    return Lars(groups, lr=settings.lr, momentum=settings.momentum, eps=settings.eps)
+
+
+def lr_factor(schedule: Schedule, step: int, steps: int) -> float:
+    """Share of the peak learning rate at `step` (from 0) of `steps`.
+
+    Linear warm-up reaches 1 at step `warmup`; the decay then falls to `final` at the end of the run.
+    """
+    if step < schedule.warmup:
+        return (step + 1) / (schedule.warmup + 1)
+    if schedule.name == "constant":
+        return 1.0
+    progress = (step - schedule.warmup) / max(1, steps - schedule.warmup)
+    decay = 0.5 * (1 + math.cos(math.pi * progress)) if schedule.name == "cosine" else 1 - progress
+    return schedule.final + (1 - schedule.final) * decay
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group the learning rate `lr` times its own scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]

@@ -1,0 +1,127 @@
+"""One optimiser step's gradient, exact under any number of micro-batches and processes.
+
+A task whose rows never meet is accumulated by averaging. A coupled one (contrastive negatives, queues) is accumulated
+by cached outputs: predict every micro-batch without gradient, take one loss of the full batch, then replay each
+micro-batch with the gradient of its outputs (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under
+Memory Limited Setup"). The full batch's negatives are seen, and parameters that the loss itself owns, such as a
+learnable temperature, are counted once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from mmssl.batch import Batch, split_rows
+from mmssl.objectives.base import Objective, full_precision
+from mmssl.ops.gather import average
+
+Context = Callable[[], AbstractContextManager]
+
+
+def accumulated_backward(
+    objective: Objective,
+    wrapped: nn.Module,
+    inputs: Batch,
+    parts: int = 1,
+    *,
+    backward: Callable[[Tensor], None] = torch.Tensor.backward,
+    no_sync: Context = nullcontext,
+    autocast: Context = nullcontext,
+    reseed: Callable[[int], None] = lambda part: None,
+) -> dict[str, Tensor]:
+    """Leave in `.grad` what the mean over the global batch gives, and return the logged values.
+
+    Args:
+        objective: the bare module.
+        wrapped: the same as DDP, FSDP or torch.compile wrapped it; the objective itself where nothing does.
+        inputs: what `transform` made of this process's rows.
+        parts: micro-batches, of which only one at a time holds activations.
+        backward: the backward pass, scaled where half precision asks for it.
+        no_sync: suspends the averaging of gradients over processes; entered for all but the last micro-batch.
+        autocast: context of the forward pass without gradient.
+        reseed: called with the number of a micro-batch before its forward pass, so that dropout repeats in the replay.
+
+    Returns:
+        The entries of the objective's loss dictionary, detached, averaged over the micro-batches of this process.
+    """
+    inputs = _average_counts(inputs)
+    if parts == 1:
+        reseed(0)
+        losses = wrapped(inputs)
+        backward(losses["loss"])
+        return {key: value.detach() for key, value in losses.items()}
+    micro_batches = split_rows(inputs, parts)
+    if objective.coupled:
+        return _cached(objective, wrapped, inputs, micro_batches, backward, no_sync, autocast, reseed)
+    for micro_batch in micro_batches:
+        micro_batch.update({key: value / parts for key, value in micro_batch.items() if _is_count(key, value)})
+    logs: dict[str, Tensor] = {}
+    for i, micro_batch in enumerate(micro_batches):
+        with no_sync() if i < parts - 1 else nullcontext():
+            reseed(i)
+            losses = wrapped(micro_batch)
+            backward(losses["loss"] / parts)
+        for key, value in losses.items():
+            logs[key] = logs.get(key, torch.zeros_like(value)) + value.detach() / parts
+    return logs
+
+
+def _cached(
+    objective: Objective,
+    wrapped: nn.Module,
+    inputs: Batch,
+    micro_batches: list[Batch],
+    backward: Callable[[Tensor], None],
+    no_sync: Context,
+    autocast: Context,
+    reseed: Callable[[int], None],
+) -> dict[str, Tensor]:
+    pieces: list[Batch] = []
+    with torch.no_grad(), autocast(), frozen_statistics(objective):
+        for i, micro_batch in enumerate(micro_batches):
+            reseed(i)
+            pieces.append(full_precision(objective.predict(micro_batch)))
+    outputs = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
+    leaves = {key: value.requires_grad_() for key, value in outputs.items() if value.is_floating_point()}
+
+    losses = objective.loss(outputs, inputs)
+    owned = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(losses["loss"], [*leaves.values(), *owned], allow_unused=True)
+    pull = {key: g for key, g in zip(leaves, gradients, strict=False) if g is not None}
+    owned_gradients = gradients[len(leaves) :]
+
+    pulls = split_rows(pull, len(micro_batches))
+    for i, (micro_batch, part_pull) in enumerate(zip(micro_batches, pulls, strict=True)):
+        last = i == len(micro_batches) - 1
+        with nullcontext() if last else no_sync():
+            reseed(i)
+            scalar = wrapped(micro_batch, part_pull)["loss"]
+            if last:
+                # In the synchronised backward pass, so that DDP averages the loss's own parameters as well.
+                scalar = scalar + sum((p * g).sum() for p, g in zip(owned, owned_gradients, strict=True) if g is not None)
+            backward(scalar)
+    return {key: value.detach() for key, value in losses.items()}
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Undo what a forward pass does to the running statistics of norms: the replay counts each batch once."""
+    norms = [m for m in module.modules() if isinstance(m, _NormBase) and m.track_running_stats]
+    saved = [[buffer.clone() for buffer in norm.buffers(recurse=False)] for norm in norms]
+    yield
+    for norm, buffers in zip(norms, saved, strict=True):
+        for buffer, value in zip(norm.buffers(recurse=False), buffers, strict=True):
+            buffer.copy_(value)
+
+
+def _is_count(key: str, value: Tensor) -> bool:
+    return value.ndim == 0 and key.endswith("count")
+
+
+def _average_counts(inputs: Batch) -> Batch:
+    return {key: average(value.to(torch.get_default_dtype())) if _is_count(key, value) else value for key, value in inputs.items()}
