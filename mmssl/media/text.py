@@ -1,0 +1,208 @@
+"""Text to token ids: one tokenizer class over the libraries' own, with a mask that is True where a token is valid."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmssl.errors import DataError, RecipeError
+
+SPECIAL_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+OPEN_CLIP_FILE = "open_clip_tokenizer.json"
+# No vocabulary has tokens this long on average; it bounds the work on a text that is one endless line.
+CHARACTERS_PER_TOKEN = 64
+
+
+class Tokenizer:
+    """Ids of one text, of fixed length, start and end tokens included.
+
+    Made by `load`, `train` or `open_clip`. It can be pickled, so that data workers get it.
+
+    Args:
+        library: a tokenizer of transformers, or one of open_clip.
+        open_clip_name: model name that gave an open_clip tokenizer.
+
+    Attributes:
+        vocab_size: number of ids.
+        pad_id: id of padding. For open_clip's own vocabulary it is 0, which also is a `!` inside a word: ask the mask.
+        mask_id: id of `[MASK]`; None where the vocabulary has none.
+        special_ids: ids that stand for no text.
+    """
+
+    vocab_size: int
+    pad_id: int
+    mask_id: int | None
+    special_ids: frozenset[int]
+
+    def __init__(self, library: Any, open_clip_name: str | None = None) -> None:
+        self._library, self._open_clip_name = library, open_clip_name
+        # open_clip wraps transformers' tokenizers; only its own byte-pair vocabulary has none inside.
+        vocabulary = getattr(library, "tokenizer", None) if open_clip_name else library
+        if vocabulary is None:
+            self.vocab_size, self.pad_id, self.mask_id = library.vocab_size, 0, None
+            self.special_ids = frozenset(library.all_special_ids)
+            self._end_id = library.eot_token_id
+        else:
+            if vocabulary.pad_token_id is None:
+                vocabulary.pad_token = vocabulary.eos_token
+            self.vocab_size, self.pad_id, self.mask_id = (
+                len(vocabulary),
+                vocabulary.pad_token_id,
+                vocabulary.mask_token_id,
+            )
+            self.special_ids = frozenset(vocabulary.all_special_ids)
+            self._end_id = None
+        self._vocabulary = vocabulary
+
+    def __call__(self, text: str, length: int) -> tuple[Tensor, Tensor]:
+        """Encode one text.
+
+        Special tokens that are spelt out in a text, such as `[MASK]`, are text to transformers' tokenizers.
+
+        Args:
+            text: any string; halves of surrogate pairs are joined, or replaced by U+FFFD where they stand alone.
+            length: number of ids, L.
+
+        Returns:
+            ids int64 (L,) and a mask bool (L,), True where a token is valid (start and end tokens are).
+
+        Raises:
+            RecipeError: where L leaves no room between the start and end token.
+        """
+        if length < 3:
+            raise RecipeError(f"text.length = {length} leaves no room between the start and end token; use 3 or more")
+        text = text[: CHARACTERS_PER_TOKEN * length]
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if self._open_clip_name:
+            ids = self._library([text], context_length=length)[0]
+            if self._end_id is None:
+                return ids, ids != self.pad_id
+            end = int((ids == self._end_id).nonzero()[-1])
+            return ids, torch.arange(length) <= end
+        encoded = self._library(
+            text,
+            max_length=length,
+            padding="max_length",
+            padding_side="right",
+            truncation=True,
+            split_special_tokens=True,
+        )
+        return torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"], dtype=torch.bool)
+
+    def decode(self, ids: Sequence[int] | Tensor) -> str:
+        """Text of the ids; padding, start and end are left out, `[MASK]` and `[UNK]` are shown."""
+        ids = [int(i) for i in ids]
+        if self._vocabulary is None:
+            if self._end_id in ids:
+                ids = ids[: ids.index(self._end_id)]
+            return str(self._library.decode([i for i in ids if i not in self.special_ids])).strip()
+        shown = {self.mask_id, self._vocabulary.unk_token_id}
+        kept = [i for i in ids if i not in self.special_ids or i in shown]
+        return str(self._vocabulary.decode(kept, skip_special_tokens=False)).strip()
+
+    def save(self, directory: str | Path) -> None:
+        """Write files that `load` reads; those of transformers' tokenizers are read by `AutoTokenizer` too."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        if self._open_clip_name:
+            (directory / OPEN_CLIP_FILE).write_text(json.dumps({"name": self._open_clip_name}), encoding="utf-8")
+        else:
+            self._library.save_pretrained(directory)
+
+    @classmethod
+    def load(cls, name: str | Path) -> Tokenizer:
+        """Read what `save` wrote, or any tokenizer that transformers knows, from a directory or the Hub.
+
+        Raises:
+            RecipeError: where there is none.
+        """
+        named = Path(name) / OPEN_CLIP_FILE
+        if named.is_file():
+            return cls.open_clip(json.loads(named.read_text(encoding="utf-8"))["name"])
+        from transformers import AutoTokenizer
+
+        try:
+            return cls(AutoTokenizer.from_pretrained(str(name)))
+        except (OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise RecipeError(
+                f"there is no tokenizer in '{name}', neither as a directory nor on the Hub: {reason}; "
+                "'train:8000' makes one from the texts at hand"
+            ) from error
+
+    @classmethod
+    def open_clip(cls, name: str) -> Tokenizer:
+        """The tokenizer of an open_clip model, for instance `ViT-B-32`.
+
+        Raises:
+            RecipeError: where open_clip knows no such model.
+        """
+        import open_clip
+
+        if ":" not in name and name not in open_clip.list_models():
+            raise RecipeError(f"open_clip has no model named '{name}'; open_clip.list_models() names them")
+        try:
+            return cls(open_clip.get_tokenizer(name), name)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise RecipeError(f"cannot load the tokenizer of open_clip's '{name}': {reason}") from error
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+        """Learn a vocabulary: lower-cased byte-pair encoding inside words, with BERT's special tokens as ids 0 to 4.
+
+        Byte-pair rather than BERT's WordPiece, because `tokenizers` numbers the pieces of WordPiece in another order
+        at every training. A space is part of the word that follows it; punctuation stands alone.
+
+        Args:
+            texts: read once.
+            vocab_size: largest number of ids; few texts give fewer.
+
+        Raises:
+            DataError: where there is no text, or the texts have more characters than the vocabulary has ids.
+        """
+        from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+        from tokenizers import Tokenizer as Model
+        from transformers import PreTrainedTokenizerFast
+
+        _, unknown, start, end, _ = tokens = list(SPECIAL_TOKENS.values())
+        model = Model(models.BPE(unk_token=unknown))
+        model.normalizer = normalizers.Sequence(
+            [normalizers.BertNormalizer(lowercase=True), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+        )
+        model.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
+        model.decoder = decoders.Metaspace()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, min_frequency=2, special_tokens=tokens, show_progress=False
+        )
+        model.train_from_iterator(
+            (t.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for t in texts), trainer
+        )
+        # Worker processes are forked later; without this `tokenizers` warns in each of them.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        learned = model.get_vocab_size()
+        if learned <= len(tokens):
+            raise DataError("a tokenizer cannot be trained on no text: the text column is empty")
+        if learned > vocab_size:
+            raise DataError(
+                f"the texts have {learned - len(tokens)} different characters, "
+                f"too many for a vocabulary of {vocab_size}; use train:{2 * learned} or more"
+            )
+        model.post_processor = processors.TemplateProcessing(
+            single=f"{start} $A {end}",
+            pair=f"{start} $A {end} $B:1 {end}:1",
+            special_tokens=[(start, tokens.index(start)), (end, tokens.index(end))],
+        )
+        return cls(PreTrainedTokenizerFast(tokenizer_object=model, **SPECIAL_TOKENS))
