@@ -144,7 +144,9 @@ class Training(_Section):
     @model_validator(mode="after")
     def _divides(self) -> Training:
         if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} cannot be cut into accumulate = {self.accumulate} equal parts")
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be cut into accumulate = {self.accumulate} equal parts"
+            )
         if self.schedule.warmup > self.steps:
             raise ValueError(f"schedule.warmup {self.schedule.warmup} is longer than the run of {self.steps} steps")
         return self

@@ -81,7 +81,9 @@ def find(kind: str, name: str, where: str = "") -> type:
     wanted = name.rpartition(".")[2].replace("_", "").lower()
     exact = [value for value in own if value.__name__.lower() in (wanted, wanted + kind)]
     if len(exact or own) != 1:
-        raise RecipeError(f"{prefix}module {module.__name__} should define one class for '{name}', it defines {len(own)}")
+        raise RecipeError(
+            f"{prefix}module {module.__name__} should define one class for '{name}', it defines {len(own)}"
+        )
     return (exact or own)[0]
 
 
@@ -104,9 +106,7 @@ def check_keywords(component: type, given: Mapping[str, Any], where: str) -> dic
     """
     parameters = keywords(component)
     hints = get_type_hints(component.__init__)  # type: ignore[misc]
-    open_ended = any(
-        p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(component).parameters.values()
-    )
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(component).parameters.values())
     checked: dict[str, Any] = {}
     for key, value in given.items():
         if key not in parameters:

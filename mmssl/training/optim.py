@@ -24,7 +24,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
             decay = weight_decay if parameter.ndim > 1 else 0.0
             groups[decay, getattr(parameter, "lr_scale", 1.0)].append(parameter)
     return [
-        {"params": parameters, "weight_decay": decay, "lr_scale": scale} for (decay, scale), parameters in groups.items()
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (decay, scale), parameters in groups.items()
     ]
 
 

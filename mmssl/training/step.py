@@ -103,7 +103,9 @@ def _cached(
             scalar = wrapped(micro_batch, part_pull)["loss"]
             if last:
                 # In the synchronised backward pass, so that DDP averages the loss's own parameters as well.
-                scalar = scalar + sum((p * g).sum() for p, g in zip(owned, owned_gradients, strict=True) if g is not None)
+                scalar = scalar + sum(
+                    (p * g).sum() for p, g in zip(owned, owned_gradients, strict=True) if g is not None
+                )
             backward(scalar)
     return {key: value.detach() for key, value in losses.items()}
 
@@ -124,4 +126,7 @@ def _is_count(key: str, value: Tensor) -> bool:
 
 
 def _average_counts(inputs: Batch) -> Batch:
-    return {key: average(value.to(torch.get_default_dtype())) if _is_count(key, value) else value for key, value in inputs.items()}
+    return {
+        key: average(value.to(torch.get_default_dtype())) if _is_count(key, value) else value
+        for key, value in inputs.items()
+    }

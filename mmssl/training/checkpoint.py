@@ -1,0 +1,183 @@
+"""Checkpoints: one directory a step, whole or absent, and nothing in it is ever unpickled.
+
+    state/step_00000200/model.safetensors       every unique parameter and buffer of the objective
+    state/step_00000200/optimizer.safetensors   `parameter name:state name` -> tensor
+    state/step_00000200/state.json              step, scaler
+    model.safetensors                           the newest weights, the same file
+
+A checkpoint is written under a temporary name, flushed to the disk and renamed; only then is its predecessor removed.
+So a process that is killed at any moment, or a disk that fills up, leaves the last whole one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from mmssl.errors import RunError
+
+WEIGHTS = "model.safetensors"
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and persistent buffer once, under its first name: encoders that tasks share are stored once."""
+    saved = set(module.state_dict(keep_vars=True))
+    buffers = {name: b for name, b in module.named_buffers() if name in saved}
+    return dict(module.named_parameters()) | buffers
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Copy a checkpoint's tensors into `module`, in place.
+
+    Raises:
+        RunError: where the file is damaged, or names or shapes differ from the module's.
+    """
+    try:
+        stored = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"{path}: not a readable safetensors file: {error}") from error
+    own = tensors(module)
+    missing, unexpected = sorted(own.keys() - stored.keys()), sorted(stored.keys() - own.keys())
+    if missing or unexpected:
+        raise RunError(
+            f"{path}: does not fit the recipe: {len(missing)} tensors missing {missing[:3]}, "
+            f"{len(unexpected)} unknown {unexpected[:3]}"
+        )
+    for name, target in own.items():
+        if target.shape != stored[name].shape:
+            raise RunError(
+                f"{path}: {name} has shape {tuple(stored[name].shape)}, the recipe's is {tuple(target.shape)}"
+            )
+    with torch.no_grad():
+        for name, target in own.items():
+            target.copy_(_like(stored[name], target))
+
+
+def save(
+    directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], main: bool
+) -> None:
+    """Write the checkpoint of `state["step"]` and make it the newest.
+
+    Args:
+        directory: of the run.
+        module: the objective; sharded parameters are collected, so every process must call this.
+        optimizer: its state is stored by parameter name.
+        state: JSON-able; holds `step`.
+        main: whether this process writes.
+
+    Raises:
+        RunError: where the disk refuses; the previous checkpoint is then whole and nothing half-written stays.
+    """
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    moments = {
+        f"{names[id(parameter)]}:{key}": _full(value)
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+        if isinstance(value, Tensor)
+    }
+    weights = {name: _full(value) for name, value in tensors(module).items()}
+    if not main:
+        return
+    room = directory / "state"
+    room.mkdir(parents=True, exist_ok=True)
+    final = room / f"step_{state['step']:08d}"
+    if final.exists():
+        return  # a resumed run that stops at once: the same step is the same state
+    temporary = room / f".writing_{final.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
+        save_file(moments, temporary / "optimizer.safetensors")
+        (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        _flush([*temporary.iterdir(), temporary])
+        temporary.rename(final)
+        _flush([room])
+        publish(final / WEIGHTS, directory / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        whole = newest(directory)
+        kept = f"the checkpoint {whole.name} is whole" if whole else "there is no earlier checkpoint"
+        raise RunError(
+            f"{directory}: could not save step {state['step']} ({error}); {kept}; free space and use --resume"
+        ) from error
+    for other in room.iterdir():
+        if other != final:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def publish(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source` in one step; a copy where the file system has no hard links."""
+    temporary = target.with_name(f".writing_{target.name}")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+        _flush([temporary])
+    temporary.replace(target)
+    _flush([target.parent])
+
+
+def newest(directory: Path) -> Path | None:
+    """The last whole checkpoint of a run directory, or None."""
+    found = sorted((directory / "state").glob("step_*"))
+    return found[-1] if found else None
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint."""
+    try:
+        return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{checkpoint}: state.json cannot be read: {error}") from error
+
+
+def load_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
+    """Restore the optimiser's state from a checkpoint of the same recipe.
+
+    Raises:
+        RunError: where the file is damaged or speaks of parameters that the module does not have.
+    """
+    path = checkpoint / "optimizer.safetensors"
+    parameters = dict(module.named_parameters())
+    try:
+        with safe_open(path, framework="pt") as file:
+            for entry in file.keys():  # noqa: SIM118 - not a dictionary
+                name, _, key = entry.rpartition(":")
+                if name not in parameters:
+                    raise RunError(f"{path}: speaks of '{name}', which the recipe's model does not have")
+                value = file.get_tensor(entry)
+                # Step counters are 0-dim and stay on the CPU, where AdamW keeps them.
+                optimizer.state[parameters[name]][key] = value if value.ndim == 0 else _like(value, parameters[name])
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path}: not a readable safetensors file: {error}") from error
+
+
+def _full(value: Tensor) -> Tensor:
+    value = value.detach()
+    return (value.full_tensor() if isinstance(value, DTensor) else value).cpu().contiguous().clone()
+
+
+def _like(value: Tensor, target: Tensor) -> Tensor:
+    value = value.to(target.device)
+    return distribute_tensor(value, target.device_mesh, target.placements) if isinstance(target, DTensor) else value
+
+
+def _flush(paths: Iterable[Path]) -> None:
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,287 @@
+"""The only training loop. It knows no task and no modality."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmssl.batch import Batch, count_rows, to_device
+from mmssl.errors import MmsslError, RunError
+from mmssl.objectives.base import Objective
+from mmssl.ops.draws import Draws, mix_seed
+from mmssl.ops.gather import average, process_share
+from mmssl.recipe import Training
+from mmssl.training import checkpoint
+from mmssl.training.optim import lr_factor, make_optimizer, set_lr
+from mmssl.training.progress import Clock, Reporter, peak_memory, truncate_after
+from mmssl.training.step import accumulated_backward
+
+PRECISION = {"fp32": "no", "fp64": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+class Loader(Protocol):
+    """What the loop asks of data: this process's rows of the global batches `start` to `stop - 1`, in order."""
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches on the CPU, all of one size."""
+        ...
+
+
+class Interrupted(MmsslError):
+    """The run was asked to stop, saved its state and can be resumed."""
+
+
+def fit(
+    objective: Objective,
+    loader: Loader,
+    training: Training,
+    directory: Path | None = None,
+    *,
+    resume: bool = False,
+    probe: Callable[[], dict[str, float]] | None = None,
+    probe_every: int = 0,
+    quiet: bool = False,
+) -> list[dict[str, Any]]:
+    """Train `objective` in place.
+
+    Order of rows and every draw are functions of (seed, step, row of the global batch), so a resumed run gives the
+    bits of one that never stopped, and the number of processes or micro-batches changes nothing but rounding.
+    Dropout inside a backbone is the exception across layouts: its masks depend on how the batch is cut.
+
+    Args:
+        objective: moved to the device.
+        loader: the data.
+        training: the recipe's settings.
+        directory: of the run: checkpoints, metrics.jsonl, TensorBoard; None writes nothing.
+        resume: go on from the last whole checkpoint in `directory`, or start where there is none.
+        probe: called every `probe_every` steps and logged under `probe/`.
+        quiet: print nothing.
+
+    Returns:
+        The records of metrics.jsonl, those of earlier parts of a resumed run included.
+
+    Raises:
+        Interrupted: after SIGINT or SIGTERM, once the state is saved.
+        RunError: for a loss that is not finite, or a checkpoint that cannot be written or read.
+    """
+    with _default_dtype(torch.float64 if training.precision == "fp64" else None), _StopFlag() as stop:
+        return _fit(objective, loader, training, directory, resume, probe, probe_every, quiet, stop)
+
+
+def _fit(
+    objective: Objective,
+    loader: Loader,
+    training: Training,
+    directory: Path | None,
+    resume: bool,
+    probe: Callable[[], dict[str, float]] | None,
+    probe_every: int,
+    quiet: bool,
+    stop: _StopFlag,
+) -> list[dict[str, Any]]:
+    accelerator = _accelerator(training, directory)
+    share, shares = process_share()
+    main = accelerator.is_main_process
+    say_nothing = quiet or not main
+
+    if training.precision == "fp64":
+        objective.double()
+    objective.train()
+    last = checkpoint.newest(directory) if directory and resume else None
+    if last:
+        checkpoint.load_weights(objective, last / checkpoint.WEIGHTS)
+    if shares > 1:
+        _synchronise_batch_norm(objective, accelerator)
+    if training.compile:
+        objective.compile()
+    objective.to(accelerator.device)
+    wrapped, optimizer = accelerator.prepare(objective, make_optimizer(objective, training.optimizer))
+    if accelerator.is_fsdp2:
+        for method in ("predict", "loss"):  # called outside forward, where shards would stay shards
+            register_fsdp_forward_method(wrapped, method)
+    bare_optimizer = optimizer.optimizer
+
+    done = 0
+    if last:
+        state = checkpoint.read_state(last)
+        done = state["step"]
+        checkpoint.load_optimizer(objective, bare_optimizer, last)
+        if accelerator.scaler is not None and state["scaler"]:
+            accelerator.scaler.load_state_dict(state["scaler"])
+    history = _open_history(directory, done, main)
+    trackers = _open_trackers(accelerator, training, directory, done)
+
+    def save(step: int) -> None:
+        if directory is None:
+            return
+        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+        checkpoint.save(directory, objective, bare_optimizer, {"step": step, "scaler": scaler}, main)
+        accelerator.wait_for_everyone()
+
+    metrics_file = directory / "metrics.jsonl" if directory and main else None
+    chance = objective.chance(training.batch_size)
+    clock = Clock()
+    with Reporter(training.steps, done, chance, metrics_file, say_nothing) as reporter:
+        batches = loader.batches(done, training.steps)
+        began = time.perf_counter()
+        for step in range(done, training.steps):
+            if objective.refresh_every and step % objective.refresh_every == 0:
+                epoch = max(1, getattr(loader, "steps_per_epoch", None) or objective.refresh_every)
+                objective.refresh(to_device(batch, accelerator.device) for batch in loader.batches(0, epoch))
+            asked = time.perf_counter()
+            batch = to_device(next(batches), accelerator.device)
+            clock.waited(time.perf_counter() - asked, training.batch_size)
+
+            draws = Draws(training.seed, step, count_rows(batch), share=share, shares=shares, device=accelerator.device)
+            with torch.no_grad():
+                inputs = objective.transform(batch, draws)
+            lr = training.optimizer.lr * lr_factor(training.schedule, step, training.steps)
+            set_lr(bare_optimizer, lr)
+            losses = accumulated_backward(
+                objective,
+                wrapped,
+                inputs,
+                training.accumulate,
+                backward=accelerator.backward,
+                no_sync=lambda: accelerator.no_sync(wrapped),
+                autocast=accelerator.autocast,
+                # Dropout repeats in a replay and after resuming, and differs between processes and micro-batches.
+                reseed=lambda part, step=step: torch.manual_seed(  # type: ignore[misc]
+                    mix_seed(training.seed, step, "forward", share * training.accumulate + part)
+                ),
+            )
+            norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.clip) if training.clip else None
+            optimizer.step()
+            optimizer.zero_grad()
+            with torch.no_grad():
+                objective.after_step((step + 1) / training.steps)
+
+            now = step + 1
+            reporter.advance(now)
+            ending = now == training.steps or stop.agreed(accelerator.device)
+            probing = probe is not None and probe_every > 0 and now % probe_every == 0
+            if now % training.log_every == 0 or now == training.steps or probing:
+                record: dict[str, Any] = {"step": now}
+                record |= {key: average(value).item() for key, value in losses.items()}
+                if not math.isfinite(record["loss"]):
+                    raise RunError(
+                        f"the loss is {record['loss']} at step {now}; try a lower training.optimizer.lr, "
+                        "training.clip=1 or training.precision=fp32"
+                    )
+                record["lr"] = lr
+                if norm is not None:
+                    record["gradient_norm"] = float(norm)
+                record |= clock.read()
+                record["peak_memory_gib"] = peak_memory()
+                record["eta"] = (time.perf_counter() - began) / (now - done) * (training.steps - now)
+                if probing and probe is not None:
+                    record |= {f"probe/{key}": value for key, value in probe().items()}
+                    objective.train()
+                reporter.log(record)
+                for tracker in trackers:
+                    tracker.log({k: v for k, v in record.items() if k not in ("step", "eta")}, step=now)
+                history.append(record)
+            if ending or now % training.save_every == 0:
+                save(now)
+            if ending and now < training.steps:
+                accelerator.end_training()
+                raise Interrupted(f"stopped at step {now} of {training.steps}; go on with --resume")
+    accelerator.end_training()
+    return history
+
+
+def _accelerator(training: Training, directory: Path | None) -> Accelerator:
+    # Accelerate keeps the mixed precision of the first Accelerator of a process; a second fit may want another.
+    AcceleratorState._reset_state()
+    trackers = [*dict.fromkeys(["tensorboard", *training.trackers])] if directory else None
+    return Accelerator(
+        mixed_precision=PRECISION[training.precision],
+        log_with=trackers,
+        project_dir=str(directory) if directory else None,
+    )
+
+
+def _open_trackers(accelerator: Accelerator, training: Training, directory: Path | None, done: int) -> list[Any]:
+    if directory is None:
+        return []
+    accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": done + 1}})
+    return accelerator.trackers
+
+
+def _open_history(directory: Path | None, done: int, main: bool) -> list[dict[str, Any]]:
+    if directory is None:
+        return []
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "metrics.jsonl"
+    if main:
+        for name in ("metrics.jsonl", "errors.jsonl"):
+            truncate_after(directory / name, done)
+    if dist.is_initialized():
+        dist.barrier()
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [record for record in map(json.loads, lines) if record["step"] <= done]
+
+
+def _synchronise_batch_norm(objective: nn.Module, accelerator: Accelerator) -> None:
+    if not any(isinstance(module, _BatchNorm) for module in objective.modules()):
+        return
+    if accelerator.device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(objective)
+    else:
+        accelerator.print("BatchNorm is not synchronised on the CPU: statistics are those of each process's rows")
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype or before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class _StopFlag:
+    """Turns SIGINT and SIGTERM into a flag that all processes read at the same step."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> _StopFlag:
+        for name in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[name] = signal.signal(name, self._ask)
+            except ValueError:  # not the main thread: whoever runs the loop there handles signals
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step to end
+        self._asked = True
+
+    def agreed(self, device: torch.device) -> bool:
+        """Whether any process was asked to stop."""
+        if process_share()[1] == 1:
+            return self._asked
+        return average(torch.tensor(float(self._asked), device=device)).item() > 0

@@ -1,0 +1,148 @@
+"""What a run tells while it runs: a bar on a terminal, plain lines elsewhere, and metrics.jsonl always."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mmssl.objectives.base import Chance
+
+
+def peak_memory() -> float:
+    """Largest memory so far in GiB: of the CUDA device where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+class Clock:
+    """Samples per second and the share of time spent waiting for data, since the last reading."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+        self._waited = 0.0
+        self._rows = 0
+
+    def waited(self, seconds: float, rows: int) -> None:
+        """Count a batch that took `seconds` to arrive."""
+        self._waited += seconds
+        self._rows += rows
+
+    def read(self) -> dict[str, float]:
+        """`samples_per_second` and `data_wait` (0 to 1) since the last call."""
+        now = time.perf_counter()
+        elapsed = max(now - self._since, 1e-9)
+        values = {"samples_per_second": self._rows / elapsed, "data_wait": self._waited / elapsed}
+        self._since, self._waited, self._rows = now, 0.0, 0
+        return values
+
+
+class Reporter:
+    """The console and metrics.jsonl of one run; silent on all processes but the first.
+
+    Args:
+        steps: of the whole run.
+        start: steps already done.
+        chance: the level of guessing, shown beside the loss.
+        path: metrics.jsonl, appended to; None writes no file.
+        quiet: print nothing.
+    """
+
+    def __init__(self, steps: int, start: int, chance: Chance, path: Path | None, quiet: bool) -> None:
+        self.chance = chance
+        self.steps = steps
+        self._file = path.open("a", encoding="utf-8") if path else None
+        self._console = Console(stderr=True, quiet=quiet)
+        self._bar: Progress | None = None
+        if self._console.is_terminal and not quiet:
+            self._bar = Progress(
+                TextColumn("{task.completed}/{task.total}"),
+                BarColumn(),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                TextColumn("eta"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = self._bar.add_task("starting", total=steps, completed=start)
+
+    def __enter__(self) -> Reporter:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        if self._file:
+            self._file.close()
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        if self._bar:
+            self._bar.update(self._task, completed=step)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Write one line of metrics.jsonl and show it."""
+        if self._file:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        text = describe(record, self.chance)
+        if self._bar:
+            self._bar.update(self._task, completed=record["step"], description=text)
+        else:
+            rest = record.get("eta")
+            tail = f"  eta {rest / 60:.1f} min" if rest is not None else ""
+            self._console.print(f"step {record['step']}/{self.steps}  {text}{tail}", highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Print a line beside the bar."""
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+
+def describe(record: Mapping[str, Any], chance: Chance) -> str:
+    """One line of a record: loss and metrics against chance, speed, waiting, memory."""
+    parts = []
+    if "loss" in record:
+        parts.append(f"loss {record['loss']:.4f} (chance {chance.loss:.4f})")
+    parts += [f"{key} {record[key]:.3f} (chance {level:.3g})" for key, level in chance.metrics.items() if key in record]
+    parts += [f"{key} {value:.3f}" for key, value in record.items() if key.startswith("probe/")]
+    if "samples_per_second" in record:
+        parts.append(f"{record['samples_per_second']:.0f} samples/s")
+        parts.append(f"data-wait {record['data_wait']:.0%}")
+        parts.append(f"{record['peak_memory_gib']:.1f} GiB")
+    return "  ".join(parts)
+
+
+def truncate_after(path: Path, step: int) -> None:
+    """Drop the lines of a JSON-lines file that speak of a later step, or were cut short; for resuming."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if record.get("step", 0) <= step:
+            kept.append(line + "\n")
+    temporary = path.with_name(f".writing_{path.name}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
