@@ -147,8 +147,6 @@ class Training(_Section):
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be cut into accumulate = {self.accumulate} equal parts"
             )
-        if self.schedule.warmup > self.steps:
-            raise ValueError(f"schedule.warmup {self.schedule.warmup} is longer than the run of {self.steps} steps")
         return self
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
@@ -29,7 +28,7 @@ from mmssl.ops.gather import process_share
 from mmssl.recipe import Data, Recipe
 from mmssl.registry import find
 from mmssl.training import checkpoint
-from mmssl.training.loop import fit
+from mmssl.training.loop import fit, start_processes
 
 # Settings that may differ when a run is resumed: they change how, not what, is computed.
 FREE_ON_RESUME = {"workers", "log_every", "save_every", "trackers", "accumulate"}
@@ -95,7 +94,7 @@ def run(
         RunError: where `out` already holds a run and `resume` is not set.
         Interrupted: after SIGINT or SIGTERM, once the state is saved.
     """
-    state = PartialState()
+    state = start_processes()
     where = str(recipe) if isinstance(recipe, str | Path) else "recipe"
     if isinstance(recipe, Recipe):
         recipe = recipe.model_dump(mode="json", exclude_none=True)

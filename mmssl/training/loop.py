@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
@@ -69,7 +70,8 @@ def fit(
         training: the recipe's settings.
         directory: of the run: checkpoints, metrics.jsonl, TensorBoard; None writes nothing.
         resume: go on from the last whole checkpoint in `directory`, or start where there is none.
-        probe: called every `probe_every` steps and logged under `probe/`.
+        probe: a labelled probe, logged under `probe/`.
+        probe_every: steps between its calls; 0 for never.
         quiet: print nothing.
 
     Returns:
@@ -136,7 +138,7 @@ def _fit(
     metrics_file = directory / "metrics.jsonl" if directory and main else None
     chance = objective.chance(training.batch_size)
     clock = Clock()
-    with Reporter(training.steps, done, chance, metrics_file, say_nothing) as reporter:
+    with Reporter(training.steps, done, chance, metrics_file, say_nothing) as reporter, _finishing(trackers):
         batches = loader.batches(done, training.steps)
         began = time.perf_counter()
         for step in range(done, training.steps):
@@ -199,14 +201,19 @@ def _fit(
             if ending or now % training.save_every == 0:
                 save(now)
             if ending and now < training.steps:
-                accelerator.end_training()
                 raise Interrupted(f"stopped at step {now} of {training.steps}; go on with --resume")
-    accelerator.end_training()
     return history
+
+
+def start_processes() -> PartialState:
+    """Join the other processes of torchrun or accelerate launch, where there are any; call before the first gather."""
+    # Without an accelerator, accelerate forms a group of processes only when told that the CPU is meant.
+    return PartialState(cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available())
 
 
 def _accelerator(training: Training, directory: Path | None) -> Accelerator:
     # Accelerate keeps the mixed precision of the first Accelerator of a process; a second fit may want another.
+    start_processes()
     AcceleratorState._reset_state()
     trackers = [*dict.fromkeys(["tensorboard", *training.trackers])] if directory else None
     return Accelerator(
@@ -244,6 +251,16 @@ def _synchronise_batch_norm(objective: nn.Module, accelerator: Accelerator) -> N
         nn.SyncBatchNorm.convert_sync_batchnorm(objective)
     else:
         accelerator.print("BatchNorm is not synchronised on the CPU: statistics are those of each process's rows")
+
+
+@contextmanager
+def _finishing(trackers: list[Any]) -> Iterator[None]:
+    # Not accelerator.end_training(), which also takes the process group down under a later probe or fit.
+    try:
+        yield
+    finally:
+        for tracker in trackers:
+            tracker.finish()
 
 
 @contextmanager

@@ -1,0 +1,265 @@
+"""The loop: the same run on any number of processes and micro-batches, resumed or not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from tiny import Denoise, MemoryLoader, Pull, make
+
+from mmssl.errors import RunError
+from mmssl.objectives.base import Objective
+from mmssl.recipe import Optimizer, Schedule, Training
+from mmssl.training import checkpoint
+from mmssl.training.loop import Interrupted, fit, start_processes
+
+TASKS = {"denoise": Denoise, "pull": Pull}
+HERE = Path(__file__).parent
+
+
+def settings(**changes: object) -> Training:
+    base = {
+        "steps": 20,
+        "batch_size": 8,
+        "precision": "fp64",
+        "log_every": 1,
+        "save_every": 5,
+        "optimizer": Optimizer(lr=0.02),
+        "schedule": Schedule(warmup=3),
+        "clip": 0.5,
+    }
+    return Training.model_validate(base | changes)
+
+
+def numbers(history: list[dict]) -> list[list[float]]:
+    keys = ("step", "loss", "accuracy", "lr", "gradient_norm")
+    return [[record[key] for key in keys if key in record] for record in history]
+
+
+def train(task: str, **changes: object) -> list[list[float]]:
+    return numbers(fit(make(TASKS[task]), MemoryLoader(), settings(**changes), quiet=True))
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def _worker(rank: int, world: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    start_processes()
+    curves = {f"{task} {k}": train(task, accumulate=k) for task in TASKS for k in (1, 2)}
+    if rank == 0:
+        Path(folder, f"{world}.json").write_text(json.dumps(curves))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def single() -> dict[str, list[list[float]]]:
+    return {task: train(task) for task in TASKS}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_loss_falls(single: dict, task: str) -> None:
+    losses = [record[1] for record in single[task]]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("parts", [2, 4])
+def test_same_curve_with_accumulation(single: dict, task: str, parts: int) -> None:
+    assert torch.allclose(torch.tensor(train(task, accumulate=parts)), torch.tensor(single[task]), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_same_curve_on_several_processes(single: dict, world: int, tmp_path: Path) -> None:
+    mp.spawn(_worker, (world, free_port(), str(tmp_path)), nprocs=world)
+    curves = json.loads((tmp_path / f"{world}.json").read_text())
+    for name, curve in curves.items():
+        expected = torch.tensor(single[name.split()[0]])
+        assert torch.allclose(torch.tensor(curve), expected, atol=1e-9, rtol=0), name
+
+
+def test_dropout_repeats_in_the_replay() -> None:
+    """With dropout, cached accumulation must replay the masks of its first pass: the gradients fit the loss."""
+    torch.manual_seed(0)
+    from mmssl.training.step import accumulated_backward
+
+    task = make(Pull, dropout=0.5).double()
+    inputs = {"views": torch.rand(8, 2, 3, 8, 8, dtype=torch.float64)}
+    accumulated_backward(task, task, inputs, 2, reseed=lambda part: torch.manual_seed(part))
+    got = {name: p.grad.clone() for name, p in task.named_parameters()}
+    task.zero_grad()
+    outputs = []
+    for part in range(2):
+        torch.manual_seed(part)
+        outputs.append(task.predict({"views": inputs["views"][part * 4 : part * 4 + 4]})["z"])
+    task.loss({"z": torch.cat(outputs)}, inputs)["loss"].backward()
+    for name, p in task.named_parameters():
+        assert torch.allclose(p.grad, got[name], atol=1e-12), name
+
+
+def test_replay_counts_batch_statistics_once() -> None:
+    from mmssl.training.step import accumulated_backward
+
+    task = make(Pull)
+    task.encoders["image"].net[1] = torch.nn.BatchNorm1d(16)
+    accumulated_backward(task, task, {"views": torch.rand(8, 2, 3, 8, 8)}, 2)
+    assert task.encoders["image"].net[1].num_batches_tracked == 2
+
+
+def final_state(directory: Path) -> tuple[dict[str, torch.Tensor], list[list[float]]]:
+    from safetensors.torch import load_file
+
+    history = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return load_file(directory / checkpoint.WEIGHTS), numbers(history)
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    (weights_a, metrics_a), (weights_b, metrics_b) = final_state(a), final_state(b)
+    assert weights_a.keys() == weights_b.keys()
+    for name, value in weights_a.items():
+        assert torch.equal(value, weights_b[name]), name
+    assert metrics_a == metrics_b
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_resumed_run_has_the_same_bits(task: str, tmp_path: Path) -> None:
+    fit(make(TASKS[task]), MemoryLoader(), settings(), tmp_path / "whole", quiet=True)
+
+    class Stops(MemoryLoader):
+        def batches(self, start: int, stop: int):  # type: ignore[no-untyped-def]
+            for step, batch in enumerate(super().batches(start, stop), start):
+                if step == 13:
+                    raise ConnectionError("unplugged")
+                yield batch
+
+    with pytest.raises(ConnectionError):
+        fit(make(TASKS[task]), Stops(), settings(), tmp_path / "parts", quiet=True)
+    assert checkpoint.newest(tmp_path / "parts").name == "step_00000010"
+    history = fit(make(TASKS[task], seed=7), MemoryLoader(), settings(), tmp_path / "parts", resume=True, quiet=True)
+    assert [record["step"] for record in history] == list(range(1, 21))
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    """SIGKILL at several moments, some inside a save, then a resume to the end: the same bits."""
+    fit(make(Pull), MemoryLoader(), settings(steps=200, save_every=1), tmp_path / "whole", quiet=True)
+    script = (
+        "import sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
+        "from tiny import *; from test_loop import settings; from mmssl.training.loop import fit\n"
+        "print('ready', flush=True)\n"
+        "fit(make(Pull), MemoryLoader(), settings(steps=200, save_every=1), Path(sys.argv[1]), resume=True, quiet=True)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent.parent)])}
+    directory = tmp_path / "killed"
+    steps = []
+    for delay in (0.05, 0.4, 0.23, None):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(directory)], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        if delay is None:
+            assert process.wait(timeout=120) == 0
+        else:
+            before = checkpoint.newest(directory)
+            deadline = time.monotonic() + 60
+            while checkpoint.newest(directory) == before and time.monotonic() < deadline:
+                time.sleep(0.002)
+            time.sleep(delay)
+            process.kill()
+            process.wait()
+        steps.append(checkpoint.read_state(checkpoint.newest(directory))["step"])
+    assert steps == sorted(steps)
+    assert 0 < steps[0] < 200, "the kill came too late to prove anything"
+    assert_same_run(tmp_path / "whole", directory)
+
+
+def test_signal_saves_and_leaves(tmp_path: Path) -> None:
+    class Signals(MemoryLoader):
+        def batches(self, start: int, stop: int):  # type: ignore[no-untyped-def]
+            for step, batch in enumerate(super().batches(start, stop), start):
+                if step == 7:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+    with pytest.raises(Interrupted, match=r"stopped at step 8 of 20"):
+        fit(make(Pull), Signals(), settings(), tmp_path, quiet=True)
+    assert checkpoint.newest(tmp_path).name == "step_00000008"
+    assert signal.getsignal(signal.SIGTERM) is not None
+
+
+def test_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk: the operating system refuses the write half-way."""
+    script = (
+        "import sys, resource; from pathlib import Path; from tiny import *; from test_loop import settings\n"
+        "from mmssl.training.loop import fit; from mmssl.training import checkpoint\n"
+        "from mmssl.errors import RunError; import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "out = Path(sys.argv[1])\n"
+        "class Shrinks(MemoryLoader):\n"
+        "    def batches(self, start, stop):\n"
+        "        for step, batch in enumerate(super().batches(start, stop), start):\n"
+        "            if step == 7: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "            yield batch\n"
+        "try: fit(make(Pull), Shrinks(), settings(log_every=20, save_every=5), out, quiet=True)\n"
+        "except RunError as error: print(error)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent.parent)])}
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert "could not save step 10" in result.stdout, result.stderr
+    assert "step_00000005 is whole" in result.stdout
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["step_00000005"]
+    history = fit(make(Pull), MemoryLoader(), settings(), tmp_path, resume=True, quiet=True)
+    assert history[-1]["step"] == 20
+
+
+def test_not_finite_loss_is_named(tmp_path: Path) -> None:
+    class Broken(Denoise):
+        def loss(self, outputs, inputs):  # type: ignore[no-untyped-def]
+            return {"loss": super().loss(outputs, inputs)["loss"] * float("nan")}
+
+    with pytest.raises(RunError, match=r"nan at step 1; try a lower training.optimizer.lr"):
+        fit(make(Broken), MemoryLoader(), settings(), tmp_path, quiet=True)
+
+
+def test_refresh_sees_the_data() -> None:
+    class Counts(Denoise):
+        refresh_every = 10
+        calls = 0
+
+        def refresh(self, batches) -> None:  # type: ignore[no-untyped-def]
+            Counts.calls += sum(1 for _ in batches)
+
+    fit(make(Counts), MemoryLoader(), settings(), quiet=True)
+    assert Counts.calls == 20
+
+
+def test_compiled_objective_is_called_through_forward() -> None:
+    task: Objective = make(Denoise)
+    called = []
+    task.compile = lambda: called.append(True)  # type: ignore[method-assign, assignment]
+    fit(task, MemoryLoader(), settings(steps=1, compile=True), quiet=True)
+    assert called
