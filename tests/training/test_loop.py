@@ -169,7 +169,8 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
         "from tiny import *; from test_loop import settings; from mmssl.training.loop import fit\n"
         "print('ready', flush=True)\n"
-        "fit(make(Pull), MemoryLoader(), settings(steps=200, save_every=1), Path(sys.argv[1]), resume=True, quiet=True)\n"
+        "long = settings(steps=200, save_every=1)\n"
+        "fit(make(Pull), MemoryLoader(), long, Path(sys.argv[1]), resume=True, quiet=True)\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent.parent)])}
     directory = tmp_path / "killed"

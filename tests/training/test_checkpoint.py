@@ -1,0 +1,124 @@
+"""Checkpoints: every tensor once, errors that name what does not fit, sharded weights stored whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+from test_loop import free_port
+from tiny import Pull, make
+from torch import nn
+
+from mmssl.errors import RunError
+from mmssl.training import checkpoint
+
+
+def trained(module: nn.Module) -> torch.optim.Optimizer:
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum(p.square().sum() for p in module.parameters()).backward()
+        optimizer.step()
+    return optimizer
+
+
+def test_shared_modules_are_stored_once() -> None:
+    shared = nn.Linear(2, 2)
+    module = nn.ModuleDict({"a": shared, "b": nn.Sequential(shared, nn.BatchNorm1d(2))})
+    names = checkpoint.tensors(module).keys()
+    assert "a.weight" in names
+    assert not any(name.startswith("b.0") for name in names)
+    assert "b.1.running_mean" in names
+
+
+def test_optimizer_round_trip(tmp_path: Path) -> None:
+    task = make(Pull)
+    optimizer = trained(task)
+    checkpoint.save(tmp_path, task, optimizer, {"step": 2}, main=True)
+    other = make(Pull, seed=5)
+    again = torch.optim.AdamW(other.parameters(), lr=0.1)
+    last = checkpoint.newest(tmp_path)
+    checkpoint.load_weights(other, last / checkpoint.WEIGHTS)
+    checkpoint.load_optimizer(other, again, last)
+    for (name, a), b in zip(task.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b), name
+        for key, value in optimizer.state[a].items():
+            assert torch.equal(value, again.state[b][key]), (name, key)
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    task = make(Pull)
+    checkpoint.save(tmp_path, task, trained(task), {"step": 2}, main=True)
+    path = tmp_path / checkpoint.WEIGHTS
+    with pytest.raises(RunError, match=r"mean has shape \(8,\), the recipe's is \(4,\)|shape"):
+        checkpoint.load_weights(make(Pull, dim=4), path)
+    with pytest.raises(RunError, match="tensors missing"):
+        checkpoint.load_weights(nn.Linear(2, 2), path)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(RunError, match="not a readable safetensors file"):
+        checkpoint.load_weights(task, path)
+
+
+def test_a_half_written_checkpoint_is_passed_over_and_removed(tmp_path: Path) -> None:
+    task = make(Pull)
+    optimizer = trained(task)
+    checkpoint.save(tmp_path, task, optimizer, {"step": 2}, main=True)
+    (tmp_path / "state" / ".writing_step_00000003").mkdir()
+    assert checkpoint.newest(tmp_path).name == "step_00000002"
+    checkpoint.save(tmp_path, task, optimizer, {"step": 4}, main=True)
+    assert [p.name for p in (tmp_path / "state").iterdir()] == ["step_00000004"]
+
+
+def _sharded(rank: int, port: int, folder: str) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    task = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    checkpoint.load_weights(task, Path(folder) / "start.safetensors")
+    fully_shard(task, mesh=mesh)
+    optimizer = torch.optim.AdamW(task.parameters(), lr=0.1)
+    x = torch.linspace(-1, 1, 24).reshape(4, 6)
+    for _ in range(2):
+        optimizer.zero_grad()
+        task(x[rank * 2 : rank * 2 + 2]).square().mean().backward()
+        optimizer.step()
+    checkpoint.save(Path(folder), task, optimizer, {"step": 2}, main=rank == 0)
+    dist.barrier()
+    last = checkpoint.newest(Path(folder))
+    checkpoint.load_weights(task, last / checkpoint.WEIGHTS)
+    checkpoint.load_optimizer(task, optimizer, last)
+    checkpoint.save(Path(folder) / "again", task, optimizer, {"step": 2}, main=rank == 0)
+    dist.destroy_process_group()
+
+
+def test_sharded_weights_are_stored_whole(tmp_path: Path) -> None:
+    """FSDP2 on two processes saves what one process would have, and reads it back into shards."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    task = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    save_file(task.state_dict(), tmp_path / "start.safetensors")
+    mp.spawn(_sharded, (free_port(), str(tmp_path)), nprocs=2)
+    optimizer = torch.optim.AdamW(task.parameters(), lr=0.1)
+    x = torch.linspace(-1, 1, 24).reshape(4, 6)
+    for _ in range(2):
+        optimizer.zero_grad()
+        task(x).square().mean().backward()
+        optimizer.step()
+    stored = load_file(tmp_path / checkpoint.WEIGHTS)
+    for name, value in task.state_dict().items():
+        assert torch.allclose(stored[name], value, atol=1e-6), name
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        once = load_file(tmp_path / "state" / "step_00000002" / file)
+        twice = load_file(tmp_path / "again" / "state" / "step_00000002" / file)
+        assert once.keys() == twice.keys()
+        assert all(torch.equal(once[name], twice[name]) for name in once)

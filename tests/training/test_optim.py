@@ -1,0 +1,54 @@
+"""Optimiser groups and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mmssl.recipe import Optimizer, Schedule
+from mmssl.training.optim import lr_factor, make_optimizer, parameter_groups, set_lr
+
+
+def test_cosine_equals_transformers() -> None:
+    from transformers import get_cosine_schedule_with_warmup
+
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
+    reference = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=0, num_training_steps=50)
+    for step in range(50):
+        assert lr_factor(Schedule(), step, 50) == pytest.approx(reference.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        reference.step()
+
+
+def test_warmup_rises_linearly_and_linear_decay_ends_at_final() -> None:
+    schedule = Schedule(name="linear", warmup=4, final=0.1)
+    factors = [lr_factor(schedule, step, 24) for step in range(25)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[14] == pytest.approx(0.55)
+    assert factors[24] == pytest.approx(0.1)
+    assert lr_factor(Schedule(name="constant", warmup=2), 20, 24) == 1.0
+
+
+def test_biases_and_norms_are_not_decayed_and_scales_multiply() -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
+    module[0].weight.lr_scale = 0.5
+    groups = parameter_groups(module, 0.1)
+    assert {(g["weight_decay"], g["lr_scale"], len(g["params"])) for g in groups} == {(0.1, 0.5, 1), (0.0, 1.0, 3)}
+    optimizer = make_optimizer(module, Optimizer(lr=1.0, weight_decay=0.1))
+    set_lr(optimizer, 0.4)
+    assert {g["lr"] for g in optimizer.param_groups} == {0.2, 0.4}
+
+
+def test_lars_does_not_adapt_what_is_not_decayed() -> None:
+    """You et al.: the trust ratio belongs to weights; biases take the plain step (SimCLR's exclusion)."""
+    module = nn.Linear(4, 4)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    optimizer = make_optimizer(module, Optimizer(name="lars", lr=1.0, weight_decay=1e-4, momentum=0.0))
+    for p in module.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert torch.allclose(before["bias"] - module.bias, torch.ones(4))
+    ratio = before["weight"].norm() / (torch.ones(4, 4) + 1e-4 * before["weight"]).norm()
+    step = before["weight"] - module.weight
+    assert torch.allclose(step, 0.001 * ratio * (torch.ones(4, 4) + 1e-4 * before["weight"]), rtol=1e-3)
