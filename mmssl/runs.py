@@ -226,7 +226,8 @@ def build_objective(
 
 def tokenizers_of(encoders: Mapping[str, Encoder]) -> dict[str, Tokenizer]:
     """Modality -> tokenizer, for those encoders that have one."""
-    return {e.modality: e.tokenizer for e in encoders.values() if isinstance(getattr(e, "tokenizer", None), Tokenizer)}
+    found = {e.modality: getattr(e, "tokenizer", None) for e in encoders.values()}
+    return {modality: value for modality, value in found.items() if isinstance(value, Tokenizer)}
 
 
 def preview(objective: Objective, loader: Loader, rows: int = 6, seed: int = 0) -> list[Panel]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ class Objective(nn.Module):
     """
 
     needs: tuple[str, ...] = ()
-    coupled: ClassVar[bool] | bool = False
+    coupled: bool = False
     refresh_every: int = 0
 
     def __init__(self, encoders: Mapping[str, Encoder]) -> None:

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -162,10 +163,7 @@ def _fit(
                 backward=accelerator.backward,
                 no_sync=lambda: accelerator.no_sync(wrapped),
                 autocast=accelerator.autocast,
-                # Dropout repeats in a replay and after resuming, and differs between processes and micro-batches.
-                reseed=lambda part, step=step: torch.manual_seed(  # type: ignore[misc]
-                    mix_seed(training.seed, step, "forward", share * training.accumulate + part)
-                ),
+                reseed=partial(_reseed, training.seed, step, share * training.accumulate),
             )
             norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.clip) if training.clip else None
             optimizer.step()
@@ -242,6 +240,11 @@ def _open_history(directory: Path | None, done: int, main: bool) -> list[dict[st
         dist.barrier()
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [record for record in map(json.loads, lines) if record["step"] <= done]
+
+
+def _reseed(seed: int, step: int, first: int, part: int) -> None:
+    """For dropout: its masks repeat in a replay and after resuming, and differ between processes and micro-batches."""
+    torch.manual_seed(mix_seed(seed, step, "forward", first + part))
 
 
 def _synchronise_batch_norm(objective: nn.Module, accelerator: Accelerator) -> None:
