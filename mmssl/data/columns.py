@@ -1,0 +1,197 @@
+"""From a raw row to the tensors that the objective needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mmssl.batch import MODALITIES
+from mmssl.data.sources import EXTENSIONS, Row
+from mmssl.errors import DataError, RecipeError, nearest
+from mmssl.recipe import Data
+
+Classes = Sequence[str] | Sequence[int]
+
+
+class TextToIds(Protocol):
+    """What the decoder needs of a `mmssl.media.text.Tokenizer`."""
+
+    def __call__(self, text: str, length: int) -> tuple[Tensor, Tensor]:
+        """Text -> ids int64 (length,), mask bool (length,)."""
+
+
+def find_column(spec: Data, key: str, columns: Sequence[str]) -> str:
+    """The column that holds a batch key.
+
+    It is what `data.columns` says, else the column of that name, else the one column that is named by a file extension
+    of that modality, as in webdataset shards (`jpg`, `txt`, `cls`). Sound stands in the clip where it has no column.
+
+    Args:
+        spec: of the source; its `columns` map keys to columns.
+        key: `image`, `text`, `audio`, `video` or `label`.
+        columns: names that the source has.
+
+    Raises:
+        DataError: naming the columns there are and how to map one.
+    """
+    named = spec.columns.get(key)
+    if named in columns:
+        return named
+    if named is None:
+        if key in columns:
+            return key
+        extensions = {**EXTENSIONS, "text": ("txt",), "label": ("cls",)}
+        for kind in (key, "video") if key == "audio" else (key,):
+            found = [name for name in columns if name == kind or name.lower() in extensions[kind]]
+            if len(found) == 1:
+                return found[0]
+    wanted = named or key
+    raise DataError(
+        f"{spec.source} has no column '{wanted}'{nearest(wanted, columns)}; it has: {', '.join(columns)}. "
+        f"Name the right one with data.columns.{key}: <column>"
+    )
+
+
+def find_classes(values: Iterable[Any]) -> tuple[str, ...] | tuple[int, ...] | None:
+    """The classes in a column of labels, sorted; None where a label is a list, which is taken as it is (multi-hot).
+
+    Raises:
+        DataError: for labels that are no names and no whole numbers, or a mixture of both.
+    """
+    seen: set[Any] = set()
+    for value in values:
+        if isinstance(value, list):
+            return None
+        if value is not None:
+            seen.add(value)
+    kinds = {int if isinstance(value, bool) else type(value) for value in seen}
+    if kinds not in ({str}, {int}):
+        found = ", ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"
+        raise DataError(f"labels should be names or whole numbers, the column holds {found}")
+    return tuple(sorted(seen))
+
+
+class Decoder:
+    """Decodes the needed modalities of one row.
+
+    Args:
+        spec: decode settings and column names.
+        needs: batch keys out of `image`, `text`, `audio`, `video`.
+        columns: names that the source has; without them a key is taken to be in the column that `spec` says.
+        tokenizers: one for `text`, where that is needed.
+        label: column of the label, or None for none.
+        classes: what the label may be, in the order of the class numbers; None takes labels as numbers.
+
+    Attributes:
+        columns: key -> column.
+
+    Raises:
+        DataError: for a column that is not there.
+        RecipeError: for a key that is no modality, or text without a tokenizer.
+    """
+
+    def __init__(
+        self,
+        spec: Data,
+        needs: Sequence[str],
+        *,
+        columns: Sequence[str] | None = None,
+        tokenizers: Mapping[str, TextToIds] | None = None,
+        label: str | None = None,
+        classes: Classes | None = None,
+    ) -> None:
+        self.spec = spec
+        for key in spec.columns:
+            if key not in (*MODALITIES, "label"):
+                raise RecipeError(f"data.columns: unknown key '{key}'{nearest(key, (*MODALITIES, 'label'))}")
+        for key in needs:
+            if key not in MODALITIES:
+                raise RecipeError(f"a batch has no key '{key}'{nearest(key, MODALITIES)}")
+        if "text" in needs and "text" not in (tokenizers or {}):
+            raise RecipeError("text needs a tokenizer: add a text encoder to the recipe")
+        if columns is None:
+            columns = [spec.columns.get(key, key) for key in needs] + ([label] if label else [])
+        self.needs = tuple(needs)
+        self.columns = {key: find_column(spec, key, columns) for key in needs}
+        self.tokenizer = (tokenizers or {}).get("text")
+        self.label = label
+        if label is not None and label not in columns:
+            have = ", ".join(columns)
+            raise DataError(f"{spec.source} has no column '{label}' for the label{nearest(label, columns)}; it has: {have}")
+        self.indices = None if classes is None else {value: index for index, value in enumerate(classes)}
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Columns that decoding touches, without repetition."""
+        return tuple(dict.fromkeys([*self.columns.values(), *([self.label] if self.label else [])]))
+
+    def __call__(self, row: Row, window: float) -> dict[str, Tensor]:
+        """Decode one row.
+
+        Args:
+            row: raw, from a source.
+            window: where in a sound or clip that is longer than asked for the part taken begins: 0 at its start, near 1
+                at its end.
+
+        Returns:
+            One row of each key of `mmssl.batch` (no `id`), with `text_mask` and `audio_mask`.
+
+        Raises:
+            DataError: naming the column that is empty or cannot be decoded.
+        """
+        for column in self.reads:
+            if row[column] is None:
+                raise DataError(f"column '{column}' is empty")
+        decoded: dict[str, Tensor] = {}
+        if self._one_clock(row):
+            from mmssl.media.clip import decode_clip
+
+            sound, mask, frames = decode_clip(
+                row[self.columns["video"]], audio=self.spec.audio, video=self.spec.video, window=window
+            )
+            decoded |= {"audio": sound, "audio_mask": mask, "video": frames}
+        for key in self.needs:
+            if key not in decoded:
+                decoded |= self._decode(key, row[self.columns[key]], window)
+        if self.label is not None:
+            decoded["label"] = self._class(row[self.label])
+        return decoded
+
+    def _one_clock(self, row: Row) -> bool:
+        """Whether sound and pictures are both needed and stand in one file."""
+        if not {"audio", "video"} <= set(self.needs):
+            return False
+        sound, frames = self.columns["audio"], self.columns["video"]
+        return sound == frames or (isinstance(row[sound], str) and row[sound] == row[frames])
+
+    def _decode(self, key: str, cell: Any, window: float) -> dict[str, Tensor]:
+        if key == "image":
+            from mmssl.media.image import decode_image
+
+            return {"image": decode_image(cell, self.spec.image.size, self.spec.image.fit)}
+        if key == "audio":
+            from mmssl.media.audio import decode_audio
+
+            sound, mask = decode_audio(cell, self.spec.audio.rate, self.spec.audio.seconds, window)
+            return {"audio": sound, "audio_mask": mask}
+        if key == "video":
+            from mmssl.media.video import decode_video
+
+            video = self.spec.video
+            return {"video": decode_video(cell, video.size, video.fps, video.frames, window, video.fit)}
+        if not isinstance(cell, str):
+            raise DataError(f"column '{self.columns['text']}' should hold text, it holds {type(cell).__name__}")
+        assert self.tokenizer is not None  # checked when built
+        ids, mask = self.tokenizer(cell, self.spec.text.length)
+        return {"text": ids, "text_mask": mask}
+
+    def _class(self, value: Any) -> Tensor:
+        if self.indices is not None:
+            if value not in self.indices:
+                known = ", ".join(map(str, list(self.indices)[:20]))
+                raise DataError(f"label {value!r} is none of the classes: {known}")
+            value = self.indices[value]
+        return torch.tensor(value, dtype=torch.int64)

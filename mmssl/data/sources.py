@@ -1,0 +1,359 @@
+"""Where rows come from: folders, table files, webdataset shards, the Hub, the toy world; nothing is decoded here.
+
+A row is a dictionary, column -> cell. A cell of a picture, sound or clip stays what was stored (a path, bytes, or the
+`{"bytes", "path"}` of Hugging Face data sets) until a worker process decodes it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from glob import glob, has_magic
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmssl.errors import DataError
+from mmssl.recipe import Data
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+Row = dict[str, Any]
+
+EXTENSIONS = {
+    "image": ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm"),
+    "audio": ("wav", "flac", "mp3", "ogg", "oga", "opus", "m4a", "aac", "aiff", "wma"),
+    "video": ("mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg", "ogv", "3gp", "flv", "wmv"),
+}
+KINDS = {f".{extension}": kind for kind, extensions in EXTENSIONS.items() for extension in extensions}
+BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".jsonl": "json", ".tar": "webdataset"}
+TEXT = {".txt": "text"}
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+TOY_ROWS = 10_000
+
+
+class MapSource:
+    """Rows that can be read in any order.
+
+    Attributes:
+        name: as in the recipe, for messages.
+        columns: names of the columns.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+
+    def __len__(self) -> int:
+        raise TypeError(f"{type(self).__name__} does not say how many rows it has")
+
+    def row(self, index: int) -> Row:
+        """Row `index`, undecoded; raises DataError where it cannot be read."""
+        raise TypeError(f"{type(self).__name__} has no rows")
+
+    def values(self, column: str) -> Iterator[Any]:
+        """One column's cells, in order."""
+        return (self.row(index)[column] for index in range(len(self)))
+
+    def present(self, columns: Sequence[str]) -> np.ndarray:
+        """Numbers of the rows in which none of the columns is null, int64, ascending."""
+        return np.arange(len(self))
+
+    def select(self, columns: Sequence[str]) -> MapSource:
+        """The same rows with these columns only, so that reading a row does not touch the others."""
+        return self
+
+    @staticmethod
+    def from_dataset(dataset: Dataset, name: str = "dataset", base: Path | None = None) -> MapSource:
+        """A Hugging Face data set as a source.
+
+        Args:
+            dataset: pictures, sounds and clips in it are left undecoded.
+            name: for messages.
+            base: folder against which relative paths in cells are resolved.
+        """
+        return _Table(dataset, name, base)
+
+
+class StreamSource:
+    """Rows that come in one order only, so that nothing has to be kept on disk.
+
+    Args:
+        dataset: a streaming Hugging Face data set; pictures, sounds and clips in it are left undecoded.
+        name: as in the recipe, for messages.
+        base: folder against which relative paths in cells are resolved.
+    """
+
+    def __init__(self, dataset: IterableDataset, name: str, base: Path | None = None) -> None:
+        self.name = name
+        self.base = base
+        self.dataset = _undecoded(dataset)
+        columns = self.dataset.column_names
+        if columns is None:
+            with _explained(name):
+                columns = list(next(iter(self.dataset), {}))
+        self.columns = tuple(columns)
+
+    def rows(self, skip: int = 0) -> Iterator[Row]:
+        """All rows after the first `skip`, undecoded, in the order of the shards; the same at every call."""
+        with _explained(self.name):
+            for row in self.dataset.skip(skip) if skip else self.dataset:
+                yield _resolved(row, self.base)
+
+    def values(self, column: str) -> Iterator[Any]:
+        """One column's cells, in order."""
+        return (row[column] for row in self.select([column]).rows())
+
+    def count(self) -> int:
+        """Number of rows, by reading them all."""
+        with _explained(self.name):
+            return sum(table.num_rows for table in self.dataset.with_format("arrow").iter(1000))
+
+    def select(self, columns: Sequence[str]) -> StreamSource:
+        """The same rows with these columns only."""
+        return StreamSource(self.dataset.select_columns(list(columns)), self.name, self.base)
+
+
+Source = MapSource | StreamSource
+
+
+class _Table(MapSource):
+    def __init__(self, dataset: Dataset, name: str, base: Path | None) -> None:
+        self.name = name
+        self.base = base
+        self.dataset = _undecoded(dataset)
+        self.columns = tuple(dataset.column_names)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def row(self, index: int) -> Row:
+        with _explained(self.name):
+            return _resolved(self.dataset[int(index)], self.base)
+
+    def values(self, column: str) -> Iterator[Any]:
+        for rows in self.dataset.select_columns([column]).iter(1000):
+            yield from rows[column]
+
+    def present(self, columns: Sequence[str]) -> np.ndarray:
+        if not columns:
+            return np.arange(len(self))
+        tables = self.dataset.select_columns(list(columns)).with_format("arrow").iter(1000)
+        masks = [np.logical_and.reduce([table[name].is_valid() for name in columns]) for table in tables]
+        return np.flatnonzero(np.concatenate(masks)) if masks else np.arange(0)
+
+    def select(self, columns: Sequence[str]) -> MapSource:
+        return _Table(self.dataset.select_columns(list(columns)), self.name, self.base)
+
+
+def open_source(spec: Data) -> Source:
+    """Open what `spec.source` names, at `spec.split`, with at most `spec.limit` rows.
+
+    `streaming` concerns tables, shards and Hub data sets; media folders and the toy world are read where they are.
+
+    Raises:
+        DataError: nothing there, nothing usable there, or no such split.
+    """
+    where = spec.source
+    if where == "toy":
+        from mmssl.data.toy import ToySource
+
+        return ToySource(split=spec.split, rows=spec.limit or TOY_ROWS)
+    path = Path(where).expanduser()
+    if path.is_dir():
+        return _open_folder(spec, path)
+    files = _expand(where)
+    suffixes = {Path(file).suffix.lower() for file in files}
+    builders = BUILDERS | TEXT
+    if len(suffixes) == 1 and suffixes <= set(builders):
+        splits = _by_name(files, Path(os.path.commonpath([Path(file).parent for file in files])))
+        if len(splits) == 1:
+            # The file was named outright, so its own name (test.parquet) does not speak against the split asked for.
+            splits = {_split_names(spec.split)[0]: files}
+        return _load(spec, builders[suffixes.pop()], splits)
+    if files and path.suffix.lower() in KINDS:
+        raise DataError(f"{where} is one file; name the folder that holds the files")
+    if files:
+        found = ", ".join(sorted(suffixes))
+        raise DataError(f"{where}: expected files of one kind out of {', '.join(builders)}, found {found or 'none'}")
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", where) or path.suffix.lower() in builders:
+        raise DataError(f"{where}: there is no such file or folder (looked from {Path.cwd()})")
+    return _load(spec, where, {})
+
+
+def _open_folder(spec: Data, root: Path) -> Source:
+    files = sorted(file for file in root.rglob("*") if not any(p.startswith(".") for p in file.relative_to(root).parts))
+    for builders in (BUILDERS, dict.fromkeys(KINDS, "media"), TEXT):
+        found = [file for file in files if file.suffix.lower() in builders and file.is_file()]
+        if not found:
+            continue
+        kinds = {builders[file.suffix.lower()] for file in found}
+        if kinds == {"media"}:
+            return _open_media(spec, root, found)
+        if len(kinds) > 1:
+            several = ", ".join(sorted(kinds))
+            raise DataError(f"{root} holds tables of several kinds ({several}); name some, as in {root}/*.parquet")
+        return _load(spec, kinds.pop(), _by_name([str(file) for file in found], root))
+    usable = ", ".join((*BUILDERS, *TEXT, *KINDS))
+    raise DataError(f"{root} holds no usable file; known are {usable}")
+
+
+def _open_media(spec: Data, root: Path, files: Sequence[Path]) -> Source:
+    """One row a file; a clip is both sound and pictures. Sub-folders are classes where no file lies above them."""
+    import datasets
+
+    # Folders are splits only where all of them are: `train` may also be a class of vehicles.
+    tops = {file.relative_to(root).parts[0].lower() for file in files}
+    split_by_folder = tops <= set(SPLITS)
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        split = SPLITS[file.relative_to(root).parts[0].lower()] if split_by_folder else "train"
+        splits.setdefault(split, []).append(file)
+    _check_split(spec, splits)
+    try:
+        parts = datasets.ReadInstruction.from_spec(spec.split).to_absolute({k: len(v) for k, v in splits.items()})
+    except (AssertionError, ValueError) as error:
+        raise DataError(f"{spec.source}: split '{spec.split}' cannot be read: {error}") from error
+    files = [file for part in parts for file in splits[part.splitname][part.from_ : part.to]]
+    kinds = [KINDS[file.suffix.lower()] for file in files]
+    table: dict[str, list[str | None]] = {}
+    for column, sources in {"image": {"image"}, "audio": {"audio", "video"}, "video": {"video"}}.items():
+        if sources & set(kinds):
+            table[column] = [str(file) if kind in sources else None for file, kind in zip(files, kinds, strict=True)]
+    folders = [file.relative_to(root).parts[int(split_by_folder) : -1] for file in files]
+    if all(folders):
+        table["label"] = [folder[0] for folder in folders]
+    return _limited(spec, datasets.Dataset.from_dict(table), None)
+
+
+def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]]) -> Source:
+    """Through `datasets.load_dataset`: `builder` is one of its formats, or the name of a data set on the Hub."""
+    import datasets
+
+    base, where = None, f"{spec.source} (no local file or folder, so taken for a data set on the Hub)"
+    arguments: dict[str, Any] = {"name": spec.config, "split": spec.split}
+    if splits:
+        _check_split(spec, splits)
+        where = spec.source
+        arguments["data_files"] = dict(splits)
+        if "://" not in where:
+            parents = [Path(file).parent for name in _split_names(spec.split) for file in splits[name]]
+            base = Path(os.path.commonpath(parents)).absolute()
+    with _explained(where):
+        if builder == "webdataset" and not spec.streaming:
+            # Preparing a sound for the cache needs torchcodec; as plain bytes it does not.
+            features = datasets.load_dataset(builder, streaming=True, **arguments).features
+            arguments["features"] = datasets.Features(
+                {name: datasets.Value("binary") if _is_media(value) else value for name, value in features.items()}
+            )
+        dataset = datasets.load_dataset(builder, streaming=spec.streaming, **arguments)
+        if builder == "text":
+            dataset = dataset.filter(_not_blank, input_columns="text")
+    return _limited(spec, dataset, base)
+
+
+def _limited(spec: Data, dataset: Dataset | IterableDataset, base: Path | None) -> Source:
+    import datasets
+
+    if isinstance(dataset, datasets.IterableDataset):
+        return StreamSource(dataset.take(spec.limit) if spec.limit else dataset, spec.source, base)
+    if spec.limit and spec.limit < len(dataset):
+        # Spread over the data set, which may be sorted by class.
+        dataset = dataset.select(np.arange(spec.limit) * len(dataset) // spec.limit)
+    return MapSource.from_dataset(dataset, spec.source, base)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turns what reading a data set raises into one sentence about it."""
+    from datasets.exceptions import DatasetGenerationError, DatasetsError
+
+    try:
+        yield
+    except (OSError, ValueError, ImportError, DatasetsError) as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        raise DataError(f"{name}: cannot be read: {' '.join(str(cause).split())}") from error
+
+
+def _not_blank(text: str) -> bool:
+    return bool(text.strip())
+
+
+def _is_media(feature: Any) -> bool:
+    import datasets
+
+    return isinstance(feature, datasets.Image | datasets.Audio | datasets.Video)
+
+
+def _undecoded(dataset: Any) -> Any:
+    """Pictures, sounds and clips as their stored bytes and path: decoding is ours, and `datasets` needs torchcodec."""
+    import datasets
+
+    stored = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    for column, feature in (dataset.features or {}).items():
+        if _is_media(feature):
+            dataset = dataset.cast_column(column, stored)
+    return dataset
+
+
+def _resolved(row: Row, base: Path | None) -> Row:
+    """Relative paths of media files in a table are relative to the table."""
+    if base is None:
+        return row
+    return {
+        name: str(base / cell) if isinstance(cell, str) and Path(cell).suffix.lower() in KINDS else cell
+        for name, cell in row.items()
+    }
+
+
+def _split_names(split: str) -> list[str]:
+    """`train[:80%]+test` -> train, test."""
+    return re.findall(r"\w+", re.sub(r"\[.*?\]", "", split)) or [split]
+
+
+def _check_split(spec: Data, splits: Iterable[str]) -> None:
+    for name in _split_names(spec.split):
+        if name not in splits:
+            raise DataError(f"{spec.source} has no split '{name}'; it has: {', '.join(splits)}")
+
+
+def _by_name(files: Sequence[str], root: Path) -> dict[str, list[str]]:
+    """Split -> tables: a folder `test`, or a file called `test`, `test-00000-of-00002`, `test_part`; else `train`."""
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        *folders, last = Path(os.path.relpath(file, root)).parts
+        names = [*folders, re.split(r"[-_.]", last)[0]]
+        split = next((SPLITS[name.lower()] for name in names if name.lower() in SPLITS), "train")
+        splits.setdefault(split, []).append(file)
+    return splits
+
+
+def _expand(where: str) -> list[str]:
+    """Files that a name, a glob or a brace list (`shard-{000..012}.tar`) stands for; addresses are taken as they are."""
+    brace = re.search(r"\{([^{}]*)\}", where)
+    if brace:
+        bounds = re.fullmatch(r"(\d+)\.\.(\d+)", brace[1])
+        options = (
+            [f"{number:0{len(bounds[1])}d}" for number in range(int(bounds[1]), int(bounds[2]) + 1)]
+            if bounds
+            else brace[1].split(",")
+        )
+        return [file for option in options for file in _expand(where[: brace.start()] + option + where[brace.end() :])]
+    if "://" in where:
+        return [where]
+    local = str(Path(where).expanduser())
+    if has_magic(local):
+        return sorted(glob(local, recursive=True))
+    return [local] if Path(local).is_file() else []
