@@ -1,0 +1,32 @@
+"""Encoders: a backbone of timm, torchvision, open_clip or transformers, and what must travel with its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmssl.encoders.base import Encoder, Features
+
+__all__ = ["Encoder", "Features", "create"]
+
+
+def create(model: str, modality: str, **kwargs: Any) -> Encoder:
+    """Build an encoder; random weights unless `pretrained` says otherwise.
+
+    Args:
+        model: `library/name`, for instance `timm/resnet18`, `torchvision/r3d_18`, `open_clip/ViT-B-32`,
+            `transformers/bert`.
+        modality: `image`, `text`, `audio` or `video`: what the encoder reads.
+        **kwargs: of the modality's class (`mean`, `rate`, `tokenizer` ...); all others go to the backbone's
+            constructor. `pretrained` is False, True (the library's default weights), the name of weights that the
+            library knows, a local file, or `local-dir:` and a directory that `Encoder.export` or the library wrote.
+
+    Raises:
+        RecipeError: for a library, name, keyword or value that does not exist or does not fit.
+    """
+    from mmssl.encoders.backbones import split_model
+    from mmssl.registry import check_keywords, find
+
+    split_model(model)
+    kind = find("encoder", modality)
+    encoder: Encoder = kind(model, **check_keywords(kind, kwargs, model))
+    return encoder

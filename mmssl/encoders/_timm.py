@@ -1,0 +1,265 @@
+"""Image networks of timm: any of them whole, plain vision transformers token by token."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models import VisionTransformer, save_for_hf
+from torch import Tensor, nn
+
+from mmssl.encoders.backbones import (
+    LOCAL_DIR,
+    Pretrained,
+    VisionBackbone,
+    attendable,
+    build_errors,
+    masked_mean,
+    nearest_model,
+    places,
+    read_config,
+)
+from mmssl.encoders.base import Features
+from mmssl.errors import RecipeError
+
+
+class TimmBackbone(VisionBackbone):
+    """Any network of timm that has `forward_features`, `forward_head` and `forward_intermediates`.
+
+    Some heads (MobileNetV3) have a layer between pooling and classifier; it then is applied to every place, so that
+    tokens and pooled vector are of one width.
+    """
+
+    def __init__(self, net: nn.Module, model: str, kwargs: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.net, self.model, self.kwargs = net, model, dict(kwargs)
+        self._find_layout()
+        self.dim = self._width
+        self.channels = int(kwargs.get("in_chans", 3))
+        config = net.pretrained_cfg
+        if self.channels == 3:
+            self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
+        else:
+            self.mean, self.std = (0.5,) * self.channels, (0.5,) * self.channels
+
+    def _find_layout(self) -> None:
+        trunk = self.trunk
+        self._prefix = int(getattr(trunk, "num_prefix_tokens", 0))
+        self._channels_last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
+        self._width = int(getattr(trunk, "head_hidden_size", trunk.num_features))
+        self._head_widens = self._width != trunk.num_features
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The network of timm: the module itself, unless another library wraps it."""
+        return self.net
+
+    def _map(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """Features in the library's own layout, and the extent of their places."""
+        features: Tensor = self.trunk.forward_features(x)
+        if features.ndim == 4:
+            return features, tuple(features.shape[1:3] if self._channels_last else features.shape[2:])
+        number = features.shape[1] - self._prefix
+        embedding = getattr(self.trunk, "patch_embed", None)
+        if hasattr(embedding, "dynamic_feat_size"):
+            height, width = embedding.dynamic_feat_size(x.shape[-2:])
+            if height * width == number:
+                return features, (height, width)
+        return features, (1, number)
+
+    def _tokens(self, features: Tensor) -> Tensor:
+        if features.ndim == 3:
+            return features[:, self._prefix :]
+        return features.flatten(1, 2) if self._channels_last else features.flatten(2).transpose(1, 2)
+
+    def forward(self, x: Tensor, columns: Tensor | None = None) -> Features:
+        """Pictures (B, C, H, W) -> Features; see the base class."""
+        features, grid = self._map(x)
+        mask = places(columns, grid)
+        if mask is not None:
+            features = self._fill(features, mask)
+        pooled: Tensor = self.trunk.forward_head(features, pre_logits=True)
+        tokens = self._tokens(features)
+        if self._head_widens:
+            tokens = self._tokens_through_head(tokens)
+        return Features(tokens, pooled, grid, mask)
+
+    def _fill(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Put the mean of the valid places into the others, so that the library's own average pooling skips them."""
+        tokens = self._tokens(features)
+        filled = torch.where(mask.unsqueeze(2), tokens, masked_mean(tokens, mask).unsqueeze(1))
+        if features.ndim == 3:
+            return torch.cat([features[:, : self._prefix], filled], dim=1)
+        if self._channels_last:
+            return filled.reshape(features.shape)
+        return filled.transpose(1, 2).reshape(features.shape)
+
+    def _tokens_through_head(self, tokens: Tensor) -> Tensor:
+        shape = (1, 1, tokens.shape[2]) if self._channels_last else (tokens.shape[2], 1, 1)
+        single = tokens.flatten(0, 1).reshape(-1, *shape)
+        return self.trunk.forward_head(single, pre_logits=True).unflatten(0, tokens.shape[:2])
+
+    def layers(self, x: Tensor, columns: Tensor | None = None) -> dict[str, Tensor]:
+        """The maps of `forward_intermediates`, averaged; see the base class."""
+        maps = self.trunk.forward_intermediates(x, intermediates_only=True)
+        names = [info["module"] for info in self.trunk.feature_info]
+        if len(names) != len(maps):
+            names = [f"depth{i}" for i in range(len(maps))]
+        return {
+            name: masked_mean(value.flatten(2).transpose(1, 2), places(columns, tuple(value.shape[2:])))
+            for name, value in zip(names, maps, strict=True)
+        }
+
+    def export(self, directory: Path, preprocessing: Mapping[str, Any]) -> None:
+        """`timm.create_model("local-dir:" + directory, pretrained=True)` loads it, constructor arguments included."""
+        normalisation = {"mean": list(preprocessing["mean"]), "std": list(preprocessing["std"])}
+        save_for_hf(
+            self.net,
+            directory,
+            model_config={"pretrained_cfg": normalisation},
+            model_args=dict(self.kwargs),
+            safe_serialization=True,
+        )
+
+
+class TimmTransformer(TimmBackbone):
+    """timm's VisionTransformer, cut between its embedding and its blocks."""
+
+    subsets = True
+
+    def __init__(self, net: nn.Module, model: str, kwargs: Mapping[str, Any]) -> None:
+        super().__init__(net, model, kwargs)
+        self.patch_size = tuple(net.patch_embed.patch_size)
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor | None:
+        """Positional embedding (1, P + h·w, D), resampled where the grid is not the one the network was built with."""
+        if self.net.pos_embed is None:
+            return None
+        positions: Tensor = resample_abs_pos_embed(
+            self.net.pos_embed,
+            new_size=list(grid),
+            old_size=list(self.net.patch_embed.grid_size),
+            num_prefix_tokens=self._embedded_prefix,
+        )
+        return positions
+
+    @property
+    def _embedded_prefix(self) -> int:
+        """Number of prefix tokens that have a positional embedding."""
+        return 0 if self.net.no_embed_class else self._prefix
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Pictures (B, C, H, W) -> tokens (B, h·w, D) with their positional embedding, without class token."""
+        tokens: Tensor = self.net.patch_embed(x)
+        grid = self.net.patch_embed.dynamic_feat_size(x.shape[-2:])
+        if tokens.ndim == 4:
+            tokens = tokens.flatten(1, 2)
+        positions = self._positions(grid)
+        return tokens if positions is None else tokens + positions[:, self._embedded_prefix :]
+
+    def _start(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Input of the first block, prefix tokens in front, and the keywords of every block."""
+        net = self.net
+        prefix = [token for token in (net.cls_token, net.reg_token) if token is not None]
+        if prefix:
+            front = torch.cat(prefix, dim=1)
+            if net.pos_embed is not None and not net.no_embed_class:
+                front = front + net.pos_embed[:, : self._prefix]
+            tokens = torch.cat([front.expand(len(tokens), -1, -1), tokens], dim=1)
+        x = net.norm_pre(net.pos_drop(tokens))
+        if mask is None:
+            return x, {}
+        keys = torch.cat([mask.new_ones(len(mask), self._prefix), attendable(mask)], dim=1)
+        return x, {"attn_mask": keys[:, None, None, :]}
+
+    def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Features:
+        """Any subset of the tokens of `embed` -> Features; places where `mask` is False are not attended to."""
+        x, keywords = self._start(tokens, mask)
+        if keywords:
+            for block in self.net.blocks:
+                x = block(x, **keywords)
+        else:
+            x = self.net.blocks(x)
+        x = self.net.norm(x)
+        if mask is not None:
+            x = self._fill(x, mask)
+        return Features(x[:, self._prefix :], self.net.forward_head(x, pre_logits=True), (), mask)
+
+    def forward(self, x: Tensor, columns: Tensor | None = None) -> Features:
+        """`encode` of all tokens; see the base class."""
+        grid = self.net.patch_embed.dynamic_feat_size(x.shape[-2:])
+        return self.encode(self.embed(x), places(columns, grid))._replace(grid=tuple(grid))
+
+    def layers(self, x: Tensor, columns: Tensor | None = None) -> dict[str, Tensor]:
+        """The output of every block, averaged over its patches; see the base class."""
+        mask = places(columns, self.net.patch_embed.dynamic_feat_size(x.shape[-2:]))
+        tokens, keywords = self._start(self.embed(x), mask)
+        depths = {}
+        for i, block in enumerate(self.net.blocks):
+            tokens = block(tokens, **keywords)
+            depths[f"blocks.{i}"] = masked_mean(tokens[:, self._prefix :], mask)
+        return depths
+
+
+def create_timm(name: str, pretrained: Pretrained, kwargs: Mapping[str, Any]) -> TimmBackbone:
+    """Build `timm/name`; see `mmssl.encoders.backbones.create_vision`.
+
+    Transformers that can be built for pictures of several sizes are (`dynamic_img_size`).
+    """
+    model = f"timm/{name}"
+    if ":" not in name and not timm.is_model(name):
+        known = timm.list_models() + timm.list_models(pretrained=True) if "." in name else timm.list_models()
+        raise RecipeError(
+            f"model '{model}': timm has no such network{nearest_model(name, known, 'timm.list_models()')}"
+        )
+    for key in ("num_classes", "patch_drop_rate"):
+        if key in kwargs:
+            raise RecipeError(f"{model}: '{key}' is not for an encoder: it has no classifier and keeps all its patches")
+    arguments, source = _weights(name, pretrained, model)
+    arguments.update(kwargs)
+
+    def keywords_of(owner: str) -> Iterable[str]:
+        function = timm.model_entrypoint(name)
+        network = getattr(sys.modules[function.__module__], owner, None)
+        return [] if network is None else set(inspect.signature(network).parameters) - {"num_classes", "kwargs"}
+
+    with build_errors(model, keywords_of):
+        try:
+            net = timm.create_model(**source, num_classes=0, **{"dynamic_img_size": True, **arguments})
+        except TypeError as error:
+            if "dynamic_img_size" not in str(error) or "dynamic_img_size" in arguments:
+                raise
+            net = timm.create_model(**source, num_classes=0, **arguments)
+    plain = isinstance(net, VisionTransformer) and all(
+        getattr(type(net), method) is getattr(VisionTransformer, method)
+        for method in ("_pos_embed", "forward_features")
+    )
+    backbone = (TimmTransformer if plain else TimmBackbone)(net, model, arguments)
+    return backbone
+
+
+def _weights(name: str, pretrained: Pretrained, model: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Constructor arguments stored beside the weights, and timm's own keywords for where the weights are."""
+    if not isinstance(pretrained, str):
+        return {}, {"model_name": name, "pretrained": bool(pretrained)}
+    if pretrained.startswith(LOCAL_DIR):
+        directory = Path(pretrained.removeprefix(LOCAL_DIR))
+        config = read_config(directory, "config.json")
+        if config.get("architecture") != name.partition(".")[0]:
+            raise RecipeError(f"{model}: pretrained: {directory} holds a {config.get('architecture')}")
+        overlay = {"file": str(directory / "model.safetensors"), "num_classes": config.get("num_classes", 1000)}
+        overlay |= {key: config["pretrained_cfg"][key] for key in ("mean", "std")}
+        return dict(config.get("model_args", {})), {
+            "model_name": name,
+            "pretrained": True,
+            "pretrained_cfg_overlay": overlay,
+        }
+    if Path(pretrained).is_file():
+        return {}, {"model_name": name, "pretrained": True, "pretrained_cfg_overlay": {"file": pretrained}}
+    return {}, {"model_name": f"{name.partition('.')[0]}.{pretrained}", "pretrained": True}

@@ -1,0 +1,99 @@
+"""Clips: a spatio-temporal network of torchvision, or any image network frame by frame."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from mmssl.encoders.backbones import Pretrained, VisionBackbone, create_vision, split_model, write_json
+from mmssl.encoders.base import Encoder, Features
+from mmssl.encoders.image import Normalize, check_channels
+from mmssl.errors import RecipeError
+
+
+class VideoEncoder(Encoder):
+    """Clips (B, T, 3, H, W), uint8 or floats in [0, 1] -> Features, grid (t, h, w).
+
+    Args:
+        model: `torchvision/r3d_18`, `mc3_18`, `r2plus1d_18` or `s3d`, which convolve in time; or any image network, which
+            sees each frame alone.
+        pretrained: see `mmssl.encoders.create`.
+        temporal: how the frames of an image network become one vector: `mean` (default) or `max` over time.
+        mean: normalisation, one value a channel; the library's constants for these weights where left out.
+        std: likewise.
+        **kwargs: of the network's constructor.
+    """
+
+    modality = "video"
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        pretrained: Pretrained = False,
+        temporal: Literal["mean", "max"] | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        library, name = split_model(model)
+        self.framewise = not (library == "torchvision" and name in SPATIO_TEMPORAL)
+        self.backbone: VisionBackbone
+        if self.framewise:
+            self.backbone = create_vision(model, pretrained, kwargs)
+        else:
+            from mmssl.encoders._torchvision import TorchvisionBackbone
+
+            if temporal:
+                raise RecipeError(f"{model}: 'temporal' is for image networks; this one pools over time itself")
+            self.backbone = TorchvisionBackbone(name, pretrained, kwargs, video=True)
+        self.temporal = temporal or "mean"
+        mean, std = mean or self.backbone.mean, std or self.backbone.std
+        check_channels(model, self.backbone.channels, mean, std)
+        self.normalize = Normalize(mean, std)
+        self.dim = self.backbone.dim
+        self.spec = {"model": model, "modality": "video", "mean": list(mean), "std": list(std), **self.backbone.kwargs}
+        if temporal:
+            self.spec["temporal"] = temporal
+
+    def _pool(self, frames: Tensor) -> Tensor:
+        """(B, T, D) -> (B, D)."""
+        return frames.mean(dim=1) if self.temporal == "mean" else frames.amax(dim=1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        """Clips -> Features; see the class."""
+        clip = self.normalize(x)
+        if not self.framewise:
+            features: Features = self.backbone(clip.transpose(1, 2))
+            return features
+        frames: Features = self.backbone(clip.flatten(0, 1))
+        tokens = frames.tokens.unflatten(0, x.shape[:2])
+        pooled = self._pool(frames.pooled.unflatten(0, x.shape[:2]))
+        return Features(tokens.flatten(1, 2), pooled, (x.shape[1], *frames.grid))
+
+    def layers(self, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """See the base class."""
+        clip = self.normalize(x)
+        if not self.framewise:
+            return self.backbone.layers(clip.transpose(1, 2))
+        depths = self.backbone.layers(clip.flatten(0, 1))
+        return {name: self._pool(value.unflatten(0, x.shape[:2])) for name, value in depths.items()}
+
+    def export(self, directory: Path) -> None:
+        """Write the network's native files, and `preprocessing.json` beside them; see the base class."""
+        layout = "each frame alone, then " + self.temporal + " over time" if self.framewise else "(B, 3, T, H, W)"
+        preprocessing = {
+            "modality": "video",
+            "model": self.spec["model"],
+            "input": f"RGB in [0, 1]: (x - mean) / std; {layout}",
+            "mean": self.spec["mean"],
+            "std": self.spec["std"],
+        }
+        self.backbone.export(Path(directory), preprocessing)
+        write_json(Path(directory) / "preprocessing.json", preprocessing)
+
+
+SPATIO_TEMPORAL = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
