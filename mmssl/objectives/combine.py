@@ -1,0 +1,130 @@
+"""Several tasks at once over shared encoders, each with its weight and its data source.
+
+The loss is the weighted sum; everything that a task reads, makes and logs carries its name: `turn/accuracy`. Each task
+draws random numbers of its own, so that adding one leaves what the others see unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from mmssl.batch import Batch, under
+from mmssl.encoders.base import Encoder
+from mmssl.errors import RecipeError
+from mmssl.objectives import create
+from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.ops.draws import Draws
+
+
+class Combine(Objective):
+    """A weighted sum of tasks.
+
+    Args:
+        encoders: shared by all tasks.
+        tasks: name -> `{name: <task>, weight: 1.0, data: <source>, <hyper-parameter>: ...}`. `data` is left out where
+            the recipe has one source; rows of all sources have the same global batch size.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        *,
+        tasks: Annotated[dict[str, dict[str, Any]], Field(min_length=1)],
+    ) -> None:
+        super().__init__(encoders)
+        built: dict[str, Objective] = {}
+        self.weights: dict[str, float] = {}
+        self.sources: dict[str, str] = {}
+        for name, given in tasks.items():
+            hyper = dict(given)
+            where = f"objective.tasks.{name}"
+            if not name.isidentifier():
+                raise RecipeError(f"{where}: a task is named by letters, digits and _, its results by `{name}/loss`")
+            kind, weight, source = hyper.pop("name", None), hyper.pop("weight", 1.0), hyper.pop("data", "")
+            if not isinstance(kind, str):
+                raise RecipeError(f"{where}: needs a name, for instance {{name: rotation}}")
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
+                raise RecipeError(f"{where}: weight = {weight!r} should be a number above 0")
+            if not isinstance(source, str):
+                raise RecipeError(f"{where}: data = {source!r} should be the name of a source of the recipe")
+            try:
+                task = create(kind, encoders, **hyper)
+            except (RecipeError, ValueError) as error:
+                raise RecipeError(f"{where}: {error}") from error
+            if task.refresh_every:
+                raise RecipeError(
+                    f"{where}: {kind} passes over its whole data and needs a run of its own"
+                )
+            # The encoders are this module's: registered once, so that weights and state have one name each.
+            del task.encoders
+            object.__setattr__(task, "encoders", self.encoders)
+            built[name], self.weights[name], self.sources[name] = task, float(weight), source
+        self.tasks = nn.ModuleDict(built)
+        self.coupled = any(task.coupled for task in built.values())
+        self.needs = tuple(
+            dict.fromkeys(
+                f"{self.sources[name]}/{key}" if self.sources[name] else key
+                for name, task in built.items()
+                for key in task.needs
+            )
+        )
+
+    def _each(self) -> list[tuple[str, Objective]]:
+        return [(name, cast(Objective, task)) for name, task in self.tasks.items()]
+
+    def chance(self, rows: int) -> Chance:
+        """The weighted sum, and each task's own levels under its name."""
+        total, metrics = 0.0, {}
+        for name, task in self._each():
+            own = task.chance(rows)
+            total += self.weights[name] * own.loss
+            metrics |= {f"{name}/{key}": value for key, value in {"loss": own.loss, **own.metrics}.items()}
+        return Chance(total, metrics)
+
+    @torch.no_grad()
+    def transform(self, batch: Batch, draws: Draws) -> Batch:
+        """Each task's inputs from its source, as `task/key`."""
+        inputs = {}
+        for name, task in self._each():
+            rows = under(batch, self.sources[name]) if self.sources[name] else batch
+            inputs |= _prefixed(name, task.transform(rows, draws.named(name)))
+        return inputs
+
+    def predict(self, inputs: Batch) -> Batch:
+        """Each task's outputs, as `task/key`."""
+        outputs = {}
+        for name, task in self._each():
+            outputs |= _prefixed(name, task.predict(under(inputs, name)))
+        return outputs
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        """The weighted sum, and each task's own entries as `task/key`."""
+        logs: dict[str, Tensor] = {}
+        terms = []
+        for name, task in self._each():
+            losses = task.loss(under(outputs, name), under(inputs, name))
+            terms.append(self.weights[name] * losses["loss"])
+            logs |= _prefixed(name, losses)
+        return {"loss": torch.stack(terms).sum(), **logs}
+
+    def after_step(self, progress: float) -> None:
+        """Each task's own."""
+        for _, task in self._each():
+            task.after_step(progress)
+
+    def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
+        """Each task's columns, beside each other."""
+        return [
+            Panel(f"{name}: {panel.title}", panel.cells)
+            for name, task in self._each()
+            for panel in task.preview(under(inputs, name), under(outputs, name))
+        ]
+
+
+def _prefixed(name: str, entries: Mapping[str, Tensor]) -> Batch:
+    return {f"{name}/{key}": value for key, value in entries.items()}

@@ -1,0 +1,121 @@
+"""Masked language modelling: which token stood here?
+
+Devlin, Chang, Lee & Toutanova 2019, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
+arXiv 1810.04805, with the counts of its published code: in each text exactly max(1, round(0.15 · length)) tokens, where
+the length includes the start and end token, are predicted; 80 % of them are seen as `[MASK]`, 10 % as a random token,
+10 % as they are. As in RoBERTa (arXiv 1907.11692) places are drawn anew at every step, and random tokens come from the
+vocabulary without its special tokens. The loss is the mean over the masked tokens of the global batch.
+
+Known traps. One Bernoulli draw a token gives another number of masked tokens in each text (a standard deviation of 4 at
+128 tokens). Special tokens and padding are never chosen. A mean of each process's mean weighs tokens unequally.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl.batch import Batch
+from mmssl.encoders.base import Encoder
+from mmssl.errors import RecipeError
+from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.ops.draws import Draws
+from mmssl.ops.losses import mean_over
+from mmssl.ops.masking import choose_places, corrupt_tokens
+
+
+class MaskedLanguage(Objective):
+    """Predict hidden tokens from the rest of the text.
+
+    Args:
+        encoders: holds the text encoder, whose tokenizer has a mask token.
+        encoder: its name.
+        rate: share of a text's tokens that are predicted.
+    """
+
+    vocabulary: Tensor
+    special: Tensor
+
+    def __init__(self, encoders: Mapping[str, Encoder], *, encoder: str = "text", rate: float = 0.15) -> None:
+        super().__init__(encoders)
+        text = self.encoder(encoder)
+        if text.modality != "text":
+            raise RecipeError(f"masked_language reads text, and the encoder '{encoder}' reads {text.modality}")
+        if not 0 < rate < 1:
+            raise RecipeError(f"masked_language: rate = {rate} should be a share between 0 and 1")
+        self.tokenizer = text.tokenizer
+        if self.tokenizer.mask_id is None:
+            raise RecipeError(
+                f"masked_language needs a mask token, and the tokenizer of the encoder '{encoder}' has none; "
+                "take a masked model's tokenizer, or train:8000 for one made from the texts"
+            )
+        self.name, self.rate, self.needs = encoder, rate, ("text",)
+        special = torch.zeros(self.tokenizer.vocab_size, dtype=torch.bool)
+        special[sorted(self.tokenizer.special_ids)] = True
+        self.register_buffer("special", special, persistent=False)
+        self.register_buffer("vocabulary", (~special).nonzero()[:, 0], persistent=False)
+        self.tokens, width = text.token_embedding.shape
+        self.head = nn.Sequential(nn.Linear(text.dim, width), nn.GELU(), nn.LayerNorm(width))
+        self.bias = nn.Parameter(torch.zeros(self.tokens))
+
+    def chance(self, rows: int) -> Chance:
+        """Any token of the embedding table, equally likely."""
+        return Chance(math.log(self.tokens), {"accuracy": 1 / self.tokens})
+
+    @torch.no_grad()
+    def transform(self, batch: Batch, draws: Draws) -> Batch:
+        """`text` (B, L) -> the corrupted `text`, `places` and their `target` tokens (B, M), `chosen` bool (B, M).
+
+        M is the number of masked tokens of a text that fills the row; shorter texts leave the last places unchosen.
+        """
+        text = batch["text"]
+        mask = batch.get("text_mask", torch.ones_like(text, dtype=torch.bool))
+        count_of = [max(1, round(self.rate * n)) for n in range(text.shape[1] + 1)]
+        counts = torch.tensor(count_of, device=text.device)[mask.sum(1)]
+        places, chosen = choose_places(mask & ~self.special[text], counts, max(count_of), draws)
+        seen = corrupt_tokens(text, places, chosen, draws, mask_id=self.tokenizer.mask_id, vocabulary=self.vocabulary)
+        return {
+            "text": seen,
+            "text_mask": mask,
+            "places": places,
+            "chosen": chosen,
+            "target": text.gather(1, places),
+            "masked_count": chosen.sum(),
+        }
+
+    def predict(self, inputs: Batch) -> Batch:
+        """`logits` (B, M, V) at the chosen places only: transform, GELU, norm, then the tied embedding and a bias."""
+        text = self.encoder(self.name)
+        tokens = text(inputs["text"], inputs["text_mask"]).tokens
+        hidden = tokens.gather(1, inputs["places"][..., None].expand(-1, -1, tokens.shape[-1]))
+        return {"logits": F.linear(self.head(hidden), text.token_embedding, self.bias)}
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        """Cross-entropy and accuracy, means over the masked tokens of the global batch."""
+        logits, target, chosen = outputs["logits"], inputs["target"], inputs["chosen"]
+        surprise = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
+        right = (logits.argmax(-1) == target).to(logits.dtype)
+        return {
+            "loss": mean_over(surprise, chosen, inputs["masked_count"]),
+            "accuracy": mean_over(right, chosen, inputs["masked_count"]),
+        }
+
+    def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
+        """The corrupted text, the original, and the text with the network's choices filled in."""
+
+        def texts(tokens: Tensor) -> list[Tensor | str]:
+            # Unchosen places get the token that the network saw there, which is the original.
+            seen = inputs["text"].gather(1, inputs["places"])
+            filled = inputs["text"].scatter(1, inputs["places"], torch.where(inputs["chosen"], tokens, seen))
+            return [self.tokenizer.decode(ids[mask]) for ids, mask in zip(filled, inputs["text_mask"], strict=True)]
+
+        seen = inputs["text"].gather(1, inputs["places"])
+        return [
+            Panel("input", texts(seen)),
+            Panel("target", texts(inputs["target"])),
+            Panel("prediction", texts(outputs["logits"].argmax(-1))),
+        ]

@@ -1,0 +1,99 @@
+"""Rotation: by which quarter turn was the image rotated?
+
+Gidaris, Singh & Komodakis 2018, "Unsupervised Representation Learning by Predicting Image Rotations", arXiv 1803.07728.
+All four turns of a crop go through the encoder together, and a linear head tells them apart.
+
+Known traps. Crop first, rotate then: rotating a picture that is not square leaves black corners at 90° and 270° only,
+which white noise already gives away. Quarter turns move pixels and never resample them: interpolation after the turn
+shows which way it went. Crops are squares resized alike in both directions, because a squashed picture shows its axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl.batch import Batch
+from mmssl.encoders.base import Encoder
+from mmssl.errors import RecipeError
+from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.ops.augment import draw_crops, resized_crop
+from mmssl.ops.draws import Draws
+
+TURNS = 4
+
+
+class Rotation(Objective):
+    """Four-way classification of quarter turns.
+
+    Args:
+        encoders: holds the image encoder.
+        encoder: its name.
+        area: smallest and largest share of the image that the square crop before the turn covers; None for no crop.
+        flip: probability that a crop is mirrored before the turn.
+        size: of the crop, in pixels; that of the image where left out.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        *,
+        encoder: str = "image",
+        area: tuple[float, float] | None = (0.08, 1.0),
+        flip: float = 0.5,
+        size: int | None = None,
+    ) -> None:
+        super().__init__(encoders)
+        self.name, self.area, self.flip, self.size = encoder, area, flip, size
+        if self.encoder(encoder).modality != "image":
+            raise RecipeError(
+                f"rotation turns images, and the encoder '{encoder}' reads {self.encoder(encoder).modality}"
+            )
+        if area is None and size is not None:
+            raise RecipeError("rotation: size belongs to the crop; with area = null the image keeps its size")
+        self.needs = ("image",)
+        self.head = nn.Linear(self.encoder(encoder).dim, TURNS)
+
+    def chance(self, rows: int) -> Chance:
+        """Four turns, equally often."""
+        return Chance(math.log(TURNS), {"accuracy": 1 / TURNS})
+
+    @torch.no_grad()
+    def transform(self, batch: Batch, draws: Draws) -> Batch:
+        """`image` (B, 3, H, H) -> `image` (B, 4, 3, h, h) and `turn` (B, 4); view k is `np.rot90(image, k)`."""
+        images = batch["image"]
+        height, width = images.shape[-2:]
+        if height != width:
+            raise RecipeError(f"rotation needs square images, these are {height} x {width} pixels (height x width)")
+        mirrored = draws.chance(self.flip)
+        if self.area is not None:
+            boxes = draw_crops(draws, 1, height, width, area=self.area, ratio=(1.0, 1.0))[:, 0]
+            images = resized_crop(images, boxes, self.size or height, mirrored)
+        else:
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        views = torch.stack([images.rot90(k, (-2, -1)) for k in range(TURNS)], dim=1)
+        return {"image": views, "turn": torch.arange(TURNS, device=images.device).expand(len(images), TURNS)}
+
+    def predict(self, inputs: Batch) -> Batch:
+        """`logits` (B, 4 views, 4 turns)."""
+        pooled = self.encoder(self.name)(inputs["image"].flatten(0, 1)).pooled
+        return {"logits": self.head(pooled).unflatten(0, (-1, TURNS))}
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        """Cross-entropy, and accuracy over all views."""
+        logits, turn = outputs["logits"].flatten(0, 1), inputs["turn"].flatten()
+        return {
+            "loss": F.cross_entropy(logits, turn),
+            "accuracy": (logits.argmax(1) == turn).to(logits.dtype).mean(),
+        }
+
+    def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
+        """The four views, each under its turn, and what the network takes each for."""
+        images = inputs["image"] / 255 if inputs["image"].dtype == torch.uint8 else inputs["image"]
+        views = [Panel(f"{90 * k}°", list(images[:, k])) for k in range(TURNS)]
+        guesses = [" ".join(f"{90 * int(k)}°" for k in row) for row in outputs["logits"].argmax(-1)]
+        return [*views, Panel("prediction", guesses)]

@@ -1,0 +1,253 @@
+"""Image and sound augmentation on the device: one random draw a sample, whole batches at a time.
+
+Each function takes its random choices as tensors with one entry a sample, so that it can be compared with any other
+implementation; `draw_*` makes those choices from `Draws`, with the distributions of torchvision. Images are floats in
+[0, 1], (N, 3, H, W). Cropping, resizing and flipping are two small matrices a sample: exactly torchvision's antialiased
+bilinear resize, and a fast batched product on any device.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmssl.ops.draws import Draws
+
+Range = tuple[float, float]
+
+_LUMA = (0.2989, 0.587, 0.114)
+_TRIES = 10
+# Rows that are augmented together on a CPU: about what its caches hold, and still many operations a call.
+_CPU_PIXELS = 1 << 17
+
+
+def draw_crops(
+    draws: Draws, views: int, height: int, width: int, *, area: Range = (0.08, 1.0), ratio: Range = (3 / 4, 4 / 3)
+) -> Tensor:
+    """Random boxes with the distribution of torchvision's RandomResizedCrop.
+
+    Share of the area and log of the aspect ratio are uniform among boxes that fit; the first of ten that fits is taken,
+    the largest centred one otherwise.
+
+    Args:
+        draws: source of randomness.
+        views: V, boxes a row.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        area: smallest and largest share of the image.
+        ratio: smallest and largest width / height.
+
+    Returns:
+        int64 (B, V, 4): top, left, height, width in pixels.
+    """
+    share = draws.uniform(views, _TRIES, low=area[0], high=area[1])
+    aspect = draws.uniform(views, _TRIES, low=math.log(ratio[0]), high=math.log(ratio[1])).exp()
+    place = draws.uniform(views, 2)
+    target = share * (height * width)
+    sizes = torch.stack([(target / aspect).sqrt(), (target * aspect).sqrt()], -1).round().long()
+    limit = torch.tensor([height, width], device=sizes.device)
+    fits = ((sizes > 0) & (sizes <= limit)).all(-1)
+    whole = width / height
+    fallback = (
+        min(height, round(width / max(ratio[0], min(whole, ratio[1])))),
+        min(width, round(height * max(ratio[0], min(whole, ratio[1])))),
+    )
+    first = fits.int().argmax(-1)[..., None, None].expand(-1, -1, 1, 2)
+    any_fits = fits.any(-1, keepdim=True)
+    size = torch.where(any_fits, sizes.gather(2, first).squeeze(2), torch.tensor(fallback, device=sizes.device))
+    free = limit - size
+    corner = torch.where(any_fits, (place * (free + 1)).long().minimum(free), free // 2)
+    return torch.cat([corner, size], -1)
+
+
+def resize_matrix(start: Tensor, length: Tensor, source: int, size: int, mirror: Tensor | None = None) -> Tensor:
+    """Weights (N, size, source) of the antialiased bilinear resize of `source[start : start + length]` to `size`."""
+    dtype = torch.get_default_dtype()
+    place = torch.arange(size, device=start.device, dtype=dtype) + 0.5
+    if mirror is not None:
+        place = torch.where(mirror[:, None], size - place, place)
+    scale = (length.to(dtype) / size)[:, None]
+    centre = (start[:, None] + place * scale)[..., None]
+    pixel = torch.arange(source, device=start.device, dtype=dtype) + 0.5
+    weight = (1 - (pixel - centre).abs_() / scale.clamp(min=1)[..., None]).clamp_(min=0)
+    inside = (pixel > start[:, None]) & (pixel < (start + length)[:, None])
+    weight *= inside[:, None, :]
+    return weight / weight.sum(-1, keepdim=True)
+
+
+def resized_crop(images: Tensor, boxes: Tensor, size: int, flip: Tensor) -> Tensor:
+    """Cut one box out of each image, resize it to a square, mirror some.
+
+    Args:
+        images: uint8 or float in [0, 1], (N, 3, H, W).
+        boxes: int64 (N, 4), see `draw_crops`.
+        size: of the result, in pixels.
+        flip: bool (N,), True where mirrored left to right.
+
+    Returns:
+        Float in [0, 1], (N, 3, size, size).
+    """
+    n, channels, height, width = images.shape
+    top, left, tall, wide = boxes.unbind(-1)
+    rows = resize_matrix(top, tall, height, size)
+    columns = resize_matrix(left, wide, width, size, flip)
+    if images.dtype == torch.uint8:
+        columns = columns / 255
+    across = images.to(columns.dtype).reshape(n, channels * height, width) @ columns.mT
+    return rows[:, None] @ across.view(n, channels, height, size)
+
+
+def random_squares(frames: Tensor, size: int, draws: Draws) -> Tensor:
+    """One random square of `size` pixels a clip, the same in all frames: (B, T, C, H, W) -> (B, T, C, size, size).
+
+    Raises:
+        ValueError: where the frames are smaller.
+    """
+    rows, _, _, height, width = frames.shape
+    if min(height, width) < size:
+        raise ValueError(f"no square of {size} pixels fits into frames of {height} x {width}")
+    free = torch.tensor([height - size + 1, width - size + 1], device=frames.device)
+    corner = (draws.uniform(2) * free).long().minimum(free - 1)
+    line = torch.arange(size, device=frames.device)
+    down, across = (corner[:, :1] + line).view(rows, 1, 1, size, 1), (corner[:, 1:] + line).view(rows, 1, 1, 1, size)
+    strip = frames.gather(3, down.expand(*frames.shape[:3], size, width))
+    return strip.gather(4, across.expand(*strip.shape[:4], size))
+
+
+def gray(images: Tensor) -> Tensor:
+    """Luma (N, 1, H, W) of (N, 3, H, W)."""
+    red, green, blue = images.unbind(1)
+    return (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])[:, None]
+
+
+def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue of each image by `shift` (N,) of a full circle; value and saturation stay."""
+    red, green, blue = images.unbind(1)
+    high = images.amax(1)
+    chroma = high - images.amin(1)
+    unit = 1 / torch.where(chroma == 0, 1.0, chroma)
+    # Sixths of a circle from red; ties go to red, then green, as in torchvision.
+    hue = torch.where(high == red, (green - blue) * unit, (blue - red).mul_(unit).add_(2))
+    hue = torch.where((high == blue) & (high != red) & (high != green), (red - green).mul_(unit).add_(4), hue)
+    hue += 6 * shift[:, None, None]
+    result = torch.empty_like(images)
+    for channel, offset in enumerate((5, 3, 1)):
+        sixth = (hue + offset).remainder_(6)
+        torch.sub(high, torch.minimum(sixth, 4 - sixth).clamp_(0, 1).mul_(chroma), out=result[:, channel])
+    return result
+
+
+def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """Brightness, contrast, saturation and hue, each image in an order of its own.
+
+    Args:
+        images: (N, 3, H, W) in [0, 1].
+        factors: (N, 4): factors of brightness, contrast and saturation (1 changes nothing), shift of hue in circles.
+        order: int64 (N, 4), one permutation of 0..3 a row: which of the four comes first, second ...
+
+    Returns:
+        (N, 3, H, W) in [0, 1].
+    """
+    for turn in order.unbind(1):
+        factor = factors.gather(1, turn[:, None])[:, 0]
+        is_hue = turn == 3
+        # The first three blend with black, with the mean luma or with the luma.
+        luma = gray(images)
+        mean = luma.mean((2, 3), keepdim=True)
+        keep = torch.where(is_hue, 1.0, factor)[:, None, None, None]
+        other = luma * torch.where(turn == 2, 1.0, 0.0)[:, None, None, None]
+        other += mean * torch.where(turn == 1, 1.0, 0.0)[:, None, None, None]
+        images = torch.addcmul(other * (1 - keep), images, keep).clamp_(0, 1)
+        rows = is_hue.nonzero()[:, 0]
+        images[rows] = shift_hue(images[rows], factor[rows])
+    return images
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor, kernel: int) -> Tensor:
+    """Separable Gaussian blur with reflected borders.
+
+    Args:
+        images: (N, C, H, W).
+        sigma: (N,), in pixels.
+        kernel: odd number of taps.
+    """
+    radius = kernel // 2
+    taps = torch.arange(-radius, radius + 1, device=images.device)
+    # Far taps are exactly 0: products with denormal numbers are slow.
+    weight = F.threshold(torch.exp(-0.5 * (taps / sigma[:, None].to(images.dtype)) ** 2), 1e-20, 0.0)
+    weight = weight / weight.sum(1, keepdim=True)
+
+    def blur_matrix(size: int) -> Tensor:
+        place = (torch.arange(size, device=images.device)[:, None] + taps).abs()
+        place = torch.minimum(place, 2 * (size - 1) - place).expand(len(sigma), -1, -1)
+        empty = torch.zeros(len(sigma), size, size, device=images.device, dtype=images.dtype)
+        return empty.scatter_add_(2, place, weight[:, None].expand_as(place))
+
+    n, channels, height, width = images.shape
+    across = images.reshape(n, channels * height, width) @ blur_matrix(width).mT
+    return blur_matrix(height)[:, None] @ across.view(images.shape)
+
+
+def random_views(
+    images: Tensor,
+    draws: Draws,
+    views: int,
+    size: int,
+    *,
+    area: Range = (0.08, 1.0),
+    flip: float = 0.5,
+    jitter: float = 0.8,
+    strength: float = 1.0,
+    grayscale: float = 0.2,
+    blur: float = 0.5,
+) -> Tensor:
+    """SimCLR's augmentation (arXiv 2002.05709, appendix A): crop, flip, colour jitter, gray, blur; each view on its own.
+
+    Args:
+        images: uint8 or float in [0, 1], (B, 3, H, W).
+        draws: source of randomness.
+        views: V, views of each image.
+        size: of a view, in pixels.
+        area: smallest and largest share of the image that a crop covers.
+        flip: probability.
+        jitter: probability of colour jitter.
+        strength: s of the paper: factors of brightness, contrast and saturation in 1 ± 0.8 s, hue in ± 0.2 s.
+        grayscale: probability.
+        blur: probability; kernel a tenth of the size, sigma from 0.1 to 2 pixels.
+
+    Returns:
+        Float in [0, 1], (B, V, 3, size, size).
+    """
+    n = len(images) * views
+    device = images.device
+    boxes = draw_crops(draws, views, *images.shape[-2:], area=area).flatten(0, 1)
+    mirrored = draws.chance(flip, views).flatten()
+    reach = 0.8 * strength
+    low = torch.tensor([max(0.0, 1 - reach)] * 3 + [-0.2 * strength], device=device)
+    high = torch.tensor([1 + reach] * 3 + [0.2 * strength], device=device)
+    factors = draws.uniform(views, 4).view(n, 4) * (high - low) + low
+    order = draws.uniform(views, 4).view(n, 4).argsort(1)
+    jittered = draws.chance(jitter, views).flatten()
+    grayed = draws.chance(grayscale, views).flatten()
+    blurred = draws.chance(blur, views).flatten()
+    sigma = draws.uniform(views, low=0.1, high=2.0).flatten()
+    kernel = 2 * (size // 20) + 1
+
+    def augment(rows: Tensor) -> Tensor:
+        out = resized_crop(images[rows // views], boxes[rows], size, mirrored[rows])
+        for chosen, change in (
+            (jittered, lambda part, at: color_jitter(part, factors[at], order[at])),
+            (grayed, lambda part, at: gray(part).expand_as(part)),
+            (blurred, lambda part, at: gaussian_blur(part, sigma[at], kernel)),
+        ):
+            which = chosen[rows].nonzero()[:, 0]
+            if len(which):
+                out[which] = change(out[which], rows[which])
+        return out
+
+    together = n if device.type != "cpu" else max(1, _CPU_PIXELS // size**2)
+    everything = torch.arange(n, device=device)
+    return torch.cat([augment(rows) for rows in everything.split(together)]).view(-1, views, 3, size, size)
