@@ -1,0 +1,207 @@
+"""Sounds to a mono window of fixed length, at the recipe's sample rate, sample-exact on the container's clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from math import ceil, gcd
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmssl.errors import DataError
+from mmssl.media.track import PREROLL, Track, window_start
+
+# The resampler's filter spans 16 samples of the lower rate to either side.
+FILTER_REACH = 64
+# Time stamps may wobble by this many seconds before a jump is taken for a gap in the sound.
+WOBBLE = 0.01
+
+
+def decode_audio(cell: Any, rate: int, seconds: float, window: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Decode a window of a sound; channels are averaged.
+
+    Args:
+        cell: bytes, a path or `{"bytes", "path"}` of any container (videos too), or `{"array", "sampling_rate"}` with
+            an array (S,), (channels, S) or (S, channels) of floats in [-1, 1] or of signed integers.
+        rate: sample rate wanted, in Hz.
+        seconds: length of the window, S = round(rate · seconds) samples.
+        window: which part of a longer sound, in [0, 1): 0 is the start, 0.5 the middle.
+
+    Returns:
+        float32 (S,) in [-1, 1], zero after the sound's end, and a mask bool (S,), True where there is sound.
+
+    Raises:
+        DataError: naming the file and what is wrong with it.
+    """
+    with open_sound(cell) as sound:
+        return sound.read(window_start([sound], seconds, window), rate, seconds)
+
+
+def open_sound(cell: Any) -> Sound:
+    """The sound of a cell; see `decode_audio`."""
+    if isinstance(cell, Mapping) and "array" in cell:
+        return ArraySound(cell["array"], cell.get("sampling_rate"))
+    if isinstance(cell, np.ndarray):
+        raise DataError('an audio array needs its sample rate: expected {"array": ..., "sampling_rate": ...}')
+    return ContainerSound(cell)
+
+
+class Sound:
+    """A mono sound with a clock; a subclass says where its source samples come from.
+
+    Attributes:
+        source_rate: in Hz.
+        start, end: seconds on the clock; source sample n happens at `start + n / source_rate`.
+        samples: number of source samples, as far as known before decoding.
+    """
+
+    name = "audio"
+    start: float
+    end: float
+    source_rate: int
+    samples: int
+
+    def take(self, first: int, last: int, seek: bool) -> tuple[np.ndarray, int]:
+        """Source samples first..last-1 as float32, zero beyond the end, and the number that the sound really has."""
+        raise TypeError(f"{type(self).__name__} has no samples")
+
+    def read(self, start: float, rate: int, seconds: float, seek: bool = True) -> tuple[Tensor, Tensor]:
+        """The window from `start`, to the nearest sample of `rate`; see `decode_audio`.
+
+        `seek=False` decodes a container from its beginning; the result is the same.
+        """
+        length, source = round(rate * seconds), self.source_rate
+        offset = round((start - self.start) * rate)
+        common = gcd(source, rate)
+        # Resampling starts where source and target samples coincide: so any window has the samples of the whole.
+        block_in, block_out = source // common, rate // common
+        reach = FILTER_REACH * max(1, ceil(source / rate)) if source != rate else 0
+        block = max(0, offset // block_out - ceil(reach / block_in))
+        first = block * block_in
+        last = min(self.samples, ceil((offset + length) * source / rate) + reach)
+        sound, held = self.take(first, max(first + 1, last), seek)
+        if held * rate <= offset * source:
+            raise DataError(f"{self.name} ends at {held / source:.2f} s, before its header says and before the window")
+        resampled = resample(sound, source, rate)[offset - block * block_out :][:length]
+        valid = min(length, ceil(held * rate / source) - offset)
+        window = np.zeros(length, np.float32)
+        window[: min(valid, len(resampled))] = resampled[:valid]
+        if not np.isfinite(window).all():
+            raise DataError(f"{self.name} holds values that are not finite")
+        return torch.from_numpy(window.clip(-1, 1)), torch.arange(length) < valid
+
+    def __enter__(self) -> Sound:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the decoder, where there is one."""
+
+
+class ArraySound(Sound):
+    """A sound that is decoded already; its clock starts at its first sample."""
+
+    def __init__(self, array: Any, rate: Any) -> None:
+        if not rate or int(rate) != rate or rate < 1:
+            raise DataError(f"an audio array needs a sample rate in Hz, found sampling_rate = {rate!r}")
+        array = np.asarray(array)
+        if array.ndim not in (1, 2) or array.dtype.kind not in "fiu" or not array.size:
+            raise DataError(f"an audio array should be (S,) or (channels, S) of numbers, not {array.dtype} {array.shape}")
+        mono = to_float(array)
+        if mono.ndim == 2:
+            mono = mono.mean(axis=0 if mono.shape[0] <= mono.shape[1] else 1)
+        self._mono, self.source_rate, self.samples = mono, int(rate), len(mono)
+        self.start, self.end = 0.0, len(mono) / int(rate)
+
+    def take(self, first: int, last: int, seek: bool) -> tuple[np.ndarray, int]:
+        return self._mono[first:last], self.samples
+
+
+class ContainerSound(Sound):
+    """The audio track of a container."""
+
+    def __init__(self, cell: Any) -> None:
+        self._track = track = Track(cell, "audio")
+        self.name, self.start, self.end = track.name, track.start, track.end
+        self.source_rate = track.head[0].sample_rate
+        self.samples = max(1, round((self.end - self.start) * self.source_rate))
+
+    def close(self) -> None:
+        self._track.close()
+
+    def take(self, first: int, last: int, seek: bool) -> tuple[np.ndarray, int]:
+        track, preroll = self._track, round(PREROLL * self.source_rate)
+        frames = None
+        if seek and track.seekable and first > preroll:
+            frames = self._resume(track.seek(self.start + first / self.source_rate - PREROLL), first - preroll // 2)
+        if frames is None:
+            frames = self._place(track.straight(), 0)
+        sound, held = np.zeros(last - first, np.float32), 0
+        for at, samples in frames:
+            held = at + len(samples)
+            begin, end = max(at, first), min(held, last)
+            if begin < end:
+                sound[begin - first : end - first] = samples[begin - at : end - at]
+            if held >= last:
+                return sound, self.samples
+        return sound, min(held, self.samples)
+
+    def _resume(self, frames: Iterator[Any], latest: int) -> Iterator[tuple[int, np.ndarray]] | None:
+        """Place frames after a seek; None where their place cannot be told, or they begin after `latest`."""
+        frame = next(frames, None)
+        if frame is None:
+            return None
+        at = (frame.time - self.start) * self.source_rate
+        if self._track.tick * self.source_rate > 1:
+            # Coarse time stamps, of Matroska mostly: all frames but the first are of one length, so count in frames.
+            sizes = [head.samples for head in self._track.head]
+            if len(sizes) < 2 or frame.samples != sizes[1]:
+                return None
+            at = sizes[0] + round((at - sizes[0]) / sizes[1]) * sizes[1]
+        return self._place(chain([frame], frames), round(at)) if at <= latest else None
+
+    def _place(self, frames: Iterator[Any], at: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(number of its first sample, samples) of each frame: counted on, until a time stamp tells of a gap."""
+        for frame in frames:
+            if frame.sample_rate != self.source_rate:
+                raise DataError(f"{self.name} changes its sample rate from {self.source_rate} to {frame.sample_rate} Hz")
+            if frame.pts is not None:
+                stamped = (frame.time - self.start) * self.source_rate
+                if abs(stamped - at) > (WOBBLE + self._track.tick) * self.source_rate:
+                    at = round(stamped)
+            array = frame.to_ndarray()
+            channels = array if frame.format.is_planar else array.reshape(-1, frame.layout.nb_channels).T
+            samples = to_float(channels).mean(axis=0)
+            yield at, samples
+            at += len(samples)
+
+
+def to_float(array: np.ndarray) -> np.ndarray:
+    """float32 in [-1, 1]; integers are divided by half their type's range."""
+    if array.dtype.kind == "f":
+        return array.astype(np.float32)
+    half = 2.0 ** (8 * array.dtype.itemsize - 1)
+    return ((array - half if array.dtype.kind == "u" else array) / half).astype(np.float32)
+
+
+def resample(sound: np.ndarray, source: int, rate: int) -> np.ndarray:
+    """Change the sample rate with FFmpeg's polyphase filter; sample 0 stays sample 0.
+
+    Args:
+        sound: float32 (S,).
+        source, rate: in Hz, before and after.
+    """
+    if source == rate:
+        return sound
+    import av
+
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound[None]), format="fltp", layout="mono")
+    frame.sample_rate = source
+    resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
+    parts = [part.to_ndarray()[0] for given in (frame, None) for part in resampler.resample(given)]
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)

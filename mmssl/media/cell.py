@@ -1,0 +1,43 @@
+"""A cell of a data set as something a decoder can open: bytes, a path, or the `{"bytes", "path"}` of `datasets`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmssl.errors import DataError
+
+
+def open_cell(cell: Any, kind: str) -> tuple[io.BytesIO | str, str]:
+    """What to hand to a decoder, and how to call it in an error.
+
+    Args:
+        cell: bytes, a path, or a mapping with `bytes` or `path`.
+        kind: `image`, `audio` or `video`, for the error.
+
+    Raises:
+        DataError: where the cell is empty, of another type, or names a file that is not there.
+    """
+    path = None
+    if isinstance(cell, Mapping) and {"bytes", "path"} & cell.keys():
+        path, cell = cell.get("path"), cell.get("bytes")
+        cell = path if cell is None else cell
+    if isinstance(cell, bytes | bytearray | memoryview):
+        name = f"{kind} '{path}'" if path else f"{kind} of {len(cell)} bytes"
+        if not len(cell):
+            raise DataError(f"{name} is empty")
+        return io.BytesIO(cell), name
+    if isinstance(cell, str | Path):
+        if not Path(cell).is_file():
+            raise DataError(f"there is no {kind} file '{cell}'")
+        return str(cell), f"{kind} '{cell}'"
+    if cell is None:
+        raise DataError(f"the {kind} cell is empty")
+    raise DataError(f"cannot read {kind} from {type(cell).__name__}: expected bytes, a path or a decoded array")
+
+
+def sentence(error: BaseException) -> str:
+    """The error's message on one line, never empty."""
+    return " ".join(str(error).split()) or type(error).__name__

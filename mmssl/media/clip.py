@@ -1,0 +1,127 @@
+"""Sound and pictures of one clip, on one clock."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from mmssl.errors import DataError, MmsslError
+from mmssl.media.audio import open_sound
+from mmssl.media.track import Timed, window_start
+from mmssl.media.video import open_pictures
+
+if TYPE_CHECKING:
+    from mmssl.recipe import AudioDecode, VideoDecode
+
+
+def decode_clip(
+    cell: Any, *, audio: AudioDecode | None = None, video: VideoDecode | None = None, window: float = 0.0
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Decode a window of a clip: sample `s` and frame `t` happen `s / rate` and `t / fps` seconds after one instant.
+
+    Each track's own start is honoured. The window lies where all wanted tracks are present; its start falls on the
+    nearest sample of the sound.
+
+    Args:
+        cell: bytes, a path or `{"bytes", "path"}` of a container with all wanted tracks, or `{"audio": cell, "video":
+            cell}` of decoded arrays or files whose clocks agree.
+        audio, video: decode settings; None leaves the track out.
+        window: which part of a longer clip, in [0, 1): 0 is the start, 0.5 the middle. The window is as long as the
+            longer of the two.
+
+    Returns:
+        audio float32 (S,), audio mask bool (S,) and video uint8 (T, 3, size, size); None where not wanted.
+
+    Raises:
+        DataError: naming the file and what is wrong with it, for instance a missing track.
+    """
+    paired = isinstance(cell, Mapping) and {"audio", "video"} <= cell.keys()
+    with ExitStack() as opened:
+        tracks: list[Timed] = []
+        if audio:
+            tracks.append(sound := opened.enter_context(open_sound(cell["audio"] if paired else cell)))
+        if video:
+            tracks.append(pictures := opened.enter_context(open_pictures(cell["video"] if paired else cell)))
+        lengths = [audio.seconds if audio else 0.0, video.frames / video.fps if video else 0.0]
+        start = window_start(tracks, max(lengths), window)
+        samples, mask = sound.read(start, audio.rate, audio.seconds) if audio else (None, None)
+        frames = pictures.read(start, video.size, video.fps, video.frames, video.fit) if video else None
+    return samples, mask, frames
+
+
+def write_clip(
+    path: str | Path,
+    frames: np.ndarray | None,
+    fps: float,
+    samples: np.ndarray | None,
+    rate: int,
+    *,
+    audio_codec: str = "aac",
+    video_codec: str = "libx264",
+    audio_start: float = 0.0,
+    video_start: float = 0.0,
+) -> None:
+    """Encode a clip; the container follows from the file's suffix. One key frame a second.
+
+    Args:
+        path: to write.
+        frames: uint8 (T, H, W, 3) with even H and W, or None for sound alone.
+        fps: frame rate, in 1/s.
+        samples: float32 (S,) in [-1, 1], or None for pictures alone.
+        rate: sample rate in Hz; Opus takes 48000, 24000, 16000, 12000 or 8000.
+        audio_codec, video_codec: names of FFmpeg's encoders.
+        audio_start, video_start: seconds at which the first sample and frame are stamped; Matroska has whole
+            milliseconds.
+
+    Raises:
+        DataError: where the container or a codec refuses.
+    """
+    import av
+
+    suffix = Path(path).suffix.lower()
+    # By default MP4 rounds the start of a track to milliseconds.
+    options = {"movie_timescale": str(rate)} if suffix in (".mp4", ".m4a", ".mov") else {}
+    try:
+        with av.open(str(path), "w", options=options) as container:
+            # All streams have to be there before the first packet is written.
+            picture = _add_video(container, video_codec, frames, fps) if frames is not None else None
+            sound = container.add_stream(audio_codec, rate=rate, layout="mono") if samples is not None else None
+            if frames is not None:
+                tick = Fraction(picture.codec_context.time_base)
+                for k, array in enumerate(frames):
+                    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
+                    frame.time_base = tick
+                    frame.pts = round((video_start + k / fps) / tick)
+                    container.mux(picture.encode(frame))
+                container.mux(picture.encode(None))
+            if samples is not None:
+                whole = av.AudioFrame.from_ndarray(
+                    np.ascontiguousarray(samples, np.float32)[None], format="fltp", layout="mono"
+                )
+                whole.sample_rate, whole.time_base = rate, Fraction(1, rate)
+                whole.pts = round(audio_start * rate)
+                if suffix in (".mkv", ".webm") and audio_codec == "libopus" and whole.pts:
+                    # Matroska stamps milliseconds: Opus's delay of 6.5 is rounded up twice unless it is a little less.
+                    whole.pts -= 1
+                container.mux(sound.encode(whole))
+                container.mux(sound.encode(None))
+    except (av.error.FFmpegError, ValueError) as error:
+        raise DataError(f"cannot write {path} with {video_codec} and {audio_codec}: {error}") from error
+
+
+def _add_video(container: Any, codec: str, frames: np.ndarray, fps: float) -> Any:
+    rate = Fraction(fps).limit_denominator(1001)
+    stream = container.add_stream(codec, rate=rate)
+    stream.height, stream.width = frames.shape[1:3]
+    stream.pix_fmt = "yuv420p"
+    # A hundredth of a frame, so that a start between two frames can be stamped.
+    stream.codec_context.time_base = 1 / (100 * rate)
+    stream.codec_context.gop_size = max(1, round(fps))
+    return stream

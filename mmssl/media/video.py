@@ -1,0 +1,166 @@
+"""Moving pictures to a window of square frames at the recipe's frame rate, on the container's clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import chain, dropwhile
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmssl.errors import DataError
+from mmssl.media.image import Fit, fit_image, to_rgb
+from mmssl.media.track import PREROLL, Track, window_start
+
+# A video whose header promises this many seconds more than it holds is reported as truncated.
+MISSING = 0.5
+
+
+def decode_video(cell: Any, size: int, fps: float, frames: int, window: float = 0.0, fit: Fit = "crop") -> Tensor:
+    """Decode a window of a video: at each instant the picture that is on the screen.
+
+    Args:
+        cell: bytes, a path or `{"bytes", "path"}` of any container, or `{"frames", "fps"}` with uint8 (T, H, W, 3).
+        size: side of the square in pixels.
+        fps: frame rate wanted, in 1/s.
+        frames: number of frames, T; past the end of the video the last picture stays.
+        window: which part of a longer video, in [0, 1): 0 is the start, 0.5 the middle.
+        fit: `crop` scales the short side to `size` and cuts the centre; `pad` scales the long side and adds white.
+
+    Returns:
+        uint8 (T, 3, size, size), RGB, turned and stretched as the container says.
+
+    Raises:
+        DataError: naming the file and what is wrong with it.
+    """
+    with open_pictures(cell) as pictures:
+        return pictures.read(window_start([pictures], frames / fps, window), size, fps, frames, fit)
+
+
+def open_pictures(cell: Any) -> Pictures:
+    """The pictures of a cell; see `decode_video`."""
+    if isinstance(cell, Mapping) and "frames" in cell:
+        return ArrayPictures(cell["frames"], cell.get("fps"))
+    if isinstance(cell, np.ndarray):
+        raise DataError('a video array needs its frame rate: expected {"frames": ..., "fps": ...}')
+    return ContainerPictures(cell)
+
+
+class Pictures:
+    """Pictures with a clock; a subclass says where they come from.
+
+    Attributes:
+        start, end: seconds on the clock.
+        aspect: width of a pixel over its height, as it is shown.
+        tolerance: seconds by which a picture may come late and still count as on time.
+    """
+
+    name = "video"
+    start: float
+    end: float
+    aspect: float = 1.0
+    tolerance: float = 1e-6
+
+    def timed(self, start: float, seek: bool) -> Iterator[tuple[float, Any]]:
+        """(time, picture) in order, the first one not after `start`."""
+        raise TypeError(f"{type(self).__name__} has no pictures")
+
+    def image(self, picture: Any) -> Image.Image:
+        """A picture as RGB."""
+        raise TypeError(f"{type(self).__name__} has no pictures")
+
+    def read(self, start: float, size: int, fps: float, frames: int, fit: Fit = "crop", seek: bool = True) -> Tensor:
+        """The window from `start`; see `decode_video`.
+
+        `seek=False` decodes a container from its beginning; the result is the same.
+        """
+        due = [start + k / fps + self.tolerance for k in range(frames)]
+        squares: list[np.ndarray] = []
+        current: Any = None
+        square: np.ndarray | None = None
+        for time, picture in chain(self.timed(start, seek), [(float("inf"), None)]):
+            while current is not None and len(squares) < frames and due[len(squares)] < time:
+                if square is None:
+                    square = fit_image(self.image(current), size, fit, self.aspect)
+                squares.append(square)
+            if len(squares) == frames:
+                break
+            current, square = picture, None
+        return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the decoder, where there is one."""
+
+
+class ArrayPictures(Pictures):
+    """Pictures that are decoded already; their clock starts at the first."""
+
+    def __init__(self, frames: Any, fps: Any) -> None:
+        array = np.asarray(frames)
+        if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8 or not array.size:
+            raise DataError(f"a video array should be uint8 (T, H, W, 3), not {array.dtype} {array.shape}")
+        if not fps or not 0 < fps < float("inf"):
+            raise DataError(f"a video array needs a frame rate in 1/s, found fps = {fps!r}")
+        self._array, self._fps = array, float(fps)
+        self.start, self.end = 0.0, len(array) / float(fps)
+
+    def timed(self, start: float, seek: bool) -> Iterator[tuple[float, Any]]:
+        first = max(0, int(start * self._fps) - 1)
+        return ((k / self._fps, self._array[k]) for k in range(first, len(self._array)))
+
+    def image(self, picture: Any) -> Image.Image:
+        return Image.fromarray(np.ascontiguousarray(picture))
+
+
+class ContainerPictures(Pictures):
+    """The video track of a container."""
+
+    def __init__(self, cell: Any) -> None:
+        self._track = track = Track(cell, "video")
+        self.name, self.start, self.end = track.name, track.start, track.end
+        self.aspect = float(track.stream.sample_aspect_ratio or 1)
+        # Time stamps are rounded, in Matroska to milliseconds.
+        self.tolerance = track.tick / 2 + 1e-6
+
+    def close(self) -> None:
+        self._track.close()
+
+    def timed(self, start: float, seek: bool) -> Iterator[tuple[float, Any]]:
+        frames = None
+        if seek and self._track.seekable and start - PREROLL > self.start:
+            frames = self._resume(self._track.seek(start - PREROLL), start)
+        last = None
+        for frame in frames or self._track.straight():
+            if frame.pts is not None:
+                last = frame
+                yield frame.time, frame
+        held = last.time + float((last.duration or 0) * last.time_base) if last is not None else self.start
+        if held + MISSING < start:
+            raise DataError(f"{self.name} ends at {held:.2f} s, before its header says and before the window")
+
+    def _resume(self, frames: Iterator[Any], start: float) -> Iterator[Any] | None:
+        """Frames from a key frame on; None where that is after `start`."""
+        whole = dropwhile(lambda frame: not frame.key_frame, frames)
+        first = next(whole, None)
+        if first is None or first.time > start + self.tolerance:
+            return None
+        return chain([first], whole)
+
+    def image(self, picture: Any) -> Image.Image:
+        if any(component.is_alpha for component in picture.format.components):
+            image = to_rgb(Image.fromarray(picture.to_ndarray(format="rgba")))
+        else:
+            image = Image.fromarray(picture.to_ndarray(format="rgb24"))
+        quarter_turns = round(picture.rotation / 90) % 4
+        if quarter_turns % 2:
+            self.aspect = 1.0
+        return image.rotate(90 * quarter_turns, expand=True) if quarter_turns else image
