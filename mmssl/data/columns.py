@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def find_column(spec: Data, key: str, columns: Sequence[str]) -> str:
         DataError: naming the columns there are and how to map one.
     """
     named = spec.columns.get(key)
-    if named in columns:
+    if named is not None and named in columns:
         return named
     if named is None:
         if key in columns:
@@ -120,7 +120,9 @@ class Decoder:
         self.label = label
         if label is not None and label not in columns:
             have = ", ".join(columns)
-            raise DataError(f"{spec.source} has no column '{label}' for the label{nearest(label, columns)}; it has: {have}")
+            raise DataError(
+                f"{spec.source} has no column '{label}' for the label{nearest(label, columns)}; it has: {have}"
+            )
         self.indices = None if classes is None else {value: index for index, value in enumerate(classes)}
 
     @property
@@ -146,13 +148,8 @@ class Decoder:
             if row[column] is None:
                 raise DataError(f"column '{column}' is empty")
         decoded: dict[str, Tensor] = {}
-        if self._one_clock(row):
-            from mmssl.media.clip import decode_clip
-
-            sound, mask, frames = decode_clip(
-                row[self.columns["video"]], audio=self.spec.audio, video=self.spec.video, window=window
-            )
-            decoded |= {"audio": sound, "audio_mask": mask, "video": frames}
+        if {"audio", "video"} <= set(self.needs):
+            decoded |= self._decode_clip({key: row[self.columns[key]] for key in ("audio", "video")}, window)
         for key in self.needs:
             if key not in decoded:
                 decoded |= self._decode(key, row[self.columns[key]], window)
@@ -160,12 +157,13 @@ class Decoder:
             decoded["label"] = self._class(row[self.label])
         return decoded
 
-    def _one_clock(self, row: Row) -> bool:
-        """Whether sound and pictures are both needed and stand in one file."""
-        if not {"audio", "video"} <= set(self.needs):
-            return False
-        sound, frames = self.columns["audio"], self.columns["video"]
-        return sound == frames or (isinstance(row[sound], str) and row[sound] == row[frames])
+    def _decode_clip(self, cells: Row, window: float) -> dict[str, Tensor]:
+        """Sound and pictures on one clock."""
+        from mmssl.media.clip import decode_clip
+
+        decoded = decode_clip(cells, audio=self.spec.audio, video=self.spec.video, window=window)
+        sound, mask, frames = cast(tuple[Tensor, Tensor, Tensor], decoded)
+        return {"audio": sound, "audio_mask": mask, "video": frames}
 
     def _decode(self, key: str, cell: Any, window: float) -> dict[str, Tensor]:
         if key == "image":
@@ -194,4 +192,6 @@ class Decoder:
                 known = ", ".join(map(str, list(self.indices)[:20]))
                 raise DataError(f"label {value!r} is none of the classes: {known}")
             value = self.indices[value]
+        elif not isinstance(value, int | list):
+            raise DataError(f"label {value!r} is no class number")
         return torch.tensor(value, dtype=torch.int64)

@@ -42,7 +42,6 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
-TOY_ROWS = 10_000
 
 
 class MapSource:
@@ -170,7 +169,7 @@ def open_source(spec: Data) -> Source:
     if where == "toy":
         from mmssl.data.toy import ToySource
 
-        return ToySource(split=spec.split, rows=spec.limit or TOY_ROWS)
+        return ToySource(spec.split, spec.limit) if spec.limit else ToySource(spec.split)
     path = Path(where).expanduser()
     if path.is_dir():
         return _open_folder(spec, path)
@@ -341,7 +340,7 @@ def _by_name(files: Sequence[str], root: Path) -> dict[str, list[str]]:
 
 
 def _expand(where: str) -> list[str]:
-    """Files that a name, a glob or a brace list (`shard-{000..012}.tar`) stands for; addresses are taken as they are."""
+    """Files that a name, a glob or a brace list (`shard-{000..012}.tar`) stands for; addresses stay as they are."""
     brace = re.search(r"\{([^{}]*)\}", where)
     if brace:
         bounds = re.fullmatch(r"(\d+)\.\.(\d+)", brace[1])

@@ -1,0 +1,177 @@
+"""Rows to tensors in worker processes, and what becomes of rows that cannot be decoded.
+
+Workers are started afresh (`forkserver`) and not forked from the training process, whose threads and CUDA context they
+must not inherit. A script that trains with workers therefore needs `if __name__ == "__main__":` around its own code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mmssl.batch import Batch
+from mmssl.data.columns import Decoder
+from mmssl.data.sources import MapSource, Row
+from mmssl.errors import DataError
+from mmssl.recipe import Data
+
+# Rows seen before the share of undecodable ones is judged.
+FEWEST_ROWS = 20
+
+# A stream is read in the main process, which sends its rows: no source then.
+Reader = tuple[MapSource | None, Decoder]
+
+
+class Task(NamedTuple):
+    """What to decode: `rows` is None where the source is read by number; `windows` are in [0, 1)."""
+
+    ids: list[int]
+    rows: list[Row] | None
+    windows: list[float]
+
+
+class Decoded(NamedTuple):
+    """A batch, None where no row could be decoded, and (position, reason) of those that could not.
+
+    Their places in the batch are filled by another row.
+    """
+
+    batch: Batch | None
+    failures: list[tuple[int, str]]
+
+
+class Failures:
+    """Counts undecodable rows of one source and stops the run when there are too many.
+
+    Args:
+        spec: of the source; `max_bad` is the share allowed.
+        name: of the source in the recipe.
+        path: errors.jsonl, to which one line a row is appended; None for none.
+    """
+
+    def __init__(self, spec: Data, name: str = "", path: Path | None = None) -> None:
+        self.spec, self.name, self.path = spec, name, path
+        self.seen = self.bad = 0
+        self.first: list[str] = []
+
+    def add(self, step: int, ids: Sequence[int], failures: Sequence[tuple[int, str]]) -> None:
+        """Take note of a batch.
+
+        Raises:
+            DataError: where the share is past `max_bad` by more than chance: by three standard deviations of the
+                number of bad rows, so that a few among the first do not stop a run that is within its share.
+        """
+        self.seen += len(ids)
+        self.bad += len(failures)
+        self.first += [f"row {ids[position]}: {reason}" for position, reason in failures][: 3 - len(self.first)]
+        if self.path is not None and failures:
+            source = self.name or self.spec.source
+            records = ({"step": step, "source": source, "id": ids[k], "reason": reason} for k, reason in failures)
+            _append(self.path, (json.dumps(record, ensure_ascii=False) for record in records))
+        allowed = self.spec.max_bad * self.seen
+        if self.seen >= FEWEST_ROWS and self.bad > allowed + 3 * math.sqrt(allowed):
+            more = f"; all of them are in {self.path}" if self.path else ""
+            raise DataError(
+                f"{self.spec.source}: {self.bad} of {self.seen} rows cannot be decoded, more than data.max_bad = "
+                f"{self.spec.max_bad}: {'; '.join(self.first)}{more}"
+            )
+
+
+def decode(
+    readers: Mapping[str, Reader], tasks: Iterator[dict[str, Task]], workers: int
+) -> Iterator[dict[str, Decoded]]:
+    """Do the tasks of several sources, in order.
+
+    Args:
+        readers: name -> source, None for a stream, and its decoder.
+        tasks: one task a source; taken a few ahead of the answers where there are workers.
+        workers: processes; 0 decodes in this one.
+
+    Raises:
+        DataError: where a worker dies.
+    """
+    loader = DataLoader(
+        _Rows(readers),
+        batch_size=None,
+        sampler=tasks,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=torch.cuda.is_available(),
+        multiprocessing_context=_context() if workers else None,
+        # Its own, for the loader takes a number from it, and the global one belongs to the training.
+        generator=torch.Generator(),
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DataError(
+            f"a worker process that decodes data died ({' '.join(str(error).split())}); mostly memory or shared memory "
+            "ran out: use fewer training.workers, or 0 to see which row it is"
+        ) from error
+
+
+def decode_row(reader: Reader, number: int, row: Row | None, window: float) -> dict[str, Tensor] | str:
+    """One row's tensors, or why there are none; `row` is None where the source is read by number."""
+    source, decoder = reader
+    try:
+        if row is None:
+            assert source is not None  # else the row would be there
+            row = source.row(number)
+        return decoder(row, window)
+    except (DataError, OSError) as error:
+        return str(error)
+
+
+class _Rows(Dataset[dict[str, Decoded]]):
+    """What a worker holds; its items are batches."""
+
+    def __init__(self, readers: Mapping[str, Reader]) -> None:
+        self.readers = readers
+
+    def __getitem__(self, tasks: dict[str, Task]) -> dict[str, Decoded]:
+        return {name: self._batch(self.readers[name], task) for name, task in tasks.items()}
+
+    def _batch(self, reader: Reader, task: Task) -> Decoded:
+        rows = task.rows if task.rows is not None else [None] * len(task.ids)
+        decoded = [decode_row(reader, *one) for one in zip(task.ids, rows, task.windows, strict=True)]
+        failures = [(position, row) for position, row in enumerate(decoded) if isinstance(row, str)]
+        filler = next((row for row in decoded if not isinstance(row, str)), None)
+        if filler is None:
+            return Decoded(None, failures)
+        whole = [filler if isinstance(row, str) else row for row in decoded]
+        return Decoded({key: torch.stack([row[key] for row in whole]) for key in filler}, failures)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _context() -> BaseContext:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    # Imported once, in the server, and not by each worker.
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _append(path: Path, lines: Iterator[str]) -> None:
+    """Append whole lines in one write, so that those of several processes never mix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, "".join(f"{line}\n" for line in lines).encode())
+    finally:
+        os.close(descriptor)

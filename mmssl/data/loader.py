@@ -1,0 +1,255 @@
+"""Batches for the loop, and every row once for adaptation.
+
+The main process says which rows a batch has (`mmssl.data.order`), workers decode them (`mmssl.data.decoding`). A row
+that cannot be decoded is replaced by the next one in the source that can. So a batch is a function of (seed, step, row
+of the global batch), for any number of workers and processes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from mmssl.batch import Batch
+from mmssl.data.columns import Classes, Decoder, TextToIds, find_classes, find_column
+from mmssl.data.decoding import Decoded, Failures, Reader, Task, decode, decode_row
+from mmssl.data.order import MapOrder, Picked, StreamOrder, find_present
+from mmssl.data.sources import Row, Source, StreamSource, open_source
+from mmssl.errors import DataError, RecipeError, nearest
+from mmssl.ops.draws import Draws, mix_seed
+from mmssl.recipe import Data
+
+WINDOWS = {"first": 0.0, "middle": 0.5}
+
+log = logging.getLogger(__name__)
+
+
+class Loader:
+    """This process's rows of every global batch.
+
+    Args:
+        sources: name -> where rows come from; the name is empty where there is only one.
+        needs: batch keys: `image`, `text`, `audio`, `video` or `label`, as `name/key` for a source that has a name.
+        batch_size: rows of the global batch.
+        seed: of order and windows.
+        tokenizers: modality -> tokenizer.
+        workers: processes that decode; 0 decodes in this one.
+        share: which share of the global batch is this process's, from 0.
+        shares: number of processes.
+        errors: file to which undecodable rows are written.
+
+    Attributes:
+        sources: name -> opened source.
+
+    Raises:
+        RecipeError: for a source without a need, a need without a source, or a batch that cannot be divided.
+        DataError: for what is wrong with the data that can be known before it is decoded.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Data],
+        needs: Sequence[str],
+        *,
+        batch_size: int,
+        seed: int,
+        tokenizers: Mapping[str, TextToIds] | None = None,
+        workers: int = 0,
+        share: int = 0,
+        shares: int = 1,
+        errors: Path | None = None,
+    ) -> None:
+        if batch_size % shares:
+            raise RecipeError(f"a batch of {batch_size} rows cannot be divided among {shares} processes")
+        self.batch_size, self.seed, self.specs = batch_size, seed, dict(sources)
+        self.workers, self.share, self.shares = workers, share, shares
+        self.sources: dict[str, Source] = {}
+        self._readers: dict[str, Reader] = {}
+        self._orders: dict[str, MapOrder | StreamOrder] = {}
+        self._failures = {name: Failures(spec, name, errors) for name, spec in sources.items()}
+        for name, keys in _needs_by_source(needs, sources).items():
+            spec = sources[name]
+            source = open_source(spec)
+            label = find_column(spec, "label", source.columns) if "label" in keys else None
+            decoder = Decoder(
+                spec,
+                [key for key in keys if key != "label"],
+                columns=source.columns,
+                tokenizers=tokenizers,
+                label=label,
+                classes=find_classes(source.values(label)) if label else None,
+            )
+            source = source.select(decoder.reads)
+            self.sources[name] = source
+            self._readers[name] = _reader(source, decoder)
+            own = mix_seed(seed, "order", name)
+            self._orders[name] = (
+                StreamOrder(source, spec.shuffle_buffer, batch_size, own)
+                if isinstance(source, StreamSource)
+                else MapOrder(source, decoder.reads, batch_size, own)
+            )
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Batches until the longest source begins anew; None where that is a stream whose end was not seen yet."""
+        known = [order.steps_per_epoch for order in self._orders.values()]
+        return None if None in known else max(steps for steps in known if steps is not None)
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """This process's rows of the global batches `start` to `stop - 1`, in order, with `id` and masks.
+
+        Raises:
+            DataError: where too many rows cannot be decoded, or a worker dies.
+        """
+        rows = self.batch_size // self.shares
+        mine = slice(self.share * rows, (self.share + 1) * rows)
+        picks = {name: order.picks(start, stop, mine) for name, order in self._orders.items()}
+        waiting: deque[dict[str, tuple[Picked, Task]]] = deque()
+
+        def tasks() -> Iterator[dict[str, Task]]:
+            for step in range(start, stop):
+                picked = {name: next(one) for name, one in picks.items()}
+                todo = {name: Task(p.ids, p.rows, self._windows(name, step, rows)) for name, p in picked.items()}
+                waiting.append({name: (picked[name], todo[name]) for name in picks})
+                yield todo
+
+        for step, results in enumerate(decode(self._readers, tasks(), self.workers), start):
+            batch: Batch = {}
+            for name, (picked, task) in waiting.popleft().items():
+                prefix = f"{name}/" if name else ""
+                for key, value in self._complete(name, step, picked, task, results[name]).items():
+                    batch[prefix + key] = value
+            yield batch
+
+    def _windows(self, name: str, step: int, rows: int) -> list[float]:
+        start = self.specs[name].start
+        if start in WINDOWS:
+            return [WINDOWS[start]] * rows
+        draws = Draws(self.seed, step, rows, share=self.share, shares=self.shares, stream=f"window/{name}")
+        return draws.uniform().tolist()
+
+    def _complete(self, name: str, step: int, picked: Picked, task: Task, decoded: Decoded) -> Batch:
+        """The batch with every undecodable row replaced, and `id`."""
+        batch, failures = decoded
+        self._failures[name].add(step, task.ids, failures)
+        ids = list(task.ids)
+        for position, reason in failures:
+            ids[position], row = self._replace(name, picked, task, position, reason)
+            if batch is None:
+                batch = {key: value.new_zeros(len(ids), *value.shape) for key, value in row.items()}
+            for key, value in row.items():
+                batch[key][position] = value
+        assert batch is not None  # either decoded, or every row of it replaced
+        return {**batch, "id": torch.tensor(ids)}
+
+    def _replace(self, name: str, picked: Picked, task: Task, position: int, reason: str) -> tuple[int, Batch]:
+        for other, row in picked.others(position):
+            decoded = decode_row(self._readers[name], other, row, task.windows[position])
+            if not isinstance(decoded, str):
+                return other, decoded
+        raise DataError(
+            f"{self.specs[name].source}: row {task.ids[position]} cannot be decoded, nor can those after it: {reason}"
+        )
+
+
+def read(
+    spec: Data,
+    needs: Sequence[str],
+    *,
+    label: str | None = None,
+    classes: Classes | None = None,
+    tokenizers: Mapping[str, TextToIds] | None = None,
+    batch_size: int = 256,
+    workers: int = 0,
+    source: Source | None = None,
+) -> Iterator[Batch]:
+    """Every row once, in order; the last batch is short. Undecodable rows are left out: `id` tells which are there.
+
+    Longer sounds and clips give their middle, or their start where `spec.start` is `first`, so that two readings agree.
+
+    Args:
+        spec: decode settings and, unless `source` is given, where the rows are.
+        needs: batch keys out of `image`, `text`, `audio`, `video`.
+        label: column of the classes, for the key `label`.
+        classes: names or numbers of the classes in order; by default those in the column, sorted.
+        tokenizers: modality -> tokenizer.
+        batch_size: rows of a batch.
+        workers: processes that decode; 0 decodes in this one.
+        source: rows that are already open.
+
+    Raises:
+        DataError: for a column that is not there, a label that is none of `classes`, or more undecodable rows than
+            `spec.max_bad`; the first two before anything is decoded.
+    """
+    source = source if source is not None else open_source(spec)
+    if label is not None and label in source.columns:
+        found = find_classes(source.values(label))
+        classes = found if classes is None else classes
+        unknown = sorted(set(found or ()) - set(classes or ()), key=str)
+        if unknown:
+            raise DataError(f"{source.name}: label {unknown[0]!r} in column '{label}' is none of the classes given")
+    decoder = Decoder(spec, needs, columns=source.columns, tokenizers=tokenizers, label=label, classes=classes)
+    return _read(source.select(decoder.reads), decoder, spec, batch_size, workers)
+
+
+def _read(source: Source, decoder: Decoder, spec: Data, batch_size: int, workers: int) -> Iterator[Batch]:
+    waiting: deque[Task] = deque()
+    window = WINDOWS.get(spec.start, 0.5)
+
+    def tasks() -> Iterator[dict[str, Task]]:
+        for ids, rows in _in_order(source, decoder, batch_size):
+            waiting.append(Task(ids, rows, [window] * len(ids)))
+            yield {"": waiting[-1]}
+
+    tally = Failures(spec)
+    for results in decode({"": _reader(source, decoder)}, tasks(), workers):
+        batch, failures = results[""]
+        ids = waiting.popleft().ids
+        tally.add(0, ids, failures)
+        if batch is not None:
+            bad = {position for position, _ in failures}
+            good = torch.tensor([position for position in range(len(ids)) if position not in bad])
+            yield {**{key: value[good] for key, value in batch.items()}, "id": torch.tensor(ids)[good]}
+    if tally.bad:
+        log.warning(
+            "%s: %d rows cannot be decoded and are left out: %s", source.name, tally.bad, "; ".join(tally.first)
+        )
+
+
+def _reader(source: Source, decoder: Decoder) -> Reader:
+    return None if isinstance(source, StreamSource) else source, decoder
+
+
+def _in_order(source: Source, decoder: Decoder, batch_size: int) -> Iterator[tuple[list[int], list[Row] | None]]:
+    if isinstance(source, StreamSource):
+        rows = source.rows()
+        first = 0
+        while some := list(islice(rows, batch_size)):
+            yield list(range(first, first + len(some))), some
+            first += len(some)
+    else:
+        present = find_present(source, decoder.reads)
+        for first in range(0, len(present), batch_size):
+            yield present[first : first + batch_size].tolist(), None
+
+
+def _needs_by_source(needs: Sequence[str], sources: Mapping[str, Data]) -> dict[str, list[str]]:
+    """Name of source -> the keys needed of it, without the masks and ids that come by themselves."""
+    found: dict[str, list[str]] = {name: [] for name in sources}
+    for need in needs:
+        name, _, key = need.rpartition("/")
+        if name not in found:
+            raise RecipeError(
+                f"'{need}' is needed, and data has no source of that name{nearest(name, filter(None, found))}"
+            )
+        if key != "id" and not key.endswith("_mask"):
+            found[name].append(key)
+    for name, keys in found.items():
+        if not keys:
+            raise RecipeError(f"data{'.' + name if name else ''}: nothing is needed of this source; remove it")
+    return found
