@@ -1,0 +1,183 @@
+"""Native files of every encoder: what timm, transformers, open_clip and torchvision load without mmssl."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from mmssl.encoders.base import Encoder
+from mmssl.errors import RunError
+
+if TYPE_CHECKING:
+    from mmssl.runs import Run
+
+LOADING = {
+    "timm": 'import timm\n\nmodel = timm.create_model("local-dir:{path}", pretrained=True)',
+    "transformers": (
+        "from transformers import AutoModel, AutoTokenizer\n\n"
+        'model = AutoModel.from_pretrained("{path}")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("{path}")'
+    ),
+    "open_clip": (
+        "import open_clip\n\n"
+        'model = open_clip.create_model("local-dir:{path}", require_pretrained=True)\n'
+        'tokenizer = open_clip.get_tokenizer("local-dir:{path}")'
+    ),
+    "torchvision": (
+        "import torch, torchvision\n"
+        "from safetensors.torch import load_file\n\n"
+        "model = torchvision.models.get_model({arguments})\n"
+        "model.{head} = {kept}  # the classifier was not trained\n"
+        'model.load_state_dict(load_file("{path}/model.safetensors"), strict=False)'
+    ),
+}
+HEADING = "# Native encoders, exported by mmssl"
+
+
+@dataclass(frozen=True)
+class Native:
+    """One directory of native files.
+
+    Attributes:
+        directory: its name.
+        encoders: of the run that are in it: one, or both towers of a CLIP.
+    """
+
+    directory: str
+    encoders: tuple[Encoder, ...]
+
+    @property
+    def library(self) -> str:
+        """The library that loads it."""
+        return str(self.encoders[0].spec["model"]).partition("/")[0]
+
+    def loading(self, path: str) -> str:
+        """The Python lines that load it from `path`."""
+        details: dict[str, str] = {}
+        if self.library == "torchvision":
+            backbone: Any = self.encoders[0].backbone
+            given = "".join(f", {key}={value!r}" for key, value in backbone.kwargs.items())
+            kept = getattr(backbone.net, backbone.head)
+            details = {
+                "arguments": repr(backbone.model.partition("/")[2]) + given,
+                "head": backbone.head,
+                "kept": f"model.{backbone.head}[:{len(kept)}]"
+                if isinstance(kept, nn.Sequential)
+                else "torch.nn.Identity()",
+            }
+        return LOADING[self.library].format(path=path, **details)
+
+
+def plan(run: Run) -> list[Native]:
+    """What `export` writes: one directory an encoder, one for both towers of a CLIP.
+
+    Raises:
+        RunError: for an encoder whose name is no name of a directory.
+    """
+    natives: list[Native] = []
+    for name, encoder in run.encoders.items():
+        if not re.fullmatch(r"[\w-]+", name):
+            raise RunError(f"encoder '{name}' cannot name a directory; use letters, digits, _ and - in the recipe")
+        other = next((n for n in natives if _one_clip(*n.encoders, encoder)), None)
+        if other is None:
+            natives.append(Native(name, (encoder,)))
+        else:
+            natives[natives.index(other)] = Native(f"{other.directory}_{name}", (*other.encoders, encoder))
+    return natives
+
+
+def _one_clip(*encoders: Encoder) -> bool:
+    models = {encoder.spec["model"] for encoder in encoders}
+    modalities = sorted(encoder.modality for encoder in encoders)
+    return len(models) == 1 and models.pop().startswith("open_clip/") and modalities == ["image", "text"]
+
+
+def export(run: Run, directory: str | Path) -> Path:
+    """Write native files of every encoder, and README.md with the lines that load each.
+
+    Args:
+        run: finished or loaded.
+        directory: made; replaced where an earlier export wrote it.
+
+    Returns:
+        The directory: `<encoder name>/` for each, `<image>_<text>/` for both towers of one CLIP.
+
+    Raises:
+        RunError: where the directory holds something else, an encoder has no native form or the disk refuses.
+    """
+    natives = plan(run)
+    own = {"README.md", *(native.directory for native in natives)}
+    return fill(Path(directory), lambda folder: _write(natives, folder), own, HEADING)
+
+
+def _write(natives: list[Native], folder: Path) -> None:
+    lines = [
+        HEADING,
+        "",
+        "Each folder loads without mmssl; `preprocessing.json` in it says what the network expects as input. "
+        "The heads of the pretext task stay in the run.",
+    ]
+    for native in natives:
+        try:
+            if len(native.encoders) == 1:
+                native.encoders[0].export(folder / native.directory)
+            else:
+                from mmssl.encoders._open_clip import export_clip_pair
+
+                image, text = sorted(native.encoders, key=lambda encoder: encoder.modality)
+                export_clip_pair(image, text, folder / native.directory)
+        except TypeError as error:
+            raise RunError(f"encoder '{native.directory}' cannot be exported: {error}") from error
+        lines += ["", f"## {native.directory}", "", "```python", native.loading(native.directory), "```"]
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def fill(directory: Path, write: Callable[[Path], None], own: Collection[str], mark: str) -> Path:
+    """Let `write` fill a new sibling of `directory`, then put it in its place; a failure leaves what was there.
+
+    Args:
+        directory: absent, empty, or written by an earlier call.
+        write: gets the empty sibling.
+        own: names that an earlier call may have left in `directory`.
+        mark: words that README.md of an earlier call holds.
+
+    Raises:
+        RunError: where `directory` holds anything else, or the disk refuses.
+    """
+    _check_free(directory, own, mark)
+    temporary = directory.with_name(f".writing_{directory.name}")
+    old = directory.with_name(f".old_{directory.name}")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        write(temporary)
+        shutil.rmtree(old, ignore_errors=True)
+        if directory.exists():
+            directory.rename(old)
+        temporary.rename(directory)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise RunError(f"{directory}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return directory
+
+
+def _check_free(directory: Path, own: Collection[str], mark: str) -> None:
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise RunError(f"{directory} is a file; name a directory")
+    present = {path.name for path in directory.iterdir()}
+    if not present:
+        return
+    readme = directory / "README.md"
+    if present - {*own} or not readme.is_file() or mark not in readme.read_text(encoding="utf-8", errors="replace"):
+        raise RunError(f"{directory} is not empty and was not written by this command; choose another directory")

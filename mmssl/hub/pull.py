@@ -1,0 +1,235 @@
+"""From the Hub to a local folder, and what is checked of a folder before anything in it is built.
+
+A folder that someone else wrote is data. Read are a recipe (plain YAML), weights (safetensors) and tokenizers (JSON);
+nothing is unpickled, imported or fetched because the folder says so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmssl import recipe as recipes
+from mmssl.errors import RunError
+from mmssl.recipe import Recipe
+from mmssl.registry import components
+
+WEIGHTS = "model.safetensors"
+RECORDS = ("metrics.jsonl", "probes.json")
+TOKENIZER_FILES = {
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "open_clip_tokenizer.json",
+}
+# Arguments with which a backbone's library reads further files, or runs code that came with them.
+FETCHES = {
+    "auto_map",
+    "checkpoint_path",
+    "hf_model_name",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "trust_remote_code",
+    "use_kernels",
+    "weights",
+    "weights_backbone",
+}
+LARGEST_RECIPE = 1 << 20
+LARGEST_TOKENIZER = 1 << 27
+DEEPEST = 20
+
+
+def download(repo_id: str, revision: str | None = None, token: str | None = None) -> Path:
+    """Fetch a published run into the Hub cache; only the files that loading reads.
+
+    Args:
+        repo_id: `user/name`; the endpoint is that of `HF_ENDPOINT`.
+        revision: branch, tag or commit.
+        token: for private repositories; the stored one where left out.
+
+    Returns:
+        The local folder, not yet checked: see `check_folder`.
+
+    Raises:
+        RunError: where there is no such repository, no access or no network.
+    """
+    from huggingface_hub import snapshot_download
+
+    from mmssl.hub.client import explain
+
+    wanted = ["recipe.yaml", WEIGHTS, *RECORDS, *(f"tokenizers/*/{name}" for name in sorted(TOKENIZER_FILES))]
+    with explain(f"cannot download '{repo_id}'"):
+        folder = Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=wanted))
+    if not (folder / "recipe.yaml").exists():
+        raise RunError(f"'{repo_id}' on the Hub is not an mmssl run: it has no recipe.yaml")
+    return folder
+
+
+def check_folder(folder: str | Path, trust: bool = False) -> Recipe:
+    """Validate a run directory, before anything is built from it.
+
+    The tensors' names and shapes are compared with the model's when they are loaded
+    (`mmssl.training.checkpoint.load_weights`).
+
+    Args:
+        folder: a run directory, or what `download` returned.
+        trust: the folder is the user's own. Otherwise its recipe may name only what is inside the library, and only
+            arguments that make no library read other files.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        RunError: naming what is missing, damaged or not allowed.
+        RecipeError: where the recipe is not valid.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such run directory")
+    for path in _files(folder):
+        _stays_inside(path, folder)
+    recipe = recipes.validate(_read_recipe(folder / "recipe.yaml"), str(folder / "recipe.yaml"))
+    if not trust:
+        _check_names(recipe, folder / "recipe.yaml")
+    _check_header(folder / WEIGHTS)
+    _check_records(folder)
+    for path in (folder / "tokenizers").rglob("*"):
+        if not path.is_dir():
+            _check_tokenizer(path, folder)
+    return recipe
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for name in ("recipe.yaml", WEIGHTS):
+        if not (folder / name).is_file():
+            raise RunError(f"{folder}: not a whole run: {name} is missing")
+        yield folder / name
+    yield from (folder / name for name in RECORDS if (folder / name).exists())
+    yield from (folder / "tokenizers").rglob("*")
+
+
+def _stays_inside(path: Path, folder: Path) -> None:
+    root = folder.resolve()
+    if root.parent.name == "snapshots":
+        # In the Hub cache the files of a snapshot are links into `blobs` beside it.
+        root = root.parent.parent
+    if not path.resolve().is_relative_to(root):
+        raise RunError(f"{path}: is a link that leaves the folder; replace it by the file itself")
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > LARGEST_RECIPE:
+        raise RunError(f"{path}: larger than {LARGEST_RECIPE >> 20} MiB, which no recipe is")
+    try:
+        text = path.read_text(encoding="utf-8")
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            # A few lines of aliases of aliases expand to more than any memory; deep nesting overflows the stack.
+            if isinstance(event, yaml.AliasEvent):
+                raise RunError(f"{path}: YAML aliases are not allowed in a saved recipe; write the value out")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise RunError(f"{path}: nested deeper than {DEEPEST} levels, which no recipe is")
+        tree = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
+        raise RunError(f"{path}: not a readable recipe: {_line(error)}") from error
+    if not isinstance(tree, dict):
+        raise RunError(f"{path}: not a recipe: expected a mapping, found {type(tree).__name__}")
+    return tree
+
+
+def _check_header(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # Opening validates the header: its length, every dtype, shape and offset, and that the file holds them all.
+        with safe_open(path, framework="pt") as file:
+            empty = not list(file.keys())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"{path}: not a whole safetensors file: {error}") from error
+    if empty:
+        raise RunError(f"{path}: holds no tensors")
+
+
+def _check_records(folder: Path) -> None:
+    metrics = folder / "metrics.jsonl"
+    try:
+        if (folder / "probes.json").exists():
+            json.loads((folder / "probes.json").read_text(encoding="utf-8"))
+        for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []:
+            # A run that was killed may leave its last line unfinished.
+            if line.endswith("}") and not isinstance(json.loads(line)["step"], int):
+                raise ValueError(f"step = {json.loads(line)['step']!r} should be a whole number")
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise RunError(f"{folder}: metrics.jsonl or probes.json is damaged: {_line(error)}") from error
+
+
+def _check_names(recipe: Recipe, path: Path) -> None:
+    """Only components of the library, and no argument that reads files or runs code."""
+    way_out = "load it with trust=True if you trust its author"
+    known = components("objective")
+    for name in _objective_names(recipe.objective):
+        if name not in known:
+            raise RunError(f"{path}: objective '{name}' is not part of mmssl and may run any code; {way_out}")
+    for encoder, arguments in recipe.encoders.items():
+        where = f"{path}: encoders.{encoder}"
+        modality = arguments.get("modality", encoder)
+        if modality not in components("encoder"):
+            raise RunError(f"{where}: '{modality}' is not an encoder of mmssl and may run any code; {way_out}")
+        library, _, model = arguments["model"].partition("/")
+        own = {key: value for key, value in arguments.items() if key not in ("model", "pretrained", "tokenizer")}
+        for key, value in _leaves({"model": model, **own}):
+            # No argument that shapes a network is a path, an address or the name of a repository.
+            if key in FETCHES or isinstance(value, str) and re.search(r"[/\\:@]", value):
+                raise RunError(f"{where}: {key} = {value!r} may make {library} read other files or run code; {way_out}")
+
+
+def _objective_names(objective: Mapping[str, Any]) -> Iterator[str]:
+    """The name of the objective and of those it combines."""
+    for key, value in objective.items():
+        if key == "name" and isinstance(value, str):
+            yield value
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, Mapping):
+                yield from _objective_names(item)
+
+
+def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield key, None
+            yield from _leaves(value)
+        elif isinstance(value, list):
+            yield from _leaves(dict.fromkeys([key]) | {f"{key}[{i}]": item for i, item in enumerate(value)})
+        else:
+            yield key, value
+
+
+def _check_tokenizer(path: Path, folder: Path) -> None:
+    if path.name not in TOKENIZER_FILES or path.parent.parent != folder / "tokenizers":
+        known = ", ".join(sorted(TOKENIZER_FILES))
+        raise RunError(f"{path}: not a tokenizer file; expected tokenizers/<encoder>/ with only {known}")
+    if path.stat().st_size > LARGEST_TOKENIZER:
+        raise RunError(f"{path}: larger than {LARGEST_TOKENIZER >> 20} MiB, which no tokenizer is")
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path}: not valid JSON: {_line(error)}") from error
+    if not isinstance(tree, dict):
+        raise RunError(f"{path}: expected a JSON object, found {type(tree).__name__}")
+    if "auto_map" in tree:
+        raise RunError(f"{path}: 'auto_map' would run code that is not part of transformers; remove it")
+    name = tree.get("name")
+    if path.name == "open_clip_tokenizer.json" and not (isinstance(name, str) and re.fullmatch(r"[\w.-]+", name)):
+        raise RunError(f"{path}: name = {name!r} is not a model of open_clip")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

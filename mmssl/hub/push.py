@@ -1,0 +1,95 @@
+"""Publish a run: card, recipe, weights, tokenizers, metrics, pictures and native files, to the Hub or to a folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmssl.errors import RunError
+from mmssl.hub.card import model_card, publishable, read_probes
+from mmssl.hub.client import explain
+from mmssl.hub.export import export, fill
+from mmssl.hub.pull import WEIGHTS, check_folder
+
+if TYPE_CHECKING:
+    from mmssl.runs import Run
+
+CONTENT = {
+    "README.md",
+    "recipe.yaml",
+    WEIGHTS,
+    "tokenizers",
+    "metrics.jsonl",
+    "probes.json",
+    "figures",
+    "native",
+}
+# What a later push of the same run no longer has is removed from the repository; other files there are left alone.
+OURS = ["native/*", "tokenizers/*", "figures/*", "probes.json"]
+
+
+def push(
+    run: Run, repo: str, *, dry_run: str | Path | None = None, private: bool = False, token: str | None = None
+) -> str:
+    """Write the model card and upload the run, or write the same files to a folder.
+
+    Optimiser state, logs of undecodable rows and tracker files stay here. Local paths in the recipe and in probes.json
+    are reduced to their last part, URLs lose passwords and query strings.
+
+    Args:
+        run: finished or loaded.
+        repo: `user/name`; made where it does not exist.
+        dry_run: folder to write to instead; nothing is sent.
+        private: for a repository that is made.
+        token: with write access; the stored one or HF_TOKEN where left out.
+
+    Returns:
+        Address of the repository, or path of the folder.
+
+    Raises:
+        RunError: where the folder is in use, the name is not valid, the token may not write or the Hub is not reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import validate_repo_id
+
+    with explain(f"'{repo}' is not a name for a repository (expected user/name)"):
+        validate_repo_id(repo)
+    if dry_run is not None:
+        return str(fill(Path(dry_run), lambda folder: assemble(run, folder, repo), CONTENT, "library_name: mmssl"))
+    if "/" not in repo:
+        raise RunError(f"'{repo}' is not a name for a repository: expected user/name")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        assemble(run, folder, repo)
+        api = HfApi(token=token)
+        with explain(f"cannot push to '{repo}'"):
+            address = api.create_repo(repo, private=private or None, exist_ok=True)
+            api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Step {run.step}", delete_patterns=OURS)
+    return str(address)
+
+
+def assemble(run: Run, folder: Path, repo: str | None = None) -> None:
+    """Everything that is published, in an existing empty folder, checked as `mmssl.load` checks it."""
+    weights = run.directory / WEIGHTS
+    if not weights.is_file():
+        raise RunError(f"{run.directory}: {WEIGHTS} is missing: nothing to publish before the first checkpoint")
+    shutil.copyfile(weights, folder / WEIGHTS)
+    (folder / "recipe.yaml").write_text(publishable(run.recipe).dump(), encoding="utf-8")
+    for name, encoder in run.encoders.items():
+        tokenizer = getattr(encoder, "tokenizer", None)
+        if tokenizer is not None:
+            tokenizer.save(folder / "tokenizers" / name)
+    if (run.directory / "metrics.jsonl").exists():
+        shutil.copyfile(run.directory / "metrics.jsonl", folder / "metrics.jsonl")
+    probes = read_probes(run)
+    if probes:
+        (folder / "probes.json").write_text(json.dumps(probes, indent=1), encoding="utf-8")
+    for figure in sorted((run.directory / "figures").glob("*.png")):
+        (folder / "figures").mkdir(exist_ok=True)
+        shutil.copyfile(figure, folder / "figures" / figure.name)
+    export(run, folder / "native")
+    (folder / "README.md").write_text(model_card(run, repo), encoding="utf-8")
+    check_folder(folder, trust=True)
