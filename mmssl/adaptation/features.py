@@ -1,0 +1,105 @@
+"""Frozen features: one vector a row, from an encoder that stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from mmssl.batch import Batch, to_device
+from mmssl.encoders.base import Encoder
+from mmssl.errors import DataError, RunError
+
+POOLED = "pooled"
+
+
+def features(
+    encoder: Encoder, batches: Iterable[Batch], *, layers: bool = False
+) -> tuple[Tensor | dict[str, Tensor], Tensor | None, Tensor | None]:
+    """Pooled features of every row, in order.
+
+    The encoder runs in evaluation mode without gradient, on its own device, and is left as it was found: parameters,
+    running statistics and the training mode of every part.
+
+    Args:
+        encoder: reads the batch key of its modality, and the mask of that key where there is one.
+        batches: on any device; `label` and `id` are handed through.
+        layers: every depth as well, shallow to deep.
+
+    Returns:
+        Features float32 (N, D) on the CPU, or with `layers` {"pooled": (N, D), depth: (N, D_depth), ...}; then `label`
+        and `id` of the rows, None where the batches have none.
+
+    Raises:
+        DataError: where there is no batch, or one without the encoder's key.
+        RunError: where features are not finite.
+    """
+    (found,), rest = extract([encoder], batches, layers=layers)
+    return found if layers else found[POOLED], rest.get("label"), rest.get("id")
+
+
+def extract(
+    encoders: Sequence[Encoder], batches: Iterable[Batch], *, layers: bool = False
+) -> tuple[list[dict[str, Tensor]], Batch]:
+    """`features` of several encoders of one modality in one pass, so that each row is decoded once.
+
+    Returns:
+        {"pooled" or depth: float32 (N, D)} for each encoder, and what the batches hold beside the encoders' input.
+    """
+    parts: list[dict[str, list[Tensor]]] = [{} for _ in encoders]
+    rest: list[Batch] = []
+    with evaluating(encoders), torch.no_grad():
+        for batch in batches:
+            for encoder, lists in zip(encoders, parts, strict=True):
+                for depth, vectors in _look(encoder, batch, layers).items():
+                    lists.setdefault(depth, []).append(vectors.float().cpu())
+            rest.append({key: value for key, value in batch.items() if key not in inputs_of(encoders[0])})
+    beside = collect(rest)
+    found = [{depth: torch.cat(some) for depth, some in lists.items()} for lists in parts]
+    for depths in found:
+        for depth, vectors in depths.items():
+            broken = int((~vectors.isfinite().all(dim=1)).sum())
+            if broken:
+                raise RunError(
+                    f"{broken} of {len(vectors)} {depth} features are not finite: training diverged, or the "
+                    "encoder's precision is too low"
+                )
+    return found, beside
+
+
+def collect(batches: Iterable[Batch]) -> Batch:
+    """All rows as one batch on the CPU; raises DataError where there is none."""
+    parts = list(batches)
+    if not parts:
+        raise DataError("there are no rows")
+    return {key: torch.cat([part[key] for part in parts]).cpu() for key in parts[0]}
+
+
+def inputs_of(encoder: Encoder) -> tuple[str, str]:
+    """The batch keys that an encoder reads: its modality's, and that of the mask."""
+    return encoder.modality, f"{encoder.modality}_mask"
+
+
+def _look(encoder: Encoder, batch: Batch, layers: bool) -> dict[str, Tensor]:
+    key, mask_key = inputs_of(encoder)
+    if key not in batch:
+        raise DataError(f"the encoder reads '{key}', the batches have: {', '.join(batch) or 'nothing'}")
+    inputs = to_device({k: batch[k] for k in (key, mask_key) if k in batch}, next(encoder.parameters()).device)
+    mask = inputs.get(mask_key)
+    found = {POOLED: encoder(inputs[key], mask).pooled}
+    return found | encoder.layers(inputs[key], mask) if layers else found
+
+
+@contextmanager
+def evaluating(encoders: Iterable[Encoder]) -> Iterator[None]:
+    """Evaluation mode inside; afterwards each module, frozen parts of a training network too, is in its own again."""
+    before = [(module, module.training) for encoder in encoders for module in encoder.modules()]
+    for module, _ in before:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode

@@ -1,0 +1,48 @@
+"""k nearest neighbours by cosine, weighted by exp(similarity / temperature)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmssl.adaptation.probes.base import Probe, Setting
+
+CHUNK = 1024
+
+
+class Knn(Probe[Tensor]):
+    """Classes vote with the weights of their rows among the k nearest (Wu et al. 2018, section 3.4; Caron et al. 2021).
+
+    Args:
+        k: candidates for the number of neighbours; those above the number of rows stand for all rows.
+        temperature: of the weights; `inf` gives each neighbour one vote.
+    """
+
+    def __init__(self, *, k: tuple[int, ...] = (200, 50, 20, 10, 5, 1), temperature: float = 0.07) -> None:
+        super().__init__()
+        self.k, self.temperature = k, temperature
+
+    def settings(self) -> Sequence[Setting]:
+        """Numbers of neighbours, the largest first."""
+        return [{"k": k} for k in sorted(self.k, reverse=True)]
+
+    def predict(
+        self, train: Tensor, labels: Tensor, test: Tensor, settings: Sequence[Setting], seed: int
+    ) -> Iterator[Tensor]:
+        """See `Probe.predict`; ties go to the smaller class number."""
+        train = F.normalize(train, dim=1)
+        sizes = [min(int(setting["k"]), len(train)) for setting in settings]
+        classes = int(labels.max()) + 1
+        guesses: list[list[Tensor]] = [[] for _ in settings]
+        for part in F.normalize(test, dim=1).split(CHUNK):
+            similarity, nearest = (part @ train.T).topk(max(sizes), dim=1)
+            # Relative to the nearest, so that a low temperature does not overflow.
+            weight = ((similarity - similarity[:, :1]) / self.temperature).exp()
+            voters = labels[nearest]
+            for guess, k in zip(guesses, sizes, strict=True):
+                votes = weight.new_zeros(len(part), classes).scatter_add_(1, voters[:, :k], weight[:, :k])
+                guess.append(votes.argmax(1))
+        yield from (torch.cat(guess) for guess in guesses)

@@ -1,0 +1,51 @@
+"""Linear classifier by least squares on one-hot classes: closed form, no iterations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmssl.adaptation.probes.base import Probe, Setting
+
+
+class Ridge(Probe[Tensor]):
+    """Ridge regression on standardised features; the class with the largest output wins.
+
+    One eigendecomposition, in float64, serves every candidate.
+
+    Args:
+        alpha: candidates for the penalty, in units of the features' variance: the weights are
+            (X'X / N + alpha)^-1 X'Y / N.
+    """
+
+    def __init__(self, *, alpha: tuple[float, ...] = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)) -> None:
+        super().__init__()
+        self.alpha = alpha
+
+    def settings(self) -> Sequence[Setting]:
+        """Penalties, the strongest first."""
+        return [{"alpha": alpha} for alpha in sorted(self.alpha, reverse=True)]
+
+    def predict(
+        self, train: Tensor, labels: Tensor, test: Tensor, settings: Sequence[Setting], seed: int
+    ) -> Iterator[Tensor]:
+        """See `Probe.predict`."""
+        train, test = standardise(train, test)
+        targets = F.one_hot(labels).double()
+        prior = targets.mean(0)
+        variance, axes = torch.linalg.eigh(train.T @ train / len(train))
+        response = axes.T @ (train.T @ (targets - prior)) / len(train)
+        projected = test @ axes
+        for setting in settings:
+            yield (projected / (variance + setting["alpha"]) @ response + prior).argmax(1)
+
+
+def standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float64, shifted and scaled to mean 0 and variance 1 of `train`; constant features become 0."""
+    train, test = train.double(), test.double()
+    mean, scale = train.mean(0), train.std(0, correction=0)
+    scale[scale < 1e-12] = 1.0
+    return (train - mean) / scale, (test - mean) / scale

@@ -1,0 +1,233 @@
+"""Labelled rows for adaptation, from whatever the caller has: a source, a data set or batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from mmssl.batch import Batch
+from mmssl.data.columns import find_classes
+from mmssl.data.loader import read
+from mmssl.data.sources import MapSource, Source, StreamSource, open_source
+from mmssl.encoders.base import Encoder
+from mmssl.errors import DataError, nearest
+from mmssl.recipe import Data
+
+if TYPE_CHECKING:
+    import datasets
+
+Labelled: TypeAlias = "str | Path | Data | datasets.Dataset | datasets.IterableDataset | Iterable[Batch]"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source with the settings to decode it."""
+
+    spec: Data
+    source: Source
+    where: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Labelled batches.
+
+    Attributes:
+        batches: with `label` and the encoder's key.
+        where: what they are, for the table.
+        group: number of the row in the source -> group; None where groups stand in the batches or there are none.
+    """
+
+    batches: Iterable[Batch]
+    where: str
+    group: Sequence[int] | None = None
+
+
+def open_pair(
+    train: Any,
+    test: Any,
+    encoder: Encoder,
+    *,
+    label: str,
+    groups: str | None = None,
+    data: Data | None = None,
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    batch_size: int = 256,
+    workers: int = 0,
+) -> tuple[Rows, Rows | None]:
+    """Training and test rows with common class numbers; see `mmssl.adapt` for the arguments.
+
+    Returns:
+        Training rows, and test rows unless they are to be held out of them.
+
+    Raises:
+        DataError: for a source, column or label that is not there or does not fit.
+    """
+    first = _open(train, data, columns, limit)
+    if first is None:
+        if test is not None and _open(test, data, columns, limit) is not None:
+            raise DataError(
+                "train is batches and test is a source: their class numbers may differ; give both in one form"
+            )
+        return Rows(train, "batches"), None if test is None else Rows(test, "batches")
+    if test is None:
+        second = _own_test(first)
+    elif (second := _open(test, data, columns, limit)) is None:
+        raise DataError("train is a source and test is batches: their class numbers may differ; give both in one form")
+    elif isinstance(test, str | Path):
+        second = _own_test(second) or second
+    if second is not None and second.spec == first.spec and first.spec.source != _DATASET:
+        raise DataError(f"train and test are the same rows: {first.where}; leave test out to hold some of them out")
+
+    sources = [first] if second is None else [first, second]
+    rows = _labelled(sources, encoder, label, groups, batch_size, workers)
+    return rows[0], rows[1] if second is not None else None
+
+
+def open_rows(data: Data, encoder: Encoder, *, label: str, limit: int | None = None, batch_size: int = 256) -> Rows:
+    """The rows of one source alone; see `open_pair`."""
+    first = _open(data, None, None, limit)
+    assert first is not None  # only batches have no source
+    return _labelled([first], encoder, label, None, batch_size, 0)[0]
+
+
+def groups_of(rows: Rows, rest: Batch, groups: str | None) -> Tensor | None:
+    """Group of every row that was read, int64 (N,).
+
+    Args:
+        rows: that were read.
+        rest: what their batches held beside the encoder's input.
+        groups: column or key; None for no groups.
+
+    Raises:
+        DataError: where batches lack the key.
+    """
+    if groups is None:
+        return None
+    if rows.group is not None:
+        return torch.tensor(rows.group)[rest["id"]]
+    if groups not in rest:
+        raise DataError(f"the batches have no key '{groups}' for the groups; they have: {', '.join(rest)}")
+    return rest[groups].long()
+
+
+def labels_of(rows: Rows, rest: Batch) -> Tensor:
+    """Class of every row, int64 (N,).
+
+    Raises:
+        DataError: where there is none, or not one whole number a row.
+    """
+    labels = rest.get("label")
+    if labels is None:
+        raise DataError(f"{rows.where}: the batches have no 'label'; they have: {', '.join(rest)}")
+    if labels.ndim != 1 or labels.is_floating_point() or len(labels) == 0 or labels.min() < 0:
+        raise DataError(
+            f"{rows.where}: a label should be one class number from 0 a row, found {labels.dtype} {(*labels.shape,)}"
+        )
+    return labels.long()
+
+
+_DATASET = "dataset"
+
+
+def _labelled(
+    opened: Sequence[Opened], encoder: Encoder, label: str, groups: str | None, batch_size: int, workers: int
+) -> list[Rows]:
+    """Training and test sources, in this order, as rows with common class numbers."""
+    for one in opened:
+        for name in filter(None, (_column(one, label), groups if one is opened[0] else None)):
+            if name not in one.source.columns:
+                have = ", ".join(one.source.columns)
+                raise DataError(
+                    f"{one.where} has no column '{name}'{nearest(name, one.source.columns)}; it has: {have}"
+                )
+    classes = find_classes(chain.from_iterable(one.source.values(_column(one, label)) for one in opened))
+    if classes is None:
+        raise DataError(f"column '{label}' holds lists: a probe learns one class a row")
+    tokenizer = getattr(encoder, "tokenizer", None)
+    return [
+        Rows(
+            read(
+                one.spec,
+                (encoder.modality,),
+                label=_column(one, label),
+                classes=classes,
+                tokenizers={encoder.modality: tokenizer} if tokenizer else None,
+                batch_size=batch_size,
+                workers=workers,
+                source=one.source,
+            ),
+            one.where,
+            _numbers(one.source.values(groups)) if groups and one is opened[0] else None,
+        )
+        for one in opened
+    ]
+
+
+def _open(given: Any, data: Data | None, columns: Mapping[str, str] | None, limit: int | None) -> Opened | None:
+    """The source, or None for batches."""
+    changes: dict[str, Any] = {}
+    if columns is not None:
+        changes["columns"] = dict(columns)
+    if limit is not None:
+        changes["limit"] = limit
+    if isinstance(given, Data):
+        return _opened(given.model_copy(update=changes))
+    settings = data or Data(source=_DATASET)
+    # Of a recipe's data only how to decode and name columns carries over to another source.
+    fresh = settings.model_copy(
+        update={"source": _DATASET, "split": "train", "config": None, "streaming": False, "limit": None, **changes}
+    )
+    if isinstance(given, str | Path):
+        return _opened(fresh.model_copy(update={"source": str(given)}))
+    if isinstance(given, Mapping):
+        raise DataError(f"one split is needed, not all of {', '.join(map(str, given))}; give train[...] and test[...]")
+    if type(given).__module__.partition(".")[0] != "datasets":
+        return None
+    import datasets
+
+    if isinstance(given, datasets.IterableDataset):
+        return Opened(fresh, StreamSource(given.take(limit) if limit else given, _DATASET), "the given data set")
+    some = given.select([i * len(given) // limit for i in range(limit)]) if limit and limit < len(given) else given
+    return Opened(fresh, MapSource.from_dataset(some), "the given data set")
+
+
+def _opened(spec: Data) -> Opened:
+    return Opened(spec, open_source(spec), f"{spec.source}, split {spec.split}")
+
+
+def _column(one: Opened, label: str) -> str:
+    """The label's column: a recipe may have mapped `label` to it."""
+    return one.spec.columns.get(label, label)
+
+
+def _own_test(train: Opened) -> Opened | None:
+    """The `test` split of a source, else `validation`; None where it has neither, or is but one file."""
+    if train.spec.source == _DATASET:
+        return None
+    try:
+        open_source(train.spec.model_copy(update={"split": "no_such_split"}))
+    except DataError:
+        pass
+    else:
+        return None  # a source that takes any name would give the training rows again
+    for split in ("test", "validation"):
+        if split != train.spec.split:
+            try:
+                return _opened(train.spec.model_copy(update={"split": split}))
+            except DataError:
+                continue
+    return None
+
+
+def _numbers(values: Iterable[Any]) -> list[int]:
+    """Each value as the number of its first appearance; None is a group of its own each time."""
+    seen: dict[Any, int] = {}
+    return [seen.setdefault(("row", i) if value is None else value, len(seen)) for i, value in enumerate(values)]

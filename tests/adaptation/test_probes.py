@@ -1,0 +1,165 @@
+"""Probes against brute force and scikit-learn; the choice of hyper-parameters."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+
+from mmssl import registry
+from mmssl.adaptation.probes.base import draw_shots, hold_out
+from mmssl.adaptation.probes.knn import Knn
+from mmssl.adaptation.probes.logistic import Logistic
+from mmssl.adaptation.probes.ridge import Ridge
+from mmssl.errors import DataError
+
+
+def blobs(rows: int, classes: int = 4, width: int = 12, noise: float = 1.0, seed: int = 0):
+    random = torch.Generator().manual_seed(seed)
+    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
+    labels = torch.randint(0, classes, (rows,), generator=random)
+    return centres[labels] + noise * torch.randn(rows, width, generator=random), labels
+
+
+def test_every_probe_is_found_by_name():
+    assert set(registry.components("probe")) == {"knn", "ridge", "logistic", "finetune"}
+    for name in registry.components("probe"):
+        assert registry.find("probe", name).__name__.lower() == name
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+def test_knn_equals_brute_force(temperature):
+    train, labels = blobs(150)
+    test, _ = blobs(40, seed=1)
+    probe = Knn(k=(1, 7, 60), temperature=temperature)
+    a = train.double().numpy() / np.linalg.norm(train.double().numpy(), axis=1, keepdims=True)
+    b = test.double().numpy() / np.linalg.norm(test.double().numpy(), axis=1, keepdims=True)
+    for setting, guess in zip(probe.settings(), probe.predict(train, labels, test, probe.settings(), 0), strict=True):
+        for row, got in zip(b, guess, strict=True):
+            similarity = a @ row
+            nearest = np.argsort(-similarity)[: setting["k"]]
+            votes = [sum(math.exp(similarity[j] / temperature) for j in nearest if labels[j] == c) for c in range(4)]
+            assert got == int(np.argmax(votes))
+
+
+@pytest.mark.parametrize("k", [1, 5, 21])
+def test_knn_with_one_vote_each_equals_scikit_learn(k):
+    train, labels = blobs(200, classes=2, noise=2.0)
+    test, _ = blobs(80, classes=2, noise=2.0, seed=1)
+    (guess,) = Knn(k=(k,), temperature=math.inf).predict(train, labels, test, [{"k": k}], 0)
+    other = KNeighborsClassifier(k, metric="cosine").fit(train.numpy(), labels.numpy()).predict(test.numpy())
+    assert guess.tolist() == other.tolist()
+
+
+def test_knn_survives_few_rows_low_temperature_and_null_vectors():
+    train, labels = torch.cat([torch.zeros(1, 3), torch.eye(3)]), torch.tensor([0, 0, 1, 2])
+    for guess in (probe := Knn(temperature=1e-4)).predict(train, labels, torch.eye(3), probe.settings(), 0):
+        assert guess.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("width", [5, 300])  # fewer and more features than rows
+def test_ridge_equals_scikit_learn(width):
+    train, labels = blobs(120, classes=5, width=width, noise=2.0)
+    test, _ = blobs(200, classes=5, width=width, noise=2.0, seed=1)
+    train = train * torch.logspace(-3, 3, width) + 5
+    test = test * torch.logspace(-3, 3, width) + 5
+    probe = Ridge(alpha=(1.0, 0.1, 1e-3))
+    scaler = StandardScaler().fit(train.double().numpy())
+    for setting, guess in zip(probe.settings(), probe.predict(train, labels, test, probe.settings(), 0), strict=True):
+        other = RidgeClassifier(alpha=setting["alpha"] * len(train))
+        other.fit(scaler.transform(train.double().numpy()), labels.numpy())
+        assert guess.tolist() == other.predict(scaler.transform(test.double().numpy())).tolist()
+
+
+def test_ridge_takes_features_that_never_change():
+    train, labels = blobs(50)
+    train[:, 3] = 7.0
+    (guess,) = Ridge(alpha=(1e-3,)).predict(train, labels, train, [{"alpha": 1e-3}], 0)
+    assert (guess == labels).float().mean() > 0.5
+
+
+def test_logistic_equals_scikit_learn_from_a_cold_start():
+    train, labels = blobs(150, noise=2.0)
+    test, _ = blobs(150, noise=2.0, seed=1)
+    probe = Logistic(c=(1e-3, 0.1, 1.0))
+    scaler = StandardScaler().fit(train.double().numpy())
+    for setting, guess in zip(probe.settings(), probe.predict(train, labels, test, probe.settings(), 0), strict=True):
+        other = LogisticRegression(C=setting["C"], max_iter=1000)
+        other.fit(scaler.transform(train.double().numpy()), labels.numpy())
+        assert (guess.numpy() == other.predict(scaler.transform(test.double().numpy()))).mean() > 0.99
+    assert not probe.warnings
+
+
+def test_logistic_counts_fits_that_did_not_converge():
+    train, labels = blobs(100)
+    probe = Logistic(c=(1.0,), max_iter=1)
+    list(probe.predict(train, labels, train, probe.settings(), 0))
+    assert len(probe.warnings) == 1
+    assert "C=1" in probe.warnings[0]
+
+
+@pytest.mark.parametrize("name", ["knn", "ridge", "logistic"])
+def test_a_class_that_training_lacks_is_never_guessed(name):
+    train, labels = blobs(80)
+    keep = labels != 1
+    probe = registry.find("probe", name)()
+    for guess in probe.predict(train[keep], labels[keep], train, probe.settings(), 0):
+        assert 1 not in guess.unique()
+        assert (guess == labels)[keep].float().mean() > 0.3
+
+
+def test_hold_out_takes_a_share_of_each_class_and_never_all_of_it():
+    labels = torch.tensor([0] * 100 + [1] * 10 + [2] * 2 + [3])
+    held = hold_out(labels, 0.2, 0)
+    assert [int(held[labels == c].sum()) for c in range(4)] == [20, 2, 1, 0]
+    assert torch.equal(held, hold_out(labels, 0.2, 0))
+    assert not torch.equal(held, hold_out(labels, 0.2, 1))
+
+
+def test_hold_out_never_divides_a_group():
+    groups = torch.randint(0, 40, (300,), generator=torch.Generator().manual_seed(0))
+    labels = groups % 3
+    held = hold_out(labels, 0.2, 0, groups)
+    assert 0 < held.sum() < 300
+    assert not set(groups[held].tolist()) & set(groups[~held].tolist())
+
+
+def test_groups_remove_the_reward_of_remembering():
+    # Twins: a row's nearest neighbour is its own copy, so one neighbour looks perfect unless groups are kept together.
+    vectors, labels = torch.randn(200, 16, generator=torch.Generator().manual_seed(0)), torch.arange(200) % 4
+    twins, twice, groups = vectors.repeat(2, 1), labels.repeat(2), torch.arange(200).repeat(2)
+    leaking = Knn(temperature=math.inf).choose(twins, twice, 0)
+    assert leaking == {"k": 1}
+    held = hold_out(twice, 0.2, 0, groups)
+    (guess,) = Knn(k=(1,)).predict(twins[~held], twice[~held], twins[held], [{"k": 1}], 0)
+    assert (guess == twice[held]).float().mean() < 0.5
+
+
+def test_choose_takes_the_best_candidate_of_the_held_out_rows():
+    train, labels = blobs(300, noise=3.0)
+    probe = Knn()
+    chosen = probe.choose(train, labels, 0)
+    held = hold_out(labels, 0.2, 0)
+    fitted = probe.predict(train[~held], labels[~held], train[held], probe.settings(), 0)
+    scores = [(g == labels[held]).float().mean().item() for g in fitted]
+    best = [s["k"] for s, a in zip(probe.settings(), scores, strict=True) if a == max(scores)]
+    assert chosen["k"] == best[0]
+    assert len(set(scores)) > 1
+
+
+def test_choose_needs_rows_to_spare_or_one_candidate():
+    train, _ = blobs(4)
+    with pytest.raises(DataError, match="k cannot be chosen"):
+        Knn().choose(train, torch.arange(4), 0)
+    assert Knn(k=(3,)).choose(train, torch.arange(4), 0) == {"k": 3}
+
+
+def test_shots_are_drawn_per_class():
+    labels = torch.tensor([0] * 50 + [1] * 3 + [2] * 20)
+    index = draw_shots(labels, 5, 0)
+    assert labels[index].bincount().tolist() == [5, 3, 5]
+    assert len(index.unique()) == len(index)
+    assert not torch.equal(index, draw_shots(labels, 5, 1))
