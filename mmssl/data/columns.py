@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mmssl.batch import MODALITIES
-from mmssl.data.sources import EXTENSIONS, Row
+from mmssl.data.files import EXTENSIONS
+from mmssl.data.sources import Row
 from mmssl.errors import DataError, RecipeError, nearest
 from mmssl.recipe import Data
 
@@ -129,6 +130,11 @@ class Decoder:
     def reads(self) -> tuple[str, ...]:
         """Columns that decoding touches, without repetition."""
         return tuple(dict.fromkeys([*self.columns.values(), *([self.label] if self.label else [])]))
+
+    @property
+    def fixed(self) -> bool:
+        """Whether a row decodes to the same tensors every time, for no window in it is drawn."""
+        return self.spec.start != "random" or not {"audio", "video"} & set(self.needs)
 
     def __call__(self, row: Row, window: float) -> dict[str, Tensor]:
         """Decode one row.

@@ -27,6 +27,8 @@ from mmssl.recipe import Data
 
 # Rows seen before the share of undecodable ones is judged.
 FEWEST_ROWS = 20
+# A source that takes no more than this when decoded is kept in memory.
+KEPT_BYTES = 2**30
 
 # A stream is read in the main process, which sends its rows: no source then.
 Reader = tuple[MapSource | None, Decoder]
@@ -87,27 +89,70 @@ class Failures:
             )
 
 
-def decode(
-    readers: Mapping[str, Reader], tasks: Iterator[dict[str, Task]], workers: int
-) -> Iterator[dict[str, Decoded]]:
-    """Do the tasks of several sources, in order.
+class Rows(Dataset[dict[str, Decoded]]):
+    """What a worker holds; its items are batches.
+
+    Rows of a small source that decode to the same tensors every time are decoded once and kept.
 
     Args:
         readers: name -> source, None for a stream, and its decoder.
-        tasks: one task a source; taken a few ahead of the answers where there are workers.
-        workers: processes; 0 decodes in this one.
+        workers: processes that hold a copy of this; they share the memory allowed.
+    """
+
+    def __init__(self, readers: Mapping[str, Reader], workers: int) -> None:
+        self.readers, self.workers = dict(readers), workers
+        self.kept: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in readers}
+
+    def __getitem__(self, tasks: dict[str, Task]) -> dict[str, Decoded]:
+        return {name: self._batch(name, task) for name, task in tasks.items()}
+
+    def decode(self, name: str, number: int, row: Row | None, window: float) -> dict[str, Tensor] | str:
+        """One row's tensors, or why there are none; `row` is None where the source is read by number."""
+        kept = self.kept[name]
+        if number in kept:
+            return kept[number]
+        source, decoder = self.readers[name]
+        try:
+            if row is None:
+                assert source is not None  # else the row would be there
+                row = source.row(number)
+            decoded = decoder(row, window)
+        except (DataError, OSError) as error:
+            return str(error)
+        size = sum(value.nbytes for value in decoded.values())
+        if source is not None and decoder.fixed and size * len(source) * max(1, self.workers) <= KEPT_BYTES:
+            kept[number] = decoded
+        return decoded
+
+    def _batch(self, name: str, task: Task) -> Decoded:
+        rows = task.rows if task.rows is not None else [None] * len(task.ids)
+        decoded = [self.decode(name, *one) for one in zip(task.ids, rows, task.windows, strict=True)]
+        failures = [(position, row) for position, row in enumerate(decoded) if isinstance(row, str)]
+        filler = next((row for row in decoded if not isinstance(row, str)), None)
+        if filler is None:
+            return Decoded(None, failures)
+        whole = [filler if isinstance(row, str) else row for row in decoded]
+        return Decoded({key: torch.stack([row[key] for row in whole]) for key in filler}, failures)
+
+
+def decode(rows: Rows, tasks: Iterator[dict[str, Task]]) -> Iterator[dict[str, Decoded]]:
+    """Do the tasks, in order; they are taken a few ahead of the answers where there are workers.
+
+    Args:
+        rows: of all sources.
+        tasks: one task a source.
 
     Raises:
         DataError: where a worker dies.
     """
     loader = DataLoader(
-        _Rows(readers),
+        rows,
         batch_size=None,
         sampler=tasks,
-        num_workers=workers,
+        num_workers=rows.workers,
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
-        multiprocessing_context=_context() if workers else None,
+        multiprocessing_context=_context() if rows.workers else None,
         # Its own, for the loader takes a number from it, and the global one belongs to the training.
         generator=torch.Generator(),
     )
@@ -117,41 +162,10 @@ def decode(
         if not str(error).startswith("DataLoader worker"):
             raise
         raise DataError(
-            f"a worker process that decodes data died ({' '.join(str(error).split())}); mostly memory or shared memory "
-            "ran out: use fewer training.workers, or 0 to see which row it is"
+            f"a worker process that decodes data died ({' '.join(str(error).split())}); either memory or shared memory "
+            "ran out (use fewer training.workers, or 0 to see which row it is), or a script uses workers without "
+            'if __name__ == "__main__": around its own code'
         ) from error
-
-
-def decode_row(reader: Reader, number: int, row: Row | None, window: float) -> dict[str, Tensor] | str:
-    """One row's tensors, or why there are none; `row` is None where the source is read by number."""
-    source, decoder = reader
-    try:
-        if row is None:
-            assert source is not None  # else the row would be there
-            row = source.row(number)
-        return decoder(row, window)
-    except (DataError, OSError) as error:
-        return str(error)
-
-
-class _Rows(Dataset[dict[str, Decoded]]):
-    """What a worker holds; its items are batches."""
-
-    def __init__(self, readers: Mapping[str, Reader]) -> None:
-        self.readers = readers
-
-    def __getitem__(self, tasks: dict[str, Task]) -> dict[str, Decoded]:
-        return {name: self._batch(self.readers[name], task) for name, task in tasks.items()}
-
-    def _batch(self, reader: Reader, task: Task) -> Decoded:
-        rows = task.rows if task.rows is not None else [None] * len(task.ids)
-        decoded = [decode_row(reader, *one) for one in zip(task.ids, rows, task.windows, strict=True)]
-        failures = [(position, row) for position, row in enumerate(decoded) if isinstance(row, str)]
-        filler = next((row for row in decoded if not isinstance(row, str)), None)
-        if filler is None:
-            return Decoded(None, failures)
-        whole = [filler if isinstance(row, str) else row for row in decoded]
-        return Decoded({key: torch.stack([row[key] for row in whole]) for key in filler}, failures)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -163,7 +177,7 @@ def _context() -> BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     # Imported once, in the server, and not by each worker.
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, "datasets"])
     return context
 
 

@@ -17,7 +17,7 @@ import torch
 
 from mmssl.batch import Batch
 from mmssl.data.columns import Classes, Decoder, TextToIds, find_classes, find_column
-from mmssl.data.decoding import Decoded, Failures, Reader, Task, decode, decode_row
+from mmssl.data.decoding import Decoded, Failures, Reader, Rows, Task, decode
 from mmssl.data.order import MapOrder, Picked, StreamOrder, find_present
 from mmssl.data.sources import Row, Source, StreamSource, open_source
 from mmssl.errors import DataError, RecipeError, nearest
@@ -67,9 +67,9 @@ class Loader:
         if batch_size % shares:
             raise RecipeError(f"a batch of {batch_size} rows cannot be divided among {shares} processes")
         self.batch_size, self.seed, self.specs = batch_size, seed, dict(sources)
-        self.workers, self.share, self.shares = workers, share, shares
+        self.share, self.shares = share, shares
         self.sources: dict[str, Source] = {}
-        self._readers: dict[str, Reader] = {}
+        readers: dict[str, Reader] = {}
         self._orders: dict[str, MapOrder | StreamOrder] = {}
         self._failures = {name: Failures(spec, name, errors) for name, spec in sources.items()}
         for name, keys in _needs_by_source(needs, sources).items():
@@ -86,13 +86,15 @@ class Loader:
             )
             source = source.select(decoder.reads)
             self.sources[name] = source
-            self._readers[name] = _reader(source, decoder)
+            readers[name] = _reader(source, decoder)
             own = mix_seed(seed, "order", name)
             self._orders[name] = (
                 StreamOrder(source, spec.shuffle_buffer, batch_size, own)
                 if isinstance(source, StreamSource)
                 else MapOrder(source, decoder.reads, batch_size, own)
             )
+
+        self._rows = Rows(readers, workers)
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -118,7 +120,7 @@ class Loader:
                 waiting.append({name: (picked[name], todo[name]) for name in picks})
                 yield todo
 
-        for step, results in enumerate(decode(self._readers, tasks(), self.workers), start):
+        for step, results in enumerate(decode(self._rows, tasks()), start):
             batch: Batch = {}
             for name, (picked, task) in waiting.popleft().items():
                 prefix = f"{name}/" if name else ""
@@ -149,7 +151,7 @@ class Loader:
 
     def _replace(self, name: str, picked: Picked, task: Task, position: int, reason: str) -> tuple[int, Batch]:
         for other, row in picked.others(position):
-            decoded = decode_row(self._readers[name], other, row, task.windows[position])
+            decoded = self._rows.decode(name, other, row, task.windows[position])
             if not isinstance(decoded, str):
                 return other, decoded
         raise DataError(
@@ -207,7 +209,7 @@ def _read(source: Source, decoder: Decoder, spec: Data, batch_size: int, workers
             yield {"": waiting[-1]}
 
     tally = Failures(spec)
-    for results in decode({"": _reader(source, decoder)}, tasks(), workers):
+    for results in decode(Rows({"": _reader(source, decoder)}, workers), tasks()):
         batch, failures = results[""]
         ids = waiting.popleft().ids
         tally.add(0, ids, failures)

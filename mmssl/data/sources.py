@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from glob import glob, has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmssl.data.files import BUILDERS, EXTENSIONS, KINDS, SPLITS, TEXT, check_split, expand, split_by_name, split_names
 from mmssl.errors import DataError
 from mmssl.recipe import Data
 
@@ -23,25 +23,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 Row = dict[str, Any]
-
-EXTENSIONS = {
-    "image": ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm"),
-    "audio": ("wav", "flac", "mp3", "ogg", "oga", "opus", "m4a", "aac", "aiff", "wma"),
-    "video": ("mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg", "ogv", "3gp", "flv", "wmv"),
-}
-KINDS = {f".{extension}": kind for kind, extensions in EXTENSIONS.items() for extension in extensions}
-BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".jsonl": "json", ".tar": "webdataset"}
-TEXT = {".txt": "text"}
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
+Folders = Mapping[str, Path]
 
 
 class MapSource:
@@ -75,15 +57,15 @@ class MapSource:
         return self
 
     @staticmethod
-    def from_dataset(dataset: Dataset, name: str = "dataset", base: Path | None = None) -> MapSource:
+    def from_dataset(dataset: Dataset, name: str = "dataset", folders: Folders | None = None) -> MapSource:
         """A Hugging Face data set as a source.
 
         Args:
             dataset: pictures, sounds and clips in it are left undecoded.
             name: for messages.
-            base: folder against which relative paths in cells are resolved.
+            folders: column -> folder, against which relative paths in that column are resolved.
         """
-        return _Table(dataset, name, base)
+        return _Table(dataset, name, folders)
 
 
 class StreamSource:
@@ -92,12 +74,11 @@ class StreamSource:
     Args:
         dataset: a streaming Hugging Face data set; pictures, sounds and clips in it are left undecoded.
         name: as in the recipe, for messages.
-        base: folder against which relative paths in cells are resolved.
+        folders: column -> folder, against which relative paths in that column are resolved.
     """
 
-    def __init__(self, dataset: IterableDataset, name: str, base: Path | None = None) -> None:
-        self.name = name
-        self.base = base
+    def __init__(self, dataset: IterableDataset, name: str, folders: Folders | None = None) -> None:
+        self.name, self.folders = name, folders or {}
         self.dataset = _undecoded(dataset)
         columns = self.dataset.column_names
         if columns is None:
@@ -109,7 +90,7 @@ class StreamSource:
         """All rows after the first `skip`, undecoded, in the order of the shards; the same at every call."""
         with _explained(self.name):
             for row in self.dataset.skip(skip) if skip else self.dataset:
-                yield _resolved(row, self.base)
+                yield _resolved(row, self.folders)
 
     def values(self, column: str) -> Iterator[Any]:
         """One column's cells, in order."""
@@ -122,16 +103,15 @@ class StreamSource:
 
     def select(self, columns: Sequence[str]) -> StreamSource:
         """The same rows with these columns only."""
-        return StreamSource(self.dataset.select_columns(list(columns)), self.name, self.base)
+        return StreamSource(self.dataset.select_columns(list(columns)), self.name, self.folders)
 
 
 Source = MapSource | StreamSource
 
 
 class _Table(MapSource):
-    def __init__(self, dataset: Dataset, name: str, base: Path | None) -> None:
-        self.name = name
-        self.base = base
+    def __init__(self, dataset: Dataset, name: str, folders: Folders | None) -> None:
+        self.name, self.folders = name, folders or {}
         self.dataset = _undecoded(dataset)
         self.columns = tuple(dataset.column_names)
 
@@ -140,7 +120,7 @@ class _Table(MapSource):
 
     def row(self, index: int) -> Row:
         with _explained(self.name):
-            return _resolved(self.dataset[int(index)], self.base)
+            return _resolved(self.dataset[int(index)], self.folders)
 
     def values(self, column: str) -> Iterator[Any]:
         for rows in self.dataset.select_columns([column]).iter(1000):
@@ -154,7 +134,7 @@ class _Table(MapSource):
         return np.flatnonzero(np.concatenate(masks)) if masks else np.arange(0)
 
     def select(self, columns: Sequence[str]) -> MapSource:
-        return _Table(self.dataset.select_columns(list(columns)), self.name, self.base)
+        return _Table(self.dataset.select_columns(list(columns)), self.name, self.folders)
 
 
 def open_source(spec: Data) -> Source:
@@ -173,14 +153,14 @@ def open_source(spec: Data) -> Source:
     path = Path(where).expanduser()
     if path.is_dir():
         return _open_folder(spec, path)
-    files = _expand(where)
+    files = expand(where)
     suffixes = {Path(file).suffix.lower() for file in files}
     builders = BUILDERS | TEXT
     if len(suffixes) == 1 and suffixes <= set(builders):
-        splits = _by_name(files, Path(os.path.commonpath([Path(file).parent for file in files])))
+        splits = split_by_name(files, Path(os.path.commonpath([Path(file).parent for file in files])))
         if len(splits) == 1:
             # The file was named outright, so its own name (test.parquet) does not speak against the split asked for.
-            splits = {_split_names(spec.split)[0]: files}
+            splits = {split_names(spec.split)[0]: files}
         return _load(spec, builders[suffixes.pop()], splits)
     if files and path.suffix.lower() in KINDS:
         raise DataError(f"{where} is one file; name the folder that holds the files")
@@ -193,9 +173,10 @@ def open_source(spec: Data) -> Source:
 
 
 def _open_folder(spec: Data, root: Path) -> Source:
-    files = sorted(file for file in root.rglob("*") if not any(p.startswith(".") for p in file.relative_to(root).parts))
+    walk = os.walk(root, followlinks=True)
+    files = sorted(Path(folder, name) for folder, _, names in walk for name in names if not name.startswith("."))
     for builders in (BUILDERS, dict.fromkeys(KINDS, "media"), TEXT):
-        found = [file for file in files if file.suffix.lower() in builders and file.is_file()]
+        found = [file for file in files if file.suffix.lower() in builders]
         if not found:
             continue
         kinds = {builders[file.suffix.lower()] for file in found}
@@ -204,7 +185,7 @@ def _open_folder(spec: Data, root: Path) -> Source:
         if len(kinds) > 1:
             several = ", ".join(sorted(kinds))
             raise DataError(f"{root} holds tables of several kinds ({several}); name some, as in {root}/*.parquet")
-        return _load(spec, kinds.pop(), _by_name([str(file) for file in found], root))
+        return _load(spec, kinds.pop(), split_by_name([str(file) for file in found], root))
     usable = ", ".join((*BUILDERS, *TEXT, *KINDS))
     raise DataError(f"{root} holds no usable file; known are {usable}")
 
@@ -220,7 +201,7 @@ def _open_media(spec: Data, root: Path, files: Sequence[Path]) -> Source:
     for file in files:
         split = SPLITS[file.relative_to(root).parts[0].lower()] if split_by_folder else "train"
         splits.setdefault(split, []).append(file)
-    _check_split(spec, splits)
+    check_split(spec.source, spec.split, splits)
     try:
         parts = datasets.ReadInstruction.from_spec(spec.split).to_absolute({k: len(v) for k, v in splits.items()})
     except (AssertionError, ValueError) as error:
@@ -234,22 +215,24 @@ def _open_media(spec: Data, root: Path, files: Sequence[Path]) -> Source:
     folders = [file.relative_to(root).parts[int(split_by_folder) : -1] for file in files]
     if all(folders):
         table["label"] = [folder[0] for folder in folders]
-    return _limited(spec, datasets.Dataset.from_dict(table), None)
+    return _limited(spec, datasets.Dataset.from_dict(table), {})
 
 
 def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]]) -> Source:
     """Through `datasets.load_dataset`: `builder` is one of its formats, or the name of a data set on the Hub."""
     import datasets
 
-    base, where = None, f"{spec.source} (no local file or folder, so taken for a data set on the Hub)"
+    folders: dict[str, Path] = {}
+    where = f"{spec.source} (no local file or folder, so taken for a data set on the Hub)"
     arguments: dict[str, Any] = {"name": spec.config, "split": spec.split}
     if splits:
-        _check_split(spec, splits)
+        check_split(spec.source, spec.split, splits)
         where = spec.source
         arguments["data_files"] = dict(splits)
         if "://" not in where:
-            parents = [Path(file).parent for name in _split_names(spec.split) for file in splits[name]]
+            parents = [Path(file).parent for name in split_names(spec.split) for file in splits[name]]
             base = Path(os.path.commonpath(parents)).absolute()
+            folders = {spec.columns.get(key, key): base for key in EXTENSIONS}
     with _explained(where):
         if builder == "webdataset" and not spec.streaming:
             # Preparing a sound for the cache needs torchcodec; as plain bytes it does not.
@@ -260,18 +243,18 @@ def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]]) -> Sour
         dataset = datasets.load_dataset(builder, streaming=spec.streaming, **arguments)
         if builder == "text":
             dataset = dataset.filter(_not_blank, input_columns="text")
-    return _limited(spec, dataset, base)
+    return _limited(spec, dataset, folders)
 
 
-def _limited(spec: Data, dataset: Dataset | IterableDataset, base: Path | None) -> Source:
+def _limited(spec: Data, dataset: Dataset | IterableDataset, folders: Folders) -> Source:
     import datasets
 
     if isinstance(dataset, datasets.IterableDataset):
-        return StreamSource(dataset.take(spec.limit) if spec.limit else dataset, spec.source, base)
+        return StreamSource(dataset.take(spec.limit) if spec.limit else dataset, spec.source, folders)
     if spec.limit and spec.limit < len(dataset):
         # Spread over the data set, which may be sorted by class.
         dataset = dataset.select(np.arange(spec.limit) * len(dataset) // spec.limit)
-    return MapSource.from_dataset(dataset, spec.source, base)
+    return MapSource.from_dataset(dataset, spec.source, folders)
 
 
 @contextmanager
@@ -301,58 +284,16 @@ def _undecoded(dataset: Any) -> Any:
     import datasets
 
     stored = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    streaming = isinstance(dataset, datasets.IterableDataset)
     for column, feature in (dataset.features or {}).items():
         if _is_media(feature):
-            dataset = dataset.cast_column(column, stored)
+            # On a table the feature's own switch costs nothing; in a stream it would still ask for torchcodec.
+            dataset = dataset.cast_column(column, stored if streaming else type(feature)(decode=False))
     return dataset
 
 
-def _resolved(row: Row, base: Path | None) -> Row:
-    """Relative paths of media files in a table are relative to the table."""
-    if base is None:
-        return row
-    return {
-        name: str(base / cell) if isinstance(cell, str) and Path(cell).suffix.lower() in KINDS else cell
-        for name, cell in row.items()
-    }
-
-
-def _split_names(split: str) -> list[str]:
-    """`train[:80%]+test` -> train, test."""
-    return re.findall(r"\w+", re.sub(r"\[.*?\]", "", split)) or [split]
-
-
-def _check_split(spec: Data, splits: Iterable[str]) -> None:
-    for name in _split_names(spec.split):
-        if name not in splits:
-            raise DataError(f"{spec.source} has no split '{name}'; it has: {', '.join(splits)}")
-
-
-def _by_name(files: Sequence[str], root: Path) -> dict[str, list[str]]:
-    """Split -> tables: a folder `test`, or a file called `test`, `test-00000-of-00002`, `test_part`; else `train`."""
-    splits: dict[str, list[str]] = {}
-    for file in files:
-        *folders, last = Path(os.path.relpath(file, root)).parts
-        names = [*folders, re.split(r"[-_.]", last)[0]]
-        split = next((SPLITS[name.lower()] for name in names if name.lower() in SPLITS), "train")
-        splits.setdefault(split, []).append(file)
-    return splits
-
-
-def _expand(where: str) -> list[str]:
-    """Files that a name, a glob or a brace list (`shard-{000..012}.tar`) stands for; addresses stay as they are."""
-    brace = re.search(r"\{([^{}]*)\}", where)
-    if brace:
-        bounds = re.fullmatch(r"(\d+)\.\.(\d+)", brace[1])
-        options = (
-            [f"{number:0{len(bounds[1])}d}" for number in range(int(bounds[1]), int(bounds[2]) + 1)]
-            if bounds
-            else brace[1].split(",")
-        )
-        return [file for option in options for file in _expand(where[: brace.start()] + option + where[brace.end() :])]
-    if "://" in where:
-        return [where]
-    local = str(Path(where).expanduser())
-    if has_magic(local):
-        return sorted(glob(local, recursive=True))
-    return [local] if Path(local).is_file() else []
+def _resolved(row: Row, folders: Folders) -> Row:
+    for column, folder in folders.items():
+        if isinstance(row.get(column), str):
+            row[column] = str(folder / row[column])
+    return row
