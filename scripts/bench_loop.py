@@ -35,7 +35,7 @@ class Memory:
 
 def task() -> torch.nn.Module:
     torch.manual_seed(0)
-    encoder = mmssl.encoder("timm/resnet10t", modality="image")
+    encoder = mmssl.encoder("timm/test_resnet", modality="image")
     return mmssl.objective("rotation", {"image": encoder})
 
 
