@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmssl.encoders.base import Encoder, Features
 
-__all__ = ["Encoder", "Features", "create"]
+if TYPE_CHECKING:
+    from mmssl.encoders._open_clip import export_clip_pair
+
+__all__ = ["Encoder", "Features", "create", "export_clip_pair"]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing open_clip takes seconds.
+    if name == "export_clip_pair":
+        from mmssl.encoders._open_clip import export_clip_pair
+
+        return export_clip_pair
+    raise AttributeError(f"module 'mmssl.encoders' has no attribute '{name}'")
 
 
 def create(model: str, modality: str, **kwargs: Any) -> Encoder:

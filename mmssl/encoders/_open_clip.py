@@ -8,27 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-import torch
 from open_clip.model import CustomTextCLIP
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.timm_model import TimmModel
-from open_clip.transformer import TextTransformer, VisionTransformer
+from open_clip.transformer import TextTransformer
 from safetensors.torch import save_file
-from timm.layers import Mlp, resample_abs_pos_embed
 from torch import Tensor, nn
 
-from mmssl.encoders._timm import TimmBackbone
 from mmssl.encoders.backbones import (
     LOCAL_DIR,
     Pretrained,
-    VisionBackbone,
     build_errors,
     native_state,
     nearest_model,
     read_config,
     write_json,
 )
-from mmssl.encoders.base import Features
+from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError, nearest
 from mmssl.media.text import Tokenizer
 
@@ -42,7 +36,7 @@ def configuration(name: str, kwargs: Mapping[str, Any], model: str) -> dict[str,
     Raises:
         RecipeError: for an unknown name or key.
     """
-    config = open_clip.get_model_config(name) if ":" not in name else None
+    config = open_clip.get_model_config(name)
     if config is None:
         hint = nearest_model(name, open_clip.list_models(), "open_clip.list_models()")
         raise RecipeError(f"model '{model}': open_clip has no such model{hint}")
@@ -57,7 +51,7 @@ def configuration(name: str, kwargs: Mapping[str, Any], model: str) -> dict[str,
     return config
 
 
-def build(name: str, pretrained: Pretrained, kwargs: Mapping[str, Any], model: str) -> tuple[nn.Module, dict[str, Any]]:
+def build(name: str, pretrained: Pretrained, kwargs: Mapping[str, Any], model: str) -> tuple[Any, dict[str, Any]]:
     """A whole CLIP with separate towers, and the differences that build it again.
 
     Raises:
@@ -75,150 +69,15 @@ def build(name: str, pretrained: Pretrained, kwargs: Mapping[str, Any], model: s
         if pretrained is True:
             raise RecipeError(f"{model}: pretrained: open_clip has no default weights; name one of: {', '.join(tags)}")
         if pretrained.startswith(LOCAL_DIR):
-            return open_clip.create_model(pretrained, force_custom_text=True, require_pretrained=True), differences
+            return open_clip.create_model(
+                pretrained, force_custom_text=True, require_pretrained=True, **config
+            ), differences
         if pretrained not in tags and not Path(pretrained).is_file():
             raise RecipeError(f"{model}: pretrained: there are no weights '{pretrained}'{nearest(pretrained, tags)}")
         clip = open_clip.create_model(
             name, pretrained=pretrained, force_custom_text=True, require_pretrained=True, **config
         )
         return clip, differences
-
-
-def create_open_clip(name: str, pretrained: Pretrained, kwargs: Mapping[str, Any]) -> VisionBackbone:
-    """Build the image tower of `open_clip/name`; see `mmssl.encoders.backbones.create_vision`."""
-    model = f"open_clip/{name}"
-    clip, differences = build(name, pretrained, kwargs, model)
-    net = clip.visual
-    kinds = {VisionTransformer: OpenClipTransformer, ModifiedResNet: OpenClipResNet, TimmModel: OpenClipTimm}
-    if type(net) not in kinds:
-        raise RecipeError(f"model '{model}': its image tower, a {type(net).__name__}, is not supported")
-    backbone: VisionBackbone = kinds[type(net)](net, model, differences)
-    return backbone
-
-
-class _Tower(VisionBackbone):
-    """What image towers share. Tokens pass the tower's projection, so that they are as wide as its output."""
-
-    def __init__(self, net: nn.Module, model: str, kwargs: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.net, self.model, self.kwargs = net, model, dict(kwargs)
-        self.mean = tuple(getattr(net, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN)
-        self.std = tuple(getattr(net, "image_std", None) or open_clip.OPENAI_DATASET_STD)
-        self.config = configuration(model.partition("/")[2], kwargs, model)
-        self.dim = int(self.config["embed_dim"])
-
-    def export(self, directory: Path, preprocessing: Mapping[str, Any]) -> None:
-        """A whole CLIP whose text tower has random weights; `open_clip.create_model("local-dir:" + directory)` loads it."""
-        clip = CustomTextCLIP(**copy.deepcopy(self.config))
-        clip.visual.load_state_dict(self.net.state_dict())
-        write_clip(directory, clip, self.config, preprocessing, random="text tower and logit scale")
-
-
-class OpenClipTransformer(_Tower):
-    """CLIP's own vision transformer."""
-
-    def __init__(self, net: nn.Module, model: str, kwargs: Mapping[str, Any]) -> None:
-        super().__init__(net, model, kwargs)
-        if self.config["vision_cfg"].get("patch_dropout"):
-            raise RecipeError(f"{model}: patch_dropout is not for an encoder: it keeps all its patches")
-        # Attentional pooling (CoCa) answers queries: what comes out has no places.
-        self.subsets, self.patch_size = net.attn_pool is None, net.patch_size
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Pictures -> tokens (B, h·w, D_in) with their positional embedding, resampled for other sizes."""
-        if not self.subsets:
-            return super().embed(x)
-        return self._embed(x)
-
-    def _grid(self, x: Tensor) -> tuple[int, int]:
-        return x.shape[-2] // self.net.patch_size[0], x.shape[-1] // self.net.patch_size[1]
-
-    def _embed(self, x: Tensor) -> Tensor:
-        positions = resample_abs_pos_embed(
-            self.net.positional_embedding[None, 1:],
-            new_size=list(self._grid(x)),
-            old_size=list(self.net.grid_size),
-            num_prefix_tokens=0,
-        )
-        return self.net.conv1(x).flatten(2).transpose(1, 2) + positions
-
-    def _start(self, tokens: Tensor) -> Tensor:
-        front = self.net.class_embedding + self.net.positional_embedding[0]
-        x: Tensor = self.net.ln_pre(torch.cat([front.to(tokens.dtype).expand(len(tokens), 1, -1), tokens], dim=1))
-        return x
-
-    def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Features:
-        """Any subset of the tokens of `embed` -> Features."""
-        if not self.subsets:
-            return super().encode(tokens, mask)
-        if mask is not None:
-            raise TypeError(f"{self.model} attends to every token it is given")
-        return self._encode(tokens, ())
-
-    def _encode(self, tokens: Tensor, grid: tuple[int, ...]) -> Features:
-        net = self.net
-        pooled, tokens = net._pool(net.transformer(self._start(tokens)))
-        if net.final_ln_after_pool and net.attn_pool is None:
-            tokens = net.ln_post(tokens)
-        if net.proj is not None:
-            pooled, tokens = pooled @ net.proj, tokens @ net.proj
-        return Features(tokens, pooled, grid if net.attn_pool is None else (1, tokens.shape[1]))
-
-    def forward(self, x: Tensor, columns: Tensor | None = None) -> Features:
-        """Pictures -> Features; see the base class."""
-        return self._encode(self._embed(x), self._grid(x))
-
-    def layers(self, x: Tensor, columns: Tensor | None = None) -> dict[str, Tensor]:
-        """Every block, averaged over its patches; see the base class."""
-        tokens = self._start(self._embed(x))
-        depths = {}
-        for i, block in enumerate(self.net.transformer.resblocks):
-            tokens = block(tokens)
-            depths[f"resblocks.{i}"] = tokens[:, 1:].mean(dim=1)
-        return depths
-
-
-class OpenClipResNet(_Tower):
-    """CLIP's residual network, which pools by attention."""
-
-    def _maps(self, x: Tensor) -> dict[str, Tensor]:
-        x = self.net.stem(x)
-        maps = {"stem": x}
-        for name in ("layer1", "layer2", "layer3", "layer4"):
-            x = maps[name] = getattr(self.net, name)(x)
-        return maps
-
-    def forward(self, x: Tensor, columns: Tensor | None = None) -> Features:
-        """Pictures -> Features; a token is the value that the pooling's attention takes from a place."""
-        last = self._maps(x)["layer4"]
-        pool = self.net.attnpool
-        tokens = pool.c_proj(pool.v_proj(last.flatten(2).transpose(1, 2)))
-        return Features(tokens, pool(last), tuple(last.shape[2:]))
-
-    def layers(self, x: Tensor, columns: Tensor | None = None) -> dict[str, Tensor]:
-        """Stem and stages, averaged; see the base class."""
-        return {name: value.mean(dim=(2, 3)) for name, value in self._maps(x).items()}
-
-
-class OpenClipTimm(_Tower, TimmBackbone):
-    """A network of timm as image tower (SigLIP, ConvNeXt CLIPs)."""
-
-    def __init__(self, net: nn.Module, model: str, kwargs: Mapping[str, Any]) -> None:
-        _Tower.__init__(self, net, model, kwargs)
-        self._find_layout()
-        pointwise = all(isinstance(layer, nn.Linear | nn.Dropout | Mlp) for layer in net.head)
-        if not pointwise or (len(net.head) == 0 and self._width != self.dim):
-            raise RecipeError(f"model '{model}': its image tower gives no tokens as wide as its output")
-
-    @property
-    def trunk(self) -> nn.Module:
-        """The network of timm inside."""
-        return self.net.trunk
-
-    def forward(self, x: Tensor, columns: Tensor | None = None) -> Features:
-        """Pictures -> Features; see the base class."""
-        features = TimmBackbone.forward(self, x, columns)
-        return features._replace(tokens=self.net.head(features.tokens), pooled=self.net.head(features.pooled))
 
 
 class OpenClipText(nn.Module):
@@ -233,7 +92,7 @@ class OpenClipText(nn.Module):
         self.model = f"open_clip/{name}"
         clip, self.kwargs = build(name, pretrained, _with_vocabulary(name, tokenizer, kwargs, self.model), self.model)
         self.config = configuration(name, self.kwargs, self.model)
-        self.net = clip.text
+        self.net: Any = clip.text
         if not isinstance(self.net, TextTransformer):
             raise RecipeError(f"model '{self.model}': its text tower is of transformers; build it as transformers/...")
         if self.net.vocab_size < tokenizer.vocab_size:
@@ -275,7 +134,7 @@ class OpenClipText(nn.Module):
         return {f"resblocks.{i}": tokens[:, : ids.shape[1]] for i, tokens in enumerate(maps)}
 
     def export(self, directory: Path, tokenizer: Tokenizer) -> None:
-        """A whole CLIP whose image tower has random weights; `open_clip.create_model("local-dir:" + directory)` loads it."""
+        """A whole CLIP, its image tower with random weights: `open_clip.create_model("local-dir:" + directory)`."""
         clip = CustomTextCLIP(**copy.deepcopy(self.config))
         clip.text.load_state_dict(self.net.state_dict())
         tokenizer.save(directory)
@@ -306,7 +165,49 @@ def write_clip(
     directory.mkdir(parents=True, exist_ok=True)
     save_file(native_state(clip), directory / "open_clip_model.safetensors")
     normalisation = {key: list(preprocessing[key]) for key in ("mean", "std") if key in preprocessing}
-    content = {"model_cfg": {**config, "custom_text": True}, "preprocess_cfg": normalisation}
+    content: dict[str, Any] = {"model_cfg": {**config, "custom_text": True}, "preprocess_cfg": normalisation}
     if random:
         content["untrained"] = random
     write_json(directory / "open_clip_config.json", content)
+
+
+def export_clip_pair(
+    image: Encoder,
+    text: Encoder,
+    directory: str | Path,
+    logit_scale: Tensor | float | None = None,
+    logit_bias: Tensor | float | None = None,
+) -> None:
+    """Write an image and a text tower as one CLIP: `open_clip.create_model("local-dir:" + directory)` loads it.
+
+    Args:
+        image: an image encoder `open_clip/...`.
+        text: a text encoder `open_clip/...`; the two agree in `embed_dim` and `quick_gelu`.
+        directory: made if missing.
+        logit_scale: logarithm of what cosine similarities are multiplied by, as CLIP stores it; ln(1 / 0.07) by default.
+        logit_bias: added to them (SigLIP); none if left out.
+
+    Raises:
+        RecipeError: where the towers do not make one CLIP.
+    """
+    directory = Path(directory)
+    towers: list[Any] = [image.backbone, text.backbone]
+    seen, read = (getattr(tower, "config", None) for tower in towers)
+    if seen is None or read is None or image.modality != "image" or text.modality != "text":
+        raise RecipeError("one CLIP is made of an image and a text encoder that are both open_clip/...")
+    for key in ("embed_dim", "quick_gelu"):
+        if seen.get(key) != read.get(key):
+            raise RecipeError(f"the two towers make no CLIP: {key} is {seen.get(key)} and {read.get(key)}")
+    config = {**seen, "text_cfg": read["text_cfg"]}
+    if logit_bias is not None:
+        config["init_logit_bias"] = float(logit_bias)
+    if logit_scale is not None:
+        config["init_logit_scale"] = float(logit_scale)
+    clip = CustomTextCLIP(**copy.deepcopy(config))
+    clip.visual.load_state_dict(towers[0].net.state_dict())
+    clip.text.load_state_dict(towers[1].net.state_dict())
+    tokenizer: Tokenizer = text.spec["tokenizer"]
+    tokenizer.save(directory)
+    preprocessing = {"modality": "image and text", "mean": image.spec["mean"], "std": image.spec["std"]}
+    write_clip(directory, clip, config, preprocessing)
+    write_json(directory / "preprocessing.json", preprocessing)

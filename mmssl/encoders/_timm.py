@@ -12,7 +12,7 @@ import timm
 import torch
 from timm.layers import resample_abs_pos_embed
 from timm.models import VisionTransformer, save_for_hf
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmssl.encoders.backbones import (
     LOCAL_DIR,
@@ -36,7 +36,7 @@ class TimmBackbone(VisionBackbone):
     tokens and pooled vector are of one width.
     """
 
-    def __init__(self, net: nn.Module, model: str, kwargs: Mapping[str, Any]) -> None:
+    def __init__(self, net: Any, model: str, kwargs: Mapping[str, Any]) -> None:
         super().__init__()
         self.net, self.model, self.kwargs = net, model, dict(kwargs)
         self._find_layout()
@@ -56,17 +56,19 @@ class TimmBackbone(VisionBackbone):
         self._head_widens = self._width != trunk.num_features
 
     @property
-    def trunk(self) -> nn.Module:
+    def trunk(self) -> Any:
         """The network of timm: the module itself, unless another library wraps it."""
         return self.net
 
     def _map(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Features in the library's own layout, and the extent of their places."""
-        features: Tensor = self.trunk.forward_features(x)
+        features = self.trunk.forward_features(x)
+        if not isinstance(features, Tensor):
+            raise RecipeError(f"model '{self.model}' has several maps at its end, which are not tokens of one grid")
         if features.ndim == 4:
             return features, tuple(features.shape[1:3] if self._channels_last else features.shape[2:])
         number = features.shape[1] - self._prefix
-        embedding = getattr(self.trunk, "patch_embed", None)
+        embedding: Any = getattr(self.trunk, "patch_embed", None)
         if hasattr(embedding, "dynamic_feat_size"):
             height, width = embedding.dynamic_feat_size(x.shape[-2:])
             if height * width == number:
@@ -132,8 +134,9 @@ class TimmTransformer(TimmBackbone):
     """timm's VisionTransformer, cut between its embedding and its blocks."""
 
     subsets = True
+    patch_size: tuple[int, int]
 
-    def __init__(self, net: nn.Module, model: str, kwargs: Mapping[str, Any]) -> None:
+    def __init__(self, net: Any, model: str, kwargs: Mapping[str, Any]) -> None:
         super().__init__(net, model, kwargs)
         self.patch_size = tuple(net.patch_embed.patch_size)
 
@@ -213,7 +216,7 @@ def create_timm(name: str, pretrained: Pretrained, kwargs: Mapping[str, Any]) ->
     Transformers that can be built for pictures of several sizes are (`dynamic_img_size`).
     """
     model = f"timm/{name}"
-    if ":" not in name and not timm.is_model(name):
+    if not timm.is_model(name):
         known = timm.list_models() + timm.list_models(pretrained=True) if "." in name else timm.list_models()
         raise RecipeError(
             f"model '{model}': timm has no such network{nearest_model(name, known, 'timm.list_models()')}"
@@ -221,6 +224,8 @@ def create_timm(name: str, pretrained: Pretrained, kwargs: Mapping[str, Any]) ->
     for key in ("num_classes", "patch_drop_rate"):
         if key in kwargs:
             raise RecipeError(f"{model}: '{key}' is not for an encoder: it has no classifier and keeps all its patches")
+    if kwargs.get("global_pool") in ("", "catavgmax"):
+        raise RecipeError(f"{model}: global_pool = {kwargs['global_pool']!r} gives no vector of the tokens' width")
     arguments, source = _weights(name, pretrained, model)
     arguments.update(kwargs)
 
@@ -231,16 +236,23 @@ def create_timm(name: str, pretrained: Pretrained, kwargs: Mapping[str, Any]) ->
 
     with build_errors(model, keywords_of):
         try:
-            net = timm.create_model(**source, num_classes=0, **{"dynamic_img_size": True, **arguments})
+            arguments = {"dynamic_img_size": True, **arguments}
+            net = timm.create_model(**source, num_classes=0, **arguments)
         except TypeError as error:
-            if "dynamic_img_size" not in str(error) or "dynamic_img_size" in arguments:
+            if "dynamic_img_size" not in str(error) or "dynamic_img_size" in kwargs:
                 raise
+            del arguments["dynamic_img_size"]
             net = timm.create_model(**source, num_classes=0, **arguments)
     plain = isinstance(net, VisionTransformer) and all(
         getattr(type(net), method) is getattr(VisionTransformer, method)
         for method in ("_pos_embed", "forward_features")
     )
-    backbone = (TimmTransformer if plain else TimmBackbone)(net, model, arguments)
+    if not plain:
+        return TimmBackbone(net, model, arguments)
+    backbone = TimmTransformer(net, model, arguments)
+    size = net.patch_embed.img_size
+    if any(pixels % patch for pixels, patch in zip(size, backbone.patch_size, strict=True)):
+        raise RecipeError(f"{model}: img_size {size} cannot be cut into patches of {backbone.patch_size}")
     return backbone
 
 

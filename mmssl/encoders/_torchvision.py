@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,34 +34,35 @@ from mmssl.errors import RecipeError
 HEADS = ("fc", "classifier", "heads", "head")
 # A child of these names is a row of depths of its own.
 TRUNKS = ("features", "layers", "blocks", "trunk_output", "encoder")
+SPATIO_TEMPORAL = ("r3d_18", "mc3_18", "r2plus1d_18")
 KINETICS_MEAN, KINETICS_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
 
 
 class TorchvisionBackbone(VisionBackbone):
     """A classification network of torchvision, over pictures (B, 3, H, W) or clips (B, 3, T, H, W).
 
-    Tokens are the places of the last map before pooling. The pooled vector is the network's own where it has their
-    width, and else their mean (AlexNet, VGG, whose hidden layers behind the pooling belong to the classifier).
+    Tokens are the places of the last map before pooling, or the patches of a vision transformer. The pooled vector is
+    the class token where there is one, and else the mean of the tokens, behind ConvNeXt's and MaxViT's last norm. The
+    hidden layers of AlexNet, VGG and MobileNetV3 behind the pooling belong to their classifier.
     """
 
-    def __init__(self, name: str, pretrained: Pretrained, kwargs: Mapping[str, Any], *, video: bool = False) -> None:
+    def __init__(self, name: str, pretrained: Pretrained, kwargs: Mapping[str, Any]) -> None:
         super().__init__()
         self.model, self.kwargs = f"torchvision/{name}", dict(kwargs)
-        known = names(video)
+        known = [*torchvision.models.list_models(module=torchvision.models), *SPATIO_TEMPORAL]
         if name not in known:
             hint = nearest_model(name, known, "torchvision.models.list_models()")
-            raise RecipeError(
-                f"model '{self.model}': torchvision has no such {'video' if video else 'image'} network{hint}"
-            )
+            raise RecipeError(f"model '{self.model}': torchvision has no such classification network{hint}")
         if "num_classes" in kwargs:
             raise RecipeError(f"{self.model}: 'num_classes' is not for an encoder: it has no classifier")
+        video = name in SPATIO_TEMPORAL
         if video:
             self.mean, self.std = KINETICS_MEAN, KINETICS_STD
+        if name in ("googlenet", "inception_v3"):
+            self.kwargs.setdefault("aux_logits", False)
         weights, state = self._weights(name, pretrained)
-        keywords = {"aux_logits": False, **self.kwargs} if name in ("googlenet", "inception_v3") else self.kwargs
-        builder = torchvision.models.get_model_builder(name)
-        with build_errors(self.model, lambda owner: set(inspect.signature(builder).parameters) | _parameters(owner)):
-            net = torchvision.models.get_model(name, weights=weights, **keywords)
+        with build_errors(self.model, _parameters):
+            net = torchvision.models.get_model(name, weights=weights, **self.kwargs)
         self.head = next(head for head in HEADS if hasattr(net, head))
         setattr(net, self.head, _without_classifier(getattr(net, self.head)))
         self.net = net
@@ -69,14 +70,16 @@ class TorchvisionBackbone(VisionBackbone):
             load_weights(net, state, self.model, (self.head, "aux1", "aux2", "AuxLogits"))
         self._channels_last = isinstance(net, SwinTransformer)
         self._prefix = 1 if hasattr(net, "class_token") else 0
-        size = kwargs.get("image_size", 224)
-        with torch.no_grad():
-            training = net.training
-            probe = torch.zeros(1, 3, 16, 64, 64) if video else torch.zeros(1, 3, size, size)
-            self.dim = net.eval() and self(probe).tokens.shape[2]
-            net.train(training)
+        # The width is in no attribute: run a picture of the smallest size that all of these networks take.
+        size = kwargs.get("image_size", 224 if name.startswith(("vit", "maxvit")) else 96)
+        probe = torch.zeros(1, 3, 8, 32, 32) if video else torch.zeros(1, 3, size, size)
+        with torch.no_grad(), build_errors(self.model):
+            self.eval()
+            self.dim = self(probe).pooled.shape[1]
+            self.train()
 
     def _weights(self, name: str, pretrained: Pretrained) -> tuple[str | None, dict[str, Tensor] | None]:
+        """Torchvision's name of weights, or a state dictionary; sets the constructor arguments stored beside it."""
         if not isinstance(pretrained, str):
             return ("DEFAULT" if pretrained else None), None
         if pretrained.startswith(LOCAL_DIR):
@@ -101,31 +104,33 @@ class TorchvisionBackbone(VisionBackbone):
                 depths |= {f"{name}.{key}": module for key, module in inner.named_children()}
             else:
                 depths[name] = child
+            if name == "encoder":
+                depths["encoder.ln"] = child
         return depths
 
     @contextmanager
-    def _record(self) -> Iterator[dict[str, Tensor]]:
-        """Outputs of the depths while the network runs, in order of execution."""
-        maps: dict[str, Tensor] = {}
+    def _record(self, read: Callable[[Tensor, tuple[int, ...]], Any]) -> Iterator[dict[str, Any]]:
+        """While the network runs: what `read` makes of every depth's tokens and grid, in order of execution.
 
-        def keep(name: str) -> Any:
-            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                if isinstance(output, Tensor) and output.ndim >= 3:
-                    maps[name] = output
+        It is read at once, because the activation behind may overwrite a map in place.
+        """
+        found: dict[str, Any] = {}
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+                found[name] = read(*self._tokens(output, name))
 
             return hook
 
         handles = [module.register_forward_hook(keep(name)) for name, module in self._depths().items()]
-        if self._prefix:
-            handles.append(self.net.encoder.register_forward_hook(keep("encoder")))
         try:
-            yield maps
+            yield found
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _places(self, value: Tensor, name: str) -> tuple[Tensor, tuple[int, ...]]:
-        """A recorded map -> (B, N, D) and the extent of its places."""
+    def _tokens(self, value: Tensor, name: str) -> tuple[Tensor, tuple[int, ...]]:
+        """A depth's output -> tokens (B, N, D) and the extent of their places."""
         if value.ndim == 3:
             side = round((value.shape[1] - self._prefix) ** 0.5)
             return value[:, self._prefix :], (side, side)
@@ -135,61 +140,49 @@ class TorchvisionBackbone(VisionBackbone):
 
     def forward(self, x: Tensor, columns: Tensor | None = None) -> Features:
         """Pictures or clips -> Features, grid (h, w) or (t, h, w); see the base class."""
-        with self._record() as maps:
-            pooled: Tensor = self.net(x)
-        name, last = maps.popitem()
-        tokens, grid = self._places(last, name)
+        with self._record(lambda tokens, grid: (tokens, grid)) as found:
+            output: Tensor = self.net(x)
+        tokens, grid = found.popitem()[1]
         mask = places(columns, grid)
-        if mask is not None or pooled.shape[1:] != tokens.shape[2:]:
-            pooled = masked_mean(tokens, mask)
-        return Features(tokens, pooled, grid, mask)
+        if self._prefix:
+            return Features(tokens, output, grid, mask)
+        pooled: Tensor = getattr(self.net, self.head)(masked_mean(tokens, mask)[:, :, None, None])
+        return Features(tokens, pooled.flatten(1), grid, mask)
 
     def layers(self, x: Tensor, columns: Tensor | None = None) -> dict[str, Tensor]:
         """The top-level children, the trunk's one by one; see the base class."""
-        with self._record() as maps:
+        with self._record(lambda tokens, grid: masked_mean(tokens, places(columns, grid))) as found:
             self.net(x)
-        depths = {}
-        for name, value in maps.items():
-            tokens, grid = self._places(value, name)
-            depths[name] = masked_mean(tokens, places(columns, grid))
-        return depths
+        return found
 
     def export(self, directory: Path, preprocessing: Mapping[str, Any]) -> None:
-        """`get_model(builder, **kwargs)`, the named module replaced, then `load_state_dict`: config.json says how."""
+        """`model.safetensors`, and `config.json` that says how torchvision loads it."""
         directory.mkdir(parents=True, exist_ok=True)
         save_file(native_state(self.net), directory / "model.safetensors")
-        name = self.model.partition("/")[2]
-        replaced = getattr(self.net, self.head)
-        write_json(
-            directory / "config.json",
-            {
-                "library": "torchvision",
-                "builder": name,
-                "kwargs": self.kwargs,
-                "without": self.head,
-                "load": f"net = torchvision.models.get_model({name!r}, **kwargs); the classifier is cut off: load "
-                f"model.safetensors with net.load_state_dict(state, strict=False), then put "
-                f"{'torch.nn.Identity()' if isinstance(replaced, nn.Identity) else 'its first layers'} into net.{self.head}",
-            },
-        )
-
-
-def names(video: bool) -> list[str]:
-    """Classification networks of torchvision for images, or for video."""
-    clips = torchvision.models.list_models(module=torchvision.models.video)
-    return clips if video else torchvision.models.list_models(module=torchvision.models)
+        config = {
+            "library": "torchvision",
+            "builder": self.model.partition("/")[2],
+            "kwargs": self.kwargs,
+            "without": self.head,
+            "load": "net = torchvision.models.get_model(builder, **kwargs); net.load_state_dict(weights, strict=False) "
+            f"misses nothing but '{self.head}', the classifier, which is not in the file",
+        }
+        write_json(directory / "config.json", config)
 
 
 def _parameters(owner: str) -> set[str]:
-    network = getattr(torchvision.models, owner, None)
-    return set(inspect.signature(network).parameters) if network else set()
+    """Constructor's keywords of a network class of torchvision."""
+    for module in (torchvision.models, torchvision.models.video.resnet):
+        if hasattr(module, owner):
+            return set(inspect.signature(getattr(module, owner)).parameters) - {"num_classes"}
+    return set()
 
 
 def _without_classifier(head: nn.Module) -> nn.Module:
-    """The part of a head before its first layer that belongs to the classifier: ConvNeXt's norm, else nothing."""
+    """What stands in a head before the first layer of the classifier: a norm in ConvNeXt and MaxViT, else nothing."""
     kept = []
     for module in head if isinstance(head, nn.Sequential) else [head]:
-        if isinstance(module, nn.Linear | nn.Dropout | nn.Conv2d | nn.Conv3d):
+        if isinstance(module, nn.Linear | nn.Dropout):
             break
         kept.append(module)
-    return nn.Sequential(*kept) if kept else nn.Identity()
+    return nn.Sequential(*kept)

@@ -119,8 +119,10 @@ class AudioEncoder(Encoder):
             return self._pad(self._scale(self.mel(x.to(self.mean.dtype))))
 
     def frame_mask(self, mask: Tensor) -> Tensor:
-        """Mask of samples (B, S) -> mask of frames (B, S // hop + 1): those centred on a valid sample."""
-        return F.pad(mask, (0, self.hop))[:, :: self.hop][:, : mask.shape[1] // self.hop + 1]
+        """Mask of samples (B, S) -> of frames (B, S // hop + 1): a valid sample is within half a hop of the centre."""
+        frames = mask.shape[1] // self.hop + 1
+        near = F.pad(mask.unsqueeze(1).float(), (self.hop // 2, self.hop))
+        return F.max_pool1d(near, self.hop, self.hop)[:, 0, :frames] > 0
 
     def _picture(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What the network reads, (B, C, M, T), and its valid columns (B, T)."""
@@ -153,13 +155,15 @@ class AudioEncoder(Encoder):
     def export(self, directory: Path) -> None:
         """Write the network's native files, and `preprocessing.json` beside them; see the base class."""
         channels = self.backbone.channels
+        # To its library the network reads spectrograms that are normalised already.
         picture = {"mean": [0.0] * channels, "std": [1.0] * channels}
         self.backbone.export(Path(directory), picture)
         preprocessing = {
             "modality": "audio",
             "model": self.spec["model"],
-            "input": f"mono in [-1, 1]: (log(mel power + eps) - mean) / std, {channels} equal channels of (mels, frames)",
-            "mel": "torchaudio.transforms.MelSpectrogram(rate, n_fft, hop_length=hop, n_mels=mels, f_min=f_min, f_max=f_max)",
+            "input": "mono in [-1, 1]: (log(mel power + eps) - mean) / std",
+            "mel": "torchaudio.transforms.MelSpectrogram(rate, n_fft, None, hop, f_min, f_max, n_mels=mels)",
+            "channels": channels,
             **self.recipe,
         }
         write_json(Path(directory) / "preprocessing.json", preprocessing)

@@ -42,7 +42,8 @@ class VisionBackbone(nn.Module):
         mean, std: normalisation that the weights, or the library's default for them, expect; one value a channel.
     """
 
-    net: nn.Module
+    # The libraries are untyped.
+    net: Any
     model: str
     dim: int
     subsets: bool = False
@@ -103,7 +104,7 @@ def create_vision(model: str, pretrained: Pretrained, kwargs: Mapping[str, Any])
 
         return TorchvisionBackbone(name, pretrained, kwargs)
     if library == "open_clip":
-        from mmssl.encoders._open_clip import create_open_clip
+        from mmssl.encoders._open_clip_vision import create_open_clip
 
         return create_open_clip(name, pretrained, kwargs)
     raise RecipeError(
@@ -211,7 +212,7 @@ def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def places(columns: Tensor | None, grid: tuple[int, ...]) -> Tensor | None:
-    """Valid columns of a picture (B, W) -> valid places of an h × w grid, (B, h·w): a place that sees a valid column."""
+    """Valid columns of a picture (B, W) -> valid places of an h × w grid, (B, h·w): those over a valid column."""
     if columns is None:
         return None
     height, width = grid

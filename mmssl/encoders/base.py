@@ -39,12 +39,14 @@ class Encoder(nn.Module):
         dim: width D of tokens and pooled vectors.
         subsets: whether `encode` takes any subset of the tokens of `embed` (transformers do, convolutional networks do
             not). A masked task asks this when it is built.
+        patch_size: height and width in pixels of a token, for a network of patches; else None.
         spec: the arguments of `mmssl.encoder` that build this network again with random weights.
     """
 
     modality: str
     dim: int
     subsets: bool = False
+    patch_size: tuple[int, int] | None = None
     spec: dict[str, Any]
 
     def embed(self, x: Tensor) -> Tensor:
@@ -71,7 +73,7 @@ class Encoder(nn.Module):
         raise TypeError(f"{type(self).__name__} names no layers")
 
     def export(self, directory: Path) -> None:
-        """Write native files into `directory` (made if missing): what the backbone's own library loads without mmssl."""
+        """Write native files into `directory` (made if missing): what the backbone's library loads without mmssl."""
         raise TypeError(f"{type(self).__name__} has no native form")
 
     def fresh(self, seed: int) -> Encoder:

@@ -7,18 +7,20 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from mmssl.encoders.backbones import Pretrained, VisionBackbone, create_vision, split_model, write_json
+from mmssl.encoders.backbones import Pretrained, create_vision, write_json
 from mmssl.encoders.base import Encoder, Features
 from mmssl.encoders.image import Normalize, check_channels
 from mmssl.errors import RecipeError
+
+SPATIO_TEMPORAL = ("torchvision/r3d_18", "torchvision/mc3_18", "torchvision/r2plus1d_18")
 
 
 class VideoEncoder(Encoder):
     """Clips (B, T, 3, H, W), uint8 or floats in [0, 1] -> Features, grid (t, h, w).
 
     Args:
-        model: `torchvision/r3d_18`, `mc3_18`, `r2plus1d_18` or `s3d`, which convolve in time; or any image network, which
-            sees each frame alone.
+        model: `torchvision/r3d_18`, `mc3_18` or `r2plus1d_18`, which convolve in time; or any image network, which sees
+            each frame alone.
         pretrained: see `mmssl.encoders.create`.
         temporal: how the frames of an image network become one vector: `mean` (default) or `max` over time.
         mean: normalisation, one value a channel; the library's constants for these weights where left out.
@@ -39,17 +41,10 @@ class VideoEncoder(Encoder):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        library, name = split_model(model)
-        self.framewise = not (library == "torchvision" and name in SPATIO_TEMPORAL)
-        self.backbone: VisionBackbone
-        if self.framewise:
-            self.backbone = create_vision(model, pretrained, kwargs)
-        else:
-            from mmssl.encoders._torchvision import TorchvisionBackbone
-
-            if temporal:
-                raise RecipeError(f"{model}: 'temporal' is for image networks; this one pools over time itself")
-            self.backbone = TorchvisionBackbone(name, pretrained, kwargs, video=True)
+        self.framewise = model not in SPATIO_TEMPORAL
+        if temporal and not self.framewise:
+            raise RecipeError(f"{model}: 'temporal' is for image networks; this one pools over time itself")
+        self.backbone = create_vision(model, pretrained, kwargs)
         self.temporal = temporal or "mean"
         mean, std = mean or self.backbone.mean, std or self.backbone.std
         check_channels(model, self.backbone.channels, mean, std)
@@ -94,6 +89,3 @@ class VideoEncoder(Encoder):
         }
         self.backbone.export(Path(directory), preprocessing)
         write_json(Path(directory) / "preprocessing.json", preprocessing)
-
-
-SPATIO_TEMPORAL = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")

@@ -1,0 +1,169 @@
+"""Image towers of open_clip."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.model import CustomTextCLIP
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from timm.layers import Mlp, resample_abs_pos_embed
+from torch import Tensor, nn
+
+from mmssl.encoders._open_clip import build, configuration, write_clip
+from mmssl.encoders._timm import TimmBackbone
+from mmssl.encoders.backbones import Pretrained, VisionBackbone, masked_mean, places
+from mmssl.encoders.base import Features
+from mmssl.errors import RecipeError
+
+
+def create_open_clip(name: str, pretrained: Pretrained, kwargs: Mapping[str, Any]) -> VisionBackbone:
+    """Build the image tower of `open_clip/name`; see `mmssl.encoders.backbones.create_vision`."""
+    model = f"open_clip/{name}"
+    clip, differences = build(name, pretrained, kwargs, model)
+    net = clip.visual
+    kinds = {VisionTransformer: OpenClipTransformer, ModifiedResNet: OpenClipResNet, TimmModel: OpenClipTimm}
+    if type(net) not in kinds:
+        raise RecipeError(f"model '{model}': its image tower, a {type(net).__name__}, is not supported")
+    backbone: VisionBackbone = kinds[type(net)](net, model, differences)
+    return backbone
+
+
+class _Tower(VisionBackbone):
+    """What image towers share. Tokens pass the tower's projection, so that they are as wide as its output.
+
+    Padded columns are marked in the mask of the features, but attended to and pooled: CLIP knows no padding.
+    """
+
+    def __init__(self, net: Any, model: str, kwargs: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.net, self.model, self.kwargs = net, model, dict(kwargs)
+        self.mean = tuple(getattr(net, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN)
+        self.std = tuple(getattr(net, "image_std", None) or open_clip.OPENAI_DATASET_STD)
+        self.config = configuration(model.partition("/")[2], kwargs, model)
+        self.dim = int(self.config["embed_dim"])
+
+    def export(self, directory: Path, preprocessing: Mapping[str, Any]) -> None:
+        """A whole CLIP, its text tower with random weights: `open_clip.create_model("local-dir:" + directory)`."""
+        clip = CustomTextCLIP(**copy.deepcopy(self.config))
+        clip.visual.load_state_dict(self.net.state_dict())
+        write_clip(directory, clip, self.config, preprocessing, random="text tower and logit scale")
+
+
+class OpenClipTransformer(_Tower):
+    """CLIP's own vision transformer."""
+
+    def __init__(self, net: Any, model: str, kwargs: Mapping[str, Any]) -> None:
+        super().__init__(net, model, kwargs)
+        if self.config["vision_cfg"].get("patch_dropout"):
+            raise RecipeError(f"{model}: patch_dropout is not for an encoder: it keeps all its patches")
+        # Attentional pooling (CoCa) answers queries: what comes out has no places.
+        self.subsets, self.patch_size = net.attn_pool is None, net.patch_size
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Pictures -> tokens (B, h·w, D_in) with their positional embedding, resampled for other sizes."""
+        if not self.subsets:
+            return super().embed(x)
+        return self._embed(x)
+
+    def _grid(self, x: Tensor) -> tuple[int, int]:
+        return x.shape[-2] // self.net.patch_size[0], x.shape[-1] // self.net.patch_size[1]
+
+    def _embed(self, x: Tensor) -> Tensor:
+        positions = resample_abs_pos_embed(
+            self.net.positional_embedding[None, 1:],
+            new_size=list(self._grid(x)),
+            old_size=list(self.net.grid_size),
+            num_prefix_tokens=0,
+        )
+        return self.net.conv1(x).flatten(2).transpose(1, 2) + positions
+
+    def _start(self, tokens: Tensor) -> Tensor:
+        front = self.net.class_embedding + self.net.positional_embedding[0]
+        x: Tensor = self.net.ln_pre(torch.cat([front.to(tokens.dtype).expand(len(tokens), 1, -1), tokens], dim=1))
+        return x
+
+    def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Features:
+        """Any subset of the tokens of `embed` -> Features."""
+        if not self.subsets:
+            return super().encode(tokens, mask)
+        if mask is not None:
+            raise TypeError(f"{self.model} attends to every token it is given")
+        return self._encode(tokens, ())
+
+    def _encode(self, tokens: Tensor, grid: tuple[int, ...]) -> Features:
+        net = self.net
+        pooled, tokens = net._pool(net.transformer(self._start(tokens)))
+        if net.final_ln_after_pool and net.attn_pool is None:
+            tokens = net.ln_post(tokens)
+        if net.proj is not None:
+            pooled, tokens = pooled @ net.proj, tokens @ net.proj
+        return Features(tokens, pooled, grid if net.attn_pool is None else (1, tokens.shape[1]))
+
+    def forward(self, x: Tensor, columns: Tensor | None = None) -> Features:
+        """Pictures -> Features; see the base class."""
+        features = self._encode(self._embed(x), self._grid(x))
+        return features._replace(mask=places(columns, features.grid))
+
+    def layers(self, x: Tensor, columns: Tensor | None = None) -> dict[str, Tensor]:
+        """Every block, averaged over its patches; see the base class."""
+        mask = places(columns, self._grid(x))
+        tokens = self._start(self._embed(x))
+        depths = {}
+        for i, block in enumerate(self.net.transformer.resblocks):
+            tokens = block(tokens)
+            depths[f"resblocks.{i}"] = masked_mean(tokens[:, 1:], mask)
+        return depths
+
+
+class OpenClipResNet(_Tower):
+    """CLIP's residual network, which pools by attention."""
+
+    def _maps(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.net.stem(x)
+        maps = {"stem": x}
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            x = maps[name] = getattr(self.net, name)(x)
+        return maps
+
+    def forward(self, x: Tensor, columns: Tensor | None = None) -> Features:
+        """Pictures -> Features; a token is the value that the pooling's attention takes from a place."""
+        last = self._maps(x)["layer4"]
+        pool = self.net.attnpool
+        tokens = pool.c_proj(pool.v_proj(last.flatten(2).transpose(1, 2)))
+        grid = tuple(last.shape[2:])
+        return Features(tokens, pool(last), grid, places(columns, grid))
+
+    def layers(self, x: Tensor, columns: Tensor | None = None) -> dict[str, Tensor]:
+        """Stem and stages, averaged; see the base class."""
+        return {
+            name: masked_mean(value.flatten(2).transpose(1, 2), places(columns, tuple(value.shape[2:])))
+            for name, value in self._maps(x).items()
+        }
+
+
+class OpenClipTimm(_Tower, TimmBackbone):
+    """A network of timm as image tower (SigLIP, ConvNeXt CLIPs)."""
+
+    def __init__(self, net: Any, model: str, kwargs: Mapping[str, Any]) -> None:
+        _Tower.__init__(self, net, model, kwargs)
+        self._find_layout()
+        pointwise = all(isinstance(layer, nn.Linear | nn.Dropout | Mlp) for layer in net.head)
+        if not pointwise or (len(net.head) == 0 and self._width != self.dim):
+            raise RecipeError(f"model '{model}': its image tower gives no tokens as wide as its output")
+
+    @property
+    def trunk(self) -> Any:
+        """The network of timm inside."""
+        return self.net.trunk
+
+    def forward(self, x: Tensor, columns: Tensor | None = None) -> Features:
+        """Pictures -> Features; see the base class."""
+        features = TimmBackbone.forward(self, x, columns)
+        return features._replace(tokens=self.net.head(features.tokens), pooled=self.net.head(features.pooled))
