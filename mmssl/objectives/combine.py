@@ -57,9 +57,7 @@ class Combine(Objective):
             except (RecipeError, ValueError) as error:
                 raise RecipeError(f"{where}: {error}") from error
             if task.refresh_every:
-                raise RecipeError(
-                    f"{where}: {kind} passes over its whole data and needs a run of its own"
-                )
+                raise RecipeError(f"{where}: {kind} passes over its whole data and needs a run of its own")
             # The encoders are this module's: registered once, so that weights and state have one name each.
             del task.encoders
             object.__setattr__(task, "encoders", self.encoders)
@@ -79,7 +77,8 @@ class Combine(Objective):
 
     def chance(self, rows: int) -> Chance:
         """The weighted sum, and each task's own levels under its name."""
-        total, metrics = 0.0, {}
+        total = 0.0
+        metrics: dict[str, float] = {}
         for name, task in self._each():
             own = task.chance(rows)
             total += self.weights[name] * own.loss
@@ -89,7 +88,7 @@ class Combine(Objective):
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
         """Each task's inputs from its source, as `task/key`."""
-        inputs = {}
+        inputs: Batch = {}
         for name, task in self._each():
             rows = under(batch, self.sources[name]) if self.sources[name] else batch
             inputs |= _prefixed(name, task.transform(rows, draws.named(name)))
@@ -97,7 +96,7 @@ class Combine(Objective):
 
     def predict(self, inputs: Batch) -> Batch:
         """Each task's outputs, as `task/key`."""
-        outputs = {}
+        outputs: Batch = {}
         for name, task in self._each():
             outputs |= _prefixed(name, task.predict(under(inputs, name)))
         return outputs

@@ -126,18 +126,31 @@ def gray(images: Tensor) -> Tensor:
 def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue of each image by `shift` (N,) of a full circle; value and saturation stay."""
     red, green, blue = images.unbind(1)
-    high = images.amax(1)
-    chroma = high - images.amin(1)
-    unit = 1 / torch.where(chroma == 0, 1.0, chroma)
-    # Sixths of a circle from red; ties go to red, then green, as in torchvision.
-    hue = torch.where(high == red, (green - blue) * unit, (blue - red).mul_(unit).add_(2))
-    hue = torch.where((high == blue) & (high != red) & (high != green), (red - green).mul_(unit).add_(4), hue)
-    hue += 6 * shift[:, None, None]
+    high, low = images.amax(1), images.amin(1)
+    chroma = high - low
+    unit = torch.where(chroma == 0, 1.0, chroma).reciprocal_()
+    # In sixths of the circle from red; where two channels are highest, both formulas give the same place.
+    hue = torch.where(high == green, (blue - red).mul_(unit).add_(2), (red - green).mul_(unit).add_(4))
+    hue = torch.where(high == red, (green - blue).mul_(unit), hue)
+    hue = hue.add_(6 * shift[:, None, None]).remainder_(6)
     result = torch.empty_like(images)
-    for channel, offset in enumerate((5, 3, 1)):
-        sixth = (hue + offset).remainder_(6)
-        torch.sub(high, torch.minimum(sixth, 4 - sixth).clamp_(0, 1).mul_(chroma), out=result[:, channel])
+    for channel, share in enumerate(((hue - 3).abs_().sub_(1), 2 - (hue - 2).abs_(), 2 - (hue - 4).abs_())):
+        torch.addcmul(low, chroma, share.clamp_(0, 1), out=result[:, channel])
     return result
+
+
+def draw_jitter(draws: Draws, views: int, *, strength: float = 1.0) -> tuple[Tensor, Tensor]:
+    """What `color_jitter` takes: factors (B, V, 4) and order (B, V, 4), all uniform.
+
+    Args:
+        draws: source of randomness.
+        views: V, of each row.
+        strength: s of SimCLR: factors of brightness, contrast and saturation in 1 ± 0.8 s (not below 0), hue in ± 0.2 s.
+    """
+    reach = 0.8 * strength
+    low = torch.tensor([max(0.0, 1 - reach)] * 3 + [-0.2 * strength], device=draws.device)
+    high = torch.tensor([1 + reach] * 3 + [0.2 * strength], device=draws.device)
+    return draws.uniform(views, 4) * (high - low) + low, draws.uniform(views, 4).argsort(-1)
 
 
 def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
@@ -204,7 +217,7 @@ def random_views(
     grayscale: float = 0.2,
     blur: float = 0.5,
 ) -> Tensor:
-    """SimCLR's augmentation (arXiv 2002.05709, appendix A): crop, flip, colour jitter, gray, blur; each view on its own.
+    """SimCLR's augmentation (arXiv 2002.05709, appendix A): crop, flip, jitter, gray, blur, each view on its own.
 
     Args:
         images: uint8 or float in [0, 1], (B, 3, H, W).
@@ -214,7 +227,7 @@ def random_views(
         area: smallest and largest share of the image that a crop covers.
         flip: probability.
         jitter: probability of colour jitter.
-        strength: s of the paper: factors of brightness, contrast and saturation in 1 ± 0.8 s, hue in ± 0.2 s.
+        strength: see `draw_jitter`.
         grayscale: probability.
         blur: probability; kernel a tenth of the size, sigma from 0.1 to 2 pixels.
 
@@ -225,11 +238,7 @@ def random_views(
     device = images.device
     boxes = draw_crops(draws, views, *images.shape[-2:], area=area).flatten(0, 1)
     mirrored = draws.chance(flip, views).flatten()
-    reach = 0.8 * strength
-    low = torch.tensor([max(0.0, 1 - reach)] * 3 + [-0.2 * strength], device=device)
-    high = torch.tensor([1 + reach] * 3 + [0.2 * strength], device=device)
-    factors = draws.uniform(views, 4).view(n, 4) * (high - low) + low
-    order = draws.uniform(views, 4).view(n, 4).argsort(1)
+    factors, order = (values.flatten(0, 1) for values in draw_jitter(draws, views, strength=strength))
     jittered = draws.chance(jitter, views).flatten()
     grayed = draws.chance(grayscale, views).flatten()
     blurred = draws.chance(blur, views).flatten()

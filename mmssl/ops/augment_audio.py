@@ -73,7 +73,7 @@ def random_stretch(
     Returns:
         (B, V, M, T) and its mask; a frame is valid where most of what it shows is valid or canvas.
     """
-    rows, views, *extent = spectrograms.shape
+    views, *extent = spectrograms.shape[1:]
     matrices, margins = [], []
     for size, canvas in zip(extent, _CANVAS, strict=True):
         margin = round((canvas - 1) / 2 * size)

@@ -21,7 +21,7 @@ def choose_places(candidates: Tensor, counts: Tensor, slots: int, draws: Draws) 
         int64 (B, M) places, the chosen ones first, and bool (B, M), True for those.
     """
     score = draws.uniform(candidates.shape[1]).masked_fill(~candidates, 2.0)
-    places = score.argsort(1, stable=True)[:, :slots]
+    places = score.argsort(dim=1, stable=True)[:, :slots]
     counts = counts.minimum(candidates.sum(1))
     return places, torch.arange(slots, device=counts.device) < counts[:, None]
 

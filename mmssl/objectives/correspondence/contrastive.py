@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
+from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.augment import draw_crops, resized_crop
@@ -128,7 +129,7 @@ class Contrastive(Objective):
     def _cells(self, inputs: Batch, side: str) -> list[Tensor | str]:
         value, name = inputs[side], self.a if side == "a" else self.b
         if self.modalities[side] == "text":
-            tokenizer = self.encoder(name).tokenizer
+            tokenizer = cast(TextEncoder, self.encoder(name)).tokenizer
             masks = inputs.get(f"{side}_mask", torch.ones_like(value, dtype=torch.bool))
-            return [tokenizer.decode(ids[mask].tolist()) for ids, mask in zip(value, masks, strict=True)]
+            return [tokenizer.decode(ids[mask]) for ids, mask in zip(value, masks, strict=True)]
         return list(value / 255 if value.dtype == torch.uint8 else value)

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl.batch import Batch
+from mmssl.encoders.audio import AudioEncoder
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import Chance, Objective, Panel
@@ -67,7 +69,7 @@ class TemporalAlignment(Objective):
             raise RecipeError("temporal_alignment: window and min_shift are seconds above 0")
         self.video, self.audio, self.window, self.min_shift = video, audio, window, min_shift
         self.size, self.flip, self.needs = size, flip, ("video", "audio")
-        self.rate = float(self.encoder(audio).rate)
+        self.rate = float(cast(AudioEncoder, self.encoder(audio)).rate)
         self.fusion = Fusion(self.encoder(video).dim, self.encoder(audio).dim, width)
 
     def chance(self, rows: int) -> Chance:
@@ -86,7 +88,7 @@ class TemporalAlignment(Objective):
         if window + shift > frames:
             raise RecipeError(
                 f"temporal_alignment: window {self.window:g} s and min_shift {self.min_shift:g} s are {window + shift} "
-                f"frames, the clips have {frames} ({frames / fps:g} s): take longer clips or a smaller window or min_shift"
+                f"frames, the clips have {frames} ({frames / fps:g} s): take longer clips or lower either"
             )
         return samples // frames, window, shift
 

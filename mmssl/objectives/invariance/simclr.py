@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +81,7 @@ class SimCLR(Objective):
     ) -> None:
         super().__init__(encoders)
         self.name, self.temperature, self.size, self.window = encoder, temperature, size, window
-        self.picture = {
+        self.picture: dict[str, Any] = {
             "area": area,
             "flip": flip,
             "jitter": jitter,

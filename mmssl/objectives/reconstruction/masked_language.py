@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
+from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
@@ -42,7 +44,7 @@ class MaskedLanguage(Objective):
 
     def __init__(self, encoders: Mapping[str, Encoder], *, encoder: str = "text", rate: float = 0.15) -> None:
         super().__init__(encoders)
-        text = self.encoder(encoder)
+        text = cast(TextEncoder, self.encoder(encoder))
         if text.modality != "text":
             raise RecipeError(f"masked_language reads text, and the encoder '{encoder}' reads {text.modality}")
         if not 0 < rate < 1:
@@ -53,7 +55,7 @@ class MaskedLanguage(Objective):
                 f"masked_language needs a mask token, and the tokenizer of the encoder '{encoder}' has none; "
                 "take a masked model's tokenizer, or train:8000 for one made from the texts"
             )
-        self.name, self.rate, self.needs = encoder, rate, ("text",)
+        self.name, self.rate, self.needs, self.mask_id = encoder, rate, ("text",), self.tokenizer.mask_id
         special = torch.zeros(self.tokenizer.vocab_size, dtype=torch.bool)
         special[sorted(self.tokenizer.special_ids)] = True
         self.register_buffer("special", special, persistent=False)
@@ -77,7 +79,7 @@ class MaskedLanguage(Objective):
         count_of = [max(1, round(self.rate * n)) for n in range(text.shape[1] + 1)]
         counts = torch.tensor(count_of, device=text.device)[mask.sum(1)]
         places, chosen = choose_places(mask & ~self.special[text], counts, max(count_of), draws)
-        seen = corrupt_tokens(text, places, chosen, draws, mask_id=self.tokenizer.mask_id, vocabulary=self.vocabulary)
+        seen = corrupt_tokens(text, places, chosen, draws, mask_id=self.mask_id, vocabulary=self.vocabulary)
         return {
             "text": seen,
             "text_mask": mask,
@@ -89,7 +91,7 @@ class MaskedLanguage(Objective):
 
     def predict(self, inputs: Batch) -> Batch:
         """`logits` (B, M, V) at the chosen places only: transform, GELU, norm, then the tied embedding and a bias."""
-        text = self.encoder(self.name)
+        text = cast(TextEncoder, self.encoder(self.name))
         tokens = text(inputs["text"], inputs["text_mask"]).tokens
         hidden = tokens.gather(1, inputs["places"][..., None].expand(-1, -1, tokens.shape[-1]))
         return {"logits": F.linear(self.head(hidden), text.token_embedding, self.bias)}

@@ -49,10 +49,9 @@ class Rotation(Objective):
     ) -> None:
         super().__init__(encoders)
         self.name, self.area, self.flip, self.size = encoder, area, flip, size
-        if self.encoder(encoder).modality != "image":
-            raise RecipeError(
-                f"rotation turns images, and the encoder '{encoder}' reads {self.encoder(encoder).modality}"
-            )
+        modality = self.encoder(encoder).modality
+        if modality != "image":
+            raise RecipeError(f"rotation turns images, and the encoder '{encoder}' reads {modality}")
         if area is None and size is not None:
             raise RecipeError("rotation: size belongs to the crop; with area = null the image keeps its size")
         self.needs = ("image",)

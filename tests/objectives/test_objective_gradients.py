@@ -1,0 +1,126 @@
+"""The gradient of every parameter is that of one process with the whole batch, however that batch is cut.
+
+Equal losses would prove nothing: factors of 1/W hide behind them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from tiny_encoders import tiny_batch, tiny_encoders
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from mmssl.objectives import Objective, create
+from mmssl.ops.draws import Draws
+from mmssl.training.step import accumulated_backward
+
+ROWS, SEED, STEP = 16, 5, 3
+ALIGNMENT = {"window": 0.5, "min_shift": 0.3, "width": 8}
+CASES = {
+    "rotation": ("rotation", {}),
+    "masked_language": ("masked_language", {}),
+    "simclr_image": ("simclr", {"hidden": 16, "width": 7}),
+    "simclr_audio": ("simclr", {"encoder": "audio", "hidden": 16, "width": 7}),
+    "clip": ("contrastive", {"width": 7}),
+    "clip_audio_text": ("contrastive", {"a": "audio", "b": "text", "width": 7}),
+    "siglip": ("contrastive", {"form": "siglip", "width": 7}),
+    "temporal_alignment": ("temporal_alignment", ALIGNMENT),
+    "combine": (
+        "combine",
+        {
+            "tasks": {
+                "turn": {"name": "rotation", "weight": 0.5, "data": "pictures"},
+                "pairs": {"name": "contrastive", "form": "siglip", "width": 7, "weight": 2, "data": "pairs"},
+                "words": {"name": "masked_language", "data": "pairs"},
+            }
+        },
+    ),
+    "combine_uncoupled": (
+        "combine",
+        {"tasks": {"words": {"name": "masked_language"}, "sync": {"name": "temporal_alignment", **ALIGNMENT}}},
+    ),
+}
+VARIANTS = [(2, 1), (4, 1), (1, 4), (2, 4), (4, 4)]  # processes, micro-batches of each
+
+
+def _case(name: str) -> tuple[Objective, dict[str, Tensor]]:
+    kind, hyper = CASES[name]
+    torch.manual_seed(1)
+    objective = create(kind, tiny_encoders(), **hyper)
+    batch = tiny_batch(ROWS)
+    if name == "combine":
+        other = tiny_batch(ROWS, seed=1)
+        batch = {f"pairs/{k}": v for k, v in batch.items()} | {f"pictures/{k}": v for k, v in other.items()}
+    # Encoders that no task asked for would have no gradient.
+    used = {"image", "text", "audio", "video"} & {key.rpartition("/")[2] for key in objective.needs}
+    for unused in set(objective.encoders) - used:
+        del objective.encoders[unused]
+    return objective, batch
+
+
+def _gradients(name: str, parts: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
+    objective, batch = _case(name)
+    local = ROWS // world
+    own = {key: value[rank * local : (rank + 1) * local] for key, value in batch.items()}
+    inputs = objective.transform(own, Draws(SEED, STEP, local, share=rank, shares=world))
+    if world == 1:
+        losses = accumulated_backward(objective, objective, inputs, parts)
+    else:
+        wrapped = DistributedDataParallel(objective)
+        losses = accumulated_backward(objective, wrapped, inputs, parts, no_sync=wrapped.no_sync)
+        for value in losses.values():
+            dist.all_reduce(value)
+            value /= world
+    results = {f"gradient of {key}": parameter.grad for key, parameter in objective.named_parameters()}
+    return results | losses
+
+
+def _process(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world)
+    results = {(name, p): _gradients(name, p, rank, world) for name in CASES for w, p in VARIANTS if w == world}
+    if rank == 0:
+        torch.save(results, f"{folder}/{world}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def _double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def distributed(tmp_path_factory) -> dict[int, dict]:
+    folder: Path = tmp_path_factory.mktemp("gradients")
+    # One server imports torch and forks the processes.
+    multiprocessing.set_forkserver_preload(["torch.distributed", "mmssl.objectives.combine", "mmssl.training.step"])
+    for world in (2, 4):
+        torch.multiprocessing.start_processes(
+            _process, (world, str(folder)), nprocs=world, start_method="forkserver"
+        )
+    return {world: torch.load(folder / f"{world}.pt") for world in (2, 4)}
+
+
+@pytest.mark.usefixtures("_double")
+@pytest.mark.parametrize("name", CASES)
+def test_gradient_is_that_of_the_whole_batch(name, distributed):
+    expected = _gradients(name, 1)
+    assert all(value is not None for value in expected.values())
+    gradients = [value for key, value in expected.items() if key.startswith("gradient")]
+    assert len(gradients) > 4
+    assert all(value.abs().max() > 1e-5 for value in gradients)
+    for world, parts in VARIANTS:
+        found = _gradients(name, parts) if world == 1 else distributed[world][name, parts]
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            error = (found[key] - value).abs().max() / value.abs().max().clamp(min=1e-12)
+            assert error < 1e-10, f"{name}: {key} at {world} processes, {parts} micro-batches: {error:.2g}"

@@ -1,0 +1,123 @@
+"""Encoders of a few hundred weights, without BatchNorm or dropout, that keep the contract of the real ones."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl.encoders.base import Encoder, Features
+
+
+def _floats(x: Tensor, like: Tensor) -> Tensor:
+    return x.to(like.dtype) if x.is_floating_point() else x.to(like.dtype) / 255
+
+
+class TinyImage(Encoder):
+    modality, dim = "image", 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 5, 3, stride=2), nn.Conv2d(5, self.dim, 3, stride=2)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        maps = self.second(F.gelu(self.first(_floats(x, self.first.weight))))
+        tokens = maps.flatten(2).mT
+        return Features(tokens, tokens.mean(1), tuple(maps.shape[-2:]))
+
+
+class TinyVideo(Encoder):
+    modality, dim = "video", 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Conv3d(3, self.dim, (3, 4, 4), stride=(1, 4, 4), padding=(1, 0, 0))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        maps = self.net(_floats(x, self.net.weight).transpose(1, 2)).tanh()
+        tokens = maps.flatten(2).mT
+        return Features(tokens, tokens.mean(1), tuple(maps.shape[-3:]))
+
+
+class TinyAudio(Encoder):
+    modality, dim, rate, hop, mels = "audio", 5, 100, 4, 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Conv2d(1, self.dim, (4, 3), stride=(4, 1), padding=(0, 1))
+
+    def spectrogram(self, x: Tensor) -> Tensor:
+        frames = F.pad(x.to(self.net.weight.dtype), (0, self.mels)).unfold(1, self.mels, self.hop)
+        return frames.mT.abs()
+
+    def frame_mask(self, mask: Tensor) -> Tensor:
+        return F.pad(mask, (0, self.mels)).unfold(1, self.mels, self.hop)[:, :, 0]
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        if x.ndim == 2:
+            x, mask = self.spectrogram(x), None if mask is None else self.frame_mask(mask)
+        if mask is not None:
+            x = x * mask[:, None]
+        maps = self.net(x[:, None]).tanh()
+        tokens = maps.flatten(2).mT
+        return Features(tokens, tokens.mean(1), tuple(maps.shape[-2:]))
+
+
+class TinyTokenizer:
+    """Ids 0 to 4 are padding, unknown, start, end and mask; the rest are words."""
+
+    vocab_size, pad_id, special_ids = 30, 0, frozenset(range(5))
+
+    def __init__(self, mask_id: int | None = 4) -> None:
+        self.mask_id = mask_id
+
+    def decode(self, ids: Tensor) -> str:
+        return " ".join(str(int(i)) for i in ids)
+
+
+class TinyText(Encoder):
+    modality, dim = "text", 6
+
+    def __init__(self, tokenizer: TinyTokenizer | None = None) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer or TinyTokenizer()
+        self.embedding, self.net = nn.Embedding(self.tokenizer.vocab_size, 4), nn.Linear(8, self.dim)
+
+    @property
+    def token_embedding(self) -> nn.Parameter:
+        return self.embedding.weight
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+        words = self.embedding(x)
+        weight = mask[..., None].to(words.dtype)
+        mean = (words * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
+        tokens = F.gelu(self.net(torch.cat([words, mean.expand_as(words)], -1)))
+        return Features(tokens, (tokens * weight).sum(1) / weight.sum(1), (x.shape[1],), mask)
+
+
+def tiny_encoders() -> dict[str, Encoder]:
+    return {"image": TinyImage(), "text": TinyText(), "audio": TinyAudio(), "video": TinyVideo()}
+
+
+def tiny_batch(rows: int, seed: int = 0, length: int = 24, size: int = 12, frames: int = 12) -> dict[str, Tensor]:
+    """Noise in every modality; texts and sounds are ragged, texts stand between a start and an end token."""
+    generator = torch.Generator().manual_seed(seed)
+    text = torch.randint(5, 30, (rows, length), generator=generator)
+    lengths = torch.randint(3, length + 1, (rows, 1), generator=generator)
+    place = torch.arange(length)
+    text[:, 0] = 2
+    text.scatter_(1, lengths - 1, 3)
+    text_mask = place < lengths
+    samples = 10 * frames
+    audio = torch.rand(rows, samples, generator=generator) * 2 - 1
+    audio_mask = torch.arange(samples) < torch.randint(samples // 2, samples + 1, (rows, 1), generator=generator)
+    return {
+        "image": torch.randint(0, 256, (rows, 3, size, size), generator=generator, dtype=torch.uint8),
+        "text": text * text_mask,
+        "text_mask": text_mask,
+        "audio": audio * audio_mask,
+        "audio_mask": audio_mask,
+        "video": torch.randint(0, 256, (rows, frames, 3, size, size), generator=generator, dtype=torch.uint8),
+        "id": torch.arange(rows),
+    }
