@@ -157,6 +157,8 @@ class Probe(_Section):
         data: labelled source with the same decode settings as the training data; `none` uses the training source.
         label: column of the label.
         encoder: whose features are probed; the first encoder where left out.
+        groups: column of what the choice of hyper-parameters must not divide, such as drawings of one thing.
+        limit: use only that many rows, of training and of test rows each.
         every: steps between probes during training; 0 only at the end.
     """
 
@@ -164,6 +166,7 @@ class Probe(_Section):
     label: str = "label"
     probe: Literal["knn", "ridge", "logistic"] = "knn"
     encoder: str | None = None
+    groups: str | None = None
     every: Annotated[int, Field(ge=0)] = 0
     limit: Positive | None = None
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mmssl import objectives as objective_room
 from mmssl import recipe as recipes
 from mmssl.batch import Batch, to_device
 from mmssl.data.loader import Loader
-from mmssl.data.sources import StreamSource, open_source
+from mmssl.data.sources import open_source
 from mmssl.encoders.base import Encoder
 from mmssl.errors import MmsslError, RecipeError, RunError
 from mmssl.media.text import Tokenizer
@@ -308,14 +309,7 @@ def _texts(recipe: Recipe, key: str, where: str) -> Iterable[str]:
         column = data.columns.get(key, key)
         if column not in source.columns:
             continue
-        rows: Iterable[Mapping[str, Any]]
-        if isinstance(source, StreamSource):
-            rows = source.rows(0, 0)
-        else:
-            rows = (source.row(i) for i in range(len(source)))
-        for _, row in zip(range(TOKENIZER_TEXTS), rows, strict=False):
-            if isinstance(row[column], str):
-                yield row[column]
+        yield from (text for text in islice(source.values(column), TOKENIZER_TEXTS) if isinstance(text, str))
         return
     raise RecipeError(
         f"{where}: no source has a column '{key}' to train a tokenizer on; map it with data.columns.{key}"
@@ -414,6 +408,7 @@ def _finish(run: Run, loader: Loader) -> None:
             _probe_data(run.recipe),
             label=spec.label,
             probe=spec.probe,
+            groups=spec.groups,
             seed=run.recipe.training.seed,
             limit=spec.limit,
         )

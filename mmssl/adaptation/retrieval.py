@@ -48,7 +48,7 @@ def retrieve(
     Raises:
         ValueError: where a query has no right item in the gallery.
     """
-    ranks, misses = [], {k: 0.0 for k in ks}
+    ranks, misses = [], dict.fromkeys(ks, 0.0)
     for start in range(0, len(queries), CHUNK):
         scores = queries[start : start + CHUNK] @ gallery.T
         right = query_ids[start : start + CHUNK, None] == gallery_ids
