@@ -173,8 +173,8 @@ def open_source(spec: Data) -> Source:
 
 
 def _open_folder(spec: Data, root: Path) -> Source:
-    walk = os.walk(root, followlinks=True)
-    files = sorted(Path(folder, name) for folder, _, names in walk for name in names if not name.startswith("."))
+    every = (Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names)
+    files = sorted(file for file in every if not any(p.startswith(".") for p in file.relative_to(root).parts))
     for builders in (BUILDERS, dict.fromkeys(KINDS, "media"), TEXT):
         found = [file for file in files if file.suffix.lower() in builders]
         if not found:
