@@ -1,4 +1,4 @@
-"""The model card: what a run is, from its recipe, its metrics and its probes; nothing is written that was not measured."""
+"""The model card: what a run is, from its recipe, metrics and probes; nothing is written that was not measured."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _probe_table(probes: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def publishable(recipe: Recipe) -> Recipe:
-    """The recipe without what is nobody's business: local paths become their last part, URLs lose passwords and queries."""
+    """The recipe without what is private: local paths become their last part, URLs lose passwords and queries."""
     tree = recipe.model_dump(mode="json", exclude_none=True)
     return recipes.validate(replace_all(tree, private(recipe)), "recipe")
 

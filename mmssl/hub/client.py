@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 from mmssl.errors import RunError
 
@@ -22,7 +23,7 @@ def explain(what: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError
 
     # HTTPError of the HTTP client, whose package changed its name between releases of huggingface_hub.
-    unreachable = HfHubHTTPError.__bases__[0]
+    unreachable = cast(type[Exception], HfHubHTTPError.__bases__[0])
     try:
         yield
     except (unreachable, OSError, ValueError, RuntimeError) as error:

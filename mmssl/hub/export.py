@@ -26,7 +26,7 @@ LOADING = {
     ),
     "open_clip": (
         "import open_clip\n\n"
-        'model = open_clip.create_model("local-dir:{path}", require_pretrained=True)\n'
+        'model = open_clip.create_model("local-dir:{path}", require_pretrained=True){note}\n'
         'tokenizer = open_clip.get_tokenizer("local-dir:{path}")'
     ),
     "torchvision": (
@@ -59,17 +59,18 @@ class Native:
 
     def loading(self, path: str) -> str:
         """The Python lines that load it from `path`."""
-        details: dict[str, str] = {}
+        details: dict[str, str] = {"note": ""}
+        if self.library == "open_clip" and len(self.encoders) == 1:
+            details["note"] = f"  # only its {self.encoders[0].modality} tower was trained"
         if self.library == "torchvision":
             backbone: Any = self.encoders[0].backbone
             given = "".join(f", {key}={value!r}" for key, value in backbone.kwargs.items())
             kept = getattr(backbone.net, backbone.head)
-            details = {
+            inside = isinstance(kept, nn.Sequential)
+            details |= {
                 "arguments": repr(backbone.model.partition("/")[2]) + given,
                 "head": backbone.head,
-                "kept": f"model.{backbone.head}[:{len(kept)}]"
-                if isinstance(kept, nn.Sequential)
-                else "torch.nn.Identity()",
+                "kept": f"model.{backbone.head}[:{len(kept)}]" if inside else "torch.nn.Identity()",
             }
         return LOADING[self.library].format(path=path, **details)
 
@@ -93,9 +94,11 @@ def plan(run: Run) -> list[Native]:
 
 
 def _one_clip(*encoders: Encoder) -> bool:
-    models = {encoder.spec["model"] for encoder in encoders}
-    modalities = sorted(encoder.modality for encoder in encoders)
-    return len(models) == 1 and models.pop().startswith("open_clip/") and modalities == ["image", "text"]
+    if not all(str(encoder.spec["model"]).startswith("open_clip/") for encoder in encoders):
+        return False
+    backbones: list[Any] = [encoder.backbone for encoder in encoders]
+    shared = {(b.model, b.config["embed_dim"], b.config.get("quick_gelu", False)) for b in backbones}
+    return len(shared) == 1 and sorted(encoder.modality for encoder in encoders) == ["image", "text"]
 
 
 def export(run: Run, directory: str | Path) -> Path:
@@ -128,7 +131,7 @@ def _write(natives: list[Native], folder: Path) -> None:
             if len(native.encoders) == 1:
                 native.encoders[0].export(folder / native.directory)
             else:
-                from mmssl.encoders._open_clip import export_clip_pair
+                from mmssl.encoders import export_clip_pair
 
                 image, text = sorted(native.encoders, key=lambda encoder: encoder.modality)
                 export_clip_pair(image, text, folder / native.directory)

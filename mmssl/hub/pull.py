@@ -47,7 +47,7 @@ DEEPEST = 20
 
 
 def download(repo_id: str, revision: str | None = None, token: str | None = None) -> Path:
-    """Fetch a published run into the Hub cache; only the files that loading reads.
+    """Fetch a published run into the Hub cache: what loading reads, and the pictures; nothing else.
 
     Args:
         repo_id: `user/name`; the endpoint is that of `HF_ENDPOINT`.
@@ -64,8 +64,14 @@ def download(repo_id: str, revision: str | None = None, token: str | None = None
 
     from mmssl.hub.client import explain
 
-    wanted = ["recipe.yaml", WEIGHTS, *RECORDS, *(f"tokenizers/*/{name}" for name in sorted(TOKENIZER_FILES))]
-    with explain(f"cannot download '{repo_id}'"):
+    wanted = [
+        "recipe.yaml",
+        WEIGHTS,
+        *RECORDS,
+        "figures/*.png",
+        *(f"tokenizers/*/{name}" for name in sorted(TOKENIZER_FILES)),
+    ]
+    with explain(f"there is no folder '{repo_id}', and it cannot be downloaded from the Hub"):
         folder = Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=wanted))
     if not (folder / "recipe.yaml").exists():
         raise RunError(f"'{repo_id}' on the Hub is not an mmssl run: it has no recipe.yaml")
@@ -112,7 +118,8 @@ def _files(folder: Path) -> Iterator[Path]:
             raise RunError(f"{folder}: not a whole run: {name} is missing")
         yield folder / name
     yield from (folder / name for name in RECORDS if (folder / name).exists())
-    yield from (folder / "tokenizers").rglob("*")
+    for name in ("tokenizers", "figures"):
+        yield from (folder / name).rglob("*")
 
 
 def _stays_inside(path: Path, folder: Path) -> None:
@@ -185,9 +192,9 @@ def _check_names(recipe: Recipe, path: Path) -> None:
             raise RunError(f"{where}: '{modality}' is not an encoder of mmssl and may run any code; {way_out}")
         library, _, model = arguments["model"].partition("/")
         own = {key: value for key, value in arguments.items() if key not in ("model", "pretrained", "tokenizer")}
-        for key, value in _leaves({"model": model, **own}):
+        for key, value in _leaves(encoder, {"model": model, **own}):
             # No argument that shapes a network is a path, an address or the name of a repository.
-            if key in FETCHES or isinstance(value, str) and re.search(r"[/\\:@]", value):
+            if key in FETCHES or (isinstance(value, str) and re.search(r"[/\\:@]", value)):
                 raise RunError(f"{where}: {key} = {value!r} may make {library} read other files or run code; {way_out}")
 
 
@@ -201,15 +208,15 @@ def _objective_names(objective: Mapping[str, Any]) -> Iterator[str]:
                 yield from _objective_names(item)
 
 
-def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield key, None
-            yield from _leaves(value)
-        elif isinstance(value, list):
-            yield from _leaves(dict.fromkeys([key]) | {f"{key}[{i}]": item for i, item in enumerate(value)})
-        else:
-            yield key, value
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Every value of a tree with the key that it stands under."""
+    yield key, value
+    if isinstance(value, Mapping):
+        for inner, item in value.items():
+            yield from _leaves(inner, item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(key, item)
 
 
 def _check_tokenizer(path: Path, folder: Path) -> None:

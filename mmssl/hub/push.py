@@ -53,7 +53,7 @@ def push(
         RunError: where the folder is in use, the name is not valid, the token may not write or the Hub is not reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     with explain(f"'{repo}' is not a name for a repository (expected user/name)"):
         validate_repo_id(repo)

@@ -1,0 +1,166 @@
+"""The card says what was measured, and no string of the user's can forge another part of it."""
+
+import json
+import re
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from small_runs import PAIRS, PROBES, ROTATION, make_run
+
+from mmssl.hub import model_card
+from mmssl.hub.card import code, fence, final_metrics, markdown, publishable
+from mmssl.recipe import validate
+
+
+def front_matter(text: str) -> dict:
+    """Parsed as the Hub does: everything up to the first line of three dashes."""
+    return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)[1])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("card") / "run", ROTATION)
+
+
+def with_recipe(run, **changes):
+    run.recipe = validate({**run.recipe.model_dump(mode="json", exclude_none=True), **changes}, "recipe")
+    return run
+
+
+def test_card_holds_the_run(run) -> None:
+    text = model_card(with_recipe(run, license="apache-2.0"), "me/turns")
+    meta = front_matter(text)
+    assert meta["library_name"] == "mmssl"
+    assert meta["license"] == "apache-2.0"
+    assert {"rotation", "image", "self-supervised-learning"} <= set(meta["tags"])
+    assert "160, in 20 of 20 steps of 8 rows" in text
+    assert "| `loss` | 1.3 | 1.386 |" in text  # the last value, beside ln 4
+    assert "| `accuracy` | 0.45 | 0.25 |" in text
+    assert "| `pretrained` | `pooled` | 50.0 |" in text
+    assert "| random-initialised | `pooled` | 25.0 ± 1.0 |" in text
+    assert "| `constant` |  | 12.5 |" in text
+    assert 'mmssl.load("me/turns")' in text
+    assert "timm.create_model(" in text
+    parameters = sum(p.numel() for p in run.encoders["image"].parameters())
+    assert f"| {parameters:,} | 16 |" in text
+    assert ModelCard(text).data.license == "apache-2.0"
+    recipe = re.search(r"```yaml\n(.*?)\n```", text, re.DOTALL)[1]
+    assert validate(yaml.safe_load(recipe), "card") == publishable(run.recipe)
+
+
+def test_no_licence_and_no_probe_are_said(tmp_path) -> None:
+    run = make_run(tmp_path / "run", ROTATION, probes=None)
+    text = model_card(run)
+    assert "license" not in front_matter(text)
+    assert "## Licence\n\nNot stated." in text
+    assert "Not measured" in text
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ("Apache-2.0", {"license": "apache-2.0"}),
+        ("for our lab only", {"license": "other", "license_name": "for our lab only"}),
+        ("mit\nlibrary_name: evil", {"license": "other", "license_name": "mit library_name: evil"}),
+    ],
+)
+def test_licence_comes_from_the_recipe(run, stated, expected) -> None:
+    meta = front_matter(model_card(with_recipe(run, license=stated)))
+    assert {key: value for key, value in meta.items() if key.startswith("license")} == expected
+    assert meta["library_name"] == "mmssl"
+
+
+HOSTILE = "x\n---\nlicense: mit\n---\n# Forged\n```\n<script>alert(1)</script> | `` ` ``` {{ 7*7 }} {% raw %} \x1b[31m"
+
+
+def test_hostile_names_stay_inside_their_place(run) -> None:
+    plain = model_card(with_recipe(run, license=None, data={"source": "toy"}))
+    tree = {**PROBES, "label": HOSTILE, "warnings": [HOSTILE]}
+    (run.directory / "probes.json").write_text(json.dumps(tree))
+    text = model_card(with_recipe(run, data={HOSTILE: {"source": HOSTILE, "config": HOSTILE, "split": HOSTILE}}))
+    (run.directory / "probes.json").write_text(json.dumps(PROBES))
+    assert front_matter(text) == front_matter(plain)
+    headings = [line for line in outside_fences(text) if line.startswith("#")]
+    assert headings == [line for line in outside_fences(plain) if line.startswith("#")]
+    assert not any("<script>" in re.sub(r"(`+).*?(?<!`)\1(?!`)", "", line) for line in outside_fences(text))
+    assert "\x1b" not in "".join(outside_fences(text))
+    assert validate(yaml.safe_load(fenced(text, "yaml")), "card") == publishable(run.recipe)
+
+
+def outside_fences(text: str) -> list[str]:
+    """Lines that Markdown reads as such: a fence is closed by as many backticks as opened it, or more."""
+    kept, opened = [], ""
+    for line in text.splitlines():
+        ticks = re.match(r"`{3,}", line)
+        if opened:
+            if ticks and len(ticks[0]) >= len(opened) and not line[len(ticks[0]) :].strip():
+                opened = ""
+        elif ticks:
+            opened = ticks[0]
+        else:
+            kept.append(line)
+    return kept
+
+
+def fenced(text: str, language: str) -> str:
+    ticks = re.search(rf"^(`{{3,}}){language}$", text, re.MULTILINE)[1]
+    return text.split(f"{ticks}{language}\n", 1)[1].split(f"\n{ticks}\n", 1)[0]
+
+
+@pytest.mark.parametrize("text", ["plain", "a`b", "``", "`", "a\nb", "|"])
+def test_code_spans_cannot_be_closed(text) -> None:
+    span = code(text)
+    ticks = re.match("`+", span)[0]
+    assert span.endswith(ticks)
+    inner = span[len(ticks) : -len(ticks)]
+    assert all(len(run) != len(ticks) for run in re.findall("`+", inner))
+    assert "\n" not in span
+
+
+def test_fences_are_longer_than_what_they_hold() -> None:
+    assert fence("a\n````\nb", "yaml").startswith("`````yaml\n")
+
+
+def test_plain_text_has_no_markup() -> None:
+    assert markdown("# a *b* [c](d) <e>") == r"\# a \*b\* \[c\](d) \<e\>"
+
+
+def test_final_metrics_are_the_last_and_not_the_best() -> None:
+    history = [{"step": 1, "loss": 1.0, "accuracy": 0.9, "lr": 1.0}, {"step": 2, "loss": 2.0, "probe/knn": 0.5}]
+    assert final_metrics(history) == {"loss": 2.0, "accuracy": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("source", "public"),
+    [
+        ("/home/somebody/photos", "photos"),
+        ("/home/somebody/photos/", "photos"),
+        ("~/photos", "photos"),
+        ("../photos", "photos"),
+        (r"C:\Users\somebody\photos", "photos"),
+        ("file:///home/somebody/a.csv", "a.csv"),
+        ("data/shards/*.tar", "*.tar"),
+        ("https://name:secret@host/a/b.parquet?token=abc#x", "https://host/a/b.parquet"),
+        ("user/name", "user/name"),
+        ("toy", "toy"),
+    ],
+)
+def test_private_places_are_not_published(source, public) -> None:
+    tree = {**PAIRS, "data": {"source": source}, "probe": {"data": source}}
+    recipe = publishable(validate(tree, "recipe"))
+    assert (recipe.data.source, recipe.probe.data) == (public, public)
+
+
+def test_existing_folders_are_local(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own" / "photos").mkdir(parents=True)
+    tree = {**PAIRS, "data": {"a": {"source": "own/photos"}, "b": {"source": "some/dataset"}}}
+    recipe = publishable(validate(tree, "recipe"))
+    assert [source.source for source in recipe.sources().values()] == ["photos", "some/dataset"]
+
+
+def test_paths_of_encoders_are_private_too() -> None:
+    encoders = {"image": {"model": "timm/resnet18", "pretrained": "/home/somebody/secret/weights.safetensors"}}
+    recipe = publishable(validate({**ROTATION, "encoders": encoders}, "recipe"))
+    assert recipe.encoders["image"] == {"model": "timm/resnet18", "pretrained": "weights.safetensors"}
