@@ -7,10 +7,9 @@ draws random numbers of its own, so that adding one leaves what the others see u
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from mmssl.batch import Batch, under
@@ -34,9 +33,11 @@ class Combine(Objective):
         self,
         encoders: Mapping[str, Encoder],
         *,
-        tasks: Annotated[dict[str, dict[str, Any]], Field(min_length=1)],
+        tasks: dict[str, dict[str, Any]],
     ) -> None:
         super().__init__(encoders)
+        if not tasks:
+            raise RecipeError("combine needs at least one task, for instance tasks: {turn: {name: rotation}}")
         built: dict[str, Objective] = {}
         self.weights: dict[str, float] = {}
         self.sources: dict[str, str] = {}

@@ -42,7 +42,14 @@ def draw_crops(
 
     Returns:
         int64 (B, V, 4): top, left, height, width in pixels.
+
+    Raises:
+        ValueError: for an area that is no range of shares.
     """
+    if not 0 < area[0] <= area[1] <= 1:
+        raise ValueError(
+            f"area = {area} should be the smallest and the largest share of the image, above 0 and up to 1"
+        )
     share = draws.uniform(views, _TRIES, low=area[0], high=area[1])
     aspect = draws.uniform(views, _TRIES, low=math.log(ratio[0]), high=math.log(ratio[1])).exp()
     place = draws.uniform(views, 2)

@@ -104,9 +104,7 @@ def distributed(tmp_path_factory) -> dict[int, dict]:
     # One server imports torch and forks the processes.
     multiprocessing.set_forkserver_preload(["torch.distributed", "mmssl.objectives.combine", "mmssl.training.step"])
     for world in (2, 4):
-        torch.multiprocessing.start_processes(
-            _process, (world, str(folder)), nprocs=world, start_method="forkserver"
-        )
+        torch.multiprocessing.start_processes(_process, (world, str(folder)), nprocs=world, start_method="forkserver")
     return {world: torch.load(folder / f"{world}.pt") for world in (2, 4)}
 
 

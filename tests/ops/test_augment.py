@@ -89,6 +89,12 @@ def test_crops_are_distributed_as_torchvisions(shape):
     assert (mine[:, :2] + mine[:, 2:] <= torch.tensor(shape)).all()
 
 
+def test_an_area_is_a_range_of_shares():
+    for area in ((0, 1), (0.5, 0.4), (0.5, 2)):
+        with pytest.raises(ValueError, match="area = "):
+            augment.draw_crops(Draws(0, 0, 2), 1, 8, 8, area=area)
+
+
 def test_jitter_factors_and_orders_are_uniform():
     factors, order = (x.flatten(0, 1) for x in augment.draw_jitter(Draws(0, 0, 3000), 2, strength=0.5))
     for column, (low, high) in enumerate([(0.6, 1.4)] * 3 + [(-0.1, 0.1)]):

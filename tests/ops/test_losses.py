@@ -1,0 +1,99 @@
+"""Losses where rows meet, against formulas written out and open_clip's own, with gradients, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmssl.ops.losses import info_nce, mean_over, nt_xent, sigmoid_pairs
+
+
+def _unit(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    z = F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
+    return z.requires_grad_()
+
+
+def _simclr_repository(a: torch.Tensor, b: torch.Tensor, temperature: float) -> torch.Tensor:
+    """objective.py of google-research/simclr: two cross-entropies of (B, 2B) logits, self masked by -1e9, summed."""
+    rows = len(a)
+    labels = F.one_hot(torch.arange(rows), 2 * rows).to(a.dtype)
+    masks = torch.eye(rows, dtype=a.dtype) * 1e9
+    aa, bb, ab = a @ a.T / temperature - masks, b @ b.T / temperature - masks, a @ b.T / temperature
+    terms = [-(labels * torch.cat(x, 1).log_softmax(1)).sum(1).mean() for x in ((ab, aa), (ab.T, bb))]
+    return terms[0] + terms[1]
+
+
+def _nt_xent_by_hand(a: torch.Tensor, b: torch.Tensor, temperature: float) -> torch.Tensor:
+    z = torch.cat([a, b])
+    rows = len(a)
+    terms = []
+    for i in range(2 * rows):
+        similarity = [z[i] @ z[k] / temperature for k in range(2 * rows)]
+        others = torch.stack([s for k, s in enumerate(similarity) if k != i])
+        terms.append(others.logsumexp(0) - similarity[(i + rows) % (2 * rows)])
+    return torch.stack(terms).mean()
+
+
+@pytest.mark.parametrize(("reference", "factor"), [(_nt_xent_by_hand, 1), (_simclr_repository, 2)])
+def test_nt_xent_is_the_papers_and_half_the_repositorys(reference, factor):
+    a, b = _unit(6, 8), _unit(6, 8, seed=1)
+    mine, _ = nt_xent(a, b, 0.1)
+    theirs = reference(a, b, 0.1) / factor
+    assert math.isclose(mine.item(), theirs.item(), rel_tol=1e-9)
+    for ours, other in zip(torch.autograd.grad(mine, (a, b)), torch.autograd.grad(theirs, (a, b)), strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-9, atol=1e-12)
+
+
+def test_nt_xent_at_collapse_and_at_orthonormal_pairs():
+    rows, temperature = 7, 0.3
+    same = torch.ones(rows, 4, dtype=torch.float64) / 2
+    assert math.isclose(nt_xent(same, same, temperature)[0], math.log(2 * rows - 1), rel_tol=1e-12)
+    axes = torch.eye(rows, dtype=torch.float64)
+    loss, accuracy = nt_xent(axes, axes, temperature)
+    assert math.isclose(loss, math.log(1 + 2 * (rows - 1) * math.exp(-1 / temperature)), rel_tol=1e-12)
+    assert accuracy == 1
+
+
+def test_nt_xent_is_equal_under_swap_of_views_and_of_rows():
+    a, b = _unit(5, 4), _unit(5, 4, seed=1)
+    order = torch.tensor([3, 1, 4, 0, 2])
+    loss, accuracy = nt_xent(a, b, 0.2)
+    loss = loss.item()
+    for other in (nt_xent(b, a, 0.2), nt_xent(a[order], b[order], 0.2)):
+        assert math.isclose(loss, other[0].item(), rel_tol=1e-12)
+        assert accuracy == other[1]
+
+
+@pytest.mark.parametrize("form", ["clip", "siglip"])
+def test_pair_losses_are_open_clips_with_gradients(form):
+    loss_module = pytest.importorskip("open_clip.loss")
+    a, b = _unit(6, 8), _unit(6, 8, seed=1)
+    scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
+    bias = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
+    if form == "clip":
+        mine, theirs, leaves = info_nce(a, b, scale)[0], loss_module.ClipLoss()(a, b, scale), (a, b, scale)
+    else:
+        mine = sigmoid_pairs(a, b, scale, bias)[0]
+        theirs, leaves = loss_module.SigLipLoss()(a, b, scale, bias), (a, b, scale, bias)
+    assert math.isclose(mine.item(), theirs.item(), rel_tol=1e-12)
+    for ours, other in zip(torch.autograd.grad(mine, leaves), torch.autograd.grad(theirs, leaves), strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-10, atol=1e-13)
+
+
+def test_pair_accuracies_count_both_directions():
+    a = torch.eye(3, dtype=torch.float64)
+    b = torch.tensor([[1.0, 0, 0], [0.9, 0.8, 0], [0, 0, 1.0]], dtype=torch.float64)
+    one = torch.ones((), dtype=torch.float64)
+    for _, a_to_b, b_to_a in (info_nce(a, b, one), sigmoid_pairs(a, b, one, -one)):
+        assert a_to_b == 1
+        assert math.isclose(b_to_a, 2 / 3)
+
+
+def test_mean_over_counts_only_what_is_valid():
+    values, valid = torch.tensor([[1.0, 5.0], [3.0, 7.0]]), torch.tensor([[True, False], [True, True]])
+    assert mean_over(values, valid, valid.sum()) == 11 / 3
+    assert mean_over(values, torch.zeros_like(valid), torch.tensor(0)) == 0
