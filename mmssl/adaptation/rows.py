@@ -91,11 +91,13 @@ def open_pair(
     return rows[0], rows[1] if second is not None else None
 
 
-def open_rows(data: Data, encoder: Encoder, *, label: str, limit: int | None = None, batch_size: int = 256) -> Rows:
+def open_rows(
+    data: Data, encoder: Encoder, *, label: str, groups: str | None, limit: int, batch_size: int = 256
+) -> Rows:
     """The rows of one source alone; see `open_pair`."""
     first = _open(data, None, None, limit)
     assert first is not None  # only batches have no source
-    return _labelled([first], encoder, label, None, batch_size, 0)[0]
+    return _labelled([first], encoder, label, groups, batch_size, 0)[0]
 
 
 def groups_of(rows: Rows, rest: Batch, groups: str | None) -> Tensor | None:

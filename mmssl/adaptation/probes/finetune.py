@@ -61,7 +61,7 @@ class Finetune(Probe[RawRows]):
         lr: candidates for the peak learning rate.
         decay: candidates for the factor between a layer and the next.
         steps: optimiser steps; a subset of few rows is passed through more often.
-        batch_size: rows of a step, at most all of them.
+        batch_rows: rows of a step, at most all of them.
         weight_decay: of AdamW.
     """
 
@@ -73,11 +73,11 @@ class Finetune(Probe[RawRows]):
         lr: tuple[float, ...] = (3e-4, 1e-3),
         decay: tuple[float, ...] = (0.75, 1.0),
         steps: int = 300,
-        batch_size: int = 64,
+        batch_rows: int = 64,
         weight_decay: float = 0.05,
     ) -> None:
         super().__init__()
-        self.lr, self.decay, self.steps, self.batch_size, self.weight_decay = lr, decay, steps, batch_size, weight_decay
+        self.lr, self.decay, self.steps, self.batch_rows, self.weight_decay = lr, decay, steps, batch_rows, weight_decay
 
     def settings(self) -> Sequence[Setting]:
         """Every pair of learning rate and decay, the least change of the encoder first."""
@@ -89,7 +89,7 @@ class Finetune(Probe[RawRows]):
         """See `Probe.predict`; the encoder of `train` is copied, never changed."""
         for setting in settings:
             objective = self.train(train, labels, setting, seed)
-            yield classify(objective, test.batch, 4 * self.batch_size)
+            yield classify(objective, test.batch, 4 * self.batch_rows)
 
     def train(self, rows: RawRows, labels: Tensor, setting: Setting, seed: int) -> Supervised:
         """One training on all of `rows`."""
@@ -99,7 +99,7 @@ class Finetune(Probe[RawRows]):
         scale_by_depth(objective.encoder(rows.encoder.modality), setting["decay"])
         training = Training(
             steps=self.steps,
-            batch_size=min(self.batch_size, len(rows)),
+            batch_size=min(self.batch_rows, len(rows)),
             seed=seed,
             optimizer=Optimizer(lr=setting["lr"], weight_decay=self.weight_decay),
             schedule=Schedule(warmup=self.steps // 10),
@@ -140,20 +140,20 @@ def scale_by_depth(encoder: Encoder, decay: float) -> None:
     """Set `lr_scale` of every parameter to decay^(n + 1 - i), i the number of its block of n (MAE's rule).
 
     Depth is the order in which blocks appear: a block is what stands up to the first number of a parameter's name, as
-    in `blocks.3` or `layer2.0`. What comes before any block, and every embedding, has i = 0; what follows, n + 1.
+    in `blocks.3` or `layer2.0`. What lies between blocks belongs to the one before; what comes before all of them, and
+    every embedding, has i = 0; what follows the last, n + 1.
     """
     embeddings = {p for m in encoder.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     blocks: dict[str, int] = {}
-    depths: list[tuple[nn.Parameter, int | None]] = []
+    depths: list[tuple[nn.Parameter, float]] = []
     for name, parameter in encoder.named_parameters():
         parts = name.split(".")
         number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-        if parameter in embeddings or (number is None and not blocks):
-            depths.append((parameter, 0))
-        elif number is None:
-            depths.append((parameter, None))
-        else:
+        if number is not None:
             depths.append((parameter, blocks.setdefault(".".join(parts[: number + 1]), len(blocks) + 1)))
-    top = len(blocks) + 1
+        else:
+            depths.append((parameter, 0 if parameter in embeddings else len(blocks) + 0.5))
+    last = len(blocks)
     for parameter, depth in depths:
-        parameter.lr_scale = decay ** (top - (top if depth is None else depth))  # type: ignore[attr-defined]
+        i = last + 1 if depth > last else int(depth)
+        parameter.lr_scale = decay ** (last + 1 - i)  # type: ignore[attr-defined]

@@ -1,0 +1,87 @@
+"""Fine-tuning: it learns what frozen features lack, on a copy, with the learning rates it says."""
+
+import pytest
+import torch
+
+from mmssl import encoder as create
+from mmssl.adaptation.probes.base import RawRows
+from mmssl.adaptation.probes.finetune import Finetune, Shuffled, scale_by_depth
+from mmssl.training.optim import parameter_groups
+
+
+def tinted(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise, a little redder or a little bluer."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.arange(rows) % 2
+    tint = torch.tensor([[20.0, 0, -20], [-20, 0, 20]])[labels]
+    noise = 60 * torch.randn(rows, 3, 16, 16, generator=random)
+    return (128 + tint[:, :, None, None] + noise).clamp(0, 255).to(torch.uint8), labels
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    return create("timm/test_resnet", modality="image")
+
+
+def test_it_learns_separable_classes_and_leaves_the_encoder_alone(small):
+    x, labels = tinted(96, 0)
+    y, truth = tinted(64, 1)
+    small.train()
+    state = {key: value.clone() for key, value in small.state_dict().items()}
+    probe = Finetune(steps=30, batch_rows=16, lr=(3e-3,), decay=(1.0,))
+    train, test = RawRows(small, {"image": x}), RawRows(small, {"image": y})
+    (guess,) = probe.predict(train, labels, test, probe.settings(), 0)
+    (again,) = probe.predict(train, labels, test, probe.settings(), 0)
+    assert (guess == truth).float().mean() > 0.9
+    assert torch.equal(guess, again)
+    assert small.training
+    assert all(torch.equal(value, state[key]) for key, value in small.state_dict().items())
+    assert not any(hasattr(p, "lr_scale") for p in small.parameters())
+
+
+def test_a_decay_of_zero_trains_the_head_alone(small):
+    x, labels = tinted(32, 0)
+    small.eval()
+    objective = Finetune(steps=3, batch_rows=8).train(
+        RawRows(small, {"image": x}), labels, {"lr": 0.1, "decay": 0.0}, 0
+    )
+    after = dict(objective.encoder("image").named_parameters())
+    assert all(torch.equal(value, after[key].cpu()) for key, value in small.named_parameters())
+    assert objective.head[1].weight.abs().max() > 0.2
+
+
+def scales(encoder, decay: float) -> dict[str, float]:
+    scale_by_depth(encoder, decay)
+    return {name.removeprefix("backbone.net."): p.lr_scale for name, p in encoder.named_parameters()}
+
+
+def test_layer_wise_rates_follow_the_rule_of_mae():
+    found = scales(create("timm/test_vit", modality="image", img_size=32, patch_size=8), 0.5)
+    blocks = 6
+    assert found["pos_embed"] == found["patch_embed.proj.weight"] == 0.5 ** (blocks + 1)
+    for i in range(blocks):
+        assert found[f"blocks.{i}.attn.qkv.weight"] == 0.5 ** (blocks - i)
+    assert found["norm.weight"] == 1.0
+
+
+@pytest.mark.parametrize("model", ["timm/resnet18", "torchvision/resnet18", "timm/test_resnet"])
+def test_layer_wise_rates_never_fall_towards_the_head(model):
+    found = list(scales(create(model, modality="image"), 0.5).values())
+    assert found == sorted(found)
+    assert len(set(found)) > 4
+    assert found[-1] == 0.5
+
+
+def test_the_optimiser_gets_the_rates(small):
+    scale_by_depth(small, 0.5)
+    groups = parameter_groups(small, 0.05)
+    assert {group["lr_scale"] for group in groups} == {p.lr_scale for p in small.parameters()}
+
+
+def test_shuffled_rows_come_once_an_epoch_and_in_a_new_order():
+    loader = Shuffled({"id": torch.arange(10), "label": torch.zeros(10)}, batch_size=4, seed=0)
+    seen = torch.cat([batch["id"] for batch in loader.batches(0, 5)]).tolist()
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert seen[:10] != seen[10:]
+    assert torch.cat([batch["id"] for batch in loader.batches(3, 5)]).tolist() == seen[12:]
