@@ -40,15 +40,20 @@ def configuration(name: str, kwargs: Mapping[str, Any], model: str) -> dict[str,
     if config is None:
         hint = nearest_model(name, open_clip.list_models(), "open_clip.list_models()")
         raise RecipeError(f"model '{model}': open_clip has no such model{hint}")
-    config = {key: copy.deepcopy(config[key]) for key in KEYS if key in config}
-    for key, value in kwargs.items():
+    for key in kwargs:
         if key not in KEYS:
             raise RecipeError(f"{model}: unknown key '{key}'{nearest(key, KEYS)}")
-        config[key] = {**config[key], **value} if key in SECTIONS else value
+    config = merge({key: config[key] for key in KEYS if key in config}, kwargs)
     config["vision_cfg"]["timm_model_pretrained"] = False
     if "hf_model_name" in config["text_cfg"]:
         config["text_cfg"]["hf_model_pretrained"] = False
     return config
+
+
+def merge(config: Mapping[str, Any], differences: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with `differences`, key by key inside the two sections; a copy."""
+    inner = {key: {**config.get(key, {}), **differences.get(key, {})} for key in SECTIONS}
+    return copy.deepcopy({**config, **differences, **{key: value for key, value in inner.items() if value}})
 
 
 def build(name: str, pretrained: Pretrained, kwargs: Mapping[str, Any], model: str) -> tuple[Any, dict[str, Any]]:
@@ -60,14 +65,14 @@ def build(name: str, pretrained: Pretrained, kwargs: Mapping[str, Any], model: s
     differences = dict(kwargs)
     if isinstance(pretrained, str) and pretrained.startswith(LOCAL_DIR):
         stored = read_config(pretrained.removeprefix(LOCAL_DIR), "open_clip_config.json")["model_cfg"]
-        differences = {key: stored[key] for key in KEYS if key in stored} | differences
+        differences = merge({key: stored[key] for key in KEYS if key in stored}, differences)
     config = configuration(name, differences, model)
     with build_errors(model, lambda owner: getattr(open_clip, owner).__dataclass_fields__):
         if not pretrained:
             return CustomTextCLIP(**config), differences
         tags = open_clip.list_pretrained_tags_by_model(name)
         if pretrained is True:
-            raise RecipeError(f"{model}: pretrained: open_clip has no default weights; name one of: {', '.join(tags)}")
+            raise RecipeError(f"{model}: pretrained: open_clip has no default weights{nearest('', tags[:9])}")
         if pretrained.startswith(LOCAL_DIR):
             return open_clip.create_model(
                 pretrained, force_custom_text=True, require_pretrained=True, **config
@@ -184,7 +189,7 @@ def export_clip_pair(
         image: an image encoder `open_clip/...`.
         text: a text encoder `open_clip/...`; the two agree in `embed_dim` and `quick_gelu`.
         directory: made if missing.
-        logit_scale: logarithm of what cosine similarities are multiplied by, as CLIP stores it; ln(1 / 0.07) by default.
+        logit_scale: logarithm of the factor on cosine similarities, as CLIP stores it; ln(1 / 0.07) by default.
         logit_bias: added to them (SigLIP); none if left out.
 
     Raises:

@@ -17,7 +17,7 @@ from timm.layers import Mlp, resample_abs_pos_embed
 from torch import Tensor, nn
 
 from mmssl.encoders._open_clip import build, configuration, write_clip
-from mmssl.encoders._timm import TimmBackbone
+from mmssl.encoders._timm import TimmNetwork
 from mmssl.encoders.backbones import Pretrained, VisionBackbone, masked_mean, places
 from mmssl.encoders.base import Features
 from mmssl.errors import RecipeError
@@ -148,11 +148,11 @@ class OpenClipResNet(_Tower):
         }
 
 
-class OpenClipTimm(_Tower, TimmBackbone):
+class OpenClipTimm(_Tower, TimmNetwork):
     """A network of timm as image tower (SigLIP, ConvNeXt CLIPs)."""
 
     def __init__(self, net: Any, model: str, kwargs: Mapping[str, Any]) -> None:
-        _Tower.__init__(self, net, model, kwargs)
+        super().__init__(net, model, kwargs)
         self._find_layout()
         pointwise = all(isinstance(layer, nn.Linear | nn.Dropout | Mlp) for layer in net.head)
         if not pointwise or (len(net.head) == 0 and self._width != self.dim):
@@ -165,5 +165,5 @@ class OpenClipTimm(_Tower, TimmBackbone):
 
     def forward(self, x: Tensor, columns: Tensor | None = None) -> Features:
         """Pictures -> Features; see the base class."""
-        features = TimmBackbone.forward(self, x, columns)
+        features = super().forward(x, columns)
         return features._replace(tokens=self.net.head(features.tokens), pooled=self.net.head(features.pooled))

@@ -29,24 +29,12 @@ from mmssl.encoders.base import Features
 from mmssl.errors import RecipeError
 
 
-class TimmBackbone(VisionBackbone):
-    """Any network of timm that has `forward_features`, `forward_head` and `forward_intermediates`.
+class TimmNetwork(VisionBackbone):
+    """Forward of any network of timm that has `forward_features`, `forward_head` and `forward_intermediates`.
 
     Some heads (MobileNetV3) have a layer between pooling and classifier; it then is applied to every place, so that
     tokens and pooled vector are of one width.
     """
-
-    def __init__(self, net: Any, model: str, kwargs: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.net, self.model, self.kwargs = net, model, dict(kwargs)
-        self._find_layout()
-        self.dim = self._width
-        self.channels = int(kwargs.get("in_chans", 3))
-        config = net.pretrained_cfg
-        if self.channels == 3:
-            self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
-        else:
-            self.mean, self.std = (0.5,) * self.channels, (0.5,) * self.channels
 
     def _find_layout(self) -> None:
         trunk = self.trunk
@@ -61,7 +49,7 @@ class TimmBackbone(VisionBackbone):
         return self.net
 
     def _map(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """Features in the library's own layout, and the extent of their places."""
+        """Features in the library's own layout, and the extent of their places; `()` where that is not known."""
         features = self.trunk.forward_features(x)
         if not isinstance(features, Tensor):
             raise RecipeError(f"model '{self.model}' has several maps at its end, which are not tokens of one grid")
@@ -73,7 +61,7 @@ class TimmBackbone(VisionBackbone):
             height, width = embedding.dynamic_feat_size(x.shape[-2:])
             if height * width == number:
                 return features, (height, width)
-        return features, (1, number)
+        return features, ()
 
     def _tokens(self, features: Tensor) -> Tensor:
         if features.ndim == 3:
@@ -83,6 +71,8 @@ class TimmBackbone(VisionBackbone):
     def forward(self, x: Tensor, columns: Tensor | None = None) -> Features:
         """Pictures (B, C, H, W) -> Features; see the base class."""
         features, grid = self._map(x)
+        if columns is not None and not grid:
+            raise RecipeError(f"model '{self.model}' tells no grid of its tokens, so that padding cannot be masked")
         mask = places(columns, grid)
         if mask is not None:
             features = self._fill(features, mask)
@@ -90,7 +80,7 @@ class TimmBackbone(VisionBackbone):
         tokens = self._tokens(features)
         if self._head_widens:
             tokens = self._tokens_through_head(tokens)
-        return Features(tokens, pooled, grid, mask)
+        return Features(tokens, pooled, grid or (1, tokens.shape[1]), mask)
 
     def _fill(self, features: Tensor, mask: Tensor) -> Tensor:
         """Put the mean of the valid places into the others, so that the library's own average pooling skips them."""
@@ -117,6 +107,22 @@ class TimmBackbone(VisionBackbone):
             name: masked_mean(value.flatten(2).transpose(1, 2), places(columns, tuple(value.shape[2:])))
             for name, value in zip(names, maps, strict=True)
         }
+
+
+class TimmBackbone(TimmNetwork):
+    """A network of timm, whole."""
+
+    def __init__(self, net: Any, model: str, kwargs: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.net, self.model, self.kwargs = net, model, dict(kwargs)
+        self._find_layout()
+        self.dim = self._width
+        self.channels = int(kwargs.get("in_chans", 3))
+        config = net.pretrained_cfg
+        if self.channels == 3:
+            self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
+        else:
+            self.mean, self.std = (0.5,) * self.channels, (0.5,) * self.channels
 
     def export(self, directory: Path, preprocessing: Mapping[str, Any]) -> None:
         """`timm.create_model("local-dir:" + directory, pretrained=True)` loads it, constructor arguments included."""
@@ -267,11 +273,8 @@ def _weights(name: str, pretrained: Pretrained, model: str) -> tuple[dict[str, A
             raise RecipeError(f"{model}: pretrained: {directory} holds a {config.get('architecture')}")
         overlay = {"file": str(directory / "model.safetensors"), "num_classes": config.get("num_classes", 1000)}
         overlay |= {key: config["pretrained_cfg"][key] for key in ("mean", "std")}
-        return dict(config.get("model_args", {})), {
-            "model_name": name,
-            "pretrained": True,
-            "pretrained_cfg_overlay": overlay,
-        }
+        stored = {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"}
+        return stored, {"model_name": name, "pretrained": True, "pretrained_cfg_overlay": overlay}
     if Path(pretrained).is_file():
         return {}, {"model_name": name, "pretrained": True, "pretrained_cfg_overlay": {"file": pretrained}}
     return {}, {"model_name": f"{name.partition('.')[0]}.{pretrained}", "pretrained": True}

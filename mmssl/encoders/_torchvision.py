@@ -165,7 +165,7 @@ class TorchvisionBackbone(VisionBackbone):
             "kwargs": self.kwargs,
             "without": self.head,
             "load": "net = torchvision.models.get_model(builder, **kwargs); net.load_state_dict(weights, strict=False) "
-            f"misses nothing but '{self.head}', the classifier, which is not in the file",
+            f"misses nothing but the classifier in '{self.head}', which was not trained",
         }
         write_json(directory / "config.json", config)
 
@@ -185,4 +185,4 @@ def _without_classifier(head: nn.Module) -> nn.Module:
         if isinstance(module, nn.Linear | nn.Dropout):
             break
         kept.append(module)
-    return nn.Sequential(*kept)
+    return nn.Sequential(*kept) if kept else nn.Identity()

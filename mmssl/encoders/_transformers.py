@@ -46,7 +46,7 @@ class TransformersText(nn.Module):
         if name not in CONFIG_MAPPING:
             hint = nearest_model(name, CONFIG_MAPPING.keys(), "transformers.CONFIG_MAPPING")
             raise RecipeError(
-                f"model '{self.model}': transformers has no such model type{hint}; a name on the Hub goes to 'pretrained'"
+                f"model '{self.model}': transformers has no such model type{hint}; weights of the Hub are 'pretrained'"
             )
         kind = CONFIG_MAPPING[name]
         known = kind().to_dict().keys() - NOT_ARCHITECTURE | kind.attribute_map.keys()
@@ -61,7 +61,11 @@ class TransformersText(nn.Module):
                 config = AutoConfig.from_pretrained(source, **kwargs)
                 if config.model_type != name:
                     raise RecipeError(f"{self.model}: pretrained: {source} is a {config.model_type}")
-                self.net: Any = AutoModel.from_pretrained(source, config=config)
+                self.net: Any
+                self.net, report = AutoModel.from_pretrained(source, config=config, output_loading_info=True)
+                missing = [key for key in sorted(report["missing_keys"]) if not key.startswith("pooler.")]
+                if missing:
+                    raise RecipeError(f"{self.model}: pretrained: {source} has no weights for {missing[0]}")
                 default = kind().to_dict()
                 stored = config.to_dict()
                 self.kwargs = {key: stored[key] for key in known & stored.keys() if stored[key] != default[key]}

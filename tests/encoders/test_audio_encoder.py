@@ -1,0 +1,127 @@
+"""Sounds: the spectrogram is torchaudio's, padding is masked, spectrograms go in directly."""
+
+import math
+
+import pytest
+import torch
+import torchaudio
+
+from mmssl.encoders import create
+
+VIT = {"img_size": [64, 48], "patch_size": 16, "embed_dim": 16, "depth": 2, "num_heads": 2}
+
+
+def sound(samples=8000, rows=2):
+    return torch.randn(rows, samples, generator=torch.Generator().manual_seed(0)) * 0.1
+
+
+def vit(**kwargs):
+    torch.manual_seed(0)
+    return create("timm/vit_tiny_patch16_224", "audio", **VIT | kwargs).double().eval()
+
+
+def test_spectrogram_is_that_of_torchaudio():
+    settings = {"rate": 8000, "n_fft": 256, "hop": 80, "mels": 32, "f_min": 50.0, "f_max": 3500.0}
+    native = torchaudio.transforms.MelSpectrogram(
+        8000, n_fft=256, hop_length=80, n_mels=32, f_min=50.0, f_max=3500.0
+    ).double()
+    power = native(sound().double())
+    for log, expected in [
+        ("ln", (torch.log(power + 1e-5) + 3) / 2),
+        ("db", (10 * torch.log10(power + 1e-5) + 3) / 2),
+    ]:
+        encoder = create("timm/resnet18", "audio", **settings, log=log, eps=1e-5, mean=-3.0, std=2.0).double().eval()
+        spectrogram = encoder.spectrogram(sound())
+        assert spectrogram.shape == (2, 32, 8000 // 80 + 1)
+        # The filter bank was rounded to single precision before it became double.
+        torch.testing.assert_close(spectrogram, expected, rtol=1e-5, atol=1e-5)
+    assert {"mean", "std", "mel.mel_scale.fb", "mel.spectrogram.window"} <= encoder.state_dict().keys()
+
+
+def test_default_normalisation_divides_by_two_standard_deviations():
+    encoder = create("timm/resnet18", "audio")
+    silence = encoder.spectrogram(torch.zeros(1, 1600))
+    expected = (math.log(1e-6) + 4.2677) / (2 * 4.569)
+    torch.testing.assert_close(silence, torch.full_like(silence, expected))
+
+
+@pytest.mark.parametrize("model", ["timm/resnet18", "torchvision/shufflenet_v2_x0_5", "timm/vit_tiny_patch16_224"])
+def test_a_spectrogram_is_as_good_as_its_sound(model):
+    encoder = vit() if "vit" in model else create(model, "audio").eval()
+    whole = encoder(sound())
+    torch.testing.assert_close(encoder(encoder.spectrogram(sound())).pooled, whole.pooled)
+    for name, value in encoder.layers(encoder.spectrogram(sound())).items():
+        torch.testing.assert_close(value, encoder.layers(sound())[name])
+    assert encoder(sound(12000)).grid[1] > whole.grid[1]
+    assert encoder(sound(12000)).grid[0] == whole.grid[0]
+
+
+def test_patches_cover_every_frame_and_silence_fills_the_last():
+    encoder = vit()
+    spectrogram = encoder.spectrogram(sound(8000))  # 51 frames
+    assert spectrogram.shape == (2, 64, 64)
+    silence = encoder.spectrogram(torch.zeros(1, 8000))[0, 0, 0]
+    torch.testing.assert_close(spectrogram[:, :, 51:], silence.expand(2, 64, 13))
+    features = encoder(sound(8000))
+    assert features.grid == (4, 4)
+    assert encoder.embed(sound(8000)).shape == (2, 16, 16)
+    assert encoder.patch_size == (16, 16)
+    torch.testing.assert_close(encoder.encode(encoder.embed(sound())).tokens, features.tokens)
+    # Tokens go row by row from the lowest band: a change of the highest bands is seen by the last row alone.
+    higher = spectrogram.clone()
+    higher[:, 48:] += 1
+    changed = (encoder.embed(higher) - encoder.embed(spectrogram)).abs().sum(dim=2) > 1e-9
+    assert torch.equal(changed, torch.arange(16).expand(2, 16) >= 12)
+
+
+def test_mask_is_true_where_a_sample_is_near():
+    encoder = create("timm/resnet18", "audio", hop=100, n_fft=400)
+    mask = torch.arange(1000).expand(1, -1) < 430
+    frames = encoder.frame_mask(mask)
+    assert frames.shape == (1, encoder.spectrogram(sound(1000, 1)).shape[2])
+    assert frames[0].tolist() == [True] * 5 + [False] * 6  # frame 4 is centred on 400, frame 5 on 500
+    assert encoder.frame_mask(torch.ones(1, 1000, dtype=torch.bool)).all()
+    assert not encoder.frame_mask(torch.zeros(1, 1000, dtype=torch.bool)).any()
+
+
+def test_tokens_behind_the_end_of_a_sound_have_no_influence():
+    encoder = vit(class_token=False, global_pool="avg")
+    x = sound(32_000)
+    mask = torch.ones(2, 32_000, dtype=torch.bool)
+    mask[1, 10_000:] = False
+    features = encoder(x, mask)
+    assert features.mask.sum(dim=1).tolist() == [13 * 4, 4 * 4]  # 201 and 63 frames in patches of 16
+    spectrogram = encoder.spectrogram(x)
+    spectrogram[1, :, 64:] = 3.0
+    changed = encoder(spectrogram, encoder.frame_mask(mask))
+    torch.testing.assert_close(changed.pooled, features.pooled)
+    torch.testing.assert_close(changed.tokens[features.mask], features.tokens[features.mask])
+    for name, value in encoder.layers(spectrogram, encoder.frame_mask(mask)).items():
+        torch.testing.assert_close(value, encoder.layers(x, mask)[name])
+    full = torch.ones_like(mask)
+    torch.testing.assert_close(encoder(x, full).pooled, encoder(x).pooled)
+
+
+@pytest.mark.parametrize("model", ["timm/resnet18", "timm/convnext_atto", "torchvision/shufflenet_v2_x0_5"])
+def test_convolutional_network_pools_the_valid_places(model):
+    encoder = create(model, "audio").double().eval()
+    x = sound(32_000)
+    mask = torch.ones(2, 32_000, dtype=torch.bool)
+    mask[1, 16_000:] = False
+    features, plain = encoder(x, mask), encoder(x)
+    assert features.mask.all(dim=1).tolist() == [True, False]
+    torch.testing.assert_close(features.pooled[0], plain.pooled[0])
+    assert not torch.allclose(features.pooled[1], plain.pooled[1])
+    if "convnext" not in model:
+        valid = plain.tokens[1][features.mask[1]].mean(dim=0)
+        torch.testing.assert_close(features.pooled[1], valid)
+    nothing = encoder(x, torch.zeros_like(mask))
+    torch.testing.assert_close(nothing.pooled, plain.pooled)
+
+
+def test_half_precision_leaves_the_front_end_alone():
+    encoder = create("timm/vit_tiny_patch16_224", "audio", **VIT).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = encoder.spectrogram(sound())
+        assert encoder(sound()).pooled.isfinite().all()
+    torch.testing.assert_close(inside, encoder.spectrogram(sound()))
