@@ -108,7 +108,7 @@ class StreamOrder:
         """Rows `mine` of the global batches `start` to `stop - 1`.
 
         Raises:
-            DataError: where the stream has fewer rows than a batch.
+            DataError: where the stream has fewer rows than a batch, or than it had before.
         """
         step = start
         while step < stop:
@@ -125,10 +125,14 @@ class StreamOrder:
                     yield _pick(waiting[: self.batch_size][mine])
                     waiting = waiting[self.batch_size :]
                     step += 1
-            if step < stop and self.steps_per_epoch is None:
+            if step == stop:
+                return
+            if self.steps_per_epoch is None:
                 rows = self.source.count() if end is None else end
                 _check_enough(self.source.name, rows, self.batch_size)
                 self.steps_per_epoch = rows // self.batch_size
+            elif step < (epoch + 1) * self.steps_per_epoch:
+                raise DataError(f"{self.source.name} ended after {end} rows, in an earlier epoch it had more")
 
     def _blocks(self, number: int, count: int) -> Iterator[_Block]:
         rows = self.source.rows(skip=number * self.block_size)

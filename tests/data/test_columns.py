@@ -65,13 +65,13 @@ def test_sound_and_pictures_of_a_clip_share_a_clock(tmp_path):
     frames = np.repeat(np.arange(0, 200, 10, dtype=np.uint8)[:, None, None, None], 16, 1).repeat(16, 2).repeat(3, 3)
     sound = np.repeat(np.arange(20, dtype=np.float32) / 20, 800)
     write_clip(tmp_path / "clip.mkv", frames, 10, sound, 8000, audio_codec="flac", video_codec="ffv1")
-    path = str(tmp_path / "clip.mkv")
+    path, content = str(tmp_path / "clip.mkv"), (tmp_path / "clip.mkv").read_bytes()
     expected = decode_clip(path, audio=SPEC.audio, video=SPEC.video, window=0.3)
     for columns, row in (
         ({}, {"audio": path, "video": path}),
         ({}, {"video": path}),
         ({"audio": "clip", "video": "clip"}, {"clip": path}),
-        ({"audio": "mp4", "video": "mp4"}, {"mp4": {"bytes": open(path, "rb").read(), "path": None}}),
+        ({"audio": "mp4", "video": "mp4"}, {"mp4": {"bytes": content, "path": None}}),
         ({}, {"mkv": path}),
     ):
         out = Decoder(mapped(**columns), ["audio", "video"], columns=list(row))(row, 0.3)
