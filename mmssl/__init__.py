@@ -1,0 +1,81 @@
+"""Pretext tasks for image, text, audio and video: one loop, one adaptation call, numbers you can trust.
+
+    run = mmssl.run("recipes/quickstart.yaml", out="runs/first")           # pretrain -> Run
+    run = mmssl.load("runs/first")                                         # or a Hub id
+    scores = mmssl.adapt(run.encoders["image"], "toy", label="shape")      # probe, beside a random-initialised encoder
+    encoder = mmssl.encoder("timm/resnet18", modality="image")             # random weights unless pretrained=...
+    task = mmssl.objective("rotation", {"image": encoder})                 # an nn.Module
+
+Every name is imported when it is first used, so that `import mmssl` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmssl.adaptation import Scores, adapt
+    from mmssl.encoders import create as encoder
+    from mmssl.encoders.base import Encoder, Features
+    from mmssl.errors import DataError, MmsslError, RecipeError, RunError
+    from mmssl.objectives import create as objective
+    from mmssl.objectives.base import Chance, Objective, Panel
+    from mmssl.recipe import Recipe
+    from mmssl.runs import Run, load, run
+
+__version__ = "0.1.0"
+
+# Public name -> (module, name there).
+_HOMES = {
+    "run": ("mmssl.runs", "run"),
+    "load": ("mmssl.runs", "load"),
+    "Run": ("mmssl.runs", "Run"),
+    "encoder": ("mmssl.encoders", "create"),
+    "Encoder": ("mmssl.encoders.base", "Encoder"),
+    "Features": ("mmssl.encoders.base", "Features"),
+    "objective": ("mmssl.objectives", "create"),
+    "Objective": ("mmssl.objectives.base", "Objective"),
+    "Chance": ("mmssl.objectives.base", "Chance"),
+    "Panel": ("mmssl.objectives.base", "Panel"),
+    "adapt": ("mmssl.adaptation", "adapt"),
+    "Scores": ("mmssl.adaptation", "Scores"),
+    "Recipe": ("mmssl.recipe", "Recipe"),
+    "MmsslError": ("mmssl.errors", "MmsslError"),
+    "RecipeError": ("mmssl.errors", "RecipeError"),
+    "DataError": ("mmssl.errors", "DataError"),
+    "RunError": ("mmssl.errors", "RunError"),
+}
+
+__all__ = [  # noqa: RUF022 (in the order in which a user meets them)
+    "run",
+    "load",
+    "Run",
+    "encoder",
+    "Encoder",
+    "Features",
+    "objective",
+    "Objective",
+    "Chance",
+    "Panel",
+    "adapt",
+    "Scores",
+    "Recipe",
+    "MmsslError",
+    "RecipeError",
+    "DataError",
+    "RunError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mmssl' has no attribute '{name}'")
+    module, there = _HOMES[name]
+    value = globals()[name] = getattr(importlib.import_module(module), there)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

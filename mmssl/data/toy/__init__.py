@@ -1,0 +1,114 @@
+"""The toy world: small scenes made from a seed, each as a picture, a caption, a silent video and its sound.
+
+Bodies of eight shapes bounce in a box. The picture is the instant 0 of the video, the caption says what it shows, and
+every impact is heard at the very time at which it is seen. The label `shape` is that of the largest body; colours,
+patterns, places, sizes, light, room and smaller bodies vary independently of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmssl.data.toy.caption import describe
+from mmssl.data.toy.picture import render
+from mmssl.data.toy.scene import COLOURS, MOTIONS, Dice, Scene, draw_scene, impacts
+from mmssl.data.toy.shapes import SHAPES
+from mmssl.data.toy.sound import synthesise
+from mmssl.errors import DataError, nearest
+
+SPLITS = ("train", "validation", "test")
+CLASSES = {"shape": SHAPES, "colour": tuple(COLOURS), "motion": tuple(MOTIONS)}
+
+
+class ToySource:
+    """Rows of the toy world, rendered when a cell is read.
+
+    Columns: `image` uint8 (size, size, 3); `text` str; `video` `{"frames": uint8 (T, S, S, 3), "fps"}`; `audio`
+    `{"array": float32 (N,), "sampling_rate"}`, on one clock with the video; the labels `shape`, `colour` (of the
+    largest body) and `motion` (how fast everything bounces), as names; `events`, a JSON list of impacts with the keys
+    `time` in seconds, `body`, `speed` and `surface`.
+
+    Args:
+        split: `train`, `validation` or `test`; no two share a scene.
+        rows: their number.
+        seed: of the whole world.
+        size: of the picture in pixels.
+        video_size: of the video in pixels.
+        seconds: of video and sound.
+        fps: frames per second.
+        rate: of the sound in Hz.
+
+    Raises:
+        DataError: for an unknown split.
+    """
+
+    columns = ("image", "text", "audio", "video", "shape", "colour", "motion", "events")
+
+    def __init__(
+        self,
+        split: str = "train",
+        rows: int = 4096,
+        seed: int = 0,
+        *,
+        size: int = 64,
+        video_size: int = 48,
+        seconds: float = 6.0,
+        fps: float = 25.0,
+        rate: int = 16_000,
+    ) -> None:
+        if split not in SPLITS:
+            raise DataError(f"the toy world has no split '{split}'{nearest(split, SPLITS)}")
+        self.split, self.rows, self.seed = split, rows, seed
+        self.size, self.video_size, self.seconds, self.fps, self.rate = size, video_size, seconds, fps, rate
+        self.name = f"toy/{split}"
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def row(self, i: int) -> Mapping[str, Any]:
+        """The row of that number; a cell is rendered each time it is read."""
+        if not 0 <= i < self.rows:
+            raise IndexError(f"{self.name} has rows 0 to {self.rows - 1}, not {i}")
+        return _Row(self, i)
+
+    def cell(self, scene: Scene, i: int, column: str) -> Any:
+        """Render one column of row `i`, whose scene is known; raises KeyError for an unknown column."""
+        dice = Dice(self.seed, self.split, i, column)
+        match column:
+            case "image":
+                return render(scene, dice, self.size, [0.0], noise=0.06)[0]
+            case "video":
+                times = [frame / self.fps for frame in range(round(self.seconds * self.fps))]
+                return {"frames": render(scene, dice, self.video_size, times, noise=0.0), "fps": self.fps}
+            case "audio":
+                return {"array": synthesise(scene, dice, self.rate, self.seconds), "sampling_rate": self.rate}
+            case "text":
+                return describe(scene, dice)
+            case "shape" | "colour":
+                return getattr(scene.subject, column)
+            case "motion":
+                return scene.motion
+            case "events":
+                return json.dumps([hit._asdict() for hit in impacts(scene, self.seconds)])
+        raise KeyError(column)
+
+
+class _Row(Mapping[str, Any]):
+    def __init__(self, source: ToySource, i: int) -> None:
+        self._source, self._i = source, i
+        self._scene = draw_scene(source.seed, source.split, i)
+
+    def __getitem__(self, column: str) -> Any:
+        return self._source.cell(self._scene, self._i, column)
+
+    def __contains__(self, column: object) -> bool:
+        return column in self._source.columns
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source.columns)
+
+    def __len__(self) -> int:
+        return len(self._source.columns)
