@@ -16,7 +16,7 @@ from torch import Tensor
 from mmssl.objectives.base import Chance, Panel
 
 INK, FAINT, LINE, ACCENT = "#1f2430", "#8a8f98", "#2f6fb4", "#c8553d"
-FRAMES = 8  # of a clip that fit beside each other and are still seen
+FRAMES = 6  # of a clip that fit beside each other and are still seen
 ROW_HEIGHT = 1.25  # inches
 NOT_METRICS = {"step", "loss", "lr", "samples"}
 STYLE = {
@@ -35,7 +35,7 @@ def draw_panels(panels: Sequence[Panel], path: Path | str, *, title: str = "", r
     """Draw what a task sees: one line a sample, one column a panel.
 
     A square (H, W) cell is drawn as a map, any other as a spectrogram with its lowest band at the bottom. Of a clip,
-    up to eight frames are shown, evenly spread and in order.
+    up to six frames are shown, evenly spread and in order.
 
     Args:
         panels: of `Objective.preview`.
@@ -156,7 +156,16 @@ def _width(panel: Panel) -> float:
 def _draw_cell(axes: Axes, cell: Tensor | str, width: float) -> None:
     if isinstance(cell, str):
         lines = textwrap.wrap(cell, max(int((width - 0.15) / 0.072), 8), max_lines=7, placeholder=" …")
-        axes.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", fontsize=8.5, transform=axes.transAxes)
+        axes.text(
+            0.5,
+            0.5,
+            "\n".join(lines),
+            ha="center",
+            va="center",
+            fontsize=8.5,
+            transform=axes.transAxes,
+            parse_math=False,
+        )
         return
     values = cell.detach().float().cpu()
     if values.ndim == 4:

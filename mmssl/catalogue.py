@@ -1,0 +1,147 @@
+"""What there is: objectives, encoders, probes and recipes. Read from the files, not imported."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from mmssl.errors import RecipeError, nearest
+from mmssl.registry import ROOT, components, find, keywords
+
+KINDS = ("objective", "encoder", "probe")
+LIBRARIES = {
+    "image": "timm, torchvision, open_clip",
+    "text": "transformers, open_clip",
+    "audio": "timm",
+    "video": "torchvision; framewise: timm, torchvision, open_clip",
+}
+
+
+def recipe_files() -> list[Path]:
+    """The recipes beside the package, or below the working directory where it is installed without them."""
+    for room in (ROOT.parent / "recipes", Path("recipes")):
+        if room.is_dir():
+            return sorted(room.rglob("*.yaml"))
+    return []
+
+
+def head(path: Path) -> list[str]:
+    """The comment at the head of a recipe, line by line."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# ").rstrip())
+    return lines
+
+
+def everything() -> dict[str, Any]:
+    """Kind -> name -> summary (and family, for objectives)."""
+    found: dict[str, Any] = {}
+    for kind in KINDS:
+        found[f"{kind}s"] = {
+            c.name: {"family": c.family, "summary": c.summary} if c.family else {"summary": c.summary}
+            for c in components(kind).values()
+        }
+    found["recipes"] = {p.stem: {"path": str(p), "summary": next(iter(head(p)), "")} for p in recipe_files()}
+    return found
+
+
+def table() -> str:
+    """`everything` as text."""
+    families: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for c in components("objective").values():
+        families[c.family or "together"].append((c.name, c.summary))
+    sections = [(f"objectives: {family}", rows) for family, rows in families.items()]
+    encoders = [(name, LIBRARIES.get(name, "")) for name in components("encoder") if name in LIBRARIES]
+    sections.append(("encoders, as library/name", encoders))
+    sections.append(("probes", [(c.name, c.summary) for c in components("probe").values()]))
+    sections.append(("recipes", [(p.stem, next(iter(head(p)), "")) for p in recipe_files()]))
+    width = max(len(name) for _, rows in sections for name, _ in rows) + 2
+    lines = []
+    for title, rows in sections:
+        lines += [title, *(f"  {name:<{width}}{summary}".rstrip() for name, summary in rows), ""]
+    return "\n".join([*lines, "mmssl list NAME tells all about one"])
+
+
+def describe(name: str, *, as_json: bool = False) -> str:
+    """All about one component or recipe; imports the module of a component, and only that.
+
+    Raises:
+        RecipeError: for an unknown name.
+    """
+    for kind in KINDS:
+        if name in components(kind):
+            facts = _facts(kind, name)
+            return json.dumps(facts, indent=1) if as_json else _text(facts)
+    for path in recipe_files():
+        if path.stem == name:
+            text = path.read_text(encoding="utf-8")
+            return json.dumps({"path": str(path), "recipe": text}, indent=1) if as_json else f"{path}\n\n{text}"
+    known = [n for kind in KINDS for n in components(kind)] + [p.stem for p in recipe_files()]
+    raise RecipeError(f"there is no objective, encoder, probe or recipe named '{name}'{nearest(name, known)}")
+
+
+def _facts(kind: str, name: str) -> dict[str, Any]:
+    component = find(kind, name)
+    module = inspect.getmodule(component)
+    meanings = _meanings(inspect.getdoc(component) or "")
+    hyper = {
+        parameter.name: {
+            "type": inspect.formatannotation(parameter.annotation).replace("'", ""),
+            "default": None if parameter.default is inspect.Parameter.empty else parameter.default,
+            "required": parameter.default is inspect.Parameter.empty,
+            "meaning": meanings.get(parameter.name, ""),
+        }
+        for parameter in keywords(component).values()
+    }
+    facts: dict[str, Any] = {
+        "kind": kind,
+        "name": name,
+        "source": inspect.getdoc(module) if module else "",
+        "hyper_parameters": hyper,
+    }
+    if kind == "objective":
+        facts["chance"] = inspect.getdoc(component.chance)  # type: ignore[attr-defined]
+        facts["reads"] = list(component.needs) or "the modality of its encoder"  # type: ignore[attr-defined]
+        facts["coupled"] = bool(component.coupled)  # type: ignore[attr-defined]
+    return facts
+
+
+def _meanings(doc: str) -> dict[str, str]:
+    """The Args section of a Google docstring: name -> text."""
+    meanings: dict[str, str] = {}
+    inside, current = False, ""
+    for line in doc.splitlines():
+        if line.strip() == "Args:":
+            inside = True
+        elif inside and line and not line.startswith(" "):
+            break
+        elif inside and line.startswith("    ") and not line.startswith("     ") and ":" in line:
+            current, _, text = line.strip().partition(":")
+            for one in current.split(","):
+                meanings[one.strip()] = text.strip()
+        elif inside and current and line.strip():
+            for one in current.split(","):
+                meanings[one.strip()] += " " + line.strip()
+    return meanings
+
+
+def _text(facts: dict[str, Any]) -> str:
+    lines = [f"{facts['name']} ({facts['kind']})", "", facts["source"] or "", ""]
+    for key in ("reads", "chance"):
+        if key in facts:
+            value = facts[key]
+            lines.append(f"{key}: {', '.join(value) if isinstance(value, list) else value}")
+    if "coupled" in facts:
+        lines.append("rows meet in the loss: " + ("yes, at least 2 rows" if facts["coupled"] else "no"))
+    lines += ["", "hyper-parameters"]
+    for name, h in facts["hyper_parameters"].items():
+        default = "required" if h["required"] else f"= {h['default']!r}"
+        lines.append(f"  {name}: {h['type']} {default}")
+        if h["meaning"]:
+            lines.append(f"      {h['meaning']}")
+    return "\n".join(lines)

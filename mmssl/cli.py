@@ -1,0 +1,232 @@
+"""The command line: run, adapt, show, list, export, push, doctor.
+
+Only light modules are imported here; torch comes in with the verb that needs it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from mmssl.errors import MmsslError, RecipeError
+
+app = typer.Typer(
+    name="mmssl",
+    help="Pretext tasks for image, text, audio and video: pretrain a recipe, then see what its encoder is worth.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(highlight=False, soft_wrap=True)
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")]
+RunPath = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or a name on the Hub.")]
+
+
+def main() -> None:
+    """Run the command line; an error that the user can mend is one line and exit code 2."""
+    try:
+        app()
+    except MmsslError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/red] {escape(str(error))}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command("run")
+def run_command(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file; `mmssl list` names those that come along.")],
+    set_: Set = None,
+    out_: Annotated[Path | None, typer.Option("--out", help="Run directory; runs/<recipe> by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+) -> None:
+    """Pretrain a recipe, probe the encoder, write the run directory.
+
+    On several processes: torchrun --nproc_per_node 4 -m mmssl run RECIPE
+    """
+    from mmssl.recipe import load
+
+    path = find_recipe(recipe)
+    overrides = _overrides(set_)
+    load(path, overrides)  # errors in the recipe's own keys come before torch is imported
+
+    from mmssl import runs
+
+    result = runs.run(path, set=overrides, out=out_, resume=resume)
+    if runs.process_share()[0]:
+        return
+    probes = result.probes
+    if probes:
+        random = next((row for row in probes["rows"] if row["encoder"] == "random"), None)
+        beside = f", random-initialised {random['accuracy']:.1%}" if random else ""
+        out.print(
+            f"\n{probes['probe']} probe of '{probes['label']}': pretrained {probes['accuracy']:.1%}{beside} "
+            f"({probes['test_rows']} test rows)"
+        )
+    out.print(f"\nrun directory   {result.directory}")
+    out.print(f"report          {result.directory / 'report.html'}")
+    out.print(f"pictures        {result.directory / 'figures'}")
+    out.print("\nnext, the same on your own folder of files:")
+    source = "data.source" if "" in result.recipe.sources() else f"data.{next(iter(result.recipe.sources()))}.source"
+    out.print(f"  mmssl run {recipe} --set {source}=path/to/folder --set probe=null --out runs/mine")
+    out.print("or what the encoder knows about labelled rows:")
+    out.print(f"  mmssl adapt {result.directory} --data path/to/labelled --label label --probe logistic --layers")
+
+
+@app.command()
+def adapt(
+    run: RunPath,
+    data: Annotated[str, typer.Option(help="Labelled rows: anything that a recipe's data.source may be.")],
+    label: Annotated[str, typer.Option(help="Column of the classes.")] = "label",
+    probe: Annotated[str, typer.Option(help="knn, ridge, logistic or finetune.")] = "knn",
+    layers: Annotated[bool, typer.Option("--layers", help="Probe every depth.")] = False,
+    baseline: Annotated[bool, typer.Option(help="Score the same network, random-initialised, as well.")] = True,
+    encoder: Annotated[str | None, typer.Option(help="Name of the encoder; the first one by default.")] = None,
+    groups: Annotated[str | None, typer.Option(help="Column that a split must not divide.")] = None,
+    shots: Annotated[int | None, typer.Option(help="Learn from only so many rows a class.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only so many rows.")] = None,
+    seed: Annotated[int, typer.Option(help="First of the seeds.")] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+) -> None:
+    """Score a run's encoder on labelled rows, beside its baselines."""
+    from mmssl import adaptation, runs
+
+    loaded = runs.load(run)
+    name = encoder or next(iter(loaded.encoders))
+    chosen = loaded.objective.encoder(name)
+    decode = next(iter(loaded.recipe.sources().values()))
+    scores = adaptation.adapt(
+        chosen,
+        data,
+        label=label,
+        probe=probe,
+        layers=layers,
+        baseline=baseline,
+        groups=groups,
+        shots=shots,
+        limit=limit,
+        seed=seed,
+        data=decode,
+    )
+    if json_:
+        import json
+
+        typer.echo(json.dumps(scores.to_json(), indent=1))
+    else:
+        typer.echo(scores.table())
+
+
+@app.command()
+def show(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, or a run directory.")],
+    out_: Annotated[Path | None, typer.Option("--out", help="PNG to write; <recipe>.png by default.")] = None,
+    set_: Set = None,
+    rows: Annotated[int, typer.Option(help="Samples to draw.")] = 6,
+) -> None:
+    """Draw what the task feeds the network, the target and the prediction."""
+    from mmssl.recipe import load
+
+    trained = recipe.is_dir()
+    path = recipe if trained else find_recipe(recipe)
+    resolved = load(path / "recipe.yaml" if trained else path, _overrides(set_))
+    from mmssl import runs
+    from mmssl.report.figures import draw_panels
+
+    objective, loader = runs.build(resolved, path if trained else None, where=str(recipe))
+    if trained:
+        objective = runs.load(path).objective
+    target = out_ or Path(f"{recipe.resolve().stem}.png")
+    state = "trained" if trained else "untrained"
+    draw_panels(
+        runs.preview(objective, loader, rows=rows), target, title=f"{resolved.objective['name']}, {state}", rows=rows
+    )
+    out.print(str(target))
+
+
+@app.command("list")
+def list_command(
+    name: Annotated[
+        str | None, typer.Argument(help="An objective, encoder, probe or recipe, for all about it.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Name objectives by family, encoders, probes and recipes; with NAME, tell all about one."""
+    from mmssl import catalogue
+
+    if name is not None:
+        typer.echo(catalogue.describe(name, as_json=json_))
+    elif json_:
+        import json
+
+        typer.echo(json.dumps(catalogue.everything(), indent=1))
+    else:
+        typer.echo(catalogue.table())
+
+
+@app.command()
+def export(
+    run: RunPath,
+    to: Annotated[Path, typer.Option("--to", help="Directory to write.")],
+) -> None:
+    """Write every encoder as native files of timm, torchvision, open_clip or transformers."""
+    from mmssl import hub, runs
+
+    hub.export(runs.load(run), to)
+    out.print(f"{to}: see README.md there for the line that loads each encoder without mmssl")
+
+
+@app.command()
+def push(
+    run: RunPath,
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="user/name on the Hub.")],
+    dry_run: Annotated[Path | None, typer.Option(help="Write the same files to this folder instead.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+) -> None:
+    """Upload card, weights and recipe to the Hub."""
+    from mmssl import hub, runs
+
+    out.print(str(hub.push(runs.load(run), repo, dry_run=dry_run, private=private)))
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, devices and codecs: what does not work here, and how to mend it."""
+    from mmssl.doctor import examine
+
+    report, usable = examine()
+    typer.echo(report)
+    raise typer.Exit(0 if usable else 1)
+
+
+def find_recipe(path: Path) -> Path:
+    """`path`, or the recipe of that name among those that come along.
+
+    Raises:
+        RecipeError: naming the nearest.
+    """
+    from mmssl import catalogue
+    from mmssl.errors import nearest
+
+    if path.is_file():
+        return path
+    known = {recipe.stem: recipe for recipe in catalogue.recipe_files()}
+    if path.stem in known and len(path.parts) == 1:
+        return known[path.stem]
+    raise RecipeError(f"{path}: there is no such recipe{nearest(path.stem, known)}")
+
+
+def _overrides(pairs: list[str] | None) -> dict[str, Any]:
+    overrides = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise RecipeError(f"--set {pair}: expected KEY=VALUE, such as --set training.steps=200")
+        overrides[key] = value
+    return overrides

@@ -1,0 +1,75 @@
+"""report.html: one self-contained page that says what a run is and what came out."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+if TYPE_CHECKING:
+    from mmssl.runs import Run
+
+NOT_RESULTS = {"step", "lr", "samples_per_second", "data_wait", "peak_memory_gib", "eta", "gradient_norm"}
+
+
+def write_report(run: Run) -> Path:
+    """Write report.html into the run directory, pictures inside; returns its path."""
+    template = Environment(
+        loader=PackageLoader("mmssl.report", "."), autoescape=select_autoescape(default=True)
+    ).get_template("page.html.jinja")
+    page = template.render(**_facts(run))
+    path = run.directory / "report.html"
+    temporary = path.with_name(".writing_report.html")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    training, last = run.recipe.training, run.history[-1] if run.history else {}
+    chance = run.chance
+    levels = {"loss": chance.loss, **chance.metrics}
+    speeds = [record["samples_per_second"] for record in run.history if "samples_per_second" in record]
+    waits = [record["data_wait"] for record in run.history if "data_wait" in record]
+    return {
+        "name": run.directory.name,
+        "objective": run.recipe.objective["name"],
+        "sources": [data.source for data in run.recipe.sources().values()],
+        "encoders": [
+            {
+                "name": name,
+                "model": encoder.spec["model"],
+                "dim": encoder.dim,
+                "parameters": sum(p.numel() for p in encoder.parameters()),
+            }
+            for name, encoder in run.encoders.items()
+        ],
+        "steps": run.step,
+        "samples": run.step * training.batch_size,
+        "batch": training.batch_size,
+        "results": [
+            {"name": key, "value": value, "chance": levels.get(key)}
+            for key, value in last.items()
+            if key not in NOT_RESULTS and not key.startswith("probe/")
+        ],
+        "speed": sorted(speeds)[len(speeds) // 2] if speeds else None,
+        "wait": sorted(waits)[len(waits) // 2] if waits else None,
+        "memory": last.get("peak_memory_gib"),
+        "probes": run.probes,
+        "errors": _count_lines(run.directory / "errors.jsonl"),
+        "figures": [
+            {"name": path.stem, "data": base64.b64encode(path.read_bytes()).decode()}
+            for path in sorted((run.directory / "figures").glob("*.png"))
+        ],
+        "recipe": run.recipe.dump(),
+        "directory": str(run.directory),
+    }
+
+
+def _count_lines(path: Path) -> int:
+    if not path.exists():
+        return 0
+    return sum(1 for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line))
