@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from small_runs import PAIRS, PROBES, ROTATION, make_run
 
 from mmssl.hub import model_card
-from mmssl.hub.card import code, fence, final_metrics, markdown, publishable
+from mmssl.hub.card import cell, code, fence, final_metrics, markdown, publishable
 from mmssl.recipe import validate
 
 
@@ -164,3 +164,7 @@ def test_paths_of_encoders_are_private_too() -> None:
     encoders = {"image": {"model": "timm/resnet18", "pretrained": "/home/somebody/secret/weights.safetensors"}}
     recipe = publishable(validate({**ROTATION, "encoders": encoders}, "recipe"))
     assert recipe.encoders["image"] == {"model": "timm/resnet18", "pretrained": "weights.safetensors"}
+
+
+def test_cells_of_tables_are_not_cut() -> None:
+    assert cell("a|b`") == "`` a\\|b` ``"
