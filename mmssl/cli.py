@@ -58,9 +58,10 @@ def run_command(
     load(path, overrides)  # errors in the recipe's own keys come before torch is imported
 
     from mmssl import runs
+    from mmssl.ops.gather import process_share
 
     result = runs.run(path, set=overrides, out=out_, resume=resume)
-    if runs.process_share()[0]:
+    if process_share()[0]:
         return
     probes = result.probes
     if probes:

@@ -37,10 +37,10 @@ IMPORTS = {
 }
 REMEDIES = {
     "compiled with different CUDA versions": 'torchaudio 2.11 needs an older torch: pip install "torch>=2.11,<2.15"',
-    "torchvision::nms does not exist": "torchvision and torch come from different builds: pip install --force-reinstall "
-    '"torch>=2.11,<2.15" torchvision from the default index',
-    "libcudart": "torchaudio wants the CUDA build of torch, which also runs without a GPU: pip install --force-reinstall "
-    '"torch>=2.11,<2.15"',
+    "torchvision::nms does not exist": "torchvision and torch come from different builds: "
+    'pip install --force-reinstall "torch>=2.11,<2.15" torchvision from the default index',
+    "libcudart": "torchaudio wants the CUDA build of torch, which also runs without a GPU: "
+    'pip install --force-reinstall "torch>=2.11,<2.15"',
     "libtorch": "torchaudio and torch come from different builds: pip install --force-reinstall "
     '"torch>=2.11,<2.15" "torchaudio==2.11.*"',
 }

@@ -104,7 +104,7 @@ def draw_history(history: Sequence[Mapping[str, Any]], chance: Chance, path: Pat
                 axes.set_ylim(bottom=min(0.0, *(record["loss"] for record in history if "loss" in record)))
                 axes.legend(frameon=False, fontsize=8)
             elif chart == "metrics":
-                palette = matplotlib.colormaps["tab10"].colors
+                palette = [matplotlib.colormaps["tab10"](i) for i in range(10)]
                 for i, name in enumerate(metrics):
                     _curve(axes, history, name, palette[i % len(palette)], name.replace("_", " "))
                     if name in chance.metrics:
@@ -124,7 +124,7 @@ def _metrics(history: Sequence[Mapping[str, Any]], chance: Chance) -> list[str]:
         for name, value in record.items():
             if name not in NOT_METRICS and isinstance(value, int | float):
                 seen.setdefault(name, []).append(float(value))
-    shares = [name for name, values in seen.items() if 0 <= min(values) and max(values) <= 1 and "loss" not in name]
+    shares = [name for name, values in seen.items() if min(values) >= 0 and max(values) <= 1 and "loss" not in name]
     return sorted(shares, key=lambda name: name not in chance.metrics)[:8]
 
 
