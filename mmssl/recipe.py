@@ -62,7 +62,7 @@ class Data(_Section):
 
     Attributes:
         source: `toy`, a folder, a parquet / arrow / csv / jsonl file or glob, webdataset shards (`*.tar`), or the name
-            of a data set on the Hub.
+            of a data set on the Hub; `$NAME` is read from the environment.
         split: of the data set.
         config: configuration name of a Hub data set.
         streaming: read in order without keeping the data set on disk.

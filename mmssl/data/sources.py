@@ -22,7 +22,7 @@ from mmssl.recipe import Data
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 Folders = Mapping[str, Path]
 
 
@@ -145,7 +145,7 @@ def open_source(spec: Data) -> Source:
     Raises:
         DataError: nothing there, nothing usable there, or no such split.
     """
-    where = spec.source
+    where = os.path.expandvars(spec.source)
     if where == "toy":
         from mmssl.data.toy import ToySource
 

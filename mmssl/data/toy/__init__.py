@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmssl.data.sources import MapSource
 from mmssl.data.toy.caption import describe
 from mmssl.data.toy.picture import render
 from mmssl.data.toy.scene import COLOURS, MOTIONS, Dice, Scene, draw_scene, impacts
@@ -23,7 +24,7 @@ SPLITS = ("train", "validation", "test")
 CLASSES = {"shape": SHAPES, "colour": tuple(COLOURS), "motion": tuple(MOTIONS)}
 
 
-class ToySource:
+class ToySource(MapSource):
     """Rows of the toy world, rendered when a cell is read.
 
     Columns: `image` uint8 (size, size, 3); `text` str; `video` `{"frames": uint8 (T, S, S, 3), "fps"}`; `audio`
@@ -45,7 +46,7 @@ class ToySource:
         DataError: for an unknown split.
     """
 
-    columns = ("image", "text", "audio", "video", "shape", "colour", "motion", "events")
+    columns: tuple[str, ...] = ("image", "text", "audio", "video", "shape", "colour", "motion", "events")
 
     def __init__(
         self,

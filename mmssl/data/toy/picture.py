@@ -25,17 +25,17 @@ def render(scene: Scene, dice: Dice, size: int, times: Sequence[float], noise: f
         uint8 (T, size, size, 3), RGB.
     """
     margin = math.ceil(0.4 * size)  # bodies are stamped without looking at borders, on a canvas larger than the frame
-    room = np.zeros((size + 2 * margin, size + 2 * margin, 3), np.float32)
+    room: np.ndarray = np.zeros((size + 2 * margin, size + 2 * margin, 3), np.float32)
     room[margin : margin + size, margin : margin + size] = _room(scene, dice, size)
-    frames = np.repeat(room[None], len(times), axis=0)
+    frames: np.ndarray = np.repeat(room[None], len(times), axis=0)
     centres = [np.array([path.at(time) for time in times]) for path in paths(scene, max(times, default=0.0) + 1)]
     for body, centre in zip(scene.bodies, centres, strict=True):
         _stamp_shadow(frames, body, scene, centre, size, margin)
     for body, centre in zip(scene.bodies, centres, strict=True):
         _stamp_body(frames, body, scene, centre, size, margin)
-    seen = frames[:, margin : margin + size, margin : margin + size]
+    seen: np.ndarray = frames[:, margin : margin + size, margin : margin + size]
     if noise:
-        seen = seen + noise * dice.array(*seen.shape)
+        seen = seen + np.float32(noise) * dice.array(*seen.shape)
     return (seen * 255 + 0.5).clip(0, 255).astype(np.uint8)
 
 
@@ -100,7 +100,8 @@ def _stamp_body(frames: np.ndarray, body: Body, scene: Scene, centre: np.ndarray
     distance = sample_field(body.shape, -across if body.mirrored else across, down) * (body.size * size)
     cover = np.clip(0.5 - distance, 0, 1)
     pattern = _pattern(body, across, down, size)[..., None]
-    paint = np.float32(body.paint) + pattern * (np.float32(body.texture_paint) - np.float32(body.paint))
+    first, second = np.array(body.paint, np.float32), np.array(body.texture_paint, np.float32)
+    paint = first + pattern * (second - first)
     shade = 1 + 0.22 * (math.sin(scene.light) * x - math.cos(scene.light) * y)
     if body.outlined:
         shade = shade * (1 - 0.6 * np.clip(distance + 2.0, 0, 1))
