@@ -107,7 +107,7 @@ def run(
     objective, loader = build(resolved, directory, where=where)
     state.wait_for_everyone()
     if state.is_main_process:
-        _write(directory / "recipe.yaml", resolved.dump())
+        _write(directory / "recipe.yaml", _complete(resolved, objective).dump())
     result = Run(directory, resolved, objective, dict(_encoders_of(objective)))
     probe = _probe_during(result)
     result.history = fit(
@@ -258,14 +258,28 @@ def _prepare(directory: Path, recipe: Recipe, resume: bool, main: bool) -> bool:
         if main:
             directory.mkdir(parents=True, exist_ok=True)
         return False
-    before = recipes.load(stored)
-    changed = [key for key in _differences(before.model_dump(), recipe.model_dump()) if key not in FREE_ON_RESUME]
+    before = recipes.load(stored).model_dump()
+    for name, given in before["encoders"].items():
+        if given.get("pretrained"):  # stored with its whole architecture, of which the recipe names a part
+            before["encoders"][name] = {k: v for k, v in given.items() if k in recipe.encoders.get(name, {})}
+    changed = [key for key in _differences(before, recipe.model_dump()) if key not in FREE_ON_RESUME]
     if changed:
         raise RunError(
             f"{directory}: cannot resume, the recipe differs from the one it was started with in {', '.join(changed)}; "
             "choose another --out to start anew"
         )
     return True
+
+
+def _complete(recipe: Recipe, objective: Objective) -> Recipe:
+    """The recipe with the whole architecture of encoders that started from stored weights, which may have named it."""
+    encoders = {
+        name: given | {k: v for k, v in objective.encoder(name).spec.items() if k not in ("tokenizer", "pretrained")}
+        if given.get("pretrained")
+        else given
+        for name, given in recipe.encoders.items()
+    }
+    return recipe.model_copy(update={"encoders": encoders})
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

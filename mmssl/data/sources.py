@@ -293,7 +293,5 @@ def _undecoded(dataset: Any) -> Any:
 
 
 def _resolved(row: Row, folders: Folders) -> Row:
-    for column, folder in folders.items():
-        if isinstance(row.get(column), str):
-            row[column] = str(folder / row[column])
-    return row
+    found = {c: str(folder / row[c]) for c, folder in folders.items() if isinstance(row.get(c), str)}
+    return {**row, **found}

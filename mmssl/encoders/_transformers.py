@@ -58,11 +58,13 @@ class TransformersText(nn.Module):
         with build_errors(self.model):
             if pretrained:
                 source = pretrained.removeprefix(LOCAL_DIR)
-                config = AutoConfig.from_pretrained(source, **kwargs)
+                config = AutoConfig.from_pretrained(source, trust_remote_code=False, **kwargs)
                 if config.model_type != name:
                     raise RecipeError(f"{self.model}: pretrained: {source} is a {config.model_type}")
                 self.net: Any
-                self.net, report = AutoModel.from_pretrained(source, config=config, output_loading_info=True)
+                self.net, report = AutoModel.from_pretrained(
+                    source, config=config, output_loading_info=True, trust_remote_code=False
+                )
                 missing = [key for key in sorted(report["missing_keys"]) if not key.startswith("pooler.")]
                 if missing:
                     raise RecipeError(f"{self.model}: pretrained: {source} has no weights for {missing[0]}")

@@ -134,7 +134,7 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         try:
-            return cls(AutoTokenizer.from_pretrained(str(name)))
+            return cls(AutoTokenizer.from_pretrained(str(name), trust_remote_code=False))
         except (OSError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise RecipeError(
