@@ -83,6 +83,8 @@ def test_a_stream_is_permuted_in_blocks(rows):
         for number, block in enumerate(blocks[:-1]):
             assert sorted(block) == list(range(number * BLOCK, (number + 1) * BLOCK))
             assert block != sorted(block)
+        within = [[row - number * BLOCK for row in block] for number, block in enumerate(blocks)]
+        assert within[0] != within[1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -139,6 +141,9 @@ def test_windows_are_drawn_per_row_and_step(rows):
     batches = list(make(spec, ("audio",)).batches(0, 4))
     assert len(set(torch.cat([batch["audio"][:, 0] for batch in batches]).tolist())) == 32
     assert_equal(list(make(spec, ("audio",)).batches(2, 4)), batches[2:])
+    halves = [make(spec, ("audio",), share=share, shares=2).batches(0, 4) for share in range(2)]
+    for whole, *parts in zip(batches, *halves, strict=True):
+        assert torch.equal(torch.cat([part["audio"] for part in parts]), whole["audio"])
     for start, expected in (("first", 0.0), ("middle", 0.45)):
         changed = spec.model_copy(update={"start": start})
         for batch in (*make(changed, ("audio",)).batches(0, 1), *read(changed, ["audio"])):
