@@ -9,7 +9,6 @@ from typing import Any
 
 import open_clip
 from open_clip.model import CustomTextCLIP
-from open_clip.transformer import TextTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -46,7 +45,9 @@ def configuration(name: str, kwargs: Mapping[str, Any], model: str) -> dict[str,
     config = merge({key: config[key] for key in KEYS if key in config}, kwargs)
     config["vision_cfg"]["timm_model_pretrained"] = False
     if "hf_model_name" in config["text_cfg"]:
-        config["text_cfg"]["hf_model_pretrained"] = False
+        raise RecipeError(
+            f"model '{model}': its text tower is of transformers; build the two apart, as transformers/..."
+        )
     return config
 
 
@@ -98,8 +99,6 @@ class OpenClipText(nn.Module):
         clip, self.kwargs = build(name, pretrained, _with_vocabulary(name, tokenizer, kwargs, self.model), self.model)
         self.config = configuration(name, self.kwargs, self.model)
         self.net: Any = clip.text
-        if not isinstance(self.net, TextTransformer):
-            raise RecipeError(f"model '{self.model}': its text tower is of transformers; build it as transformers/...")
         if self.net.vocab_size < tokenizer.vocab_size:
             raise RecipeError(
                 f"{self.model}: {self.net.vocab_size} embeddings, but the tokenizer has {tokenizer.vocab_size} ids"

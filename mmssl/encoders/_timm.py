@@ -24,9 +24,13 @@ from mmssl.encoders.backbones import (
     nearest_model,
     places,
     read_config,
+    refuse,
 )
 from mmssl.encoders.base import Features
 from mmssl.errors import RecipeError
+
+# An encoder has no classifier, keeps all its patches and gives one map; where weights are read from is `pretrained`.
+REFUSED = {"num_classes", "patch_drop_rate", "features_only", *inspect.signature(timm.create_model).parameters}
 
 
 class TimmNetwork(VisionBackbone):
@@ -227,13 +231,11 @@ def create_timm(name: str, pretrained: Pretrained, kwargs: Mapping[str, Any]) ->
         raise RecipeError(
             f"model '{model}': timm has no such network{nearest_model(name, known, 'timm.list_models()')}"
         )
-    for key in ("num_classes", "patch_drop_rate"):
-        if key in kwargs:
-            raise RecipeError(f"{model}: '{key}' is not for an encoder: it has no classifier and keeps all its patches")
-    if kwargs.get("global_pool") in ("", "catavgmax"):
-        raise RecipeError(f"{model}: global_pool = {kwargs['global_pool']!r} gives no vector of the tokens' width")
     arguments, source = _weights(name, pretrained, model)
     arguments.update(kwargs)
+    refuse(model, arguments, REFUSED)
+    if arguments.get("global_pool") in ("", "catavgmax"):
+        raise RecipeError(f"{model}: global_pool = {arguments['global_pool']!r} gives no vector of the tokens' width")
 
     def keywords_of(owner: str) -> Iterable[str]:
         function = timm.model_entrypoint(name)

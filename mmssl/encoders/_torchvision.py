@@ -26,6 +26,7 @@ from mmssl.encoders.backbones import (
     places,
     read_config,
     read_weights,
+    refuse,
     write_json,
 )
 from mmssl.encoders.base import Features
@@ -53,14 +54,13 @@ class TorchvisionBackbone(VisionBackbone):
         if name not in known:
             hint = nearest_model(name, known, "torchvision.models.list_models()")
             raise RecipeError(f"model '{self.model}': torchvision has no such classification network{hint}")
-        if "num_classes" in kwargs:
-            raise RecipeError(f"{self.model}: 'num_classes' is not for an encoder: it has no classifier")
         video = name in SPATIO_TEMPORAL
         if video:
             self.mean, self.std = KINETICS_MEAN, KINETICS_STD
         if name in ("googlenet", "inception_v3"):
             self.kwargs.setdefault("aux_logits", False)
         weights, state = self._weights(name, pretrained)
+        refuse(self.model, self.kwargs, ("num_classes", "weights", "progress"))
         with build_errors(self.model, _parameters):
             net = torchvision.models.get_model(name, weights=weights, **self.kwargs)
         self.head = next(head for head in HEADS if hasattr(net, head))

@@ -9,13 +9,16 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmssl.encoders.base import Features
@@ -24,6 +27,11 @@ from mmssl.errors import RecipeError, nearest
 LIBRARIES = ("timm", "torchvision", "open_clip", "transformers")
 LOCAL_DIR = "local-dir:"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# What the libraries' constructors and readers raise.
+REFUSALS = (
+    *(TypeError, ValueError, AssertionError, LookupError, RuntimeError, ArithmeticError, OSError),
+    *(EOFError, SafetensorError, UnpicklingError),
+)
 
 Pretrained = bool | str | None
 
@@ -118,6 +126,13 @@ def nearest_model(name: str, known: Iterable[str], listing: str) -> str:
     return f" (did you mean '{close[0]}'?)" if close else f" ({listing} lists the names)"
 
 
+def refuse(model: str, kwargs: Iterable[str], refused: Collection[str]) -> None:
+    """Raise RecipeError where a keyword is the library's own business and not an encoder's."""
+    for key in kwargs:
+        if key in refused:
+            raise RecipeError(f"{model}: '{key}' is not for an encoder; 'pretrained' says where weights are from")
+
+
 @contextmanager
 def build_errors(where: str, parameters: Callable[[str], Iterable[str]] = lambda owner: ()) -> Iterator[None]:
     """Turn what a library's constructor raises into one sentence.
@@ -128,7 +143,7 @@ def build_errors(where: str, parameters: Callable[[str], Iterable[str]] = lambda
     """
     try:
         yield
-    except (TypeError, ValueError, AssertionError, LookupError, RuntimeError, ArithmeticError, OSError) as error:
+    except REFUSALS as error:
         reason = " ".join(str(error).split())
         unknown = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", reason)
         if unknown:
@@ -146,11 +161,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise RecipeError(f"pretrained: there is no file {path}")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except REFUSALS as error:
+        raise RecipeError(f"pretrained: {path} holds no weights that can be read safely") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise RecipeError(f"pretrained: {path} is no state dictionary")

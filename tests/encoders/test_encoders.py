@@ -127,7 +127,11 @@ def test_double_precision_from_input_to_output(modality, model, kwargs, tokenize
         ("image", "timm/vit_tiny_patch16_224", {"img_size": 32, "patch_size": 7}, "cannot be cut into patches"),
         ("image", "timm/vit_tiny_patch16_224", {"class_token": False}, "[Tt]oken"),
         ("image", "timm/vit_tiny_patch16_224", {"depth": "two"}, "cannot be built"),
-        ("image", "timm/resnet18", {"num_classes": 10}, "it has no classifier"),
+        ("image", "timm/resnet18", {"num_classes": 10}, "'num_classes' is not for an encoder"),
+        ("image", "timm/resnet18", {"checkpoint_path": "x.pth"}, "'checkpoint_path' is not for an encoder"),
+        ("image", "timm/resnet18", {"global_pool": ""}, "gives no vector"),
+        ("image", "torchvision/resnet18", {"weights": "DEFAULT"}, "'pretrained' says where"),
+        ("image", "open_clip/roberta-ViT-B-32", {}, "its text tower is of transformers"),
         ("image", "timm/resnet18", {"mean": [0.5]}, "one value for each of 3 channels"),
         ("image", "timm/resnet18", {"std": "wide"}, "std = 'wide' should be"),
         ("image", "torchvision/resnet18", {"group": 2}, "unknown key 'group'.*did you mean 'groups'"),
@@ -219,5 +223,11 @@ def test_weights_of_another_network_are_refused(tmp_path):
         create("timm/resnet18", "image", pretrained=f"local-dir:{tmp_path}/timm")
     with pytest.raises(RecipeError, match="holds a shufflenet_v2_x0_5"):
         create("torchvision/resnet18", "image", pretrained=f"local-dir:{tmp_path}/torchvision")
+    (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "text.safetensors").write_text("no weights")
+    for name in ("text.pth", "text.safetensors"):
+        for model in ("torchvision/resnet18", "timm/resnet18"):
+            with pytest.raises(RecipeError, match=r"cannot be built|holds no weights"):
+                create(model, "image", pretrained=str(tmp_path / name))
     with pytest.raises(RecipeError, match="keys differ, the first is"):
         create("torchvision/resnet18", "image", pretrained=str(tmp_path / "torchvision" / "model.safetensors"))

@@ -83,7 +83,8 @@ def test_a_masked_token_is_as_good_as_left_out(kwargs):
     masked, left_out = encoder.encode(tokens, mask), encoder.encode(tokens[:, 3:9])
     torch.testing.assert_close(masked.tokens[:, 3:9], left_out.tokens)
     torch.testing.assert_close(masked.pooled, left_out.pooled)
-    assert encoder.encode(tokens, torch.zeros_like(mask)).pooled.isfinite().all()
+    # A row without any valid token counts as valid throughout.
+    torch.testing.assert_close(encoder.encode(tokens, torch.zeros_like(mask)).pooled, encoder.encode(tokens).pooled)
 
 
 def test_convolutional_network_has_no_subsets():
@@ -163,9 +164,7 @@ def test_torchvision_network_equals_torchvision(name, size):
         torch.testing.assert_close(depths["layer4"], features.pooled)
 
 
-@pytest.mark.parametrize(
-    "name", ["alexnet", "vgg11", "squeezenet1_1", "mobilenet_v3_small", "densenet121", "mnasnet0_5"]
-)
+@pytest.mark.parametrize("name", ["alexnet", "squeezenet1_1", "mobilenet_v3_small", "densenet121", "mnasnet0_5"])
 def test_torchvision_network_pools_its_last_map(name):
     encoder = create(f"torchvision/{name}", "image").eval()
     features = encoder(pictures(64))

@@ -109,6 +109,15 @@ def test_open_clip_tower_equals_open_clip():
         encoder(*encode(tokenizer, length=13))
 
 
+def test_open_clip_tower_that_sees_its_padding_gets_all_of_it(tokenizer):
+    both_ways = CLIP | {"text_cfg": CLIP["text_cfg"] | {"no_causal_mask": True, "pool_type": "last"}}
+    encoder = build("open_clip/ViT-B-32", tokenizer, **both_ways)
+    ids, mask = encode(tokenizer, length=12)
+    torch.testing.assert_close(encoder(ids, mask).pooled, encoder.backbone.net(ids))
+    assert not mask[:, 9:].any()
+    torch.testing.assert_close(encoder(ids[:, :9], mask[:, :9]).pooled, encoder(ids, mask).pooled)
+
+
 def test_open_clip_tower_with_a_vocabulary_of_its_own_pools_the_end(tokenizer):
     encoder = build("open_clip/ViT-B-32", tokenizer, **CLIP)
     ids, mask = encode(tokenizer, length=12)
