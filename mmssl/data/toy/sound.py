@@ -23,7 +23,6 @@ TIMBRES = {
     "mushroom": ((1.0,), 0.12),
     "tree": ((1.0, 3.9), 0.08),
 }
-assert tuple(TIMBRES) == SHAPES
 
 
 def synthesise(scene: Scene, dice: Dice, rate: int, seconds: float) -> np.ndarray:
