@@ -152,7 +152,7 @@ def draw_jitter(draws: Draws, views: int, *, strength: float = 1.0) -> tuple[Ten
     Args:
         draws: source of randomness.
         views: V, of each row.
-        strength: s of SimCLR: factors of brightness, contrast and saturation in 1 ± 0.8 s (not below 0), hue in ± 0.2 s.
+        strength: s of SimCLR: brightness, contrast, saturation in 1 ± 0.8 s (not below 0), hue in ± 0.2 s.
     """
     reach = 0.8 * strength
     low = torch.tensor([max(0.0, 1 - reach)] * 3 + [-0.2 * strength], device=draws.device)
