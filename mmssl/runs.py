@@ -18,10 +18,11 @@ from mmssl import encoders as encoder_room
 from mmssl import objectives as objective_room
 from mmssl import recipe as recipes
 from mmssl.batch import Batch, to_device
+from mmssl.data.columns import find_column
 from mmssl.data.loader import Loader
 from mmssl.data.sources import open_source
 from mmssl.encoders.base import Encoder
-from mmssl.errors import MmsslError, RecipeError, RunError
+from mmssl.errors import DataError, MmsslError, RecipeError, RunError
 from mmssl.media.text import Tokenizer
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
@@ -320,8 +321,9 @@ def _tokenizers(recipe: Recipe, directory: Path | None, where: str) -> dict[str,
 def _texts(recipe: Recipe, key: str, where: str) -> Iterable[str]:
     for data in recipe.sources().values():
         source = open_source(data)
-        column = data.columns.get(key, key)
-        if column not in source.columns:
+        try:
+            column = find_column(data, key, source.columns)
+        except DataError:
             continue
         yield from (text for text in islice(source.values(column), TOKENIZER_TEXTS) if isinstance(text, str))
         return

@@ -1,0 +1,208 @@
+"""Regenerate the results table of the README, cell by cell: what is in scripts/results.json is not run again.
+
+    MMSSL_DATA=path/to/data python scripts/results.py                     everything that is missing, then the table
+    MMSSL_DATA=path/to/data python scripts/results.py simclr_emoji 0 1    one recipe, two seeds
+    python scripts/results.py --table                                     only the table, into README.md
+
+A cell is one recipe with one seed: pretrain from the recipe, then measure on rows that were not trained on. Each number
+stands beside that of the same networks random-initialised with the same seed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+CELLS = ROOT / "scripts" / "results.json"
+SEEDS = {
+    "simclr_emoji": (0, 1, 2),
+    "rotation_emoji": (0, 1, 2),
+    "contrastive_emoji": (0, 1, 2),
+    "masked_language_wordnet": (0,),
+}
+MARKS = ("<!-- results -->", "<!-- /results -->")
+
+
+def measure(name: str, seed: int) -> dict[str, float]:
+    """Numbers of one cell; keys that end in `random` or `chance` are what they stand beside."""
+    import mmssl
+    from mmssl.cli import find_recipe
+
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        # The final probe is made here, on the same features as every other number.
+        run = mmssl.run(
+            find_recipe(Path(name)), set={"training.seed": seed, "probe": None}, out=Path(folder) / name, quiet=True
+        )
+        minutes = (time.perf_counter() - began) / 60
+        if name == "masked_language_wordnet":
+            numbers = language(run)
+        else:
+            numbers = category(run)
+            if name == "contrastive_emoji":
+                numbers |= emoji_retrieval(run)
+    last = {f"pretext {key}": run.history[-1][key] for key in run.chance.metrics if key in run.history[-1]}
+    return numbers | last | {"minutes": minutes}
+
+
+def category(run: Any) -> dict[str, float]:
+    """Accuracy of two probes of the category of emoji, on concepts that were not trained on."""
+    import mmssl
+
+    numbers = {}
+    for probe in ("knn", "logistic"):
+        scores = mmssl.adapt(
+            run.encoders["image"],
+            run.recipe.data,
+            label="category",
+            probe=probe,
+            groups="concept",
+            seed=run.recipe.training.seed,
+            seeds=1,
+        )
+        by_name = {row.encoder: row.accuracy for row in scores.rows}
+        numbers |= {probe: by_name["pretrained"], f"{probe} random": by_name["random"]}
+        numbers["majority"] = by_name["constant"]
+    return numbers
+
+
+def emoji_retrieval(run: Any) -> dict[str, float]:
+    """Image to text among the distinct names of concepts that were not trained on, and the other way round."""
+    import torch
+
+    from mmssl.adaptation.retrieval import retrieve
+    from mmssl.data.loader import read
+
+    images, texts, names = [], [], []
+    data = run.recipe.data.model_copy(update={"split": "test"})
+    for batch in read(data, ("image", "text"), tokenizers=run.tokenizers):
+        with torch.no_grad():
+            z = run.objective.predict({"a": batch["image"], "b": batch["text"], "b_mask": batch["text_mask"]})
+        images.append(z["a"])
+        texts.append(z["b"])
+        names += [tuple(ids.tolist()) for ids in batch["text"]]
+    distinct = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    ids = torch.tensor([distinct[name] for name in names])
+    first = torch.tensor([names.index(name) for name in distinct])
+    gallery, everyone = torch.cat(texts)[first], torch.cat(images)
+    there = retrieve(everyone, gallery, ids, torch.arange(len(distinct)))
+    back = retrieve(gallery, everyone, torch.arange(len(distinct)), ids)
+    return {
+        "image to text R@1": there.recall[1],
+        "image to text R@10": there.recall[10],
+        "image to text R@10 chance": there.chance[10],
+        "text to image R@10": back.recall[10],
+        "text to image R@10 chance": back.chance[10],
+        "gallery": there.gallery,
+    }
+
+
+def language(run: Any) -> dict[str, float]:
+    """Masked loss on unseen definitions beside the unigram model's, and probes of the class of the defined noun."""
+    import datasets
+    import torch
+
+    import mmssl
+    from mmssl.data.loader import read
+    from mmssl.ops.draws import Draws
+
+    counts: Counter[int] = Counter()
+    for batch in read(run.recipe.data, ("text",), tokenizers=run.tokenizers):
+        counts.update(batch["text"][batch["text_mask"]].tolist())
+    size = run.tokenizers["text"].vocab_size
+    total = sum(counts.values()) + size
+    unigram = torch.tensor([math.log((counts[token] + 1) / total) for token in range(size)])
+    ours = baseline = tokens = 0.0
+    held_out = run.recipe.data.model_copy(update={"split": "test", "limit": 4096})
+    for step, batch in enumerate(read(held_out, ("text",), tokenizers=run.tokenizers)):
+        with torch.no_grad():
+            inputs = run.objective.transform(batch, Draws(0, step, len(batch["id"])))
+            loss = run.objective(inputs)["loss"].item()
+        count = float(inputs["masked_count"])
+        ours += loss * count
+        baseline -= unigram[inputs["target"][inputs["chosen"]]].sum().item()
+        tokens += count
+
+    numbers = {"held-out loss": ours / tokens, "held-out loss unigram": baseline / tokens}
+    files = {split: f"{os.environ['MMSSL_DATA']}/wordnet/{split}.parquet" for split in ("train", "test")}
+    nouns = datasets.load_dataset("parquet", data_files=files).filter(
+        lambda row: row["category"].startswith("noun.") and row["category"] != "noun.Tops"
+    )
+    train, test = (nouns[split].shuffle(seed=0).select(range(n)) for split, n in (("train", 12000), ("test", 4000)))
+    for shots in (10, 100):
+        scores = mmssl.adapt(
+            run.encoders["text"],
+            train,
+            test,
+            label="category",
+            probe="logistic",
+            shots=shots,
+            data=run.recipe.data,
+        )
+        by_name = {row.encoder: row.accuracy for row in scores.rows}
+        numbers |= {f"noun class, {shots} a class": by_name["pretrained"]}
+        numbers |= {f"noun class, {shots} a class random": by_name["random"]}
+    return numbers
+
+
+def table(cells: dict[str, dict[str, float]]) -> str:
+    """Markdown: a row a recipe and number, mean and standard deviation over the seeds, beside its baseline."""
+    lines = [
+        "| recipe | measured on unseen rows | pretrained | random-initialised, chance or baseline | seeds |",
+        "|---|---|---|---|---|",
+    ]
+    for name, seeds in SEEDS.items():
+        runs = [cells[f"{name} {seed}"] for seed in seeds if f"{name} {seed}" in cells]
+        for key in runs[0] if runs else ():
+            beside = next(
+                (f"{key} {word}" for word in ("random", "chance", "unigram") if f"{key} {word}" in runs[0]), ""
+            )
+            if beside:
+                own, other = ([run[k] for run in runs] for k in (key, beside))
+                what = f"{key} probe of category" if key in ("knn", "logistic") else key
+                unit = "" if "loss" in key else " %"
+                lines.append(f"| `{name}` | {what} | {_cell(own, unit)} | {_cell(other, unit)} | {len(runs)} |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float], unit: str) -> str:
+    values = [value * 100 for value in values] if unit else values
+    digits = 1 if unit else 3
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 and statistics.stdev(values) > 0 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}{unit}"
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if "--table" not in arguments:
+        names = [a for a in arguments if a in SEEDS] or list(SEEDS)
+        chosen = [int(a) for a in arguments if a.isdigit()]
+        for name in names:
+            for seed in chosen or SEEDS[name]:
+                cells = json.loads(CELLS.read_text()) if CELLS.exists() else {}
+                if f"{name} {seed}" in cells:
+                    continue
+                numbers = measure(name, seed)
+                cells = json.loads(CELLS.read_text()) if CELLS.exists() else {}
+                cells[f"{name} {seed}"] = {key: round(value, 6) for key, value in numbers.items()}
+                CELLS.write_text(json.dumps(dict(sorted(cells.items())), indent=1) + "\n")
+                print(name, seed, cells[f"{name} {seed}"], flush=True)
+    text = table(json.loads(CELLS.read_text()))
+    print(text)
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text().partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    readme.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
+
+
+if __name__ == "__main__":
+    main()
