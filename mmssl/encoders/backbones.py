@@ -147,7 +147,7 @@ def build_errors(where: str, parameters: Callable[[str], Iterable[str]] = lambda
         reason = " ".join(str(error).split())
         unknown = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", reason)
         if unknown:
-            hint = nearest(unknown[2], parameters(unknown[1]))
+            hint = nearest(unknown[2], {"pretrained", *parameters(unknown[1])})
             raise RecipeError(f"{where}: unknown key '{unknown[2]}'{hint}") from error
         raise RecipeError(f"{where} cannot be built: {reason or 'its constructor refuses these values'}") from error
 

@@ -133,7 +133,7 @@ def exported(tmp_path_factory):
         "timm_audio": ("timm/resnet18", "audio", {"mels": 32, "f_min": 20.0, "hop": 200}),
         "timm_video": ("timm/vit_tiny_patch16_224", "video", VIT | {"reg_tokens": 0}),
         "torchvision_image": ("torchvision/resnet18", "image", {"zero_init_residual": True} | constants),
-        "torchvision_video": ("torchvision/r3d_18", "video", {}),
+        "torchvision_video": ("torchvision/mc3_18", "video", {}),
         "bert": ("transformers/bert", "text", BERT | {"tokenizer": tokenizer}),
         "clip_image": ("open_clip/ViT-B-32", "image", CLIP | constants),
         "clip_text": ("open_clip/ViT-B-32", "text", CLIP | {"tokenizer": tokenizer}),
@@ -173,6 +173,16 @@ def test_the_library_computes_what_the_encoder_does(exported, found, name, sourc
         expected = encoders[name](*given).pooled
     assert expected.std() > 1e-3
     torch.testing.assert_close(outputs[found], expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
+
+
+def test_a_pair_gives_each_tower_back(exported):
+    root, encoders, inputs, text, _ = exported
+    weights = f"local-dir:{root / 'clip_pair'}"
+    tokenizer = Tokenizer.load(root / "clip_pair")
+    image = create("open_clip/ViT-B-32", "image", pretrained=weights).eval()
+    words = create("open_clip/ViT-B-32", "text", tokenizer=tokenizer, pretrained=weights).eval()
+    torch.testing.assert_close(image(inputs["image"]).pooled, encoders["clip_image"](inputs["image"]).pooled)
+    torch.testing.assert_close(words(*text).pooled, encoders["clip_text"](*text).pooled)
 
 
 def test_a_pair_carries_scale_and_bias_and_a_lone_tower_says_what_is_random(exported):

@@ -129,6 +129,7 @@ def test_double_precision_from_input_to_output(modality, model, kwargs, tokenize
         ("image", "timm/vit_tiny_patch16_224", {"depth": "two"}, "cannot be built"),
         ("image", "timm/resnet18", {"num_classes": 10}, "'num_classes' is not for an encoder"),
         ("image", "timm/resnet18", {"checkpoint_path": "x.pth"}, "'checkpoint_path' is not for an encoder"),
+        ("image", "timm/resnet18", {"pretraind": True}, "did you mean 'pretrained'"),
         ("image", "timm/resnet18", {"global_pool": ""}, "gives no vector"),
         ("image", "torchvision/resnet18", {"weights": "DEFAULT"}, "'pretrained' says where"),
         ("image", "open_clip/roberta-ViT-B-32", {}, "its text tower is of transformers"),
