@@ -105,7 +105,7 @@ def check_keywords(component: type, given: Mapping[str, Any], where: str) -> dic
         RecipeError: for an unknown name, a missing one or a value of another type.
     """
     parameters = keywords(component)
-    hints = get_type_hints(component.__init__)  # type: ignore[misc]
+    hints = get_type_hints(component.__init__, include_extras=True)  # type: ignore[misc]
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(component).parameters.values())
     checked: dict[str, Any] = {}
     for key, value in given.items():

@@ -339,6 +339,22 @@ def _check_sources(recipe: Recipe, objective: Objective, where: str) -> None:
         if prefix not in sources:
             have = ", ".join(sources) if any(sources) else "one source without a name"
             raise RecipeError(f"{where}: the objective reads the source '{prefix}', and data has {have}")
+    for prefix, data in sources.items():
+        key = f"{where}: data.{prefix}" if prefix else f"{where}: data"
+        needs = {need.rpartition("/")[2] for need in objective.needs if need.rpartition("/")[0] == prefix}
+        seconds = data.video.frames / data.video.fps
+        if {"audio", "video"} <= needs and abs(data.audio.seconds - seconds) > 1e-6:
+            raise RecipeError(
+                f"{key}.audio.seconds = {data.audio.seconds:g}: sound and picture are cut from one clip and must last "
+                f"equally long; video.frames / video.fps is {seconds:g}"
+            )
+        for name, encoder in _encoders_of(objective).items() if "audio" in needs else ():
+            rate = getattr(encoder, "rate", data.audio.rate)
+            if rate != data.audio.rate:
+                raise RecipeError(
+                    f"{key}.audio.rate = {data.audio.rate}: the encoder '{name}' hears {rate} samples a second; "
+                    f"set one of them, for instance encoders.{name}.rate"
+                )
 
 
 def _try_shapes(recipe: Recipe, objective: Objective, where: str) -> None:

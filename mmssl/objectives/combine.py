@@ -43,7 +43,7 @@ class Combine(Objective):
         self.sources: dict[str, str] = {}
         for name, given in tasks.items():
             hyper = dict(given)
-            where = f"objective.tasks.{name}"
+            where = f"tasks.{name}"
             if not name.isidentifier():
                 raise RecipeError(f"{where}: a task is named by letters, digits and _, its results by `{name}/loss`")
             kind, weight, source = hyper.pop("name", None), hyper.pop("weight", 1.0), hyper.pop("data", "")

@@ -89,14 +89,14 @@ def test_chance_steps_and_previews_are_those_of_the_tasks():
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        ({"a": {"name": "rotatoin"}}, r"objective.tasks.a: .*did you mean 'rotation'"),
-        ({"a": {"name": "rotation", "flop": 1}}, r"objective.tasks.a: .*unknown key 'flop' \(did you mean 'flip'"),
-        ({"a": {"name": "rotation", "flip": "often"}}, r"objective.tasks.a: .*flip = 'often'"),
-        ({"a": {}}, r"objective.tasks.a: needs a name"),
-        ({"a": {"name": "rotation", "weight": -1}}, r"objective.tasks.a: weight = -1"),
-        ({"a": {"name": "rotation", "data": 3}}, r"objective.tasks.a: data = 3"),
-        ({"a/b": {"name": "rotation"}}, r"objective.tasks.a/b: a task is named by letters"),
-        ({"a": {"name": "rotation", "encoder": "sound"}}, r"objective.tasks.a: .*needs an encoder named 'sound'"),
+        ({"a": {"name": "rotatoin"}}, r"tasks.a: .*did you mean 'rotation'"),
+        ({"a": {"name": "rotation", "flop": 1}}, r"tasks.a: .*unknown key 'flop' \(did you mean 'flip'"),
+        ({"a": {"name": "rotation", "flip": "often"}}, r"tasks.a: .*flip = 'often'"),
+        ({"a": {}}, r"tasks.a: needs a name"),
+        ({"a": {"name": "rotation", "weight": -1}}, r"tasks.a: weight = -1"),
+        ({"a": {"name": "rotation", "data": 3}}, r"tasks.a: data = 3"),
+        ({"a/b": {"name": "rotation"}}, r"tasks.a/b: a task is named by letters"),
+        ({"a": {"name": "rotation", "encoder": "sound"}}, r"tasks.a: .*needs an encoder named 'sound'"),
         ({}, r"needs at least one task"),
     ],
 )
