@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from mmssl.batch import Batch, to_device
+from mmssl.batch import MODALITIES, Batch, to_device
 from mmssl.encoders.base import Encoder
 from mmssl.errors import DataError, RunError
 
@@ -46,7 +46,7 @@ def extract(
     """`features` of several encoders of one modality in one pass, so that each row is decoded once.
 
     Returns:
-        {"pooled" or depth: float32 (N, D)} for each encoder, and what the batches hold beside the encoders' input.
+        {"pooled" or depth: float32 (N, D)} for each encoder, and what the batches hold beside raw media.
     """
     parts: list[dict[str, list[Tensor]]] = [{} for _ in encoders]
     rest: list[Batch] = []
@@ -55,7 +55,7 @@ def extract(
             for encoder, lists in zip(encoders, parts, strict=True):
                 for depth, vectors in _look(encoder, batch, layers).items():
                     lists.setdefault(depth, []).append(vectors.float().cpu())
-            rest.append({key: value for key, value in batch.items() if key not in inputs_of(encoders[0])})
+            rest.append({key: value for key, value in batch.items() if key.removesuffix("_mask") not in MODALITIES})
     beside = collect(rest)
     found = [{depth: torch.cat(some) for depth, some in lists.items()} for lists in parts]
     for depths in found:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 
 import datasets
 import numpy as np
@@ -138,6 +139,10 @@ def test_without_test_rows_a_fifth_is_held_out_and_groups_are_not_divided(small)
     assert "held out" in alone.test
     assert "'thing' undivided" in apart.test
     assert apart.accuracy < 0.6 < 0.75 < alone.accuracy
+    choices = {"probe": "knn", "seeds": 1, "k": (1, 51), "temperature": math.inf}
+    for test in (None, train):
+        assert adapt(small, train, test, **choices).rows[0].setting == {"k": 1}
+        assert adapt(small, train, test, groups="thing", **choices).rows[0].setting == {"k": 51}
     with pytest.raises(DataError, match="no key 'nothing'"):
         adapt(small, train, groups="nothing")
 
@@ -275,6 +280,19 @@ def test_a_probe_during_training_decodes_once_and_sees_the_encoder_change(small,
         for parameter in network.parameters():
             parameter.zero_()
     assert probe()["accuracy"] == pytest.approx(first["constant"])
+
+
+def test_a_probe_during_training_never_learns_what_it_scores(small, tmp_path):
+    # Twins with labels that mean nothing: who learned the held-out rows too is always right, who keeps twins together
+    # is not.
+    pixels, labels = pictures(100, 0)
+    labels = np.random.default_rng(1).permutation(labels)
+    table = as_dataset(np.repeat(pixels, 2, 0), np.repeat(labels, 2), thing=np.repeat(np.arange(100), 2).tolist())
+    table.to_parquet(str(tmp_path / "train.parquet"))
+    data = Data(source=str(tmp_path / "train.parquet"), columns={"image": "picture"}, image=ImageDecode(size=SIZE))
+    divided = ProbeDuring(Probe(label="kind"), small, data)()["accuracy"]
+    together = ProbeDuring(Probe(label="kind", groups="thing"), small, data)()["accuracy"]
+    assert together < 0.6 < 0.7 < divided < 0.97
 
 
 def test_the_toy_world_by_its_name(small):

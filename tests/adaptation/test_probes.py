@@ -32,8 +32,8 @@ def test_every_probe_is_found_by_name():
 
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
 def test_knn_equals_brute_force(temperature):
-    train, labels = blobs(150)
-    test, _ = blobs(40, seed=1)
+    train, labels = blobs(150, noise=2.0)
+    test, _ = blobs(100, noise=2.0, seed=1)
     probe = Knn(k=(1, 7, 60), temperature=temperature)
     a = train.double().numpy() / np.linalg.norm(train.double().numpy(), axis=1, keepdims=True)
     b = test.double().numpy() / np.linalg.norm(test.double().numpy(), axis=1, keepdims=True)
