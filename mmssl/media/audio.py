@@ -16,6 +16,9 @@ from mmssl.media.track import PREROLL, Track, window_start
 
 # The resampler's filter spans 16 samples of the lower rate to either side.
 FILTER_REACH = 64
+# AAC may code noise as nothing but its level, and decoders then draw it from a generator that runs since the first
+# packet. So a window in the first this many seconds is decoded from there; a later one has other noise after a seek.
+AAC_STRAIGHT = 120.0
 # Time stamps may wobble by this many seconds before a jump is taken for a gap in the sound.
 WOBBLE = 0.01
 
@@ -111,7 +114,9 @@ class ArraySound(Sound):
             raise DataError(f"an audio array needs a sample rate in Hz, found sampling_rate = {rate!r}")
         array = np.asarray(array)
         if array.ndim not in (1, 2) or array.dtype.kind not in "fiu" or not array.size:
-            raise DataError(f"an audio array should be (S,) or (channels, S) of numbers, not {array.dtype} {array.shape}")
+            raise DataError(
+                f"an audio array should be (S,) or (channels, S) of numbers, not {array.dtype} {array.shape}"
+            )
         mono = to_float(array)
         if mono.ndim == 2:
             mono = mono.mean(axis=0 if mono.shape[0] <= mono.shape[1] else 1)
@@ -119,6 +124,7 @@ class ArraySound(Sound):
         self.start, self.end = 0.0, len(mono) / int(rate)
 
     def take(self, first: int, last: int, seek: bool) -> tuple[np.ndarray, int]:
+        """See `Sound.take`."""
         return self._mono[first:last], self.samples
 
 
@@ -132,12 +138,15 @@ class ContainerSound(Sound):
         self.samples = max(1, round((self.end - self.start) * self.source_rate))
 
     def close(self) -> None:
+        """Free the decoder."""
         self._track.close()
 
     def take(self, first: int, last: int, seek: bool) -> tuple[np.ndarray, int]:
+        """See `Sound.take`."""
         track, preroll = self._track, round(PREROLL * self.source_rate)
         frames = None
-        if seek and track.seekable and first > preroll:
+        least = round(AAC_STRAIGHT * self.source_rate) if track.stream.codec_context.name == "aac" else preroll
+        if seek and track.seekable and first > least:
             frames = self._resume(track.seek(self.start + first / self.source_rate - PREROLL), first - preroll // 2)
         if frames is None:
             frames = self._place(track.straight(), 0)
@@ -169,7 +178,9 @@ class ContainerSound(Sound):
         """(number of its first sample, samples) of each frame: counted on, until a time stamp tells of a gap."""
         for frame in frames:
             if frame.sample_rate != self.source_rate:
-                raise DataError(f"{self.name} changes its sample rate from {self.source_rate} to {frame.sample_rate} Hz")
+                raise DataError(
+                    f"{self.name} changes its sample rate from {self.source_rate} to {frame.sample_rate} Hz"
+                )
             if frame.pts is not None:
                 stamped = (frame.time - self.start) * self.source_rate
                 if abs(stamped - at) > (WOBBLE + self._track.tick) * self.source_rate:
@@ -194,7 +205,8 @@ def resample(sound: np.ndarray, source: int, rate: int) -> np.ndarray:
 
     Args:
         sound: float32 (S,).
-        source, rate: in Hz, before and after.
+        source: its sample rate in Hz.
+        rate: the sample rate wanted, in Hz.
     """
     if source == rate:
         return sound

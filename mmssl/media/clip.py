@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
-from mmssl.errors import DataError, MmsslError
+from mmssl.errors import DataError
 from mmssl.media.audio import open_sound
+from mmssl.media.cell import sentence
+from mmssl.media.image import decode_image
 from mmssl.media.track import Timed, window_start
 from mmssl.media.video import open_pictures
 
@@ -32,7 +36,8 @@ def decode_clip(
     Args:
         cell: bytes, a path or `{"bytes", "path"}` of a container with all wanted tracks, or `{"audio": cell, "video":
             cell}` of decoded arrays or files whose clocks agree.
-        audio, video: decode settings; None leaves the track out.
+        audio: decode settings; None leaves the sound out.
+        video: decode settings; None leaves the pictures out.
         window: which part of a longer clip, in [0, 1): 0 is the start, 0.5 the middle. The window is as long as the
             longer of the two.
 
@@ -76,24 +81,27 @@ def write_clip(
         fps: frame rate, in 1/s.
         samples: float32 (S,) in [-1, 1], or None for pictures alone.
         rate: sample rate in Hz; Opus takes 48000, 24000, 16000, 12000 or 8000.
-        audio_codec, video_codec: names of FFmpeg's encoders.
-        audio_start, video_start: seconds at which the first sample and frame are stamped; Matroska has whole
-            milliseconds.
+        audio_codec: name of FFmpeg's encoder.
+        video_codec: name of FFmpeg's encoder.
+        audio_start: seconds at which the first sample is stamped; Matroska has whole milliseconds.
+        video_start: seconds at which the first frame is stamped, likewise.
 
     Raises:
         DataError: where the container or a codec refuses.
     """
     import av
 
+    if frames is None and samples is None:
+        raise DataError(f"cannot write {path}: there are neither frames nor samples")
     suffix = Path(path).suffix.lower()
     # By default MP4 rounds the start of a track to milliseconds.
     options = {"movie_timescale": str(rate)} if suffix in (".mp4", ".m4a", ".mov") else {}
     try:
         with av.open(str(path), "w", options=options) as container:
             # All streams have to be there before the first packet is written.
-            picture = _add_video(container, video_codec, frames, fps) if frames is not None else None
-            sound = container.add_stream(audio_codec, rate=rate, layout="mono") if samples is not None else None
-            if frames is not None:
+            picture: Any = _add_video(container, video_codec, frames, fps) if frames is not None else None
+            sound: Any = container.add_stream(audio_codec, rate=rate, layout="mono") if samples is not None else None
+            if picture is not None and frames is not None:
                 tick = Fraction(picture.codec_context.time_base)
                 for k, array in enumerate(frames):
                     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
@@ -101,10 +109,9 @@ def write_clip(
                     frame.pts = round((video_start + k / fps) / tick)
                     container.mux(picture.encode(frame))
                 container.mux(picture.encode(None))
-            if samples is not None:
-                whole = av.AudioFrame.from_ndarray(
-                    np.ascontiguousarray(samples, np.float32)[None], format="fltp", layout="mono"
-                )
+            if sound is not None and samples is not None:
+                plane = np.ascontiguousarray(samples, np.float32)[None]
+                whole = av.AudioFrame.from_ndarray(plane, format="fltp", layout="mono")
                 whole.sample_rate, whole.time_base = rate, Fraction(1, rate)
                 whole.pts = round(audio_start * rate)
                 if suffix in (".mkv", ".webm") and audio_codec == "libopus" and whole.pts:
@@ -113,7 +120,7 @@ def write_clip(
                 container.mux(sound.encode(whole))
                 container.mux(sound.encode(None))
     except (av.error.FFmpegError, ValueError) as error:
-        raise DataError(f"cannot write {path} with {video_codec} and {audio_codec}: {error}") from error
+        raise DataError(f"cannot write {path} with {video_codec} and {audio_codec}: {sentence(error)}") from error
 
 
 def _add_video(container: Any, codec: str, frames: np.ndarray, fps: float) -> Any:
@@ -125,3 +132,57 @@ def _add_video(container: Any, codec: str, frames: np.ndarray, fps: float) -> An
     stream.codec_context.time_base = 1 / (100 * rate)
     stream.codec_context.gop_size = max(1, round(fps))
     return stream
+
+
+TRIALS = {
+    "mp4 h264+aac": ("libx264", "aac"),
+    "mp4 h264+flac": ("libx264", "flac"),
+    "mp4 h264+opus": ("libx264", "libopus"),
+    "mkv h264+aac": ("libx264", "aac"),
+    "mkv h264+flac": ("libx264", "flac"),
+    "mkv h264+opus": ("libx264", "libopus"),
+    "webm vp9+opus": ("libvpx-vp9", "libopus"),
+    "wav pcm": (None, "pcm_s16le"),
+    "flac flac": (None, "flac"),
+    "ogg opus": (None, "libopus"),
+    "mp3 mp3": (None, "libmp3lame"),
+    "m4a aac": (None, "aac"),
+}
+PICTURES = ("jpeg", "png", "gif", "webp", "bmp", "tiff", "avif")
+
+
+def codecs() -> dict[str, bool]:
+    """Whether each container and codec works here, proved by writing and reading a moment of it."""
+    works = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (video, audio) in TRIALS.items():
+            works[name] = _survives(Path(folder) / f"clip.{name.split()[0]}", video, audio)
+    return works | {name: _image_survives(name) for name in PICTURES}
+
+
+def _survives(path: Path, video: str | None, audio: str) -> bool:
+    """Whether a grey picture with a steady tone comes back as loud and as bright."""
+    from mmssl.recipe import AudioDecode, VideoDecode
+
+    rate, fps = 48_000, 25
+    tone = np.sin(np.arange(rate) / 20).astype(np.float32) / 2
+    grey = np.full((fps, 32, 32, 3), 128, np.uint8) if video else None
+    try:
+        write_clip(path, grey, fps, tone, rate, audio_codec=audio, video_codec=video or "")
+        settings = VideoDecode(size=16, fps=fps, frames=4) if video else None
+        sound, _, frames = decode_clip(path, audio=AudioDecode(rate=16_000, seconds=0.2), video=settings, window=0.5)
+    except (DataError, ImportError):
+        return False
+    loud = sound is not None and abs(float(sound.square().mean().sqrt()) - 0.5**1.5) < 0.02
+    bright = not video or (frames is not None and abs(float(frames.float().mean()) - 128) < 4)
+    return loud and bright
+
+
+def _image_survives(kind: str) -> bool:
+    stream = io.BytesIO()
+    try:
+        Image.new("RGB", (16, 16), (200, 100, 50)).save(stream, kind)
+        found = decode_image(stream.getvalue(), 8).float().mean(dim=(1, 2))
+    except (DataError, KeyError, OSError):
+        return False
+    return bool((found - found.new_tensor([200, 100, 50])).abs().max() < 8)

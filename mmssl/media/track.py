@@ -17,7 +17,7 @@ from mmssl.media.cell import open_cell, sentence
 
 # Decoders forget their past within 0.26 s (Opus, the slowest of those measured); this much is decoded and thrown away.
 PREROLL = 1.0
-# Containers whose time stamps are as true after a seek as without. Others (MPEG streams, AVI, bare MP3 and AAC) estimate.
+# Containers whose time stamps are as true after a seek as before. Others (MPEG, AVI, bare MP3 and AAC) estimate.
 SEEKABLE = {"mov", "matroska", "wav", "flac"}
 # Formats without time stamps guess their duration from the bit rate: their packets are counted instead.
 GENERIC_INDEX = 0x100
@@ -137,7 +137,10 @@ class Track:
                 if packet.size or packet.dts is None:
                     yield from packet.decode()
         except (self._av.error.FFmpegError, ValueError) as error:
-            raise DataError(f"cannot decode {self.name}: {_reason(error)}") from error
+            codec = self.stream.codec_context.name
+            raise DataError(
+                f"cannot decode {self.name}: its {codec} {self._kind} fails with {_reason(error)!r}"
+            ) from error
 
     def _find_end(self) -> float:
         stream, container = self.stream, self._container
@@ -173,4 +176,4 @@ class Track:
 
 def _reason(error: BaseException) -> str:
     """FFmpeg's message without its number and the name of the buffer."""
-    return re.sub(r"^\[Errno -?\d+\] |: '.*'$|; last error log:.*$", "", sentence(error))
+    return re.sub(r"^\[Errno -?\d+\] |: '[^']*'$", "", sentence(error))

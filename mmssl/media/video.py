@@ -54,22 +54,20 @@ class Pictures:
 
     Attributes:
         start, end: seconds on the clock.
-        aspect: width of a pixel over its height, as it is shown.
         tolerance: seconds by which a picture may come late and still count as on time.
     """
 
     name = "video"
     start: float
     end: float
-    aspect: float = 1.0
     tolerance: float = 1e-6
 
     def timed(self, start: float, seek: bool) -> Iterator[tuple[float, Any]]:
         """(time, picture) in order, the first one not after `start`."""
         raise TypeError(f"{type(self).__name__} has no pictures")
 
-    def image(self, picture: Any) -> Image.Image:
-        """A picture as RGB."""
+    def image(self, picture: Any) -> tuple[Image.Image, float]:
+        """A picture as upright RGB, and the width of its pixels over their height."""
         raise TypeError(f"{type(self).__name__} has no pictures")
 
     def read(self, start: float, size: int, fps: float, frames: int, fit: Fit = "crop", seek: bool = True) -> Tensor:
@@ -84,7 +82,8 @@ class Pictures:
         for time, picture in chain(self.timed(start, seek), [(float("inf"), None)]):
             while current is not None and len(squares) < frames and due[len(squares)] < time:
                 if square is None:
-                    square = fit_image(self.image(current), size, fit, self.aspect)
+                    image, aspect = self.image(current)
+                    square = fit_image(image, size, fit, aspect)
                 squares.append(square)
             if len(squares) == frames:
                 break
@@ -114,11 +113,13 @@ class ArrayPictures(Pictures):
         self.start, self.end = 0.0, len(array) / float(fps)
 
     def timed(self, start: float, seek: bool) -> Iterator[tuple[float, Any]]:
+        """See `Pictures.timed`."""
         first = max(0, int(start * self._fps) - 1)
         return ((k / self._fps, self._array[k]) for k in range(first, len(self._array)))
 
-    def image(self, picture: Any) -> Image.Image:
-        return Image.fromarray(np.ascontiguousarray(picture))
+    def image(self, picture: Any) -> tuple[Image.Image, float]:
+        """See `Pictures.image`."""
+        return Image.fromarray(np.ascontiguousarray(picture)), 1.0
 
 
 class ContainerPictures(Pictures):
@@ -127,14 +128,15 @@ class ContainerPictures(Pictures):
     def __init__(self, cell: Any) -> None:
         self._track = track = Track(cell, "video")
         self.name, self.start, self.end = track.name, track.start, track.end
-        self.aspect = float(track.stream.sample_aspect_ratio or 1)
         # Time stamps are rounded, in Matroska to milliseconds.
         self.tolerance = track.tick / 2 + 1e-6
 
     def close(self) -> None:
+        """Free the decoder."""
         self._track.close()
 
     def timed(self, start: float, seek: bool) -> Iterator[tuple[float, Any]]:
+        """See `Pictures.timed`."""
         frames = None
         if seek and self._track.seekable and start - PREROLL > self.start:
             frames = self._resume(self._track.seek(start - PREROLL), start)
@@ -155,12 +157,14 @@ class ContainerPictures(Pictures):
             return None
         return chain([first], whole)
 
-    def image(self, picture: Any) -> Image.Image:
+    def image(self, picture: Any) -> tuple[Image.Image, float]:
+        """See `Pictures.image`."""
+        aspect = float(self._track.stream.sample_aspect_ratio or 1)
         if any(component.is_alpha for component in picture.format.components):
             image = to_rgb(Image.fromarray(picture.to_ndarray(format="rgba")))
         else:
             image = Image.fromarray(picture.to_ndarray(format="rgb24"))
-        quarter_turns = round(picture.rotation / 90) % 4
-        if quarter_turns % 2:
-            self.aspect = 1.0
-        return image.rotate(90 * quarter_turns, expand=True) if quarter_turns else image
+        turns = round(picture.rotation / 90) % 4
+        if turns:
+            image = image.rotate(90 * turns, expand=True)
+        return image, 1 / aspect if turns % 2 else aspect
