@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -188,7 +188,10 @@ def _open(given: Any, data: Data | None, columns: Mapping[str, str] | None, limi
         update={"source": _DATASET, "split": "train", "config": None, "streaming": False, "limit": None, **changes}
     )
     if isinstance(given, str | Path):
-        return _opened(fresh.model_copy(update={"source": str(given)}))
+        opened = _opened(fresh.model_copy(update={"source": str(given)}))
+        # Another source may have other names; only what the caller named for this one has to be there.
+        named = {key: name for key, name in opened.spec.columns.items() if columns or name in opened.source.columns}
+        return replace(opened, spec=opened.spec.model_copy(update={"columns": named}))
     if isinstance(given, Mapping):
         raise DataError(f"one split is needed, not all of {', '.join(map(str, given))}; give train[...] and test[...]")
     if type(given).__module__.partition(".")[0] != "datasets":

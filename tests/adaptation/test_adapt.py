@@ -189,6 +189,16 @@ def test_files_folders_and_their_own_test_split(small, tmp_path):
         adapt(small, str(tmp_path), **common | {"label": "kinds"})
 
 
+def test_column_names_of_the_recipe_do_not_bind_another_source(small, tmp_path):
+    table = as_dataset(*pictures(80, 0)).rename_column("picture", "image")
+    table.to_parquet(str(tmp_path / "rows.parquet"))
+    recipe = Data(source="x", columns={"image": "photo"}, image=ImageDecode(size=SIZE))
+    found = adapt(small, tmp_path / "rows.parquet", label="kind", probe="ridge", seeds=1, data=recipe)
+    assert found.train_rows + found.test_rows == 80
+    with pytest.raises(DataError, match="no column 'photo'"):
+        adapt(small, tmp_path / "rows.parquet", label="kind", data=recipe, columns={"image": "photo"})
+
+
 def test_few_shots_use_few_rows(small):
     train, test = as_batches(*pictures(300, 0)), as_batches(*pictures(100, 1))
     few = adapt(small, train, test, probe="knn", k=(1,), shots=2)
