@@ -15,7 +15,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmssl.adaptation import Scores, adapt
+    from mmssl.adaptation.adapt import adapt
+    from mmssl.adaptation.scores import Scores
     from mmssl.encoders import create as encoder
     from mmssl.encoders.base import Encoder, Features
     from mmssl.errors import DataError, MmsslError, RecipeError, RunError
@@ -38,8 +39,8 @@ _HOMES = {
     "Objective": ("mmssl.objectives.base", "Objective"),
     "Chance": ("mmssl.objectives.base", "Chance"),
     "Panel": ("mmssl.objectives.base", "Panel"),
-    "adapt": ("mmssl.adaptation", "adapt"),
-    "Scores": ("mmssl.adaptation", "Scores"),
+    "adapt": ("mmssl.adaptation.adapt", "adapt"),
+    "Scores": ("mmssl.adaptation.scores", "Scores"),
     "Recipe": ("mmssl.recipe", "Recipe"),
     "MmsslError": ("mmssl.errors", "MmsslError"),
     "RecipeError": ("mmssl.errors", "RecipeError"),

@@ -82,7 +82,9 @@ def describe(name: str, *, as_json: bool = False) -> str:
             text = path.read_text(encoding="utf-8")
             return json.dumps({"path": str(path), "recipe": text}, indent=1) if as_json else f"{path}\n\n{text}"
     known = [n for kind in KINDS for n in components(kind)] + [p.stem for p in recipe_files()]
-    raise RecipeError(f"there is no objective, encoder, probe or recipe named '{name}'{nearest(name, known)}")
+    close = nearest(name, known)
+    hint = close if "mean" in close else "; `mmssl list` names them all"
+    raise RecipeError(f"there is no objective, encoder, probe or recipe named '{name}'{hint}")
 
 
 def _facts(kind: str, name: str) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def _facts(kind: str, name: str) -> dict[str, Any]:
     }
     if kind == "objective":
         facts["chance"] = inspect.getdoc(component.chance)  # type: ignore[attr-defined]
-        facts["reads"] = list(component.needs) or "the modality of its encoder"  # type: ignore[attr-defined]
+        facts["reads"] = list(component.needs) or "what its encoders read"  # type: ignore[attr-defined]
         facts["coupled"] = bool(component.coupled)  # type: ignore[attr-defined]
     return facts
 

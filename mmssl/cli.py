@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from mmssl.errors import MmsslError, RecipeError
+from mmssl import __version__
+from mmssl.errors import Interrupted, MmsslError, RecipeError, nearest
 
 app = typer.Typer(
     name="mmssl",
@@ -32,12 +33,30 @@ RunPath = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or
 def main() -> None:
     """Run the command line; an error that the user can mend is one line and exit code 2."""
     try:
-        app()
+        app(prog_name="mmssl")
     except MmsslError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/red] {escape(str(error))}")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        if "--debug" in sys.argv:
+            raise
+        stopped = isinstance(error, Interrupted)
+        says = str(error) if stopped else f"[red]error:[/red] {escape(str(error))}"
+        Console(stderr=True, highlight=False, soft_wrap=True).print(says)
+        sys.exit(130 if stopped else 2)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mmssl {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of every verb, written before it."""
 
 
 @app.command("run")
@@ -86,6 +105,7 @@ def adapt(
     run: RunPath,
     data: Annotated[str, typer.Option(help="Labelled rows: anything that a recipe's data.source may be.")],
     label: Annotated[str, typer.Option(help="Column of the classes.")] = "label",
+    test: Annotated[str | None, typer.Option(help="Test rows; the test split of --data by default.")] = None,
     probe: Annotated[str, typer.Option(help="knn, ridge, logistic or finetune.")] = "knn",
     layers: Annotated[bool, typer.Option("--layers", help="Probe every depth.")] = False,
     baseline: Annotated[bool, typer.Option(help="Score the same network, random-initialised, as well.")] = True,
@@ -106,6 +126,7 @@ def adapt(
     scores = adaptation.adapt(
         chosen,
         data,
+        test,
         label=label,
         probe=probe,
         layers=layers,
@@ -213,14 +234,14 @@ def find_recipe(path: Path) -> Path:
         RecipeError: naming the nearest.
     """
     from mmssl import catalogue
-    from mmssl.errors import nearest
 
     if path.is_file():
         return path
     known = {recipe.stem: recipe for recipe in catalogue.recipe_files()}
     if path.stem in known and len(path.parts) == 1:
         return known[path.stem]
-    raise RecipeError(f"{path}: there is no such recipe{nearest(path.stem, known)}")
+    close = nearest(path.stem, known)
+    raise RecipeError(f"{path}: there is no such recipe" + (close if "mean" in close else "; `mmssl list` names some"))
 
 
 def _overrides(pairs: list[str] | None) -> dict[str, Any]:

@@ -2,117 +2,160 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "torchaudio",
-    "timm",
-    "transformers",
-    "open-clip-torch",
-    "accelerate",
-    "datasets",
-    "huggingface-hub",
-    "safetensors",
-    "tokenizers",
-    "av",
-    "scikit-learn",
-)
-IMPORTS = {
+# Distribution -> the module whose import shows that it works.
+PACKAGES = {
     "torch": "torch",
     "torchvision": "torchvision",
-    "torchaudio": "torchaudio",
+    "torchaudio": "torchaudio.transforms",
     "timm": "timm",
     "transformers": "transformers.modeling_utils",
-    "open_clip": "open_clip",
+    "open-clip-torch": "open_clip",
     "accelerate": "accelerate",
     "datasets": "datasets",
+    "huggingface-hub": "huggingface_hub",
+    "safetensors": "safetensors.torch",
+    "tokenizers": "tokenizers",
     "av": "av",
+    "scikit-learn": "sklearn.linear_model",
+    "matplotlib": "matplotlib.figure",
+    "tensorboard": "torch.utils.tensorboard",
 }
-REMEDIES = {
-    "compiled with different CUDA versions": 'torchaudio 2.11 needs an older torch: pip install "torch>=2.11,<2.15"',
-    "torchvision::nms does not exist": "torchvision and torch come from different builds: "
-    'pip install --force-reinstall "torch>=2.11,<2.15" torchvision from the default index',
-    "libcudart": "torchaudio wants the CUDA build of torch, which also runs without a GPU: "
-    'pip install --force-reinstall "torch>=2.11,<2.15"',
-    "libtorch": "torchaudio and torch come from different builds: pip install --force-reinstall "
-    '"torch>=2.11,<2.15" "torchaudio==2.11.*"',
-}
+TOGETHER = '"torch>=2.11,<2.15" "torchvision>=0.26" "torchaudio==2.11.*"'
+ENOUGH_DISK = 2.0  # GiB
+TRY_IMPORTS = """
+import importlib, json, sys
+for name in sys.argv[1:]:
+    print(json.dumps([name, "starts"]), flush=True)
+    try:
+        importlib.import_module(name)
+        answer = ""
+    except BaseException as error:
+        answer = f"{type(error).__name__}: {error}"
+    print(json.dumps([name, answer]), flush=True)
+"""
 
 
 def examine() -> tuple[str, bool]:
     """A report in plain text, and whether everything that the library needs works."""
-    lines = [f"python        {sys.version.split()[0]}  {sys.executable}"]
-    usable = True
-    for package in PACKAGES:
-        try:
-            lines.append(f"{package:<18}{metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            usable = False
-            lines.append(f"{package:<18}missing: pip install {package}")
+    versions = {name: _version(name) for name in PACKAGES}
+    lines = [_line("python", f"{sys.version.split()[0]}  {sys.executable}")]
+    lines += [_line(name, version or "missing") for name, version in versions.items()]
+    failing = failing_imports([module for name, module in PACKAGES.items() if versions[name]])
+    problems = conflicts(versions)
+    problems += [
+        f"{name} is missing. Mend: {sys.executable} -m pip install {name}"
+        for name, version in versions.items()
+        if version is None
+    ]
+    problems += [f"import {module} fails: {reason}" for module, reason in failing.items()]
+
     lines.append("")
-    for name, failure in _failing_imports().items():
-        usable = False
-        lines.append(f"import {name} fails: {failure}")
-        remedy = next((text for sign, text in REMEDIES.items() if sign in failure), None)
-        lines.append(f"  mend: {remedy or f'pip install --force-reinstall {name}'}")
-    if usable:
-        lines += ["all imports work", "", *_devices(), "", *_codecs()]
-    free = shutil.disk_usage(os.getcwd()).free / 2**30
-    lines.append(f"disk          {free:.0f} GiB free here{'' if free > 2 else '  (little: a run may not fit)'}")
+    if "torch" not in failing and versions["torch"]:
+        lines += devices()
+    if not problems:
+        lines += formats()
+    free = shutil.disk_usage(".").free / 2**30
+    lines.append(_line("disk", f"{free:.0f} GiB free here" + ("" if free > ENOUGH_DISK else ", little for a run")))
     try:
         with tempfile.TemporaryFile(dir="."):
-            lines.append("this folder   can be written to")
+            lines.append(_line("this folder", "can be written to"))
     except OSError as error:
-        lines.append(f"this folder   cannot be written to ({error}); give --out another one")
-    if usable:
+        lines.append(_line("this folder", f"cannot be written to ({error.strerror}); give --out another one"))
+    if "huggingface_hub" not in failing and versions["huggingface-hub"]:
         from huggingface_hub import get_token
 
-        lines.append(f"hub token     {'found' if get_token() else 'none; `hf auth login` before pushing'}")
-    lines.append("")
-    lines.append("everything works" if usable else "something does not work; see above")
-    return "\n".join(lines), usable
+        lines.append(_line("hub token", "found" if get_token() else "none; needed to push, `hf auth login` stores one"))
+    lines += ["", *(f"- {problem}" for problem in problems)]
+    lines.append("something does not work" if problems else "everything works")
+    return "\n".join(lines), not problems
 
 
-def _failing_imports() -> dict[str, str]:
-    """Name -> the last line of the error, in processes of their own: a broken library may abort the one it is in."""
-    if not _import_error(", ".join(IMPORTS.values())):
-        return {}
-    errors = {name: _import_error(module) for name, module in IMPORTS.items()}
-    return {name: error for name, error in errors.items() if error}
+def conflicts(versions: Mapping[str, str | None]) -> list[str]:
+    """Combinations of versions that are known not to work, each in one sentence with the command that mends it.
+
+    Args:
+        versions: distribution -> version, None where it is missing.
+    """
+    torch, audio = versions.get("torch"), versions.get("torchaudio")
+    found = []
+    if torch and not (2, 11) <= _number(torch) < (2, 15):
+        beside = f", and torchaudio {audio} does not import beside it" if audio and _number(torch) >= (2, 15) else ""
+        found.append(
+            f"torch {torch} is not one of 2.11 to 2.14{beside}. Mend: {sys.executable} -m pip install {TOGETHER}"
+        )
+    for name in ("torchvision", "torchaudio"):
+        version = versions.get(name)
+        if torch and version and torch.endswith("+cpu") and not version.endswith("+cpu"):
+            found.append(
+                f"torch {torch} has no CUDA libraries, and {name} {version} was built against them. Mend: "
+                f"{sys.executable} -m pip install --force-reinstall {TOGETHER} (they run without a GPU, too)"
+            )
+    return found
 
 
-def _import_error(modules: str) -> str:
-    result = subprocess.run([sys.executable, "-c", f"import {modules}"], capture_output=True, text=True)
-    if result.returncode == 0:
-        return ""
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    return lines[-1] if lines else f"the process ended with {result.returncode}"
+def failing_imports(modules: Sequence[str]) -> dict[str, str]:
+    """Module -> why it cannot be imported; in a process of their own, because a broken library may abort it."""
+    left, failing = list(modules), {}
+    while left:
+        process = subprocess.run([sys.executable, "-c", TRY_IMPORTS, *left], capture_output=True, text=True)
+        answers = dict(json.loads(line) for line in process.stdout.splitlines() if line.startswith("["))
+        for name, answer in answers.items():
+            if answer == "starts":
+                failing[name] = f"the process ended with {process.returncode}"
+            elif answer:
+                failing[name] = " ".join(answer.split())
+        if not answers:
+            return failing | dict.fromkeys(left, "Python itself does not start: " + process.stderr.strip()[-200:])
+        left = [name for name in left if name not in answers]
+    return failing
 
 
-def _devices() -> list[str]:
+def devices() -> list[str]:
+    """Cores and accelerators, one a line."""
     import torch
 
-    lines = [f"cpu           {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"]
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(i)
-            lines.append(f"cuda:{i}        {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
-        lines.append(f"bf16          {'yes' if torch.cuda.is_bf16_supported() else 'no, use training.precision=fp16'}")
-    else:
-        lines.append("cuda          none; recipes run on the CPU")
+    lines = [_line("cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")]
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        bf16 = "" if torch.cuda.is_bf16_supported() else ", no bf16: use training.precision=fp16"
+        lines.append(_line(f"cuda:{i}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB{bf16}"))
+    if not torch.cuda.is_available():
+        lines.append(_line("cuda", "none; recipes run on the CPU"))
     if torch.backends.mps.is_available():
-        lines.append("mps           available")
+        lines.append(_line("mps", "available"))
     return lines
 
 
-def _codecs() -> list[str]:
+def formats() -> list[str]:
+    """Containers, codecs and picture formats, each tried by writing and reading a moment of it."""
     from mmssl.media.clip import codecs
 
-    return [f"{name:<30}{'ok' if works else 'does not work'}" for name, works in codecs().items()]
+    tried = codecs()
+    lines = [_line("reads", ", ".join(name for name, works in tried.items() if works))]
+    broken = [name for name, works in tried.items() if not works]
+    return [*lines, _line("does not read", ", ".join(broken))] if broken else lines
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
+def _line(name: str, text: str) -> str:
+    return f"{name:<18}{text}"

@@ -22,6 +22,10 @@ class RunError(MmsslError):
     """A run directory or checkpoint is missing, incomplete or of another shape."""
 
 
+class Interrupted(MmsslError):
+    """A run was asked to stop (SIGINT, SIGTERM), saved its state and can be resumed."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the closest known name, else ` (known: a, b, c)`; empty where nothing is known."""
     choices = sorted(known)

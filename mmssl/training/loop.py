@@ -23,7 +23,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmssl.batch import Batch, count_rows, to_device
-from mmssl.errors import MmsslError, RunError
+from mmssl.errors import Interrupted, RunError
 from mmssl.objectives.base import Objective
 from mmssl.ops.draws import Draws, mix_seed
 from mmssl.ops.gather import average, process_share
@@ -42,10 +42,6 @@ class Loader(Protocol):
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches on the CPU, all of one size."""
         ...
-
-
-class Interrupted(MmsslError):
-    """The run was asked to stop, saved its state and can be resumed."""
 
 
 def fit(

@@ -47,6 +47,8 @@ class TemporalAlignment(Objective):
         flip: probability that the whole window is mirrored.
     """
 
+    needs = ("video", "audio")
+
     def __init__(
         self,
         encoders: Mapping[str, Encoder],
@@ -68,7 +70,7 @@ class TemporalAlignment(Objective):
         if window <= 0 or min_shift <= 0:
             raise RecipeError("temporal_alignment: window and min_shift are seconds above 0")
         self.video, self.audio, self.window, self.min_shift = video, audio, window, min_shift
-        self.size, self.flip, self.needs = size, flip, ("video", "audio")
+        self.size, self.flip = size, flip
         self.rate = float(cast(AudioEncoder, self.encoder(audio)).rate)
         self.fusion = Fusion(self.encoder(video).dim, self.encoder(audio).dim, width)
 

@@ -39,6 +39,7 @@ class MaskedLanguage(Objective):
         rate: share of a text's tokens that are predicted.
     """
 
+    needs = ("text",)
     vocabulary: Tensor
     special: Tensor
 
@@ -55,7 +56,7 @@ class MaskedLanguage(Objective):
                 f"masked_language needs a mask token, and the tokenizer of the encoder '{encoder}' has none; "
                 "take a masked model's tokenizer, or train:8000 for one made from the texts"
             )
-        self.name, self.rate, self.needs, self.mask_id = encoder, rate, ("text",), self.tokenizer.mask_id
+        self.name, self.rate, self.mask_id = encoder, rate, self.tokenizer.mask_id
         special = torch.zeros(self.tokenizer.vocab_size, dtype=torch.bool)
         special[sorted(self.tokenizer.special_ids)] = True
         self.register_buffer("special", special, persistent=False)

@@ -38,6 +38,8 @@ class Rotation(Objective):
         size: of the crop, in pixels; that of the image where left out.
     """
 
+    needs = ("image",)
+
     def __init__(
         self,
         encoders: Mapping[str, Encoder],
@@ -54,7 +56,6 @@ class Rotation(Objective):
             raise RecipeError(f"rotation turns images, and the encoder '{encoder}' reads {modality}")
         if area is None and size is not None:
             raise RecipeError("rotation: size belongs to the crop; with area = null the image keeps its size")
-        self.needs = ("image",)
         self.head = nn.Linear(self.encoder(encoder).dim, TURNS)
 
     def chance(self, rows: int) -> Chance:
