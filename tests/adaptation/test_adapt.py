@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 
 import datasets
 import numpy as np
@@ -311,3 +312,12 @@ def test_the_toy_world_by_its_name(small):
     )
     assert (toy.train_rows, toy.test_rows) == (60, 60)
     assert toy.test == "toy, split test"
+
+
+@pytest.mark.skipif("MMSSL_DATA" not in os.environ, reason="MMSSL_DATA names no folder of real data")
+def test_real_emoji_from_the_train_to_the_test_split(small):
+    source = f"{os.environ['MMSSL_DATA']}/emoji"
+    found = adapt(small, source, label="category", groups="concept", probe="ridge", seeds=1, limit=300)
+    assert found.test == f"{source}, split test"
+    assert (found.train_rows, found.test_rows) == (300, 300)
+    assert found.accuracy > row(found, "constant").accuracy
