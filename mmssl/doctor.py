@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 
@@ -141,9 +142,12 @@ def formats() -> list[str]:
     from mmssl.media.clip import codecs
 
     tried = codecs()
-    lines = [_line("reads", ", ".join(name for name, works in tried.items() if works))]
-    broken = [name for name, works in tried.items() if not works]
-    return [*lines, _line("does not read", ", ".join(broken))] if broken else lines
+    lines = []
+    for title, wanted in (("reads", True), ("does not read", False)):
+        names = [name for name, works in tried.items() if works is wanted]
+        if names:
+            lines += textwrap.wrap(_line(title, ", ".join(names)), 100, subsequent_indent=_line("", ""))
+    return lines
 
 
 def _version(name: str) -> str | None:
