@@ -7,7 +7,6 @@ import math
 import numpy as np
 
 from mmssl.data.toy.scene import Dice, Scene, impacts
-from mmssl.data.toy.shapes import SHAPES
 
 PITCH = 70.0
 """Lowest mode in Hz times the body's size in picture widths: a body half as large sounds an octave higher."""
