@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from mmssl.errors import RecipeError, nearest
 
@@ -87,6 +87,20 @@ class Data(_Section):
     shuffle_buffer: Positive = 4096
     limit: Positive | None = None
     max_bad: Share = 0.01
+
+
+def _one_or_many(value: Any) -> str:
+    """Tag of what `data` holds, so that an error is reported for that and not as two failed alternatives."""
+    if isinstance(value, Mapping) and value and "source" not in value:
+        return MANY if all(isinstance(v, Mapping | Data) for v in value.values()) else ONE
+    return ONE
+
+
+ONE, MANY = "(one source)", "(named sources)"
+OneOrMany = Annotated[
+    Annotated[Data, Tag(ONE)] | Annotated[dict[str, Data], Tag(MANY)],
+    Discriminator(_one_or_many),
+]
 
 
 class Optimizer(_Section):
@@ -185,20 +199,10 @@ class Recipe(_Section):
 
     encoders: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     objective: dict[str, Any]
-    data: Data | dict[str, Data]
+    data: OneOrMany
     training: Training = Training()
     probe: Probe | None = None
     license: str | None = None
-
-    @field_validator("data", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        # Decide by hand, so that an error in one source is reported as that and not as two failed alternatives.
-        if isinstance(value, Mapping):
-            if "source" in value or not value or not all(isinstance(v, Mapping) for v in value.values()):
-                return Data.model_validate(value)
-            return {name: Data.model_validate(item) for name, item in value.items()}
-        return value
 
     @field_validator("objective")
     @classmethod
@@ -282,7 +286,7 @@ def _set(tree: dict[str, Any], dotted: str, value: Any, where: str) -> None:
 
 def _sentence(error: ValidationError, where: str) -> str:
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"]]
+    place = [str(part) for part in first["loc"] if part not in (ONE, MANY)]
     key = ".".join(place)
     kind = first["type"]
     if kind == "extra_forbidden":

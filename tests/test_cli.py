@@ -15,7 +15,17 @@ from mmssl.registry import ROOT
 
 RECIPES = ROOT.parent / "recipes"
 ROTATION = str(RECIPES / "transformation" / "rotation_toy.yaml")
-HEAVY = ("torch", "torchvision", "torchaudio", "transformers", "timm", "datasets", "accelerate", "sklearn", "matplotlib")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "transformers",
+    "timm",
+    "datasets",
+    "accelerate",
+    "sklearn",
+    "matplotlib",
+)
 
 
 def call(monkeypatch, *arguments: str) -> int:
@@ -28,7 +38,13 @@ def call(monkeypatch, *arguments: str) -> int:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--help",), ("list",), ("list", "--json"), ("run", ROTATION, "--set", "training.stepz=3"), ("run", "rotatoin_toy")],
+    [
+        ("--help",),
+        ("list",),
+        ("list", "--json"),
+        ("run", ROTATION, "--set", "training.stepz=3"),
+        ("run", "rotatoin_toy"),
+    ],
     ids=" ".join,
 )
 def test_light_calls_import_nothing_heavy_and_are_quick(arguments):

@@ -1,0 +1,193 @@
+"""A recipe that cannot work gives one sentence: file, key, what was expected and the nearest valid name."""
+
+import copy
+import re
+
+import pytest
+import yaml
+
+from mmssl import recipe as recipes
+from mmssl.errors import MmsslError, RecipeError, nearest
+from mmssl.runs import build
+
+SOUND = {
+    "encoders": {"image": {"model": "timm/test_resnet"}},
+    "objective": {"name": "rotation"},
+    "data": {"source": "toy", "limit": 8, "image": {"size": 32}},
+    "training": {"steps": 2, "batch_size": 4},
+}
+PAIRS = {
+    "encoders.text": {
+        "model": "transformers/bert",
+        "tokenizer": "train:100",
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+    },
+    "objective": {"name": "contrastive"},
+}
+CLIPS = {
+    "encoders": {
+        "video": {"model": "timm/test_resnet"},
+        "audio": {"model": "timm/test_resnet", "mels": 32},
+    },
+    "objective": {"name": "temporal_alignment", "window": 1.0, "min_shift": 0.5},
+    "data.video": {"size": 32, "fps": 12.5, "frames": 25},
+    "data.audio": {"seconds": 2},
+}
+VIT = {
+    "model": "timm/vit_tiny_patch16_224",
+    "img_size": 32,
+    "patch_size": 8,
+    "depth": 1,
+    "embed_dim": 8,
+    "num_heads": 1,
+}
+
+
+def changed(changes: dict, base: dict = SOUND) -> dict:
+    """`base` with dotted keys set, or dropped where the value is `...`."""
+    tree = copy.deepcopy(base)
+    for dotted, value in changes.items():
+        *parents, last = dotted.split(".")
+        node = tree
+        for parent in parents:
+            node = node[parent]
+        if value is ...:
+            del node[last]
+        else:
+            node[last] = value
+    return tree
+
+
+def sentence(error: MmsslError) -> str:
+    text = str(error)
+    assert "\n" not in text
+    assert "Traceback" not in text
+    return text
+
+
+SCHEMA = [
+    ({"objektive": {}}, r"unknown key 'objektive' \(did you mean 'objective'\?\)"),
+    ({"training.stepz": 3}, r"unknown key 'training.stepz' \(did you mean 'steps'\?\)"),
+    ({"training.optimizer": {"learning_rate": 1}}, r"unknown key 'training.optimizer.learning_rate'"),
+    ({"data.image": {"sise": 32}}, r"unknown key 'data.image.sise' \(did you mean 'size'\?\)"),
+    ({"data": {"a": {"source": "toy", "colums": {}}}}, r"unknown key 'data.a.colums' \(did you mean 'columns'\?\)"),
+    ({"training.steps": "many"}, r"training.steps = 'many': .*integer"),
+    ({"training.steps": 0}, r"training.steps = 0: .*greater than 0"),
+    ({"training.precision": "fp8"}, r"training.precision = 'fp8': .*'bf16'"),
+    ({"training.accumulate": 3}, r"batch_size 4 cannot be cut into accumulate = 3"),
+    ({"data": {"a": {"source": "toy"}, "b": {"split": "x"}}}, r"missing key 'data.b.source'"),
+    ({"data": "toy"}, r"data = 'toy': "),
+    ({"objective": ...}, r"missing key 'objective'"),
+    ({"data.source": ...}, r"missing key 'data.source'"),
+    ({"objective": {"area": None}}, r"objective: needs a name"),
+    ({"encoders.image": {}}, r"encoders: 'image' needs a model"),
+    ({"encoders": {}}, r"encoders: .*at least 1"),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), SCHEMA, ids=[says for _, says in SCHEMA])
+def test_the_recipes_own_keys(tmp_path, changes, says):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(changed(changes)))
+    with pytest.raises(RecipeError) as error:
+        recipes.load(path)
+    text = sentence(error.value)
+    assert text.startswith(str(path))
+    assert re.search(says, text), text
+
+
+COMPONENTS = [
+    (
+        {"objective": {"name": "rotaton"}},
+        r"objective: .* named 'rotaton' \(did you mean 'rotation'\?\)",
+    ),
+    ({"objective.flop": 1}, r"objective: .*unknown key 'flop' \(did you mean 'flip'\?\)"),
+    ({"objective.flip": "often"}, r"objective: .*flip = 'often' should be float"),
+    ({"encoders.image.model": "tim/resnet18"}, r"encoders.image: .*did you mean 'timm'"),
+    ({"encoders.image.model": "timm/resnet81"}, r"encoders.image: .*did you mean 'resnet"),
+    ({"encoders.image.model": "resnet18"}, r"encoders.image: .*timm"),
+    ({"encoders": {"picture": {"model": "timm/test_resnet"}}}, r"encoders.picture: .*'picture'.*image"),
+    ({"encoders": {"images": {"model": "timm/test_resnet", "modality": "image"}}}, r"an encoder named 'image'.*images"),
+    ({"encoders.image": VIT | {"patch_size": 7}}, r"encoders.image: .*7"),
+    ({"encoders.image": VIT | {"patch_sise": 8}}, r"encoders.image: .*patch_sise"),
+    ({"encoders.image": VIT, "data.image": {"size": 30}}, r"rotation cannot run on image \(2, 3, 30, 30\)|30"),
+    ({"objective.size": 16, "objective.area": None}, r"objective: .*size belongs to the crop"),
+    ({"data.columns": {"image": "img"}}, r"'img'.*image"),
+    ({"data.split": "trian"}, r"'trian' \(did you mean 'train'\?\)"),
+    ({"data.source": "no/such/folder/anywhere"}, r"no/such/folder/anywhere: there is no such file or folder"),
+    (PAIRS | {"training.batch_size": 1}, r"training.batch_size = 1: contrastive compares the rows of a batch"),
+    (PAIRS | {"objective": {"name": "contrastive", "b": "image"}}, r"contrastive compares two encoders"),
+    (PAIRS | {"objective": {"name": "contrastive", "form": "clop"}}, r"form = 'clop' should be .*'clip'"),
+    (PAIRS | {"objective": {"name": "masked_language", "encoder": "image"}}, r"masked_language reads text"),
+    (PAIRS | {"encoders.text": {"model": "transformers/bert"}}, r"encoders.text: .*missing key 'tokenizer'"),
+    (CLIPS | {"objective": {"name": "temporal_alignment"}}, r"window 4.2 s and min_shift 2.17 s .*have 25 \(2 s\)"),
+    (CLIPS | {"data.audio": {"seconds": 1.99}}, r"whole number of samples for each frame|data.audio.seconds"),
+    (
+        {"objective": {"name": "combine", "tasks": {"turn": {"name": "rotation", "data": "pictures"}}}},
+        r"source 'pictures', and data has one source without a name",
+    ),
+    (
+        {"objective": {"name": "combine", "tasks": {"turn": {"name": "rotation", "flop": 1}}}},
+        r"objective: tasks.turn: .*unknown key 'flop'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), COMPONENTS, ids=[says for _, says in COMPONENTS])
+def test_components_and_data_before_any_training(monkeypatch, tmp_path, changes, says):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(MmsslError) as error:
+        build(recipes.load(changed(changes)), where="mine.yaml")
+    text = sentence(error.value)
+    assert re.search(says, text), text
+    assert isinstance(error.value, RecipeError) <= text.startswith("mine.yaml: "), text
+
+
+def test_the_sound_recipes_of_this_file_do_build():
+    for changes in ({}, PAIRS, CLIPS, {"encoders.image": VIT}):
+        objective, loader = build(recipes.load(changed(changes)))
+        assert objective.needs
+        assert next(loader.batches(0, 1))["id"].shape == (4,)
+
+
+def test_a_recipe_that_is_no_mapping_or_no_file(tmp_path):
+    path = tmp_path / "list.yaml"
+    path.write_text("- a\n- b\n")
+    with pytest.raises(RecipeError, match="a recipe is a mapping"):
+        recipes.load(path)
+    path.write_text("a: [1,\nb: 2")
+    with pytest.raises(RecipeError, match="not valid YAML") as error:
+        recipes.load(path)
+    sentence(error.value)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="cannot read"):
+        recipes.load(path)
+    with pytest.raises(RecipeError, match="cannot read"):
+        recipes.load(tmp_path / "none.yaml")
+
+
+def test_overrides_are_yaml_and_reach_any_depth():
+    loaded = recipes.load(SOUND, {"training.optimizer.lr": "3e-4", "data.columns": "{image: picture}", "probe": "null"})
+    assert loaded.training.optimizer.lr == 3e-4
+    assert loaded.sources()[""].columns == {"image": "picture"}
+    assert loaded.probe is None
+    assert "probe" not in SOUND
+    with pytest.raises(RecipeError, match="'steps' is not a section"):
+        recipes.load(SOUND, {"training.steps.more": 1})
+
+
+def test_a_dumped_recipe_loads_as_an_equal_one():
+    loaded = recipes.load(changed(PAIRS | {"probe": {"label": "shape", "every": 5}}))
+    assert recipes.load(yaml.safe_load(loaded.dump())) == loaded
+    several = recipes.load(changed({"data": {"a": {"source": "toy"}, "b": {"source": "folder"}}}))
+    assert list(several.sources()) == ["a", "b"]
+    assert recipes.load(yaml.safe_load(several.dump())) == several
+
+
+def test_nearest_names_the_closest_or_all():
+    assert nearest("stepz", ["steps", "batch_size"]) == " (did you mean 'steps'?)"
+    assert nearest("qqq", ["b", "a"]) == " (known: a, b)"
+    assert nearest("qqq", []) == ""
