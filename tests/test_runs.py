@@ -1,0 +1,210 @@
+"""Whole runs through the public call and the command line: what they leave, and that a kill or a layout changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import mmssl
+from mmssl.errors import RecipeError, RunError
+from mmssl.training import checkpoint
+
+ROOT = Path(__file__).parent.parent
+VIT = {
+    "model": "timm/vit_tiny_patch16_224",
+    "img_size": 16,
+    "patch_size": 8,
+    "embed_dim": 16,
+    "depth": 1,
+    "num_heads": 2,
+}
+BERT = {
+    "model": "transformers/bert",
+    "tokenizer": "train:120",
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+SENTENCES = [f"the {a} {b} {c}" for a in ("red", "blue", "old") for b in ("cat", "dog", "owl") for c in ("sat", "ran")]
+
+
+def write(path: Path, tree: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))  # order of tasks is order of initialisation
+    return path
+
+
+def together(**training: Any) -> dict[str, Any]:
+    """Two tasks of which one is coupled and one divides by a count, over shared encoders, in double precision."""
+    return {
+        "encoders": {"image": VIT, "text": BERT},
+        "objective": {
+            "name": "combine",
+            "tasks": {
+                "turn": {"name": "rotation"},
+                "pairs": {"name": "contrastive", "width": 8},
+                "words": {"name": "masked_language"},
+            },
+        },
+        "data": {"source": "toy", "limit": 32, "image": {"size": 16}, "text": {"length": 24}},
+        "training": {"steps": 4, "batch_size": 8, "precision": "fp64", "log_every": 1, "save_every": 2} | training,
+    }
+
+
+def words(source: Path, **data: Any) -> dict[str, Any]:
+    return {
+        "encoders": {"text": BERT},
+        "objective": {"name": "masked_language"},
+        "data": {"source": str(source), "text": {"length": 8}} | data,
+        "training": {"steps": 60, "batch_size": 4, "log_every": 1, "save_every": 3},
+    }
+
+
+def losses(directory: Path) -> list[list[float]]:
+    skipped = ("samples_per_second", "data_wait", "peak_memory_gib", "eta")
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [[v for k, v in sorted(json.loads(line).items()) if k not in skipped] for line in lines]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "mmssl", *arguments]
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `together`, on one process."""
+    directory = tmp_path_factory.mktemp("runs") / "one"
+    mmssl.run(together(), out=directory, quiet=True)
+    return directory
+
+
+def test_what_a_run_leaves(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert {"recipe.yaml", "model.safetensors", "state", "metrics.jsonl", "report.html", "figures"} <= names
+    assert {"preview.png", "history.png"} <= {path.name for path in (finished / "figures").iterdir()}
+    assert "chance" in (finished / "report.html").read_text()
+    assert [path.name for path in (finished / "state").iterdir()] == ["step_00000004"]
+
+
+def test_load_gives_the_trained_weights(finished: Path) -> None:
+    run = mmssl.load(finished)
+    assert set(run.encoders) == {"image", "text"}
+    assert run.step == 4
+    stored = load_file(finished / "model.safetensors")
+    for name, value in checkpoint.tensors(run.objective).items():
+        assert torch.equal(value, stored[name].to(value.dtype)), name
+    fresh = run.encoders["image"].fresh(0)
+    assert not torch.equal(next(fresh.parameters()), next(run.encoders["image"].parameters()))
+
+
+def test_a_run_is_not_overwritten_and_not_resumed_as_another(finished: Path) -> None:
+    with pytest.raises(RunError, match=r"already holds a run; add --resume"):
+        mmssl.run(together(), out=finished, quiet=True)
+    with pytest.raises(RunError, match=r"differs from the one it was started with in seed"):
+        mmssl.run(together(seed=5), out=finished, resume=True, quiet=True)
+    again = mmssl.run(together(log_every=2), out=finished, resume=True, quiet=True)
+    assert again.history[-1]["step"] == 4
+
+
+def test_torchrun_on_two_processes_is_the_same_run(finished: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    recipe = write(tmp_path / "together.yaml", together(accumulate=2))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = subprocess.run(
+        [*launch, "-m", "mmssl", "run", str(recipe), "--out", str(tmp_path / "two")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    one, two = torch.tensor(losses(finished)), torch.tensor(losses(tmp_path / "two"))
+    assert torch.allclose(one, two, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+def test_killed_and_resumed_has_the_same_bits(streaming: bool, tmp_path: Path, environment: dict[str, str]) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": sentence}) + "\n" for sentence in SENTENCES))
+    tree = words(rows, streaming=streaming, shuffle_buffer=8)
+    recipe = write(tmp_path / "words.yaml", tree)
+    mmssl.run(tree, out=tmp_path / "whole", quiet=True)
+
+    killed = tmp_path / "killed"
+    run = command("run", str(recipe), "--out", str(killed), "--resume")
+    process = subprocess.Popen(run, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while checkpoint.newest(killed) is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    reached = checkpoint.read_state(checkpoint.newest(killed))["step"]
+    assert 0 < reached < 60, "the kill came too late to prove anything"
+    mmssl.run(tree, out=killed, resume=True, quiet=True)
+    assert losses(killed) == losses(tmp_path / "whole")
+    ours, theirs = load_file(killed / "model.safetensors"), load_file(tmp_path / "whole" / "model.safetensors")
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+IMPOSSIBLE = {
+    "batch of one": ({"training": {"batch_size": 1}}, r"batch_size = 1: combine compares the rows of a batch"),
+    "processes and micro-batches": (
+        {"training": {"batch_size": 8, "accumulate": 8}, "data": {"limit": 4}},
+        r"4 rows|8 rows|batch",
+    ),
+    "patch that does not divide": ({"encoders": {"image": {"patch_size": 7}}}, r"recipe: encoders.image|cannot run on"),
+    "unknown encoder keyword": ({"encoders": {"image": {"dpeth": 2}}}, r"encoders.image: .*dpeth"),
+    "unknown hyper-parameter": (
+        {"objective": {"tasks": {"turn": {"name": "rotation", "flop": 1}}}},
+        r"objective: tasks.turn: .*did you mean 'flip'",
+    ),
+    "missing column": ({"data": {"columns": {"image": "picture"}}}, r"no column 'picture'"),
+    "unknown source": ({"data": {"source": "no/such/folder"}}, r"no/such/folder"),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_what_cannot_work_is_said_before_training(case: str, tmp_path: Path) -> None:
+    changes, message = IMPOSSIBLE[case]
+    tree = together()
+    for section, values in changes.items():
+        merge(tree[section], values)
+    with pytest.raises(mmssl.MmsslError, match=message) as caught:
+        mmssl.run(tree, out=tmp_path / "run", quiet=True)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def merge(tree: dict[str, Any], changes: dict[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            tree[key] = dict(tree[key])
+            merge(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def test_sound_and_picture_last_equally_long() -> None:
+    tree = yaml.safe_load((ROOT / "recipes/correspondence/temporal_alignment_toy.yaml").read_text())
+    tree["data"]["audio"]["seconds"] = 4
+    with pytest.raises(RecipeError, match=r"audio.seconds = 4: .*video.frames / video.fps is 2"):
+        mmssl.run(tree, out="never", quiet=True)
+    tree["data"]["audio"] = {"rate": 8000, "seconds": 2}
+    with pytest.raises(RecipeError, match=r"audio.rate = 8000: the encoder 'audio' hears 16000"):
+        mmssl.run(tree, out="never", quiet=True)
