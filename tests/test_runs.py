@@ -1,4 +1,4 @@
-"""Whole runs through the public call and the command line: what they leave, and that a kill or a layout changes nothing."""
+"""Whole runs through the public call and the command line: a kill or another layout changes nothing."""
 
 from __future__ import annotations
 
