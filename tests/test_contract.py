@@ -1,0 +1,186 @@
+"""What holds for every objective, built from every toy recipe."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmssl import recipe
+from mmssl.batch import MODALITIES, Batch, count_rows, split_rows
+from mmssl.objectives.base import Objective
+from mmssl.ops.draws import Draws
+from mmssl.registry import ROOT
+from mmssl.report.figures import draw_panels
+from mmssl.runs import build
+
+TOYS = sorted((ROOT.parent / "recipes").rglob("*_toy.yaml"))
+ROWS = 4
+VARIANTS: list[tuple[Path, dict[str, Any]]] = [(path, {}) for path in TOYS] + [
+    (path, {"objective.form": "siglip"}) for path in TOYS if path.stem == "contrastive_toy"
+]
+
+
+@pytest.fixture(scope="module", params=VARIANTS, ids=lambda v: " ".join([v[0].stem, *(str(x) for x in v[1].values())]))
+def built(request) -> tuple[Objective, Batch]:
+    """An objective in evaluation mode, where BatchNorm and dropout leave rows alone, and a batch of its data."""
+    path, changes = request.param
+    torch.manual_seed(0)
+    objective, loader = build(recipe.load(path, {"training.batch_size": ROWS, **changes}))
+    return objective.eval(), next(loader.batches(0, 1))
+
+
+class Watched(dict):
+    """A batch that remembers what was read."""
+
+    read: set[str]
+
+    def __getitem__(self, key: str) -> Tensor:
+        self.__dict__.setdefault("read", set()).add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key in self else default
+
+    def items(self) -> Any:
+        return ((key, self[key]) for key in self)
+
+
+def differing(a: Batch, b: Batch, tolerance: float = 0.0) -> Iterator[str]:
+    assert a.keys() == b.keys()
+    for key in a:
+        same = (a[key] - b[key]).abs().max() <= tolerance if a[key].is_floating_point() else torch.equal(a[key], b[key])
+        if a[key].shape != b[key].shape or not same:
+            yield key
+
+
+def rows_of(values: Batch, chosen: Any) -> Batch:
+    return {key: value[chosen] for key, value in values.items() if value.ndim}
+
+
+def test_it_needs_modalities_and_never_a_label(built):
+    objective, batch = built
+    assert objective.needs
+    assert {need.rpartition("/")[2] for need in objective.needs} <= set(MODALITIES)
+    labelled = Watched(batch | {"label": torch.zeros(ROWS, dtype=torch.long)})
+    labelled |= {
+        key.replace("id", "label"): torch.zeros(ROWS, dtype=torch.long) for key in batch if key.endswith("/id")
+    }
+    if any("/" in need for need in objective.needs):
+        # A combination hands each task the entries of its source, which is reading them; the tasks are tested alone.
+        return
+    objective.transform(labelled, Draws(0, 0, ROWS))
+    assert not any(key.endswith("label") for key in labelled.read)
+
+
+def test_the_transform_draws_from_seed_and_step_alone(built):
+    objective, batch = built
+    before = {key: value.clone() for key, value in batch.items()}
+    torch.manual_seed(1)
+    inputs = objective.transform(batch, Draws(7, 3, ROWS))
+    torch.manual_seed(2)
+    assert not list(differing(inputs, objective.transform(batch, Draws(7, 3, ROWS))))
+    assert list(differing(inputs, objective.transform(batch, Draws(7, 4, ROWS))))
+    assert list(differing(inputs, objective.transform(batch, Draws(8, 3, ROWS))))
+    assert not list(differing(batch, before))
+    assert not any(value.requires_grad for value in inputs.values())
+
+
+def test_inputs_and_outputs_have_rows_first(built):
+    objective, batch = built
+    inputs = objective.transform(batch, Draws(0, 0, ROWS))
+    assert count_rows(inputs) == ROWS
+    assert all(key.endswith("count") for key, value in inputs.items() if value.ndim == 0)
+    outputs = objective.predict(inputs)
+    assert count_rows(outputs) == ROWS
+    assert all(value.ndim and value.is_floating_point() for value in outputs.values())
+
+
+def test_what_a_row_becomes_does_not_depend_on_the_other_rows(built):
+    objective, batch = built
+    inputs = objective.transform(batch, Draws(0, 0, ROWS))
+    others = {key: torch.cat([value[:1], value[:1].expand(ROWS - 1, *value.shape[1:])]) for key, value in batch.items()}
+    alone = objective.transform(others, Draws(0, 0, ROWS))
+    assert not list(differing(rows_of(inputs, slice(1)), rows_of(alone, slice(1))))
+
+
+def test_processes_together_make_what_one_makes(built):
+    objective, batch = built
+    whole = objective.transform(batch, Draws(0, 5, ROWS))
+    halves = [
+        objective.transform(rows_of(batch, slice(2 * share, 2 * share + 2)), Draws(0, 5, 2, share=share, shares=2))
+        for share in range(2)
+    ]
+    joined = {key: torch.cat([half[key] for half in halves]) for key in halves[0] if halves[0][key].ndim}
+    assert not list(differing(rows_of(whole, slice(None)), joined, 1e-6))
+
+
+def test_predictions_are_made_row_by_row(built):
+    objective, batch = built
+    inputs = objective.transform(batch, Draws(0, 0, ROWS))
+    with torch.no_grad():
+        whole = objective.predict(inputs)
+        parts = [objective.predict(part) for part in split_rows(inputs, ROWS)]
+    assert not list(differing(whole, {key: torch.cat([part[key] for part in parts]) for key in whole}, 1e-4))
+
+
+def test_the_loss_is_finite_and_stands_beside_its_chance_level(built):
+    objective, batch = built
+    losses = objective(objective.transform(batch, Draws(0, 0, ROWS)))
+    assert all(value.ndim == 0 and torch.isfinite(value) for value in losses.values())
+    chance = objective.chance(ROWS)
+    assert chance.loss > 0
+    assert chance.metrics
+    assert set(chance.metrics) <= set(losses)
+    assert all(level > 0 for level in chance.metrics.values())
+    names = [key.rpartition("/")[2] for key in losses]
+    for key, name in zip(losses, names, strict=True):
+        if name.startswith(("accuracy", "ranking")):
+            assert key in chance.metrics
+            assert 0 <= losses[key] <= 1
+
+
+def test_every_weight_learns(built):
+    objective, batch = built
+    objective.zero_grad()
+    objective.train()
+    objective(objective.transform(batch, Draws(0, 0, ROWS)))["loss"].backward()
+    objective.eval()
+    idle = [name for name, p in objective.named_parameters() if p.requires_grad and p.grad is None]
+    assert not idle
+
+
+def test_chance_is_what_a_network_that_sees_nothing_scores(built):
+    objective, batch = built
+    with torch.no_grad():
+        inputs = objective.transform(batch, Draws(0, 0, ROWS))
+        outputs = {key: torch.zeros_like(value) for key, value in objective.predict(inputs).items()}
+        blind = objective.loss(outputs, inputs)
+    if "logit_bias" in dict(objective.named_parameters()):
+        pytest.skip("a sigmoid's level is that of its best bias")
+    assert float(blind["loss"]) == pytest.approx(objective.chance(ROWS).loss, rel=1e-5)
+
+
+def test_its_state_is_all_in_the_state_dict(built):
+    objective, batch = built
+    with torch.no_grad():
+        inputs = objective.transform(batch, Draws(0, 0, ROWS))
+        before = objective.predict(inputs)
+        state = {key: value.clone() for key, value in objective.state_dict().items()}
+        for p in objective.parameters():
+            p.add_(torch.randn_like(p))
+        assert list(differing(before, objective.predict(inputs), 1e-6))
+        objective.load_state_dict(state)
+        assert not list(differing(before, objective.predict(inputs)))
+
+
+def test_its_preview_can_be_drawn(built, tmp_path):
+    objective, batch = built
+    with torch.no_grad():
+        inputs = objective.transform(batch, Draws(0, 0, ROWS))
+        panels = objective.preview(inputs, objective.predict(inputs))
+    assert len(panels) >= 2
+    assert all(panel.title and len(panel.cells) == ROWS for panel in panels)
+    assert draw_panels(panels, tmp_path / "panels.png").read_bytes().startswith(b"\x89PNG")

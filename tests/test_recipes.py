@@ -1,0 +1,89 @@
+"""Every recipe that comes along: readable, complete, and true to the signatures of what it names."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmssl import catalogue, recipe
+from mmssl.batch import MODALITIES
+from mmssl.cli import find_recipe
+from mmssl.media.text import Tokenizer
+from mmssl.recipe import Recipe
+from mmssl.registry import ROOT, check_keywords, components, find
+from mmssl.runs import build_objective
+
+FILES = sorted((ROOT.parent / "recipes").rglob("*.yaml"))
+PUBLISHED = [path for path in FILES if re.search(r"_(imagenet|cc12m|wikipedia|audioset|finevideo)$", path.stem)]
+
+each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+def tasks_of(loaded: Recipe) -> list[str]:
+    name = loaded.objective["name"]
+    return [name, *(task["name"] for task in loaded.objective.get("tasks", {}).values())]
+
+
+@each
+def test_the_head_says_what_how_and_with_which_result(path: Path):
+    head = catalogue.head(path)
+    assert head[0].endswith((".", "?", ":"))
+    assert "" in head
+    facts = dict(
+        re.split(r":\s+", line, maxsplit=1) for line in head if re.match(r"(command|hardware|time|result):", line)
+    )
+    assert list(facts) == ["command", "hardware", "time", "result"]
+    assert re.search(rf"mmssl run (\S*/)?{path.stem}\b", facts["command"])
+    assert find_recipe(Path(path.stem)) == path
+    body = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    assert 5 <= len(body) <= 30
+
+
+@each
+def test_it_lies_in_the_folder_of_its_task_and_is_named_after_it(path: Path):
+    loaded = recipe.load(path)
+    task = components("objective")[loaded.objective["name"]]
+    if path.parent.name != "recipes":
+        assert path.parent.name == (task.family or task.name)
+        assert path.stem.startswith("_".join(tasks_of(loaded)[1:]) or task.name)
+
+
+@each
+def test_its_keys_are_those_of_the_constructors(path: Path):
+    loaded = recipe.load(path)
+    assert loaded.training.schedule.warmup <= loaded.training.steps
+    for name, arguments in loaded.encoders.items():
+        given = dict(arguments)
+        modality = given.pop("modality", name)
+        assert modality in MODALITIES
+        check_keywords(find("encoder", modality), {k: v for k, v in given.items() if k != "model"}, str(path))
+    hyper = {key: value for key, value in loaded.objective.items() if key != "name"}
+    check_keywords(find("objective", loaded.objective["name"]), hyper, str(path))
+
+
+def test_every_task_has_a_toy_recipe_and_every_name_is_used_once():
+    toys = [recipe.load(path) for path in FILES if path.stem.endswith("_toy")]
+    assert {name for toy in toys for name in tasks_of(toy)} == set(components("objective"))
+    assert len({path.stem for path in FILES}) == len(FILES)
+
+
+def test_every_task_has_its_published_scale():
+    assert {name for path in PUBLISHED for name in tasks_of(recipe.load(path))} == set(components("objective"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_the_published_networks_can_be_built(path: Path):
+    loaded = recipe.load(path)
+    words = Tokenizer.train(["a word and another word"], 40)
+    tokenizers = {name: words for name, given in loaded.encoders.items() if "tokenizer" in given}
+    # Weights without memory: these networks are large, and only their shapes are asked about. Filter banks and
+    # vocabularies have to be computed.
+    with torch.device("cpu" if tokenizers or "audio" in loaded.encoders else "meta"):
+        objective = build_objective(loaded, tokenizers, where=str(path))
+    sources = loaded.sources()
+    for need in objective.needs:
+        assert need.rpartition("/")[0] in sources
+    for data in sources.values():
+        assert data.source not in ("toy", "")
+    assert objective.chance(loaded.training.batch_size).loss > 0
