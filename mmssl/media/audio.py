@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from math import ceil, gcd
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmssl.errors import DataError
+from mmssl.media.cell import sentence
 from mmssl.media.track import PREROLL, Track, window_start
 
 # The resampler's filter spans 16 samples of the lower rate to either side.
@@ -110,7 +112,8 @@ class ArraySound(Sound):
     """A sound that is decoded already; its clock starts at its first sample."""
 
     def __init__(self, array: Any, rate: Any) -> None:
-        if not rate or int(rate) != rate or rate < 1:
+        hertz = float(rate) if isinstance(rate, Real) else 0.0
+        if not (1 <= hertz < 1e9 and hertz.is_integer()):
             raise DataError(f"an audio array needs a sample rate in Hz, found sampling_rate = {rate!r}")
         array = np.asarray(array)
         if array.ndim not in (1, 2) or array.dtype.kind not in "fiu" or not array.size:
@@ -120,8 +123,8 @@ class ArraySound(Sound):
         mono = to_float(array)
         if mono.ndim == 2:
             mono = mono.mean(axis=0 if mono.shape[0] <= mono.shape[1] else 1)
-        self._mono, self.source_rate, self.samples = mono, int(rate), len(mono)
-        self.start, self.end = 0.0, len(mono) / int(rate)
+        self._mono, self.source_rate, self.samples = mono, int(hertz), len(mono)
+        self.start, self.end = 0.0, len(mono) / hertz
 
     def take(self, first: int, last: int, seek: bool) -> tuple[np.ndarray, int]:
         """See `Sound.take`."""
@@ -207,6 +210,9 @@ def resample(sound: np.ndarray, source: int, rate: int) -> np.ndarray:
         sound: float32 (S,).
         source: its sample rate in Hz.
         rate: the sample rate wanted, in Hz.
+
+    Raises:
+        DataError: where FFmpeg has no filter for the two rates.
     """
     if source == rate:
         return sound
@@ -215,5 +221,8 @@ def resample(sound: np.ndarray, source: int, rate: int) -> np.ndarray:
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound[None]), format="fltp", layout="mono")
     frame.sample_rate = source
     resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
-    parts = [part.to_ndarray()[0] for given in (frame, None) for part in resampler.resample(given)]
+    try:
+        parts = [part.to_ndarray()[0] for given in (frame, None) for part in resampler.resample(given)]
+    except av.error.FFmpegError as error:
+        raise DataError(f"cannot resample a sound from {source} to {rate} Hz: {sentence(error)}") from error
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)

@@ -24,6 +24,11 @@ GENERIC_INDEX = 0x100
 EXACT_DURATION = {"wav", "flac", "ogg", "gif"}
 # Formats whose durations include the delay of the encoder, which the decoder has cut off at the start.
 DELAY_IN_DURATION = {"matroska", "ogg"}
+# Play lists and scripts, which make FFmpeg open other files and addresses, are left out, and so are text and images.
+FORMATS = (
+    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,dv,eac3,flac,flv,gif,h264,hevc,ivf,m4v,matroska,webm,mov,mp4,m4a,3gp,3g2,"
+    "mj2,mp3,mpeg,mpegts,mpegvideo,mxf,nut,ogg,rm,swf,tta,w64,wav,wv"
+)
 
 
 class Timed(Protocol):
@@ -80,6 +85,7 @@ class Track:
         if not self.head:
             raise DataError(f"{self.name} holds no {kind} that can be decoded")
         self.start = float(self.head[0].time)
+        self.end = max(self.end, self.start + self.tick)
         self._unread: Iterator[Any] | None = chain(self.head, frames)
 
     def straight(self) -> Iterator[Any]:
@@ -115,7 +121,9 @@ class Track:
         self._av = av
         source, self.name = open_cell(self._cell, self._kind)
         try:
-            self._container = av.open(source)
+            self._container = av.open(source, options={"format_whitelist": FORMATS}, metadata_errors="replace")
+        except (av.error.InvalidDataError, av.error.ArgumentError) as error:
+            raise DataError(f"cannot read {self.name}: it is no sound or video of a format known here") from error
         except (av.error.FFmpegError, ValueError) as error:
             raise DataError(f"cannot read {self.name}: {_reason(error)}") from error
         streams = self._container.streams
@@ -147,7 +155,7 @@ class Track:
         name = container.format.name.split(",")[0]
         if container.format.flags & GENERIC_INDEX and name not in EXACT_DURATION:
             return self._count_packets()
-        tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
+        tag = re.fullmatch(r"(\d{1,4}):(\d\d):(\d\d\.?\d*)", stream.metadata.get("DURATION", ""))
         if stream.duration:
             end = ((stream.start_time or 0) + stream.duration) * self.tick
         elif tag:
@@ -159,15 +167,12 @@ class Track:
             return self._count_packets()
         if name in DELAY_IN_DURATION and self._kind == "audio":
             end -= stream.codec_context.delay / stream.codec_context.sample_rate
-        return float(end)
+        return float(end) if end > (stream.start_time or 0) * self.tick else self._count_packets()
 
     def _count_packets(self) -> float:
         try:
-            last = max(
-                (p.dts if p.pts is None else p.pts) + (p.duration or 0)
-                for p in self._container.demux(self.stream)
-                if p.dts is not None or p.pts is not None
-            )
+            packets = (p for p in self._container.demux(self.stream) if not p.pts is p.dts is None)
+            last = max(((p.dts if p.pts is None else p.pts) + (p.duration or 0) for p in packets), default=0)
         except (self._av.error.FFmpegError, ValueError) as error:
             raise DataError(f"cannot read {self.name}: {_reason(error)}") from error
         self._open()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import chain, dropwhile
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -107,10 +108,11 @@ class ArrayPictures(Pictures):
         array = np.asarray(frames)
         if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8 or not array.size:
             raise DataError(f"a video array should be uint8 (T, H, W, 3), not {array.dtype} {array.shape}")
-        if not fps or not 0 < fps < float("inf"):
+        rate = float(fps) if isinstance(fps, Real) else 0.0
+        if not 0 < rate < float("inf"):
             raise DataError(f"a video array needs a frame rate in 1/s, found fps = {fps!r}")
-        self._array, self._fps = array, float(fps)
-        self.start, self.end = 0.0, len(array) / float(fps)
+        self._array, self._fps = array, rate
+        self.start, self.end = 0.0, len(array) / rate
 
     def timed(self, start: float, seek: bool) -> Iterator[tuple[float, Any]]:
         """See `Pictures.timed`."""

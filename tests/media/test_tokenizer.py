@@ -1,9 +1,6 @@
 """Tokenizers: fixed length, honest masks, exact round trips, hostile strings."""
 
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -129,15 +126,12 @@ def test_pickle_gives_the_same_ids(trained, clip):
         assert torch.equal(again(TEXTS[0], 16)[0], tokenizer(TEXTS[0], 16)[0])
 
 
-def test_training_is_the_same_in_every_process(trained):
-    script = (
-        "from mmssl.media.text import Tokenizer\n"
-        f"t = Tokenizer.train({TEXTS!r}, 200)\n"
-        f"print([t(x, 32)[0].tolist() for x in {TEXTS[:3]!r}])"
-    )
-    root = Path(__file__).parents[2]
-    found = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True).stdout
-    assert found.strip() == str([trained(x, 32)[0].tolist() for x in TEXTS[:3]])
+def test_training_again_gives_the_same_ids(trained):
+    # The maps inside `tokenizers` are seeded anew each time; its WordPiece trainer fails this.
+    for _ in range(3):
+        again = Tokenizer.train(TEXTS, 200)
+        for text in TEXTS[:3]:
+            assert torch.equal(again(text, 32)[0], trained(text, 32)[0])
 
 
 def test_open_clip_ids_and_mask(clip):
