@@ -28,6 +28,7 @@ out = Console(highlight=False, soft_wrap=True)
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or a name on the Hub.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Import the objective or encoder of your own that RUN names.")]
 
 
 def main() -> None:
@@ -114,12 +115,14 @@ def adapt(
     shots: Annotated[int | None, typer.Option(help="Learn from only so many rows a class.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use only so many rows.")] = None,
     seed: Annotated[int, typer.Option(help="First of the seeds.")] = 0,
+    seeds: Annotated[int, typer.Option(help="Random-initialised encoders; trainings of finetune.")] = 3,
+    trust: Trust = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
     """Score a run's encoder on labelled rows, beside its baselines."""
     from mmssl import adaptation, runs
 
-    loaded = runs.load(run)
+    loaded = runs.load(run, trust=trust)
     name = encoder or next(iter(loaded.encoders))
     chosen = loaded.objective.encoder(name)
     decode = next(iter(loaded.recipe.sources().values()))
@@ -135,6 +138,7 @@ def adapt(
         shots=shots,
         limit=limit,
         seed=seed,
+        seeds=seeds,
         data=decode,
     )
     if json_:
@@ -151,6 +155,7 @@ def show(
     out_: Annotated[Path | None, typer.Option("--out", help="PNG to write; <recipe>.png by default.")] = None,
     set_: Set = None,
     rows: Annotated[int, typer.Option(help="Samples to draw.")] = 6,
+    trust: Trust = False,
 ) -> None:
     """Draw what the task feeds the network, the target and the prediction."""
     from mmssl.recipe import load
@@ -163,7 +168,7 @@ def show(
 
     objective, loader = runs.build(resolved, path if trained else None, where=str(recipe))
     if trained:
-        objective = runs.load(path).objective
+        objective = runs.load(path, trust=trust).objective
     target = out_ or Path(f"{recipe.resolve().stem}.png")
     state = "trained" if trained else "untrained"
     draw_panels(
@@ -196,11 +201,12 @@ def list_command(
 def export(
     run: RunPath,
     to: Annotated[Path, typer.Option("--to", help="Directory to write.")],
+    trust: Trust = False,
 ) -> None:
     """Write every encoder as native files of timm, torchvision, open_clip or transformers."""
     from mmssl import hub, runs
 
-    hub.export(runs.load(run), to)
+    hub.export(runs.load(run, trust=trust), to)
     out.print(f"{to}: see README.md there for the line that loads each encoder without mmssl")
 
 
@@ -210,11 +216,12 @@ def push(
     repo: Annotated[str, typer.Argument(metavar="REPO", help="user/name on the Hub.")],
     dry_run: Annotated[Path | None, typer.Option(help="Write the same files to this folder instead.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    trust: Trust = False,
 ) -> None:
     """Upload card, weights and recipe to the Hub."""
     from mmssl import hub, runs
 
-    out.print(str(hub.push(runs.load(run), repo, dry_run=dry_run, private=private)))
+    out.print(str(hub.push(runs.load(run, trust=trust), repo, dry_run=dry_run, private=private)))
 
 
 @app.command()

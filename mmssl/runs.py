@@ -136,7 +136,8 @@ def load(path: str | Path, *, trust: bool = False) -> Run:
 
     Args:
         path: directory, or Hub id such as `user/model`.
-        trust: let a folder from the Hub name an objective outside the library, whose code is then imported.
+        trust: let the folder name an objective outside the library, whose code is then imported. Wherever it came
+            from: a folder does not say who wrote it.
 
     Raises:
         RunError: for a folder that is missing, truncated or does not fit its recipe.
