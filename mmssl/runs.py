@@ -110,6 +110,9 @@ def run(
     if state.is_main_process:
         _write(directory / "recipe.yaml", _complete(resolved, objective).dump())
     result = Run(directory, resolved, objective, dict(_encoders_of(objective)))
+    last = checkpoint.newest(directory) if resume else None
+    complete = last is not None and checkpoint.read_state(last)["step"] == resolved.training.steps
+    complete = complete and (directory / "report.html").exists()
     probe = _probe_during(result)
     result.history = fit(
         objective,
@@ -123,7 +126,7 @@ def run(
     )
     result.step = resolved.training.steps
     objective.eval()
-    if state.is_main_process:
+    if state.is_main_process and not complete:
         _finish(result, loader)
     state.wait_for_everyone()
     return result
