@@ -18,7 +18,6 @@ from mmssl.objectives.base import Chance, Panel
 INK, FAINT, LINE, ACCENT = "#1f2430", "#8a8f98", "#2f6fb4", "#c8553d"
 FRAMES = 6  # of a clip that fit beside each other and are still seen
 ROW_HEIGHT = 1.25  # inches
-NOT_METRICS = {"step", "loss", "lr", "samples"}
 STYLE = {
     "font.size": 9,
     "axes.edgecolor": FAINT,
@@ -78,18 +77,17 @@ def draw_panels(panels: Sequence[Panel], path: Path | str, *, title: str = "", r
 
 
 def draw_history(history: Sequence[Mapping[str, Any]], chance: Chance, path: Path | str) -> Path:
-    """Draw loss against chance, every metric (against its own, where the task states one) and the learning rate.
+    """Draw loss and metrics against chance, probes during training, and the learning rate.
 
     Args:
-        history: logged records: `step`, `loss`, `lr` and any further numbers, of which those that are shares of
-            something (in [0, 1]) are drawn as metrics.
+        history: logged records: `step`, `loss`, `lr`, the metrics that `chance` names, `probe/...`.
         chance: of the task at the run's batch size; drawn dashed.
         path: PNG to write; its folder is made if missing.
 
     Returns:
         `path`.
     """
-    metrics = _metrics(history, chance)
+    metrics = _levels(history, chance)
     charts = ["loss", *(["metrics"] if metrics else []), "learning rate"]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.6 * len(charts), 2.7), layout="constrained")
@@ -101,14 +99,13 @@ def draw_history(history: Sequence[Mapping[str, Any]], chance: Chance, path: Pat
             if chart == "loss":
                 _curve(axes, history, "loss", LINE, "training")
                 _chance_line(axes, chance.loss, ACCENT, f"chance {chance.loss:.3g}")
-                axes.set_ylim(bottom=min(0.0, *(record["loss"] for record in history if "loss" in record)))
+                axes.set_ylim(bottom=min([0.0, *(record["loss"] for record in history if "loss" in record)]))
                 axes.legend(frameon=False, fontsize=8)
             elif chart == "metrics":
                 palette = [matplotlib.colormaps["tab10"](i) for i in range(10)]
-                for i, name in enumerate(metrics):
+                for i, (name, level) in enumerate(metrics.items()):
                     _curve(axes, history, name, palette[i % len(palette)], name.replace("_", " "))
-                    if name in chance.metrics:
-                        _chance_line(axes, chance.metrics[name], palette[i % len(palette)])
+                    _chance_line(axes, level, palette[i % len(palette)])
                 axes.set_ylim(-0.02, 1.02)
                 axes.legend(frameon=False, fontsize=8)
             else:
@@ -117,15 +114,13 @@ def draw_history(history: Sequence[Mapping[str, Any]], chance: Chance, path: Pat
         return _save(figure, path)
 
 
-def _metrics(history: Sequence[Mapping[str, Any]], chance: Chance) -> list[str]:
-    """Names of the records' numbers that are shares; those with a chance level come first."""
-    seen: dict[str, list[float]] = {}
+def _levels(history: Sequence[Mapping[str, Any]], chance: Chance) -> dict[str, float]:
+    """Share among the records -> its chance level; that of the probe is the constant answer's accuracy."""
+    levels = {name: level for name, level in chance.metrics.items() if not name.endswith("loss")}
     for record in history:
-        for name, value in record.items():
-            if name not in NOT_METRICS and isinstance(value, int | float):
-                seen.setdefault(name, []).append(float(value))
-    shares = [name for name, values in seen.items() if min(values) >= 0 and max(values) <= 1 and "loss" not in name]
-    return sorted(shares, key=lambda name: name not in chance.metrics)[:8]
+        if "probe/constant" in record:
+            levels["probe/accuracy"] = record["probe/constant"]
+    return {name: level for name, level in levels.items() if any(name in record for record in history)}
 
 
 def _curve(axes: Axes, history: Sequence[Mapping[str, Any]], name: str, color: Any, label: str | None = None) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
+
+from mmssl.registry import components
 
 if TYPE_CHECKING:
     from mmssl.runs import Run
@@ -37,7 +40,8 @@ def _facts(run: Run) -> dict[str, Any]:
     return {
         "name": run.directory.name,
         "objective": run.recipe.objective["name"],
-        "sources": [data.source for data in run.recipe.sources().values()],
+        "question": task.summary if (task := components("objective").get(run.recipe.objective["name"])) else "",
+        "sources": sorted({data.source for data in run.recipe.sources().values()}),
         "encoders": [
             {
                 "name": name,
@@ -56,6 +60,7 @@ def _facts(run: Run) -> dict[str, Any]:
             if key not in NOT_RESULTS and not key.startswith("probe/")
         ],
         "speed": sorted(speeds)[len(speeds) // 2] if speeds else None,
+        "minutes": _seconds(run.history, training.batch_size) / 60,
         "wait": sorted(waits)[len(waits) // 2] if waits else None,
         "memory": last.get("peak_memory_gib"),
         "probes": run.probes,
@@ -67,6 +72,16 @@ def _facts(run: Run) -> dict[str, Any]:
         "recipe": run.recipe.dump(),
         "directory": str(run.directory),
     }
+
+
+def _seconds(history: Sequence[Mapping[str, Any]], rows: int) -> float:
+    """Time spent training, from the speed between one record and the next."""
+    seconds, before = 0.0, 0
+    for record in history:
+        if "samples_per_second" in record:
+            seconds += (record["step"] - before) * rows / record["samples_per_second"]
+            before = record["step"]
+    return seconds
 
 
 def _count_lines(path: Path) -> int:

@@ -1,0 +1,121 @@
+"""Figures draw every kind of cell, and curves beside the level of guessing."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmssl.objectives.base import Chance, Panel
+from mmssl.report import figures
+from mmssl.report.figures import draw_history, draw_panels
+
+PICTURE = torch.zeros(3, 16, 16)
+RED = PICTURE + torch.tensor([1.0, 0.0, 0.0])[:, None, None]
+
+
+def pixels(path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def share(path, colour) -> float:
+    return float((np.abs(pixels(path).astype(int) - colour).max(-1) < 8).mean())
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        torch.rand(3, 16, 16),
+        torch.rand(9, 3, 16, 24),
+        torch.rand(2, 3, 16, 16),
+        torch.rand(8, 8),
+        torch.rand(64, 100),
+        torch.rand(16_000) - 0.5,
+        torch.zeros(100),
+        torch.rand(3, 16, 16, dtype=torch.float64, requires_grad=True),
+        torch.rand(3, 16, 16, dtype=torch.bfloat16),
+        "a line of text that is long enough to be broken into several lines, " * 5,
+        "costs $5 or $6, 50 % off, _x_ and \\frac{1}{2",
+        "",
+    ],
+    ids=lambda cell: str(tuple(cell.shape)) if isinstance(cell, torch.Tensor) else cell[:20],
+)
+def test_every_kind_of_cell_is_drawn(tmp_path, cell):
+    path = draw_panels([Panel("input", [cell, cell]), Panel("target", ["x", "y"])], tmp_path / "new" / "panels.png")
+    assert pixels(path).shape[0] > 50
+
+
+def test_pictures_keep_their_colours_and_are_not_stretched(tmp_path):
+    path = draw_panels([Panel("input", [RED] * 3)], tmp_path / "red.png")
+    red = (np.abs(pixels(path).astype(int) - (255, 0, 0)).max(-1) < 8).nonzero()
+    columns, rows = np.ptp(red[1]) + 1, len(np.unique(red[0])) / 3
+    assert columns == pytest.approx(rows, rel=0.03)
+    assert len(red[0]) == pytest.approx(3 * columns * rows, rel=0.03)
+
+
+def test_rows_are_samples_and_as_many_as_asked(tmp_path):
+    heights = [
+        pixels(draw_panels([Panel("a", [RED] * 5), Panel("b", [RED] * 5)], tmp_path / "p.png", rows=rows)).shape[0]
+        for rows in (1, 2, 5, 50)
+    ]
+    assert heights[0] < heights[1] < heights[2] == heights[3]
+    assert share(tmp_path / "p.png", (255, 0, 0)) > 0.5
+
+
+def test_a_shorter_column_leaves_its_cells_empty(tmp_path):
+    full = share(draw_panels([Panel("a", [RED] * 2), Panel("b", [RED] * 2)], tmp_path / "f.png"), (255, 0, 0))
+    half = share(draw_panels([Panel("a", [RED] * 2), Panel("b", [RED])], tmp_path / "h.png"), (255, 0, 0))
+    assert half == pytest.approx(full * 3 / 4, rel=0.05)
+
+
+def test_frames_of_a_strip_are_in_order_and_evenly_spread(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda self, values, **_: drawn.append(values))
+    clip = torch.arange(21.0)[:, None, None, None].expand(21, 3, 4, 4) / 20
+    draw_panels([Panel("video", [clip])], tmp_path / "strip.png")
+    (strip,) = drawn
+    shown = [strip[0, i * strip.shape[1] // figures.FRAMES, 0] for i in range(figures.FRAMES)]
+    assert shown == [round(255 * k / (figures.FRAMES - 1)) for k in range(figures.FRAMES)]
+
+
+def test_low_bands_of_a_spectrogram_are_at_the_bottom(tmp_path):
+    bands = torch.zeros(8, 24)
+    bands[0] = 1
+    path = draw_panels([Panel("sound", [bands])], tmp_path / "s.png")
+    picture = pixels(path)
+    bright = (picture.astype(int).sum(-1) > 600) & (picture.astype(int).sum(-1) < 760)
+    assert bright.nonzero()[0].mean() > picture.shape[0] * 0.6
+
+
+def curves(monkeypatch) -> dict[str, list]:
+    """What `draw_history` gives to matplotlib: title -> [(label, x, y)], and levels."""
+    seen: dict[str, list] = {}
+    plot, line = figures._curve, figures._chance_line
+
+    def watched_plot(axes, history, name, *rest):
+        seen.setdefault("curves", []).append(name)
+        plot(axes, history, name, *rest)
+
+    def watched_line(axes, level, *rest):
+        seen.setdefault("levels", []).append(level)
+        line(axes, level, *rest)
+
+    monkeypatch.setattr(figures, "_curve", watched_plot)
+    monkeypatch.setattr(figures, "_chance_line", watched_line)
+    return seen
+
+
+def test_history_shows_loss_and_metrics_beside_chance(tmp_path, monkeypatch):
+    seen = curves(monkeypatch)
+    history = [{"step": i, "loss": 2.0 / i, "accuracy": 0.5, "lr": 0.1, "data_wait": 0.3} for i in range(1, 30)]
+    history[5] |= {"probe/accuracy": 0.4, "probe/constant": 0.2}
+    path = draw_history(history, Chance(math.log(4), {"accuracy": 0.25, "turn/loss": 1.0}), tmp_path / "h.png")
+    assert path.exists()
+    assert seen["curves"] == ["loss", "accuracy", "probe/accuracy", "lr"]
+    assert seen["levels"] == [math.log(4), 0.25, 0.2]
+
+
+@pytest.mark.parametrize("history", [[], [{"step": 1, "loss": 1.0, "lr": 0.1}], [{"step": 1, "loss": -3.0, "lr": 0.0}]])
+def test_a_short_history_is_drawn_too(tmp_path, history):
+    assert draw_history(history, Chance(1.0), tmp_path / "h.png").exists()

@@ -1,0 +1,117 @@
+"""The report is one file that holds everything and lets nothing in."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mmssl import recipe
+from mmssl.objectives.base import Chance, Panel
+from mmssl.report.figures import draw_history, draw_panels
+from mmssl.report.page import write_report
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def row(encoder, layer, accuracy, spread):
+    numbers = {"accuracy": accuracy, "spread": spread, "balanced": accuracy - 0.05}
+    return {"encoder": encoder, "layer": layer, "interval": [accuracy - 0.1, accuracy + 0.1], **numbers}
+
+
+PROBES = {
+    "probe": "knn",
+    "label": "shape",
+    "train_rows": 80,
+    "test_rows": 20,
+    "classes": 4,
+    "test": "toy, split test",
+    "validation": "a fifth of the training rows",
+    "margin": 0.125,
+    "warnings": ["class 'x' is rare"],
+    "rows": [
+        row("pretrained", "pooled", 0.75, None),
+        row("random", "pooled", 0.625, 0.02),
+        row("constant", "", 0.3, None),
+    ],
+}
+
+
+def made(tmp_path, **changes):
+    """What a run is to the report."""
+    history = [
+        {"step": step, "loss": 1.25, "accuracy": 0.5, "lr": 0.1, "samples_per_second": 8.0, "data_wait": 0.25}
+        | {"peak_memory_gib": 1.5}
+        for step in (10, 20)
+    ]
+    chance = Chance(1.3863, {"accuracy": 0.25})
+    draw_history(history, chance, tmp_path / "figures" / "history.png")
+    draw_panels([Panel("input", [torch.rand(3, 4, 4)])], tmp_path / "figures" / "preview.png")
+    (tmp_path / "errors.jsonl").write_text(json.dumps({"id": 3, "error": "truncated"}) + "\n")
+    loaded = recipe.load(
+        {
+            "encoders": {"image": {"model": "timm/test_resnet"}},
+            "objective": {"name": "rotation"},
+            "data": {"source": HOSTILE},
+            "training": {"steps": 20, "batch_size": 16},
+        }
+    )
+    weights = torch.nn.Linear(9, 100)
+    weights.spec, weights.dim = {"model": "timm/test_resnet"}, 96
+    facts = {
+        "directory": tmp_path,
+        "recipe": loaded,
+        "encoders": {"image": weights},
+        "step": 20,
+        "history": history,
+        "chance": chance,
+        "probes": PROBES,
+    }
+    return SimpleNamespace(**(facts | changes))
+
+
+def test_it_says_what_the_run_is_and_what_came_out(tmp_path):
+    page = write_report(made(tmp_path)).read_text(encoding="utf-8")
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    for piece in (
+        "rotation",
+        "20 steps × 16 rows = 320 samples",
+        "0.7 min",
+        "8 samples/s, data-wait 25 %, 1.5 GiB",
+        "by which quarter turn was the image rotated?",
+        "loss 1.2500 1.3863",
+        "accuracy 0.5000 0.2500",
+        "pretrained pooled 75.0 %",
+        "random-initialised pooled 62.5 % 2.0",
+        "constant (majority class) 30.0 %",
+        "+12.5 points",
+        "class &#39;x&#39; is rare",
+        "timm/test_resnet 1,000 96",
+        "1 undecodable rows",
+        "batch_size: 16",
+        f"mmssl adapt {tmp_path}",
+        f"mmssl export {tmp_path}",
+    ):
+        assert piece in text, piece
+
+
+def test_it_is_self_contained_and_escapes_what_it_shows(tmp_path):
+    page = write_report(made(tmp_path)).read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert page.count("data:image/png;base64,") == 2
+    assert not re.search(r"(?:src|href)=[\"'](?!data:)", page)
+    assert not re.search(r"https?://", page)
+
+
+@pytest.mark.parametrize("changes", [{"probes": None}, {"history": []}, {"encoders": {}}], ids=lambda c: next(iter(c)))
+def test_it_does_without_what_a_run_lacks(tmp_path, changes):
+    assert "</html>" in write_report(made(tmp_path, **changes)).read_text(encoding="utf-8")
+
+
+def test_it_replaces_an_older_report_whole(tmp_path):
+    (tmp_path / "report.html").write_text("from before")
+    write_report(made(tmp_path))
+    assert "from before" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert {p.name for p in tmp_path.iterdir()} == {"report.html", "figures", "errors.jsonl"}
