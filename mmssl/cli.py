@@ -164,9 +164,10 @@ def show(
     path = recipe if trained else find_recipe(recipe)
     resolved = load(path / "recipe.yaml" if trained else path, _overrides(set_))
     from mmssl import runs
+    from mmssl.build import build
     from mmssl.report.figures import draw_panels
 
-    objective, loader = runs.build(resolved, path if trained else None, where=str(recipe))
+    objective, loader = build(resolved, path if trained else None, where=str(recipe))
     if trained:
         objective = runs.load(path, trust=trust).objective
     target = out_ or Path(f"{recipe.resolve().stem}.png")

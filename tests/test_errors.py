@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from mmssl import recipe as recipes
+from mmssl.build import build
 from mmssl.errors import MmsslError, RecipeError, nearest
-from mmssl.runs import build
 
 SOUND = {
     "encoders": {"image": {"model": "timm/test_resnet"}},

@@ -8,11 +8,11 @@ import torch
 
 from mmssl import catalogue, recipe
 from mmssl.batch import MODALITIES
+from mmssl.build import build_objective
 from mmssl.cli import find_recipe
 from mmssl.media.text import Tokenizer
 from mmssl.recipe import Recipe
 from mmssl.registry import ROOT, check_keywords, components, find
-from mmssl.runs import build_objective
 
 FILES = sorted((ROOT.parent / "recipes").rglob("*.yaml"))
 PUBLISHED = [path for path in FILES if re.search(r"_(imagenet|cc12m|wikipedia|audioset|finevideo)$", path.stem)]

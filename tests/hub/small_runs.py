@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from mmssl.build import build_objective
 from mmssl.media.text import Tokenizer
 from mmssl.recipe import Recipe, validate
-from mmssl.runs import Run, build_objective, load
+from mmssl.runs import Run, load
 from mmssl.training.checkpoint import tensors
 
 VIT = {
