@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import chain, dropwhile
+from itertools import chain
 from numbers import Real
 from typing import Any, Self
 
@@ -152,12 +152,9 @@ class ContainerPictures(Pictures):
             raise DataError(f"{self.name} ends at {held:.2f} s, before its header says and before the window")
 
     def _resume(self, frames: Iterator[Any], start: float) -> Iterator[Any] | None:
-        """Frames from a key frame on; None where that is after `start`."""
-        whole = dropwhile(lambda frame: not frame.key_frame, frames)
-        first = next(whole, None)
-        if first is None or first.time > start + self.tolerance:
-            return None
-        return chain([first], whole)
+        """Frames after a seek; None where they begin after `start`."""
+        first = next(frames, None)
+        return chain([first], frames) if first is not None and first.time <= start + self.tolerance else None
 
     def image(self, picture: Any) -> tuple[Image.Image, float]:
         """See `Pictures.image`."""

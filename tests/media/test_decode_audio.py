@@ -1,7 +1,9 @@
 """Sounds: right samples at the right place, at any rate, from any container; hostile bytes as one sentence."""
 
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import iscc_samples
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from scipy.signal import resample_poly
 
 from mmssl.errors import DataError
-from mmssl.media.audio import ArraySound, decode_audio, resample
+from mmssl.media.audio import ArraySound, decode_audio, open_sound, resample
 from mmssl.media.clip import write_clip
 
 SAMPLES = sorted((Path(iscc_samples.__file__).parent / "files" / "audio").iterdir())
@@ -107,6 +109,30 @@ def test_written_sounds_come_back(suffix, tmp_path):
     if suffix in ("wav", "flac", "ogg", "m4a"):
         # MP3 and bare AAC have no field for the padding of their last packet.
         assert int(decode_audio(path, 16_000, 4.0)[1].sum()) == 48_000
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("mkv", "flac"), ("mp4", "aac"), ("mkv", "libmp3lame")])
+def test_a_gap_in_the_sound_stays_a_gap(suffix, codec, tmp_path):
+    """Two seconds of tone, one of nothing, a click two later: recorders that drop out write this."""
+    rate = 48_000
+    click = np.zeros(3 * rate, np.float32)
+    click[2 * rate] = 0.9
+    path = tmp_path / f"a.{suffix}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        for start, samples in ((0, tone(rate, 2.0)), (3, click)):
+            for first in range(0, len(samples), stream.codec_context.frame_size or 1024):
+                part = samples[first : first + (stream.codec_context.frame_size or 1024)]
+                frame = av.AudioFrame.from_ndarray(part[None], format="fltp", layout="mono")
+                frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), start * rate + first
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with open_sound(path) as sound:
+        for seek in (True, False):
+            found, _ = sound.read(4.5, 16_000, 1.0, seek)
+            assert abs(int(found.abs().argmax()) - 8_000) <= 16
+            quiet, _ = sound.read(2.2, 16_000, 0.6, seek)
+            assert quiet.abs().max() < 0.01
 
 
 def test_values_are_clipped():
