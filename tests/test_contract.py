@@ -10,11 +10,11 @@ from torch import Tensor
 
 from mmssl import recipe
 from mmssl.batch import MODALITIES, Batch, count_rows, split_rows
+from mmssl.build import build
 from mmssl.objectives.base import Objective
 from mmssl.ops.draws import Draws
 from mmssl.registry import ROOT
 from mmssl.report.figures import draw_panels
-from mmssl.runs import build
 
 TOYS = sorted((ROOT.parent / "recipes").rglob("*_toy.yaml"))
 ROWS = 4
