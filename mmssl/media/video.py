@@ -128,8 +128,12 @@ class ContainerPictures(Pictures):
     """The video track of a container."""
 
     def __init__(self, cell: Any) -> None:
+        from av.video.reformatter import VideoReformatter
+
         self._track = track = Track(cell, "video")
         self.name, self.start, self.end = track.name, track.start, track.end
+        # A frame's own `to_ndarray(format=...)` prepares the conversion anew, which costs more than small frames do.
+        self._converter = VideoReformatter()
         # Time stamps are rounded, in Matroska to milliseconds.
         self.tolerance = track.tick / 2 + 1e-6
 
@@ -160,9 +164,9 @@ class ContainerPictures(Pictures):
         """See `Pictures.image`."""
         aspect = float(self._track.stream.sample_aspect_ratio or 1)
         if any(component.is_alpha for component in picture.format.components):
-            image = to_rgb(Image.fromarray(picture.to_ndarray(format="rgba")))
+            image = to_rgb(Image.fromarray(self._converter.reformat(picture, format="rgba").to_ndarray()))
         else:
-            image = Image.fromarray(picture.to_ndarray(format="rgb24"))
+            image = Image.fromarray(self._converter.reformat(picture, format="rgb24").to_ndarray())
         turns = round(picture.rotation / 90) % 4
         if turns:
             image = image.rotate(90 * turns, expand=True)
