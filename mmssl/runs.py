@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from mmssl.batch import to_device
 from mmssl.build import build, build_objective, encoders_of, tokenizers_of
 from mmssl.data.loader import Loader
 from mmssl.encoders.base import Encoder
-from mmssl.errors import RunError
+from mmssl.errors import MmsslError, RunError
 from mmssl.media.text import Tokenizer
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
@@ -92,10 +93,15 @@ def run(
         recipe = recipe.model_dump(mode="json", exclude_none=True)
     resolved = recipes.load(recipe, set)
     directory = Path(out) if out else Path("runs") / (Path(where).stem if where != "recipe" else "run")
+    new = not directory.exists()
     resume = _prepare(directory, resolved, resume, state.is_main_process)
     state.wait_for_everyone()
-
-    objective, loader = build(resolved, directory, where=where)
+    try:
+        objective, loader = build(resolved, directory, where=where)
+    except MmsslError:
+        if new and state.is_main_process:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
     state.wait_for_everyone()
     if state.is_main_process:
         _write(directory / "recipe.yaml", _complete(resolved, objective).dump())

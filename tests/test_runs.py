@@ -188,7 +188,7 @@ def test_what_cannot_work_is_said_before_training(case: str, tmp_path: Path) -> 
     with pytest.raises(mmssl.MmsslError, match=message) as caught:
         mmssl.run(tree, out=tmp_path / "run", quiet=True)
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def merge(tree: dict[str, Any], changes: dict[str, Any]) -> None:
