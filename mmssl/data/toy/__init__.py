@@ -80,7 +80,7 @@ class ToySource(MapSource):
         dice = Dice(self.seed, self.split, i, column)
         match column:
             case "image":
-                return render(scene, dice, self.size, [0.0], noise=0.06)[0]
+                return render(scene, dice, self.size, [0.0], noise=0.04)[0]
             case "video":
                 times = [frame / self.fps for frame in range(round(self.seconds * self.fps))]
                 return {"frames": render(scene, dice, self.video_size, times, noise=0.0), "fps": self.fps}
@@ -131,8 +131,12 @@ def write_clips(
     Args:
         directory: made if missing; row `i` becomes `i` in six digits and `.mp4`.
         rows: their number, from row 0 on.
-        split: see `ToySource`, as are `seed`, `seconds`, `fps` and `rate`.
-        size: of the video in pixels, even.
+        split: `train`, `validation` or `test`.
+        seed: of the whole world.
+        seconds: of a clip.
+        fps: frames per second.
+        size: of the frames in pixels, even.
+        rate: of the sound in Hz.
 
     Returns:
         The files, in order.

@@ -6,6 +6,7 @@ PCG64, whose stream is fixed by its definition.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -40,8 +41,9 @@ class Dice:
     """Random numbers of one row and purpose; equal on every machine."""
 
     def __init__(self, seed: int, split: str, row: int, purpose: str) -> None:
-        entropy = [seed, row, *split.encode(), 0, *purpose.encode()]
-        self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
+        name = f"{seed} {split} {row} {purpose}".encode()
+        entropy = int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "little")
+        self._generator = np.random.Generator(np.random.PCG64(entropy))
 
     def uniform(self, low: float, high: float) -> float:
         """One float in [low, high)."""
@@ -145,9 +147,9 @@ def draw_scene(seed: int, split: str, row: int) -> Scene:
     box = Box(*(dice.uniform(0.03, 0.12) for _ in range(4)))
     box = Box(box.left, 1 - box.right, box.top, 1 - box.floor)
     motion = dice.pick(list(MOTIONS))
-    bodies = [_draw_body(dice, box, dice.uniform(0.07, 0.11)) for _ in range(1 + dice.chance(0.5))]
-    bodies.append(_draw_body(dice, box, dice.uniform(0.15, 0.23)))
-    return Scene(tuple(bodies), box, motion, dark=dice.chance(0.5), light=dice.uniform(-1.0, 1.0))
+    bodies = [_draw_body(dice, box, dice.uniform(0.06, 0.09)) for _ in range(1 + dice.chance(0.3))]
+    bodies.append(_draw_body(dice, box, dice.uniform(0.20, 0.28)))
+    return Scene(tuple(bodies), box, motion, dark=dice.chance(0.5), light=dice.uniform(-math.pi, math.pi))
 
 
 def _draw_body(dice: Dice, box: Box, size: float) -> Body:
@@ -155,7 +157,7 @@ def _draw_body(dice: Dice, box: Box, size: float) -> Body:
     colour = dice.pick(list(COLOURS))
     brightness = dice.uniform(0.75, 1.1)
     paint = tuple(min(1.0, max(0.0, c * brightness + dice.uniform(-0.06, 0.06))) for c in COLOURS[colour])
-    contrast = dice.uniform(0.45, 0.65) if dice.chance(0.5) else dice.uniform(1.35, 1.7)
+    contrast = dice.uniform(0.6, 0.8) if dice.chance(0.5) else dice.uniform(1.2, 1.4)
     width, height = half_extents(shape)
     return Body(
         shape=shape,

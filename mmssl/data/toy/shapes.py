@@ -83,6 +83,6 @@ def distance_field(shape: str) -> np.ndarray:
 
 def sample_field(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Signed distance at places given in units of size, to a sixtieth of a unit."""
-    column = ((x + EXTENT) * (_CELLS / (2 * EXTENT))).astype(np.int32).clip(0, _CELLS - 1)
-    row = ((y + EXTENT) * (_CELLS / (2 * EXTENT))).astype(np.int32).clip(0, _CELLS - 1)
-    return distance_field(shape)[row, column]
+    scale = np.float32(_CELLS / (2 * EXTENT))
+    column, row = (np.clip((place + EXTENT) * scale, 0, _CELLS - 1).astype(np.intp) for place in (x, y))
+    return distance_field(shape).ravel()[row * _CELLS + column]
