@@ -77,7 +77,8 @@ class ToySource(MapSource):
 
     def cell(self, scene: Scene, i: int, column: str) -> Any:
         """Render one column of row `i`, whose scene is known; raises KeyError for an unknown column."""
-        dice = Dice(self.seed, self.split, i, column)
+        # Picture and video show one room.
+        dice = Dice(self.seed, self.split, i, "room" if column in ("image", "video") else column)
         match column:
             case "image":
                 return render(scene, dice, self.size, [0.0], noise=0.04)[0]
