@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import replace
 from itertools import islice, pairwise
@@ -16,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 import mmssl
 from mmssl.data.toy import CLASSES, SPLITS, ToySource, write_clips
-from mmssl.data.toy.scene import MOTIONS, Scene, draw_scene, impacts
+from mmssl.data.toy.scene import MOTIONS, Body, Scene, draw_scene, impacts
 from mmssl.data.toy.shapes import AREA, SHAPES, distance_field, half_extents, outline
 from mmssl.errors import DataError
 from mmssl.media.clip import decode_clip
@@ -99,31 +100,41 @@ def test_the_picture_is_the_first_frame():
         assert abs(difference).max() <= 0.04 * 255 + 1
 
 
-@pytest.mark.parametrize("row", range(4))
+def overhang(body: Body) -> dict[str, float]:
+    """How far the upright body's box is from touching when the tilted outline touches, in picture widths."""
+    across, down = outline(body.shape).T * [[-1 if body.mirrored else 1], [1]] * body.size
+    x = math.cos(body.tilt) * across - math.sin(body.tilt) * down
+    y = math.sin(body.tilt) * across + math.cos(body.tilt) * down
+    width, height = (extent * body.size for extent in half_extents(body.shape))
+    return {"floor": height - y.max(), "left": width + x.min(), "right": width - x.max()}
+
+
+@pytest.mark.parametrize("row", range(12))
 def test_an_impact_is_seen_in_its_frame(row):
     """Where pixels differ from the empty room's there is the body; it touches the floor when `events` says so."""
-    source = ToySource(video_size=96, fps=50, seconds=3.0)
+    size, fps = 96, 50
+    source = ToySource(video_size=size, fps=fps, seconds=2.0)
     scene = alone(row)
     frames = source.cell(scene, row, "video")["frames"].astype(int)
     empty = source.cell(replace(scene, bodies=()), row, "video")["frames"]
-    seen = abs(frames - empty).max(-1) > 12
+    seen = abs(frames - empty).max(-1) > 8
     assert seen.any((1, 2)).all()
-    edges = {
-        "floor": scene.box.floor * 96 - (96 - seen.any(2)[:, ::-1].argmax(1)),
-        "left": seen.any(1).argmax(1) - scene.box.left * 96,
-        "right": scene.box.right * 96 - (96 - seen.any(1)[:, ::-1].argmax(1)),
+    gaps = {
+        "floor": scene.box.floor * size - (size - seen.any(2)[:, ::-1].argmax(1)),
+        "left": seen.any(1).argmax(1) - scene.box.left * size,
+        "right": scene.box.right * size - (size - seen.any(1)[:, ::-1].argmax(1)),
     }
     hits = json.loads(source.cell(scene, row, "events"))
-    assert {"floor"} <= {hit["surface"] for hit in hits} <= {"floor", "left", "right"}
+    assert {"floor"} <= {hit["surface"] for hit in hits} <= set(gaps)
     for hit in hits:
-        gap = edges[hit["surface"]]
-        frame = min(round(hit["time"] * 50), len(gap) - 1)
-        assert abs(gap[frame]) <= 3 + 0.01 * hit["speed"] * 96  # it has gone on for half a frame; tilted corners
+        surface, frame = hit["surface"], min(round(hit["time"] * fps), len(frames) - 1)
+        moved = abs(frame / fps - hit["time"]) * hit["speed"] * size
+        assert abs(gaps[surface][frame] - overhang(scene.subject)[surface] * size) <= 2 + moved
     floor = [hit["time"] for hit in hits if hit["surface"] == "floor"]
     for start, stop in pairwise(floor):
-        if stop - start > 0.2:
-            assert edges["floor"][round((start + stop) / 2 * 50)] > 4
-    assert min(edges["floor"]) > -5  # it never falls through
+        middle = (start + stop) / 2
+        height = overhang(scene.subject)["floor"] + MOTIONS[scene.motion] * (stop - start) ** 2 / 8
+        assert abs(gaps["floor"][round(middle * fps)] - height * size) <= 2
 
 
 def test_an_impact_is_heard_at_its_sample(monkeypatch):
