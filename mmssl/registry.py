@@ -17,8 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
 from mmssl.errors import RecipeError, nearest
 
 ROOT = Path(__file__).parent
@@ -104,6 +102,8 @@ def check_keywords(component: type, given: Mapping[str, Any], where: str) -> dic
     Raises:
         RecipeError: for an unknown name, a missing one or a value of another type.
     """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError  # listing components does without
+
     parameters = keywords(component)
     hints = get_type_hints(component.__init__, include_extras=True)  # type: ignore[misc]
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(component).parameters.values())

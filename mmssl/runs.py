@@ -22,7 +22,7 @@ from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
 from mmssl.recipe import Data, Recipe
 from mmssl.training import checkpoint
-from mmssl.training.loop import fit, start_processes
+from mmssl.training.loop import check_trackers, fit, start_processes
 
 # Settings that may differ when a run is resumed: they change how, not what, is computed.
 FREE_ON_RESUME = {"workers", "log_every", "save_every", "trackers", "accumulate"}
@@ -97,6 +97,7 @@ def run(
     resume = _prepare(directory, resolved, resume, state.is_main_process)
     state.wait_for_everyone()
     try:
+        check_trackers(resolved.training)
         objective, loader = build(resolved, directory, where=where)
     except MmsslError:
         if new and state.is_main_process:

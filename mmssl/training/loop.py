@@ -18,12 +18,13 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.tracking import TensorBoardTracker, get_available_trackers
 from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmssl.batch import Batch, count_rows, to_device
-from mmssl.errors import Interrupted, RunError
+from mmssl.errors import Interrupted, RecipeError, RunError, nearest
 from mmssl.objectives.base import Objective
 from mmssl.ops.draws import Draws, mix_seed
 from mmssl.ops.gather import average, process_share
@@ -123,7 +124,7 @@ def _fit(
         if accelerator.scaler is not None and state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])
     history = _open_history(directory, done, main)
-    trackers = _open_trackers(accelerator, training, directory, done)
+    trackers = _open_trackers(accelerator, directory, done)
 
     def save(step: int) -> None:
         if directory is None:
@@ -205,22 +206,34 @@ def start_processes() -> PartialState:
     return PartialState(cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available())
 
 
+def check_trackers(training: Training) -> None:
+    """Raise RecipeError for a tracker that is not installed, which accelerate would leave out without a word."""
+    available = {str(name) for name in get_available_trackers()}
+    for name in training.trackers:
+        if name not in available:
+            raise RecipeError(f"training.trackers: '{name}' is not installed or not known{nearest(name, available)}")
+
+
 def _accelerator(training: Training, directory: Path | None) -> Accelerator:
     # Accelerate keeps the mixed precision of the first Accelerator of a process; a second fit may want another.
     start_processes()
     AcceleratorState._reset_state()
-    trackers = [*dict.fromkeys(["tensorboard", *training.trackers])] if directory else None
+    check_trackers(training)
+    others = [name for name in training.trackers if name != "tensorboard"]
     return Accelerator(
         mixed_precision=PRECISION[training.precision],
-        log_with=trackers,
+        log_with=others or None if directory else None,
         project_dir=str(directory) if directory else None,
     )
 
 
-def _open_trackers(accelerator: Accelerator, training: Training, directory: Path | None, done: int) -> list[Any]:
+def _open_trackers(accelerator: Accelerator, directory: Path | None, done: int) -> list[Any]:
     if directory is None:
         return []
-    accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": done + 1}})
+    # Made by hand: accelerate would name its folder after the project, and the project is what W&B shows.
+    board = TensorBoardTracker("tensorboard", logging_dir=str(directory), purge_step=done + 1)
+    accelerator.log_with.append(board)
+    accelerator.init_trackers("mmssl")
     return accelerator.trackers
 
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from tiny import Denoise, MemoryLoader, Pull, make
 
-from mmssl.errors import RunError
+from mmssl.errors import RecipeError, RunError
 from mmssl.objectives.base import Objective
 from mmssl.recipe import Optimizer, Schedule, Training
 from mmssl.training import checkpoint
@@ -264,3 +264,10 @@ def test_compiled_objective_is_called_through_forward() -> None:
     task.compile = lambda: called.append(True)  # type: ignore[method-assign, assignment]
     fit(task, MemoryLoader(), settings(steps=1, compile=True), quiet=True)
     assert called
+
+
+def test_tensorboard_is_always_written_and_an_unknown_tracker_is_named(tmp_path: Path) -> None:
+    fit(make(Pull), MemoryLoader(), settings(steps=2), tmp_path, quiet=True)
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+    with pytest.raises(RecipeError, match=r"training.trackers: 'tensorbord' .*did you mean 'tensorboard'"):
+        fit(make(Pull), MemoryLoader(), settings(trackers=("tensorbord",)), tmp_path / "other", quiet=True)
