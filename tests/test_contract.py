@@ -1,5 +1,6 @@
 """What holds for every objective, built from every toy recipe."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,10 +133,10 @@ def test_the_loss_is_finite_and_stands_beside_its_chance_level(built):
     losses = objective(objective.transform(batch, Draws(0, 0, ROWS)))
     assert all(value.ndim == 0 and torch.isfinite(value) for value in losses.values())
     chance = objective.chance(ROWS)
-    assert chance.loss > 0
+    assert chance.levels
     assert chance.metrics
-    assert set(chance.metrics) <= set(losses)
-    assert all(level > 0 for level in chance.metrics.values())
+    assert set(chance.levels) <= set(losses)
+    assert all(math.isfinite(level) for level in chance.levels.values())
     names = [key.rpartition("/")[2] for key in losses]
     for key, name in zip(losses, names, strict=True):
         if name.startswith(("accuracy", "ranking")):
@@ -159,9 +160,12 @@ def test_chance_is_what_a_network_that_sees_nothing_scores(built):
         inputs = objective.transform(batch, Draws(0, 0, ROWS))
         outputs = {key: torch.zeros_like(value) for key, value in objective.predict(inputs).items()}
         blind = objective.loss(outputs, inputs)
+    chance = objective.chance(ROWS)
     if "logit_bias" in dict(objective.named_parameters()):
         pytest.skip("a sigmoid's level is that of its best bias")
-    assert float(blind["loss"]) == pytest.approx(objective.chance(ROWS).loss, rel=1e-5)
+    if chance.loss is None:
+        pytest.skip("the level of its loss depends on the data; its own test proves that of its metrics")
+    assert float(blind["loss"]) == pytest.approx(chance.loss, rel=1e-5, abs=1e-6)
 
 
 def test_its_state_is_all_in_the_state_dict(built):

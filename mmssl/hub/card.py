@@ -54,7 +54,7 @@ def model_card(run: Run, repo: str | None = None) -> str:
         datasets=[source.source for source in sources.values() if HUB_NAME.fullmatch(source.source)] or None,
     )
     chance = run.objective.chance(training.batch_size)
-    levels = {"loss": chance.loss, **chance.metrics}
+    levels = chance.levels
     final = final_metrics(run.history)
     folder = repo.rpartition("/")[2] if repo else "NAME"
     card = ModelCard.from_template(

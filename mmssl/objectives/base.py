@@ -24,12 +24,20 @@ class Chance:
     """What guessing scores.
 
     Attributes:
-        loss: expected loss of a guess that knows the rules of the task and nothing of the input.
-        metrics: the same for other entries of the loss dictionary, such as `accuracy`.
+        loss: expected loss of a guess that knows the rules of the task and nothing of the input; None where only the
+            data tell it, as for an error of raw pixels. Such a task has a metric of known level, for instance
+            `relative_error`: its error over that of the best constant.
+        metrics: the same for other entries of the loss dictionary, such as `accuracy`. Those named `accuracy` or
+            `ranking`, or beginning so, are the better the higher; all others the lower.
     """
 
-    loss: float
+    loss: float | None
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def levels(self) -> dict[str, float]:
+        """Name -> level of everything that has one, the loss first."""
+        return {**({} if self.loss is None else {"loss": self.loss}), **self.metrics}
 
 
 class Panel(NamedTuple):

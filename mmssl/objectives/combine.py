@@ -78,12 +78,12 @@ class Combine(Objective):
 
     def chance(self, rows: int) -> Chance:
         """The weighted sum, and each task's own levels under its name."""
-        total = 0.0
+        total: float | None = 0.0
         metrics: dict[str, float] = {}
         for name, task in self._each():
             own = task.chance(rows)
-            total += self.weights[name] * own.loss
-            metrics |= {f"{name}/{key}": value for key, value in {"loss": own.loss, **own.metrics}.items()}
+            total = None if total is None or own.loss is None else total + self.weights[name] * own.loss
+            metrics |= {f"{name}/{key}": value for key, value in own.levels.items()}
         return Chance(total, metrics)
 
     @torch.no_grad()

@@ -98,7 +98,8 @@ def draw_history(history: Sequence[Mapping[str, Any]], chance: Chance, path: Pat
             axes.set_axisbelow(True)
             if chart == "loss":
                 _curve(axes, history, "loss", LINE, "training")
-                _chance_line(axes, chance.loss, ACCENT, f"chance {chance.loss:.3g}")
+                if chance.loss is not None:
+                    _chance_line(axes, chance.loss, ACCENT, f"chance {chance.loss:.3g}")
                 axes.set_ylim(bottom=min([0.0, *(record["loss"] for record in history if "loss" in record)]))
                 axes.legend(frameon=False, fontsize=8)
             elif chart == "metrics":

@@ -34,7 +34,7 @@ def write_report(run: Run) -> Path:
 def _facts(run: Run) -> dict[str, Any]:
     training, last = run.recipe.training, run.history[-1] if run.history else {}
     chance = run.chance
-    levels = {"loss": chance.loss, **chance.metrics}
+    levels = chance.levels
     speeds = [record["samples_per_second"] for record in run.history if "samples_per_second" in record]
     waits = [record["data_wait"] for record in run.history if "data_wait" in record]
     return {

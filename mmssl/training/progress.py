@@ -118,7 +118,8 @@ def describe(record: Mapping[str, Any], chance: Chance) -> str:
     """One line of a record: loss and metrics against chance, speed, waiting, memory."""
     parts = []
     if "loss" in record:
-        parts.append(f"loss {record['loss']:.4f} (chance {chance.loss:.4f})")
+        level = "" if chance.loss is None else f" (chance {chance.loss:.4f})"
+        parts.append(f"loss {record['loss']:.4f}{level}")
     parts += [f"{key} {record[key]:.3f} (chance {level:.3g})" for key, level in chance.metrics.items() if key in record]
     parts += [f"{key} {value:.3f}" for key, value in record.items() if key.startswith("probe/")]
     if "samples_per_second" in record:
