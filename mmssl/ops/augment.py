@@ -146,17 +146,18 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     return result
 
 
-def draw_jitter(draws: Draws, views: int, *, strength: float = 1.0) -> tuple[Tensor, Tensor]:
+def draw_jitter(draws: Draws, views: int, *, strength: float = 1.0, saturation: float = 0.8) -> tuple[Tensor, Tensor]:
     """What `color_jitter` takes: factors (B, V, 4) and order (B, V, 4), all uniform.
 
     Args:
         draws: source of randomness.
         views: V, of each row.
-        strength: s of SimCLR: brightness, contrast, saturation in 1 ± 0.8 s (not below 0), hue in ± 0.2 s.
+        strength: s of SimCLR: brightness, contrast in 1 ± 0.8 s (not below 0), hue in ± 0.2 s.
+        saturation: in 1 ± this times s; 0.8 in SimCLR, half of that in BYOL and its successors.
     """
-    reach = 0.8 * strength
-    low = torch.tensor([max(0.0, 1 - reach)] * 3 + [-0.2 * strength], device=draws.device)
-    high = torch.tensor([1 + reach] * 3 + [0.2 * strength], device=draws.device)
+    reach = torch.tensor([0.8, 0.8, saturation], device=draws.device) * strength
+    hue = torch.tensor([0.2 * strength], device=draws.device)
+    low, high = torch.cat([(1 - reach).clamp(min=0), -hue]), torch.cat([1 + reach, hue])
     return draws.uniform(views, 4) * (high - low) + low, draws.uniform(views, 4).argsort(-1)
 
 
@@ -221,10 +222,14 @@ def random_views(
     flip: float = 0.5,
     jitter: float = 0.8,
     strength: float = 1.0,
+    saturation: float = 0.8,
     grayscale: float = 0.2,
     blur: float = 0.5,
+    solarize: float = 0.0,
 ) -> Tensor:
     """SimCLR's augmentation (arXiv 2002.05709, appendix A): crop, flip, jitter, gray, blur, each view on its own.
+
+    With `solarize`, BYOL's (arXiv 2006.07733, appendix B).
 
     Args:
         images: uint8 or float in [0, 1], (B, 3, H, W).
@@ -235,8 +240,10 @@ def random_views(
         flip: probability.
         jitter: probability of colour jitter.
         strength: see `draw_jitter`.
+        saturation: see `draw_jitter`.
         grayscale: probability.
         blur: probability; kernel a tenth of the size, sigma from 0.1 to 2 pixels.
+        solarize: probability that what is brighter than 0.5 is inverted.
 
     Returns:
         Float in [0, 1], (B, V, 3, size, size).
@@ -245,11 +252,13 @@ def random_views(
     device = images.device
     boxes = draw_crops(draws, views, *images.shape[-2:], area=area).flatten(0, 1)
     mirrored = draws.chance(flip, views).flatten()
-    factors, order = (values.flatten(0, 1) for values in draw_jitter(draws, views, strength=strength))
+    jitters = draw_jitter(draws, views, strength=strength, saturation=saturation)
+    factors, order = (values.flatten(0, 1) for values in jitters)
     jittered = draws.chance(jitter, views).flatten()
     grayed = draws.chance(grayscale, views).flatten()
     blurred = draws.chance(blur, views).flatten()
     sigma = draws.uniform(views, low=0.1, high=2.0).flatten()
+    solarized = draws.chance(solarize, views).flatten()
     kernel = 2 * (size // 20) + 1
 
     def augment(rows: Tensor) -> Tensor:
@@ -258,6 +267,7 @@ def random_views(
             (jittered, lambda part, at: color_jitter(part, factors[at], order[at])),
             (grayed, lambda part, at: gray(part).expand_as(part)),
             (blurred, lambda part, at: gaussian_blur(part, sigma[at], kernel)),
+            (solarized, lambda part, at: torch.where(part < 0.5, part, 1 - part)),
         ):
             which = chosen[rows].nonzero()[:, 0]
             if len(which):

@@ -94,3 +94,36 @@ def mean_over(values: Tensor, valid: Tensor, count: Tensor) -> Tensor:
         count: 0-dim; see `Objective` for what the loop makes of it.
     """
     return (values * valid).sum() / torch.where(count > 0, count, 1)
+
+
+@torch.no_grad()
+def ranking(a: Tensor, b: Tensor) -> Tensor:
+    """How often a row of `b` is nearer to its partner in `a` than another row of this process is, 0-dim; chance 0.5.
+
+    Nearness is the cosine; ties count half; 0.5 for one row alone. Unlike an accuracy its level does not depend on the
+    number of rows, so that micro-batches can be averaged.
+
+    Args:
+        a: (B, D), of any length.
+        b: (B, D); row i belongs to row i of `a`.
+    """
+    if len(a) < 2:
+        return a.new_full((), 0.5)
+    cosine = F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T
+    partner = cosine.diagonal()[:, None]
+    below = (cosine < partner).sum(1) + ((cosine == partner).sum(1) - 1) / 2
+    return (below / (len(a) - 1)).mean().to(a.dtype)
+
+
+@torch.no_grad()
+def spread(z: Tensor) -> Tensor:
+    """Standard deviation of the normalised vectors, averaged over dimensions, times sqrt(D), 0-dim.
+
+    1 where they are spread over the whole sphere, 0 where all are the same: the measure of collapse of SimSiam (Chen &
+    He 2021, arXiv 2011.10566, section 4.1), whose std is that over sqrt(D). Vectors along one line reach 1 / sqrt(D).
+
+    Args:
+        z: (..., D).
+    """
+    flat = F.normalize(z.flatten(0, -2), dim=-1)
+    return flat.std(0, correction=0).mean() * math.sqrt(flat.shape[1])

@@ -30,7 +30,7 @@ def test_views_are_two_different_ones_of_the_same_row(encoder):
 
 
 def test_view_size_and_small_image_settings():
-    task = create("simclr", tiny_encoders(), size=10, blur=0, strength=0.5)
+    task = create("simclr", tiny_encoders(), views={"size": 10, "blur": 0, "strength": 0.5})
     assert task.transform(tiny_batch(2), Draws(0, 0, 2))["views"].shape == (2, 2, 3, 10, 10)
 
 

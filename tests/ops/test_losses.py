@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmssl.ops.losses import info_nce, mean_over, nt_xent, sigmoid_pairs
+from mmssl.ops.losses import info_nce, mean_over, nt_xent, ranking, sigmoid_pairs, spread
 
 
 def _unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -97,3 +97,23 @@ def test_mean_over_counts_only_what_is_valid():
     values, valid = torch.tensor([[1.0, 5.0], [3.0, 7.0]]), torch.tensor([[True, False], [True, True]])
     assert mean_over(values, valid, valid.sum()) == 11 / 3
     assert mean_over(values, torch.zeros_like(valid), torch.tensor(0)) == 0
+
+
+def test_ranking_is_the_area_under_the_curve_of_partners():
+    torch.manual_seed(0)
+    a, b = torch.randn(9, 4), torch.randn(9, 4)
+    cosine = torch.cosine_similarity(a[:, None], b[None], dim=-1)
+    wins = [(cosine[i, i] > cosine[i, j]).item() for i in range(9) for j in range(9) if i != j]
+    assert ranking(a, b).item() == pytest.approx(sum(wins) / len(wins))
+    assert ranking(a, 3 * a).item() == 1
+    assert ranking(torch.ones(5, 3), torch.ones(5, 3)).item() == 0.5
+    assert ranking(a[:1], b[:1]).item() == 0.5
+
+
+def test_spread_is_one_on_the_sphere_and_none_at_a_point():
+    torch.manual_seed(0)
+    assert spread(7 * torch.randn(20_000, 2, 64)).item() == pytest.approx(1, abs=0.01)
+    assert spread(torch.ones(8, 64)).item() == pytest.approx(0, abs=1e-6)
+    line = torch.zeros(8, 64)
+    line[:, 3] = torch.tensor([1.0, -1.0] * 4)
+    assert spread(line).item() == pytest.approx(1 / 8)

@@ -1,0 +1,151 @@
+"""Random views of one row, of images and of sounds: what tasks that ask *what stays the same* share.
+
+A task names the published settings of each of its views, and a recipe what differs from them: `views: {blur: 0}` for
+all views alike, `views: [{blur: 0}, {solarize: 0.5}]` for each in turn. A new kind of view is a class here with the
+modality that it reads, and every task of the family then has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmssl.batch import Batch
+from mmssl.encoders.audio import AudioEncoder
+from mmssl.encoders.base import Encoder
+from mmssl.errors import RecipeError
+from mmssl.ops.augment import random_views
+from mmssl.ops.augment_audio import random_stretch, random_windows
+from mmssl.ops.draws import Draws
+from mmssl.registry import check_keywords
+
+Given = dict[str, Any] | list[dict[str, Any]] | None
+"""What a recipe may say of a task's views."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageView:
+    """A crop, mirrored, recoloured and blurred; the defaults are SimCLR's for ImageNet (arXiv 2002.05709, appendix A).
+
+    Attributes:
+        size: in pixels; that of the image where left out.
+        area: smallest and largest share of the image that the crop covers.
+        flip: probability that it is mirrored.
+        jitter: probability of colour jitter.
+        strength: of colour jitter, s in the paper; 0.5 for pictures of 32 pixels, which are not blurred either.
+        saturation: reach of its jitter at strength 1.
+        grayscale: probability.
+        blur: probability.
+        solarize: probability.
+    """
+
+    size: int | None = None
+    area: tuple[float, float] = (0.08, 1.0)
+    flip: float = 0.5
+    jitter: float = 0.8
+    strength: float = 1.0
+    saturation: float = 0.8
+    grayscale: float = 0.2
+    blur: float = 0.5
+    solarize: float = 0.0
+
+    def draw(self, batch: Batch, draws: Draws, count: int, encoder: Encoder) -> list[Tensor]:
+        """`image` (B, 3, H, W) -> [(B, count, 3, size, size)], floats in [0, 1]."""
+        settings = asdict(self)
+        size = settings.pop("size") or min(batch["image"].shape[-2:])
+        return [random_views(batch["image"], draws, count, size, **settings)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioView:
+    """A window, softer and with noise, whose log-mel spectrogram is cropped and resized in frequency and time.
+
+    Two windows of one recording are COLA's pair (arXiv 2010.10915), the rest is BYOL-A's (arXiv 2103.06695). BYOL-A
+    mixes other recordings in; white noise stands for them here, so that no row depends on which others share its
+    process.
+
+    Attributes:
+        window: its length, as a share of the recording.
+        attenuation: at most, in dB.
+        noise: range of the ratio of signal to noise, in dB; None for no noise.
+        stretch: smallest and largest crop of the spectrogram, relative to its size, in frequency and time.
+    """
+
+    window: float = 0.5
+    attenuation: float = 6.0
+    noise: tuple[float, float] | None = (10.0, 40.0)
+    stretch: tuple[float, float] = (0.6, 1.5)
+
+    def draw(self, batch: Batch, draws: Draws, count: int, encoder: Encoder) -> list[Tensor]:
+        """`audio` (B, S) -> [(B, count, M, T) spectrograms, bool (B, count, T), True for valid frames]."""
+        audio, ear = batch["audio"], cast(AudioEncoder, encoder)
+        size = max(1, round(self.window * audio.shape[1]))
+        windows, inside = random_windows(
+            audio, batch.get("audio_mask"), draws, count, size, attenuation=self.attenuation, noise=self.noise
+        )
+        spectrograms = ear.spectrogram(windows.flatten(0, 1)).unflatten(0, (-1, count))
+        frames = ear.frame_mask(inside.flatten(0, 1)).unflatten(0, (-1, count))
+        frames = F.pad(frames, (0, spectrograms.shape[-1] - frames.shape[-1]))
+        return list(random_stretch(spectrograms, frames, draws, self.stretch))
+
+
+KINDS: dict[str, type[ImageView] | type[AudioView]] = {"image": ImageView, "audio": AudioView}
+
+
+class Views:
+    """The random views of one task.
+
+    Args:
+        encoder: its modality decides the kind of view.
+        given: by the recipe: settings for all views alike, or one mapping a view.
+        count: number of views, V.
+        **published: modality -> the settings of each view that differ from the defaults; fewer than V are repeated.
+
+    Attributes:
+        needs: batch keys.
+
+    Raises:
+        RecipeError: for a modality without views, an unknown setting or a wrong number of views.
+    """
+
+    def __init__(
+        self, encoder: Encoder, given: Given, count: int = 2, **published: Sequence[Mapping[str, Any]]
+    ) -> None:
+        modality = encoder.modality
+        if modality not in KINDS:
+            raise RecipeError(f"there are views of {' and '.join(KINDS)}, and the encoder reads {modality}")
+        if isinstance(given, list) and len(given) != count:
+            raise RecipeError(f"views: {len(given)} are given, and the task has {count}")
+        own = published.get(modality) or ({},)
+        kind = KINDS[modality]
+        each = [{**own[i % len(own)], **((given[i] if isinstance(given, list) else given) or {})} for i in range(count)]
+        self.settings = [kind(**check_keywords(kind, one, "views")) for one in each]
+        self.needs = (modality,)
+
+    def __call__(self, batch: Batch, draws: Draws, encoder: Encoder) -> list[Tensor]:
+        """The views (B, V, ...), and for sounds their mask (B, V, T): what `encode_views` takes after the encoder.
+
+        Raises:
+            RecipeError: for views of several sizes.
+        """
+        parts, start = [], 0
+        for i in range(1, len(self.settings) + 1):  # neighbours of equal settings are drawn together
+            if i == len(self.settings) or self.settings[i] != self.settings[start]:
+                parts.append(self.settings[start].draw(batch, draws, i - start, encoder))
+                start = i
+        shapes = {tuple(part[0].shape[2:]) for part in parts}
+        if len(shapes) > 1:
+            raise RecipeError(f"views: all need one size, these have {' and '.join(map(str, sorted(shapes)))}")
+        return [torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True)]
+
+
+def encode_views(encoder: Encoder, views: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Pooled vectors (B, V, D) of views (B, V, ...): all of them in one pass, so that BatchNorm sees all."""
+    inside = None if mask is None else mask.flatten(0, 1)
+    pooled: Tensor = encoder(views.flatten(0, 1), inside).pooled
+    return pooled.unflatten(0, views.shape[:2])

@@ -1,0 +1,60 @@
+"""Views: the published settings of each, and what a recipe changes in them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_encoders import tiny_batch, tiny_encoders
+
+from mmssl.errors import RecipeError
+from mmssl.objectives.invariance._views import Views, encode_views
+from mmssl.ops.draws import Draws
+
+PLAIN = {"area": (1.0, 1.0), "flip": 0, "jitter": 0, "grayscale": 0, "blur": 0}
+
+
+def test_a_recipe_changes_all_views_or_each():
+    image = tiny_encoders()["image"]
+    published = ({"blur": 1.0}, {"blur": 0.1, "solarize": 0.2})
+    assert [v.blur for v in Views(image, None, image=published).settings] == [1.0, 0.1]
+    same = Views(image, {"solarize": 0.5}, image=published).settings
+    assert [(v.blur, v.solarize) for v in same] == [(1.0, 0.5), (0.1, 0.5)]
+    each = Views(image, [{}, {"blur": 0.7}], image=published).settings
+    assert [(v.blur, v.solarize) for v in each] == [(1.0, 0.0), (0.7, 0.2)]
+    assert [v.window for v in Views(tiny_encoders()["audio"], None, image=published).settings] == [0.5, 0.5]
+
+
+def test_each_view_is_made_by_its_own_settings():
+    image = tiny_encoders()["image"]
+    batch = tiny_batch(4)
+    views = Views(image, [PLAIN, PLAIN | {"solarize": 1.0}, PLAIN | {"flip": 1.0}], 3)
+    (made,) = views(batch, Draws(0, 0, 4), image)
+    plain = batch["image"] / 255
+    torch.testing.assert_close(made[:, 0], plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(made[:, 1], torch.where(plain < 0.5, plain, 1 - plain), atol=1e-5, rtol=0)
+    torch.testing.assert_close(made[:, 2], plain.flip(-1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["image", "audio"])
+def test_all_views_go_through_the_encoder_in_one_pass(name):
+    encoder = tiny_encoders()[name]
+    made = Views(encoder, None, 3)(tiny_batch(4), Draws(0, 0, 4), encoder)
+    calls: list[int] = []
+    encoder.register_forward_hook(lambda module, given, result: calls.append(len(given[0])))
+    pooled = encode_views(encoder, *made)
+    assert calls == [12]
+    assert pooled.shape == (4, 3, encoder.dim)
+    mask = made[1][2, 1:2] if name == "audio" else None
+    torch.testing.assert_close(pooled[2, 1:2], encoder(made[0][2, 1:2], mask).pooled)
+
+
+def test_what_cannot_work_is_said_when_built():
+    encoders = tiny_encoders()
+    with pytest.raises(RecipeError, match="reads text"):
+        Views(encoders["text"], None)
+    with pytest.raises(RecipeError, match="views: unknown key 'blurr' .did you mean 'blur'"):
+        Views(encoders["image"], {"blurr": 0})
+    with pytest.raises(RecipeError, match="views: 3 are given, and the task has 2"):
+        Views(encoders["image"], [{}, {}, {}])
+    with pytest.raises(RecipeError, match="one size"):
+        Views(encoders["image"], [{"size": 8}, {}])(tiny_batch(2), Draws(0, 0, 2), encoders["image"])
