@@ -1,0 +1,52 @@
+"""The dense decoder: any grid to any size, row by row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmssl.encoders.base import Features
+from mmssl.errors import RecipeError
+from mmssl.objectives.reconstruction._decoder import Decoder, feature_map
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 2), (7, 7), (3, 5), (20, 20)])
+@pytest.mark.parametrize("size", [(8, 8), (14, 22)])
+def test_it_answers_in_any_size_and_rows_never_meet(grid, size):
+    torch.manual_seed(0)
+    decoder = Decoder(6, 3, width=64).double()
+    x = torch.randn(4, 6, *grid, dtype=torch.float64, requires_grad=True)
+    answer = decoder(x, size)
+    assert answer.shape == (4, 3, *size)
+    torch.testing.assert_close(answer[1:2], decoder(x[1:2], size))
+    answer[0].sum().backward()
+    assert (x.grad[1:] == 0).all()
+    assert x.grad[0].abs().sum() > 0
+    assert all(p.grad is not None for p in decoder.parameters())
+
+
+def test_a_vector_is_a_map_of_one_place():
+    decoder = Decoder(6, 2, width=64)
+    x = torch.randn(3, 6)
+    assert torch.equal(decoder(x, (8, 8)), decoder(x[:, :, None, None], (8, 8)))
+
+
+def test_a_flat_map_gives_no_checkerboard():
+    # Away from the border all places see the same, so that they must be told the same.
+    torch.manual_seed(0)
+    decoder = Decoder(6, 2, width=64).double()
+    answer = decoder(torch.randn(1, 6, 1, 1, dtype=torch.float64).expand(1, 6, 16, 16), (64, 64))[..., 20:44, 20:44]
+    assert (answer - answer[..., :1, :1]).abs().max() < 1e-10
+
+
+def test_the_map_holds_each_token_at_its_place_and_the_pooled_vector_everywhere():
+    tokens, pooled = torch.randn(2, 6, 5), torch.randn(2, 5)
+    found = feature_map(Features(tokens, pooled, (2, 3)))
+    assert found.shape == (2, 5, 2, 3)
+    torch.testing.assert_close(found[1, :, 1, 0], tokens[1, 3] + pooled[1])
+
+
+@pytest.mark.parametrize("grid", [(6,), (1, 6), (1, 2, 3), ()])
+def test_tokens_without_a_grid_are_refused(grid):
+    with pytest.raises(RecipeError, match="height and width"):
+        feature_map(Features(torch.zeros(1, 6, 5), torch.zeros(1, 5), grid))
