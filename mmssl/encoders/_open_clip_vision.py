@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmssl.encoders._open_clip import build, configuration, write_clip
 from mmssl.encoders._timm import TimmNetwork
-from mmssl.encoders.backbones import Pretrained, VisionBackbone, masked_mean, places
+from mmssl.encoders.backbones import Pretrained, VisionBackbone, hide, masked_mean, places
 from mmssl.encoders.base import Features
 from mmssl.errors import RecipeError
 
@@ -65,24 +65,25 @@ class OpenClipTransformer(_Tower):
             raise RecipeError(f"{model}: patch_dropout is not for an encoder: it keeps all its patches")
         # Attentional pooling (CoCa) answers queries: what comes out has no places.
         self.subsets, self.patch_size = net.attn_pool is None, net.patch_size
+        self.width = int(net.conv1.out_channels) if self.subsets else None
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Pictures -> tokens (B, h·w, D_in) with their positional embedding, resampled for other sizes."""
+    def embed(self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+        """Pictures -> tokens (B, h·w, width) with their positional embedding, resampled for other sizes."""
         if not self.subsets:
             return super().embed(x)
-        return self._embed(x)
+        return self._embed(x, mask, mask_token)
 
     def _grid(self, x: Tensor) -> tuple[int, int]:
         return x.shape[-2] // self.net.patch_size[0], x.shape[-1] // self.net.patch_size[1]
 
-    def _embed(self, x: Tensor) -> Tensor:
+    def _embed(self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         positions = resample_abs_pos_embed(
             self.net.positional_embedding[None, 1:],
             new_size=list(self._grid(x)),
             old_size=list(self.net.grid_size),
             num_prefix_tokens=0,
         )
-        return self.net.conv1(x).flatten(2).transpose(1, 2) + positions
+        return hide(self.net.conv1(x).flatten(2).transpose(1, 2), mask, mask_token) + positions
 
     def _start(self, tokens: Tensor) -> Tensor:
         front = self.net.class_embedding + self.net.positional_embedding[0]

@@ -20,6 +20,7 @@ from mmssl.encoders.backbones import (
     VisionBackbone,
     attendable,
     build_errors,
+    hide,
     masked_mean,
     nearest_model,
     places,
@@ -148,7 +149,7 @@ class TimmTransformer(TimmBackbone):
 
     def __init__(self, net: Any, model: str, kwargs: Mapping[str, Any]) -> None:
         super().__init__(net, model, kwargs)
-        self.patch_size = tuple(net.patch_embed.patch_size)
+        self.patch_size, self.width = tuple(net.patch_embed.patch_size), int(net.embed_dim)
 
     def _positions(self, grid: tuple[int, int]) -> Tensor | None:
         """Positional embedding (1, P + h·w, D), resampled where the grid is not the one the network was built with."""
@@ -167,12 +168,13 @@ class TimmTransformer(TimmBackbone):
         """Number of prefix tokens that have a positional embedding."""
         return 0 if self.net.no_embed_class else self._prefix
 
-    def embed(self, x: Tensor) -> Tensor:
+    def embed(self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         """Pictures (B, C, H, W) -> tokens (B, h·w, D) with their positional embedding, without class token."""
         tokens: Tensor = self.net.patch_embed(x)
         grid = self.net.patch_embed.dynamic_feat_size(x.shape[-2:])
         if tokens.ndim == 4:
             tokens = tokens.flatten(1, 2)
+        tokens = hide(tokens, mask, mask_token)
         positions = self._positions(grid)
         return tokens if positions is None else tokens + positions[:, self._embedded_prefix :]
 

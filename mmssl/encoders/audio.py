@@ -80,7 +80,7 @@ class AudioEncoder(Encoder):
             self.mel = MelSpectrogram(rate, n_fft, hop_length=hop, n_mels=mels, f_min=f_min, f_max=f_max)
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
-        self.dim, self.subsets = self.backbone.dim, self.backbone.subsets
+        self.dim, self.subsets, self.width = self.backbone.dim, self.backbone.subsets, self.backbone.width
         self.recipe = {
             "rate": rate,
             "n_fft": n_fft,
@@ -135,9 +135,9 @@ class AudioEncoder(Encoder):
             mask = F.pad(mask, (0, x.shape[2] - mask.shape[1]))
         return x.unsqueeze(1).expand(-1, self.backbone.channels, -1, -1), mask
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Waveforms or spectrograms -> tokens (B, h·w, D), row by row from the lowest band; see the base class."""
-        return self.backbone.embed(self._picture(x, None)[0])
+    def embed(self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+        """Waveforms or spectrograms -> tokens (B, h·w, width), row by row from the lowest band; see the base class."""
+        return self.backbone.embed(self._picture(x, None)[0], mask, mask_token)
 
     def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Features:
         """Any subset of the tokens of `embed` -> Features; see the base class."""

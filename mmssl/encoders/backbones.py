@@ -45,6 +45,7 @@ class VisionBackbone(nn.Module):
         dim: width D of tokens and pooled vectors.
         subsets: whether `encode` takes any subset of the tokens of `embed`.
         patch_size: height and width in pixels of a token, where tokens are patches; None for convolutional networks.
+        width: of the tokens of `embed`, where there are any.
         channels: channels C of a picture.
         kwargs: what the constructor was given, the network's part of `Encoder.spec`.
         mean, std: normalisation that the weights, or the library's default for them, expect; one value a channel.
@@ -56,13 +57,14 @@ class VisionBackbone(nn.Module):
     dim: int
     subsets: bool = False
     patch_size: tuple[int, int] | None = None
+    width: int | None = None
     channels: int = 3
     kwargs: dict[str, Any]
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Picture -> position-aware tokens (B, N, D)."""
+    def embed(self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+        """Picture -> position-aware tokens (B, N, width); see `mmssl.encoders.base.Encoder.embed`."""
         raise TypeError(f"{self.model} has no tokens that can be left out")
 
     def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Features:
@@ -225,6 +227,19 @@ def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
         return tokens.mean(dim=1)
     weight = attendable(mask).unsqueeze(2).to(tokens.dtype)
     return (tokens * weight).sum(dim=1) / weight.sum(dim=1)
+
+
+def hide(tokens: Tensor, mask: Tensor | None, mask_token: Tensor | None) -> Tensor:
+    """(B, N, D) with `mask_token` (D,) where `mask` (B, N) is True; neither means that nothing is hidden.
+
+    Raises:
+        ValueError: where one of the two is missing.
+    """
+    if mask is None and mask_token is None:
+        return tokens
+    if mask is None or mask_token is None:
+        raise ValueError("embed: mask and mask_token come together")
+    return torch.where(mask.unsqueeze(2), mask_token.to(tokens.dtype), tokens)
 
 
 def places(columns: Tensor | None, grid: tuple[int, ...]) -> Tensor | None:

@@ -40,6 +40,7 @@ class Encoder(nn.Module):
         subsets: whether `encode` takes any subset of the tokens of `embed` (transformers do, convolutional networks do
             not). A masked task asks this when it is built.
         patch_size: height and width in pixels of a token, for a network of patches; else None.
+        width: of the tokens of `embed`, where there are any; a tower of open_clip has one apart from `dim`.
         spec: the arguments of `mmssl.encoder` that build this network again with random weights.
     """
 
@@ -47,10 +48,16 @@ class Encoder(nn.Module):
     dim: int
     subsets: bool = False
     patch_size: tuple[int, int] | None = None
+    width: int | None = None
     spec: dict[str, Any]
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Raw input -> position-aware tokens (B, N, D), of which any subset may go to `encode`.
+    def embed(self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+        """Raw input -> position-aware tokens (B, N, width), of which any subset may go to `encode`.
+
+        Args:
+            x: see `forward`.
+            mask: bool (B, N), True where `mask_token` stands in place of what is seen there; it gets the position.
+            mask_token: (width,).
 
         Raises:
             TypeError: for a backbone that has no such tokens.
@@ -61,7 +68,7 @@ class Encoder(nn.Module):
         )
 
     def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Features:
-        """Any subset of the tokens of `embed`, (B, n, D), -> Features."""
+        """Any subset of the tokens of `embed`, (B, n, width), -> Features."""
         raise TypeError(f"{self.spec['model']} has no tokens that can be left out")
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:

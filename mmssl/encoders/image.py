@@ -66,7 +66,8 @@ class ImageEncoder(Encoder):
         mean, std = mean or self.backbone.mean, std or self.backbone.std
         check_channels(model, self.backbone.channels, mean, std)
         self.normalize = Normalize(mean, std)
-        self.dim, self.subsets, self.patch_size = self.backbone.dim, self.backbone.subsets, self.backbone.patch_size
+        self.dim, self.subsets = self.backbone.dim, self.backbone.subsets
+        self.patch_size, self.width = self.backbone.patch_size, self.backbone.width
         self.spec = {
             "model": model,
             "modality": "image",
@@ -75,9 +76,9 @@ class ImageEncoder(Encoder):
             **self.backbone.kwargs,
         }
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Images -> tokens (B, h·w, D) in rows, with their positional embedding; see the base class."""
-        return self.backbone.embed(self.normalize(x))
+    def embed(self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+        """Images -> tokens (B, h·w, width) in rows, with their positional embedding; see the base class."""
+        return self.backbone.embed(self.normalize(x), mask, mask_token)
 
     def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Features:
         """Any subset of the tokens of `embed` -> Features; see the base class."""

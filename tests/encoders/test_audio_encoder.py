@@ -74,6 +74,17 @@ def test_patches_cover_every_frame_and_silence_fills_the_last():
     assert torch.equal(changed, torch.arange(16).expand(2, 16) >= 12)
 
 
+def test_a_mask_token_hides_a_patch_of_the_spectrogram():
+    encoder = vit()
+    mask = torch.arange(16).expand(2, -1) % 3 == 0
+    token = torch.ones(encoder.width).double()
+    hidden, seen = encoder.embed(sound(), mask, token), encoder.embed(sound())
+    assert torch.equal(hidden[~mask], seen[~mask])
+    louder = encoder.embed(2 * sound(), mask, token)
+    assert torch.equal(hidden[mask], louder[mask])
+    assert not torch.equal(hidden[~mask], louder[~mask])
+
+
 def test_mask_is_true_where_a_sample_is_near():
     encoder = create("timm/resnet18", "audio", hop=100, n_fft=400)
     mask = torch.arange(1000).expand(1, -1) < 430

@@ -87,10 +87,44 @@ def test_a_masked_token_is_as_good_as_left_out(kwargs):
     torch.testing.assert_close(encoder.encode(tokens, torch.zeros_like(mask)).pooled, encoder.encode(tokens).pooled)
 
 
+@pytest.mark.parametrize("kwargs", VARIANTS[:7])
+def test_a_mask_token_stands_in_for_a_patch_and_gets_its_position(kwargs):
+    hidden_patches_are_unseen(vit(**kwargs))
+
+
+def test_a_mask_token_of_open_clip_is_as_wide_as_its_transformer():
+    encoder = create("open_clip/ViT-B-32", "image", **CLIP).double().eval()
+    assert (encoder.width, encoder.dim) == (32, 16)
+    hidden_patches_are_unseen(encoder)
+
+
+def hidden_patches_are_unseen(encoder):
+    x = pictures().double().div(255).requires_grad_()
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[0, :5] = mask[1, 9:] = True
+    generator = torch.Generator().manual_seed(1)
+    first, second = torch.randn(2, encoder.width, generator=generator, dtype=torch.float64)
+    tokens = encoder.embed(x, mask, first)
+    assert tokens.shape == (2, 16, encoder.width)
+    assert torch.equal(tokens[~mask], encoder.embed(x)[~mask])
+    # A patch of a picture that is the same everywhere embeds as itself and its position; so does the token.
+    blank = torch.full_like(x, 0.3)
+    difference = tokens[mask] - encoder.embed(blank)[mask]
+    torch.testing.assert_close(difference, difference[:1].expand_as(difference))
+    torch.testing.assert_close(encoder.embed(x, mask, second)[mask] - tokens[mask], (second - first).expand(12, -1))
+    # Two images of 4 × 4 patches of 8 pixels: the gradient is 0 in the hidden ones, and nowhere else.
+    (gradient,) = torch.autograd.grad((encoder.encode(tokens).tokens ** 3).sum(), x)
+    reached = gradient.abs().sum(1).unfold(1, 8, 8).unfold(2, 8, 8).sum((3, 4)).flatten(1)
+    assert torch.equal(reached == 0, mask)
+    with pytest.raises(ValueError, match="mask and mask_token come together"):
+        encoder.embed(x, mask)
+
+
 def test_convolutional_network_has_no_subsets():
     encoder = create("timm/resnet18", "image")
     assert not encoder.subsets
     assert encoder.patch_size is None
+    assert encoder.width is None
     with pytest.raises(TypeError, match="timm/resnet18 has no tokens that can be left out"):
         encoder.embed(pictures())
 
