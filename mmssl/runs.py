@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from mmssl import recipe as recipes
 from mmssl.batch import to_device
@@ -123,6 +124,11 @@ def run(
     )
     result.step = resolved.training.steps
     objective.eval()
+    if any(isinstance(parameter, DTensor) for parameter in objective.parameters()):
+        # Sharded weights work on all processes together; what follows is done by one.
+        state.wait_for_everyone()
+        result = load(directory, trust=True)
+        result.objective.to(state.device)
     if state.is_main_process and not complete:
         _finish(result, loader)
     state.wait_for_everyone()

@@ -108,17 +108,23 @@ class Objective(nn.Module):
         """`loss` is minimised, the other 0-dim entries are logged; each is a mean over this process's rows."""
         raise TypeError(f"{type(self).__name__} has no loss")
 
-    def forward(self, inputs: Batch, pull: Batch | None = None) -> dict[str, Tensor]:
-        """What DDP and torch.compile wrap: `loss(predict(inputs), inputs)`.
+    def forward(
+        self, inputs: Batch, pull: Batch | None = None, whole: tuple[Batch, Batch] | None = None
+    ) -> dict[str, Tensor]:
+        """What DDP, FSDP and torch.compile wrap: `loss(predict(inputs), inputs)`.
 
         With `pull`, the gradient of an already known loss with respect to these outputs, the result is the scalar
-        whose backward pass carries that gradient into the parameters.
+        whose backward pass carries that gradient into the parameters. With `whole`, outputs without gradient and inputs
+        of all micro-batches, the gradient of parameters that the loss itself owns comes with it.
         """
         outputs = full_precision(self.predict(inputs))
         with torch.autocast(next(iter(outputs.values())).device.type, enabled=False):
             if pull is None:
                 return self.loss(outputs, inputs)
-            return {"loss": torch.stack([(outputs[key] * gradient).sum() for key, gradient in pull.items()]).sum()}
+            terms = [(outputs[key] * gradient).sum() for key, gradient in pull.items()]
+            if whole is not None:
+                terms.append(self.loss(*whole)["loss"])
+            return {"loss": torch.stack(terms).sum()}
 
     def after_step(self, progress: float) -> None:
         """After each optimiser step, without gradient: momentum teachers, clamps. `progress` runs from 0 to 1."""

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import TensorBoardTracker, get_available_trackers
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -95,6 +96,7 @@ def _fit(
     stop: _StopFlag,
 ) -> list[dict[str, Any]]:
     accelerator = _accelerator(training, directory)
+    _check_sharding(accelerator, probe_every if probe else 0)
     share, shares = process_share()
     main = accelerator.is_main_process
     say_nothing = quiet or not main
@@ -112,8 +114,7 @@ def _fit(
     objective.to(accelerator.device)
     wrapped, optimizer = accelerator.prepare(objective, make_optimizer(objective, training.optimizer))
     if accelerator.is_fsdp2:
-        for method in ("predict", "loss"):  # called outside forward, where shards would stay shards
-            register_fsdp_forward_method(wrapped, method)
+        whole_outside_forward(wrapped)
     bare_optimizer = optimizer.optimizer
 
     done = 0
@@ -200,6 +201,12 @@ def _fit(
     return history
 
 
+def whole_outside_forward(sharded: nn.Module) -> None:
+    """Let FSDP2 collect the shards for the methods that cached accumulation calls outside `forward`."""
+    for method in ("predict", "loss"):
+        register_fsdp_forward_method(sharded, method)
+
+
 def start_processes() -> PartialState:
     """Join the other processes of torchrun or accelerate launch, where there are any; call before the first gather."""
     # Without an accelerator, accelerate forms a group of processes only when told that the CPU is meant.
@@ -225,6 +232,23 @@ def _accelerator(training: Training, directory: Path | None) -> Accelerator:
         log_with=others or None if directory else None,
         project_dir=str(directory) if directory else None,
     )
+
+
+def _check_sharding(accelerator: Accelerator, probe_every: int) -> None:
+    """Raise RecipeError for what cannot work with the launcher's way of splitting a model."""
+    kind = accelerator.distributed_type
+    sharding = "accelerate launch --use_fsdp --fsdp_version 2"
+    if kind == DistributedType.DEEPSPEED:
+        raise RecipeError(
+            f"DeepSpeed keeps weights and optimiser in a form that checkpoints here do not hold; use {sharding}"
+        )
+    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise RecipeError(f"FSDP of the first version hides the parameters' names; use {sharding}")
+    if accelerator.is_fsdp2 and probe_every:
+        raise RecipeError(
+            "probe.every: a probe during training runs on one process, and the weights are sharded over all; "
+            "set probe.every=0: the probe at the end runs on the whole weights"
+        )
 
 
 def _open_trackers(accelerator: Accelerator, directory: Path | None, done: int) -> list[Any]:

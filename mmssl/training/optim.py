@@ -13,19 +13,21 @@ from mmssl.recipe import Optimizer, Schedule
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups by weight decay and learning-rate scale.
+    """Groups by weight decay and learning rate.
 
     Biases, norms and scalars (fewer than two dimensions) are not decayed. A parameter's attribute `lr_scale`, where
-    it has one, multiplies the learning rate: layer-wise decay in fine-tuning sets it.
+    it has one, multiplies the learning rate: layer-wise decay in fine-tuning sets it. One whose `lr_constant` is True
+    keeps the peak learning rate throughout the run: SimSiam's predictor.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = defaultdict(list)
     for parameter in module.parameters():
         if parameter.requires_grad:
             decay = weight_decay if parameter.ndim > 1 else 0.0
-            groups[decay, getattr(parameter, "lr_scale", 1.0)].append(parameter)
+            rate = getattr(parameter, "lr_scale", 1.0), getattr(parameter, "lr_constant", False)
+            groups[decay, *rate].append(parameter)
     return [
-        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
-        for (decay, scale), parameters in groups.items()
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale, "lr_constant": constant}
+        for (decay, scale, constant), parameters in groups.items()
     ]
 
 
@@ -56,6 +58,7 @@ def lr_factor(schedule: Schedule, step: int, steps: int) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group the learning rate `lr` times its own scale."""
+    """Give every group the learning rate `lr` times its own scale, but leave a constant one at the peak it began with."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        if not group["lr_constant"]:
+            group["lr"] = lr * group["lr_scale"]

@@ -90,23 +90,17 @@ def _cached(
     leaves = {key: value.requires_grad_() for key, value in outputs.items() if value.is_floating_point()}
 
     losses = objective.loss(outputs, inputs)
-    owned = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    gradients = torch.autograd.grad(losses["loss"], [*leaves.values(), *owned], allow_unused=True)
-    pull = {key: g for key, g in zip(leaves, gradients, strict=False) if g is not None}
-    owned_gradients = gradients[len(leaves) :]
+    gradients = torch.autograd.grad(losses["loss"], list(leaves.values()), allow_unused=True)
+    pull = {key: g for key, g in zip(leaves, gradients, strict=True) if g is not None}
 
     pulls = split_rows(pull, len(micro_batches))
     for i, (micro_batch, part_pull) in enumerate(zip(micro_batches, pulls, strict=True)):
         last = i == len(micro_batches) - 1
         with nullcontext() if last else no_sync():
             reseed(i)
-            scalar = wrapped(micro_batch, part_pull)["loss"]
-            if last:
-                # In the synchronised backward pass, so that DDP averages the loss's own parameters as well.
-                scalar = scalar + sum(
-                    (p * g).sum() for p, g in zip(owned, owned_gradients, strict=True) if g is not None
-                )
-            backward(scalar)
+            # The loss's own parameters take part in the last replay: the one whose gradients DDP or FSDP averages.
+            whole = ({key: value.detach() for key, value in outputs.items()}, inputs) if last else None
+            backward(wrapped(micro_batch, part_pull, whole)["loss"])
     return {key: value.detach() for key, value in losses.items()}
 
 

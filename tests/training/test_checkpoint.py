@@ -10,8 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
-from test_loop import free_port
-from tiny import Pull, make
+from tiny import Pull, free_port, make
 from torch import nn
 
 from mmssl.errors import RunError

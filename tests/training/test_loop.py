@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from tiny import Denoise, MemoryLoader, Pull, make
+from tiny import Denoise, MemoryLoader, Pull, free_port, make
 
 from mmssl.errors import RecipeError, RunError
 from mmssl.objectives.base import Objective
@@ -48,12 +47,6 @@ def numbers(history: list[dict]) -> list[list[float]]:
 
 def train(task: str, **changes: object) -> list[list[float]]:
     return numbers(fit(make(TASKS[task]), MemoryLoader(), settings(**changes), quiet=True))
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def _worker(rank: int, world: int, port: int, folder: str) -> None:

@@ -40,6 +40,18 @@ def test_biases_and_norms_are_not_decayed_and_scales_multiply() -> None:
     assert {g["lr"] for g in optimizer.param_groups} == {0.2, 0.4}
 
 
+def test_a_constant_learning_rate_stays_at_the_peak() -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    for p in module[1].parameters():
+        p.lr_constant = True
+    optimizer = make_optimizer(module, Optimizer(name="sgd", lr=0.8, weight_decay=0.1))
+    set_lr(optimizer, 0.2)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {rates[id(p)] for p in module[0].parameters()} == {0.2}
+    assert {rates[id(p)] for p in module[1].parameters()} == {0.8}
+    assert {g["weight_decay"] for g in optimizer.param_groups if g["lr"] == 0.8} == {0.1, 0.0}
+
+
 def test_lars_does_not_adapt_what_is_not_decayed() -> None:
     """You et al.: the trust ratio belongs to weights; biases take the plain step (SimCLR's exclusion)."""
     module = nn.Linear(4, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,7 +68,7 @@ class Pull(Objective):
 
     def __init__(self, encoders: dict[str, Encoder]) -> None:
         super().__init__(encoders)
-        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.scale = nn.Parameter(torch.tensor([1.0]))
         self.register_buffer("seen", torch.zeros(()))
         self.register_buffer("mean", torch.zeros(self.encoder("image").dim))
         self.latest: Tensor | None = None
@@ -123,3 +124,9 @@ class MemoryLoader:
 def make(task: type[Objective], seed: int = 0, **options: Any) -> Objective:
     torch.manual_seed(seed)
     return task({"image": TinyEncoder(**options)})
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]

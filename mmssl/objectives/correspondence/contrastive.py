@@ -67,9 +67,10 @@ class Contrastive(Objective):
         self.needs = tuple(dict.fromkeys(self.modalities.values()))
         self.project_a = nn.Linear(self.encoder(a).dim, width, bias=False)
         self.project_b = nn.Linear(self.encoder(b).dim, width, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(scale or (1 / 0.07 if form == "clip" else 10.0))))
+        # Of one entry each: FSDP2 shards no parameter without dimensions.
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(scale or (1 / 0.07 if form == "clip" else 10.0))]))
         if form == "siglip":
-            self.logit_bias = nn.Parameter(torch.tensor(bias))
+            self.logit_bias = nn.Parameter(torch.tensor([bias]))
 
     def chance(self, rows: int) -> Chance:
         """One `b` among B. For siglip the loss of the best constant logit, which is that of probability 1 / B."""
@@ -104,11 +105,11 @@ class Contrastive(Objective):
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """The form's loss over the global batch, retrieval accuracy in both directions, the scale."""
-        scale = self.logit_scale.exp()
+        scale = self.logit_scale[0].exp()
         if self.form == "clip":
             loss, *accuracies = info_nce(outputs["a"], outputs["b"], scale)
         else:
-            loss, *accuracies = sigmoid_pairs(outputs["a"], outputs["b"], scale, self.logit_bias)
+            loss, *accuracies = sigmoid_pairs(outputs["a"], outputs["b"], scale, self.logit_bias[0])
         return {"loss": loss, **dict(zip(self._metrics(), accuracies, strict=True)), "scale": scale.detach()}
 
     def after_step(self, progress: float) -> None:
