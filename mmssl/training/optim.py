@@ -58,7 +58,7 @@ def lr_factor(schedule: Schedule, step: int, steps: int) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group the learning rate `lr` times its own scale, but leave a constant one at the peak it began with."""
+    """Give every group the learning rate `lr` times its own scale; a constant one stays at the peak it began with."""
     for group in optimizer.param_groups:
         if not group["lr_constant"]:
             group["lr"] = lr * group["lr_scale"]
