@@ -31,8 +31,8 @@ _ROWS = (
         (-90, 0),
     ),
 )
-# Colours whose distances to all bins are held at once.
-_TOGETHER = 1 << 17
+# The plane of a and b is cut into cells, 88 by 88 of 2.5 by 2.5, to look up what may be near.
+_REACH, _CELL = 110.0, 2.5
 
 
 def rgb_to_lab(images: Tensor) -> Tensor:
@@ -67,35 +67,48 @@ def color_bins() -> Tensor:
     table = [
         (a, b) for a, (low, high) in zip(range(-90, 101, 10), _ROWS, strict=True) for b in range(low, high + 1, 10)
     ]
-    return torch.tensor(table, dtype=torch.get_default_dtype())
+    return torch.tensor(table, dtype=torch.get_default_dtype(), device="cpu")
 
 
-def soft_encode(ab: Tensor, bins: Tensor, *, neighbors: int = 10, sigma: float = 5.0) -> tuple[Tensor, Tensor]:
+def bins_nearby(bins: Tensor, neighbors: int) -> Tensor:
+    """For each cell of the plane, all bins that can be among the nearest of a colour in it, int64 (cells, C).
+
+    Of 313 bins 17 are left for 10 neighbours.
+    """
+    line = torch.arange(-_REACH, _REACH, _CELL, device="cpu") + _CELL / 2
+    apart = (torch.cartesian_prod(line, line)[:, None] - bins).abs()
+    closest = (apart - _CELL / 2).clamp(min=0).norm(dim=-1)
+    farthest = (apart + _CELL / 2).norm(dim=-1)
+    # One is out where so many others are nearer wherever in the cell the colour is.
+    possible = closest <= farthest.topk(neighbors, largest=False).values[:, -1:]
+    return closest.topk(int(possible.sum(1).max()), largest=False).indices
+
+
+def soft_encode(
+    ab: Tensor, bins: Tensor, nearby: Tensor, *, neighbors: int = 10, sigma: float = 5.0
+) -> tuple[Tensor, Tensor]:
     """Spread each colour over its nearest bins, with a Gaussian of the distance.
 
     The paper's text says 5 neighbours; its code, and its author asked about it, 10.
 
     Args:
-        ab: (B, 2, h, w).
+        ab: (B, 2, h, w), from -110 to 110.
         bins: (Q, 2).
+        nearby: of `bins_nearby` for this number of neighbours.
         neighbors: K, bins a colour is spread over.
         sigma: of the Gaussian, in units of Lab.
 
     Returns:
         int64 (B, K, h, w), which bins, nearest first; (B, K, h, w), their shares, of sum 1.
     """
-    points = ab.movedim(1, -1).reshape(-1, 2)
-    found = [
-        # Differences, not products: a row's bits must not depend on what else is in the batch.
-        torch.cdist(part, bins, compute_mode="donot_use_mm_for_euclid_dist").topk(neighbors, largest=False)
-        for part in points.split(_TOGETHER)
-    ]
-    distance, index = (
-        torch.cat(parts).view(len(ab), *ab.shape[2:], neighbors).movedim(-1, 1) for parts in zip(*found, strict=True)
-    )
-    # The nearest bin's own distance taken off, shares stay finite however far a colour is.
-    weight = torch.exp((distance[:, :1].square() - distance.square()) / (2 * sigma**2))
-    return index, weight / weight.sum(1, keepdim=True)
+    last = round(2 * _REACH / _CELL) - 1
+    a, b = ((ab + _REACH) / _CELL).long().clamp(0, last).unbind(1)
+    candidates = nearby[a * (last + 1) + b]
+    squares = (ab.movedim(1, -1)[..., None, :] - bins[candidates]).square().sum(-1)
+    squares, order = squares.topk(neighbors, largest=False)
+    weight = torch.exp(-squares / (2 * sigma**2))
+    share = weight / weight.sum(-1, keepdim=True)
+    return candidates.gather(-1, order).movedim(-1, 1), share.movedim(-1, 1)
 
 
 def annealed_mean(logits: Tensor, bins: Tensor, *, temperature: float = 0.38) -> Tensor:
