@@ -1,0 +1,181 @@
+"""Jigsaw: in which order were the tiles of the image shuffled?
+
+Noroozi & Favaro 2016, "Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles", arXiv 1603.09246.
+A square of the image is cut into 3 x 3 cells with a tile at a random place in each; the tiles are put in one of N fixed
+orders, every tile goes through the encoder alone, and a head over all of them says which order it was. Defaults are
+those of the released code: cells of 85 pixels with tiles of 64 at an offset of 0 to 21 (so that neighbours are 21
+pixels apart on average and 0 at least), or as much of a smaller image; 100 orders; half of the puzzles gray, half of
+the others projected; each colour channel shifted by up to 2 pixels. From the paper comes that every tile gets the same
+mean and standard deviation.
+
+Known traps. Orders that differ by one swap (the published sets have them) are told apart by two tiles only: see
+`mmssl.ops.permutations`. Neighbouring tiles without a gap are matched by their edges. What the lens does shows a tile's
+place without a look at its content, and the default hides only part of it: gray leaves the blur that red and blue
+shifted apart leave, the projection hides green against magenta and not red against blue (`drop: 1` hides both);
+vignetting leaves a slope of brightness within each tile (`slope: true` takes it out). A watermark in a corner is hidden
+by nothing but a crop (`area`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl.batch import Batch
+from mmssl.encoders.base import Encoder
+from mmssl.errors import RecipeError
+from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.ops.augment import draw_crops, resized_crop
+from mmssl.ops.draws import Draws
+from mmssl.ops.permutations import permutation_set
+from mmssl.ops.tiles import cut_tiles, draw_corners, fit_tile, mosaic, recolor, standardize
+
+
+class Jigsaw(Objective):
+    """N-way classification of the order of tiles.
+
+    Args:
+        encoders: holds the image encoder.
+        encoder: its name.
+        orders: N, of the (grid²)! there are.
+        grid: cells a side.
+        size: side of the square that is cut, in pixels; the image's shorter side where left out. A smaller one is at a
+            random place.
+        area: smallest and largest share of the image of a square crop that is resized to `size`; None for no resizing.
+        flip: probability that the image is mirrored.
+        tile: side of a tile, in pixels; 64/85 of a cell where left out, in multiples of the encoder's patches.
+        gap: least distance of neighbouring tiles, in pixels.
+        shift: largest shift of a colour channel of a tile, in pixels; 2/64 of the tile where left out, at least 1.
+        gray: probability that all tiles of an image are gray.
+        projection: of the others, the probability of the green-magenta projection.
+        drop: of the remaining ones, the probability that each tile keeps one channel only.
+        standardize: whether every tile gets the same mean and standard deviation.
+        slope: whether that takes out a fitted plane as well.
+        tile_width: of what the head takes from each tile.
+        hidden: width of the layer over all tiles; None for none.
+    """
+
+    needs = ("image",)
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        *,
+        encoder: str = "image",
+        orders: int = 100,
+        grid: int = 3,
+        size: int | None = None,
+        area: tuple[float, float] | None = None,
+        flip: float = 0.0,
+        tile: int | None = None,
+        gap: int = 0,
+        shift: int | None = None,
+        gray: float = 0.5,
+        projection: float = 0.5,
+        drop: float = 0.0,
+        standardize: bool = True,
+        slope: bool = False,
+        tile_width: int = 1024,
+        hidden: int | None = 4096,
+    ) -> None:
+        super().__init__(encoders)
+        self.name, self.grid, self.size, self.area, self.flip = encoder, grid, size, area, flip
+        self.tile, self.gap, self.shift = tile, gap, shift
+        self.colors = {"gray": gray, "projection": projection, "drop": drop}
+        self.standardize, self.slope = standardize, slope
+        modality = self.encoder(encoder).modality
+        if modality != "image":
+            raise RecipeError(f"jigsaw cuts images, and the encoder '{encoder}' reads {modality}")
+        if slope and not standardize:
+            raise RecipeError("jigsaw: slope = true is part of standardize, which is false")
+        tiles = grid * grid
+        if grid < 2 or not 2 <= orders <= math.factorial(tiles):
+            raise RecipeError(f"jigsaw: a grid of {grid} x {grid} has no {orders} orders; take a grid of 2 or more")
+        self.orders: Tensor
+        self.register_buffer("orders", permutation_set(orders, tiles))
+        self.each = nn.Sequential(nn.Linear(self.encoder(encoder).dim, tile_width), nn.ReLU())
+        together = [nn.Linear(tiles * tile_width, hidden), nn.ReLU()] if hidden else []
+        self.head = nn.Sequential(*together, nn.Linear(hidden or tiles * tile_width, orders))
+
+    def chance(self, rows: int) -> Chance:
+        """N orders, equally often."""
+        return Chance(math.log(len(self.orders)), {"accuracy": 1 / len(self.orders)})
+
+    @torch.no_grad()
+    def transform(self, batch: Batch, draws: Draws) -> Batch:
+        """`image` (B, 3, H, W) -> `tiles` (B, grid², 3, s, s) and `order` (B,).
+
+        Place i of the tiles holds the one whose place in the image is `orders[order, i]`, row by row.
+        """
+        images = batch["image"]
+        mirrored = draws.chance(self.flip)
+        side = self.size or min(images.shape[-2:])
+        if self.area is not None:
+            boxes = draw_crops(draws, 1, *images.shape[-2:], area=self.area, ratio=(1.0, 1.0))[:, 0]
+            images = resized_crop(images, boxes, side, mirrored)
+        elif self.flip > 0:
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        cell, tile, shift = self._measures(side, images)
+        corners = draw_corners(
+            draws,
+            self.grid,
+            pitch=cell,
+            jitter=cell - self.gap - shift - tile,
+            room=(images.shape[-2] - cell * self.grid, images.shape[-1] - cell * self.grid),
+            shift=shift,
+        )[:, 0]
+        order = draws.integers(len(self.orders))
+        shuffled = corners.gather(1, self.orders[order][..., None, None].expand_as(corners))
+        tiles = cut_tiles(images, shuffled, tile)
+        tiles = tiles / 255 if tiles.dtype == torch.uint8 else tiles
+        tiles = recolor(tiles, draws, **self.colors, together=True)
+        return {"tiles": standardize(tiles, slope=self.slope) if self.standardize else tiles, "order": order}
+
+    def _measures(self, side: int, images: Tensor) -> tuple[int, int, int]:
+        """Sides of a cell and of a tile and the shift of a channel, in pixels."""
+        if side > min(images.shape[-2:]):
+            raise RecipeError(
+                f"jigsaw: size = {side} is more than the image's {min(images.shape[-2:])} pixels; "
+                "with area = [1.0, 1.0] the image is enlarged"
+            )
+        cell = side // self.grid
+        shift = max(1, round(cell * 64 / 85 / 32)) if self.shift is None else self.shift
+        tile = fit_tile(
+            cell * 64 / 85, cell - self.gap - shift, self.encoder(self.name).patch_size, self.tile, "jigsaw"
+        )
+        return cell, tile, shift
+
+    def predict(self, inputs: Batch) -> Batch:
+        """`logits` (B, orders); all tiles of all rows in one pass of the encoder."""
+        tiles = inputs["tiles"]
+        pooled = self.encoder(self.name)(tiles.flatten(0, 1)).pooled
+        return {"logits": self.head(self.each(pooled).view(len(tiles), -1))}
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        """Cross-entropy, and accuracy."""
+        logits, order = outputs["logits"], inputs["order"]
+        return {
+            "loss": F.cross_entropy(logits, order),
+            "accuracy": (logits.argmax(1) == order).to(logits.dtype).mean(),
+        }
+
+    def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
+        """The tiles as the network gets them, in their own order, and in that which it takes for their own."""
+        tiles, answer = inputs["tiles"], outputs["logits"].argmax(1)
+
+        def assembled(order: Tensor) -> list[Tensor]:
+            places = self.orders[order].argsort(1)[..., None, None, None].expand_as(tiles)
+            return list(mosaic(tiles.gather(1, places), self.grid))
+
+        right = (self.orders[answer] == self.orders[inputs["order"]]).sum(1)
+        words = [f"{n} of {self.grid**2} right" if n < self.grid**2 else "right" for n in right.tolist()]
+        return [
+            Panel("as fed", list(mosaic(tiles, self.grid))),
+            Panel("in order", assembled(inputs["order"])),
+            Panel("as answered", assembled(answer)),
+            Panel("tiles in place", words),
+        ]

@@ -1,0 +1,219 @@
+"""Cut grids of tiles out of images and take from them what gives their place away without a look at the content.
+
+Neighbouring tiles continue each other's edges: a gap between them and a random place in their cell. Lenses shift the
+colours outwards (chromatic aberration) and darken the corners (vignetting): `recolor` and `standardize`. Everything
+works on whole batches, with one draw a tile or a row.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmssl.errors import RecipeError
+from mmssl.ops.augment import resize_matrix
+from mmssl.ops.draws import Draws
+
+GRAY_LEVEL = 1 / 255
+_NOISE = 1 << 18
+
+
+def draw_corners(
+    draws: Draws, grid: int, *, pitch: int, jitter: int, room: tuple[int, int], grids: int = 1, shift: int = 0
+) -> Tensor:
+    """Where the tiles of a grid begin: a random origin, cells of `pitch` pixels, a random place in each cell.
+
+    No place is clamped, because a clamped tile would tell that its cell is at the border.
+
+    Args:
+        draws: source of randomness.
+        grid: cells a side, g.
+        pitch: from cell to cell, in pixels.
+        jitter: largest distance of a tile from the corner of its cell, in pixels.
+        room: largest top and left of the origin, in pixels.
+        grids: G, grids a row.
+        shift: largest further distance of each colour channel, in pixels; 0 for the same place in all.
+
+    Returns:
+        int64 (B, G, g², 3, 2), top and left of each channel; the tiles in rows. The channels' dimension is 1 where
+        `shift` is 0.
+    """
+    cells = torch.arange(grid, device=draws.device) * pitch
+    corners = torch.cartesian_prod(cells, cells)[:, None]
+    free = torch.tensor([room[0] + 1, room[1] + 1], device=draws.device)
+    origin = (draws.uniform(grids, 1, 1, 2) * free).long().minimum(free - 1)
+    corners = origin + corners + draws.integers(jitter + 1, grids, grid * grid, 1, 2)
+    return corners + draws.integers(shift + 1, grids, grid * grid, 3, 2) if shift else corners
+
+
+def cut_tiles(images: Tensor, corners: Tensor, size: int) -> Tensor:
+    """Square tiles of images, each channel at a place of its own where wanted.
+
+    Args:
+        images: (N, C, H, W).
+        corners: int64 (N, K, C, 2) or (N, K, 1, 2), top and left; every tile lies inside its image.
+        size: s, of a tile, in pixels.
+
+    Returns:
+        (N, K, C, s, s), dtype of the images.
+    """
+    line = torch.arange(size, device=images.device)
+    down = corners[..., 0, None, None] + line[:, None]
+    across = corners[..., 1, None, None] + line
+    row = torch.arange(len(images), device=images.device)[:, None, None, None, None]
+    channel = torch.arange(images.shape[1], device=images.device)[:, None, None]
+    return images[row, channel, down, across]
+
+
+def coarsen(tiles: Tensor, sides: Tensor) -> Tensor:
+    """Resize each tile down to a side of its own and back, so that its fine texture says less about its scale.
+
+    Args:
+        tiles: float (N, C, s, s).
+        sides: int64 (N,), from 1 to s pixels; s changes nothing.
+    """
+    weights = _down_and_up(tiles.shape[-1], torch.get_default_dtype()).to(tiles)[sides][:, None]
+    return weights @ tiles @ weights.mT
+
+
+@cache
+def _down_and_up(size: int, dtype: torch.dtype) -> Tensor:
+    """(size + 1, size, size): what resizing a line of `size` pixels to k and back does, at place k."""
+    zero = torch.zeros(1, dtype=torch.long)
+    matrices = [torch.zeros(size, size, dtype=dtype)]
+    for side in range(1, size + 1):
+        down = resize_matrix(zero, zero + size, size, side)[0]
+        matrices.append(resize_matrix(zero, zero + side, side, size)[0] @ down)
+    return torch.stack(matrices)
+
+
+def recolor(
+    tiles: Tensor, draws: Draws, *, gray: float, projection: float, drop: float, together: bool = False
+) -> Tensor:
+    """Hide chromatic aberration: each tile becomes gray or is projected or keeps one channel only, or none of these.
+
+    Args:
+        tiles: float in [0, 1], (B, K, 3, s, s).
+        draws: source of randomness.
+        gray: probability of the mean of the channels in place of each. What aberration has blurred stays blurred.
+        projection: of the others, the probability of `project_colors`.
+        drop: of the remaining ones, the probability of `drop_colors`.
+        together: whether all tiles of a row fare alike.
+    """
+    fates = 1 if together else tiles.shape[1]
+    dice, keep = draws.uniform(fates, 3), draws.integers(3, fates)
+    is_gray, projected, dropped = (dice < torch.tensor([gray, projection, drop], device=dice.device)).unbind(-1)
+    projected, dropped = projected & ~is_gray, dropped & ~is_gray & ~projected
+    if gray > 0:
+        tiles = torch.where(_over_pixels(is_gray), tiles.mean(2, keepdim=True), tiles)
+    if projection > 0:
+        tiles = torch.where(_over_pixels(projected), project_colors(tiles), tiles)
+    if drop > 0:
+        tiles = torch.where(_over_pixels(dropped), drop_colors(tiles, keep.expand(tiles.shape[:2]), draws), tiles)
+    return tiles
+
+
+def _over_pixels(chosen: Tensor) -> Tensor:
+    return chosen[..., None, None, None]
+
+
+def project_colors(tiles: Tensor) -> Tensor:
+    """(..., 3, s, s) without its green-magenta part: I - aᵀa / (a aᵀ) with a = (-1, 2, -1) (Doersch et al. 2015).
+
+    A lens that treats green unlike red and blue is hidden; one that shifts red against blue is not.
+    """
+    red, green, blue = tiles.unbind(-3)
+    shade = (2 * green - red - blue) / 6
+    return torch.stack([red + shade, green - 2 * shade, blue + shade], -3)
+
+
+def drop_colors(tiles: Tensor, keep: Tensor, draws: Draws) -> Tensor:
+    """Keep one channel, without its mean, and put noise of one gray level into the others (Doersch et al. 2015).
+
+    Args:
+        tiles: float (B, K, 3, s, s).
+        keep: int64 (B, K), the channel.
+        draws: source of randomness.
+
+    Returns:
+        (B, K, 3, s, s) around 0.5.
+    """
+    count, channels, size = tiles.shape[1:4]
+    # Windows of one long strip: as good as fresh noise for every pixel, and nearly free.
+    windows = _noise(size * size, tiles.device).unfold(0, size * size, 1)
+    noise = windows[draws.integers(len(windows), count, channels)].view(tiles.shape).to(tiles.dtype)
+    kept = torch.arange(channels, device=tiles.device) == keep[..., None]
+    return torch.where(_over_pixels(kept)[..., 0, :, :], tiles - tiles.mean((-2, -1), keepdim=True), noise) + 0.5
+
+
+@cache
+def _noise(window: int, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(_NOISE + window, generator=generator, dtype=torch.float32) - 0.5
+    return (noise * GRAY_LEVEL).to(device)
+
+
+def standardize(tiles: Tensor, *, slope: bool = False) -> Tensor:
+    """Every tile with the same mean and standard deviation: brightness and contrast say nothing of its place.
+
+    Args:
+        tiles: float (..., 3, s, s); statistics are over channels and pixels.
+        slope: whether to take out of each channel the plane fitted to it, too.
+
+    Returns:
+        Mean 0.5 and standard deviation 0.25, about what an image in [0, 1] has; less where a tile is so flat that its
+        own is below one gray level.
+    """
+    if slope:
+        tiles = tiles - _fitted_slopes(tiles)
+    tiles = tiles - tiles.mean((-3, -2, -1), keepdim=True)
+    deviation = tiles.square().mean((-3, -2, -1), keepdim=True).sqrt()
+    return tiles / deviation.clamp(min=GRAY_LEVEL) / 4 + 0.5
+
+
+def _fitted_slopes(tiles: Tensor) -> Tensor:
+    size = tiles.shape[-1]
+    line = torch.arange(size, device=tiles.device, dtype=tiles.dtype) - (size - 1) / 2
+    line = line / line.square().sum().clamp(min=1).sqrt() / size**0.5
+    down, across = line[:, None], line
+    plane = (tiles * down).sum((-2, -1), keepdim=True) * down
+    return plane + (tiles * across).sum((-2, -1), keepdim=True) * across
+
+
+def fit_tile(wanted: float, room: int, patch: tuple[int, int] | None, given: int | None, task: str) -> int:
+    """Side of a tile in pixels: `given`, or what is nearest to `wanted` among what the encoder takes.
+
+    Args:
+        wanted: in pixels.
+        room: largest side that fits.
+        patch: height and width of the encoder's patches, of which a tile holds whole ones; None for any size.
+        given: the recipe's own wish.
+        task: named in errors.
+
+    Raises:
+        RecipeError: where nothing fits, or `given` does not.
+    """
+    unit = 1 if patch is None else math.lcm(*patch)
+    if given is None:
+        given = min(max(unit, round(wanted / unit) * unit), room // unit * unit)
+    if not 0 < given <= room:
+        raise RecipeError(
+            f"{task}: a tile of {max(given, unit)} pixels does not fit into the {room} that there are; "
+            "larger images or a network of smaller patches are a way out"
+        )
+    if given % unit:
+        raise RecipeError(f"{task}: a tile of {given} pixels is not a whole number of the encoder's patches of {unit}")
+    return given
+
+
+def mosaic(tiles: Tensor, grid: int) -> Tensor:
+    """(N, grid², 3, s, s) -> (N, 3, h, h) in [0, 1], laid out in rows with white lines between them."""
+    line = max(1, tiles.shape[-1] // 12)
+    framed = F.pad(tiles.clamp(0, 1), (0, line, 0, line), value=1.0)
+    size = framed.shape[-1]
+    square = framed.unflatten(1, (grid, grid)).permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, grid * size, grid * size)
+    return square[..., :-line, :-line]
