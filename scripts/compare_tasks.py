@@ -1,0 +1,224 @@
+"""Which pretext task gives the encoder that transfers best? Every image task, one budget, on real emoji; resumable.
+
+    MMSSL_DATA=path/to/data python scripts/compare_tasks.py                    every missing cell, then the tables
+    MMSSL_DATA=path/to/data python scripts/compare_tasks.py rotation cnn 0 1   some tasks, networks or seeds
+    python scripts/compare_tasks.py --table                                    only the tables, into README.md
+
+Two artists' drawings are pretrained on; the category is then probed on a third artist's drawings of concepts that were
+never seen. A cell is one task, one network and one seed, kept in scripts/compare_tasks.json and not run again. All
+tasks have the same steps, optimiser and number of pictures through the encoder a step; nothing is tuned for a task.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+CELLS = ROOT / "scripts" / "compare_tasks.json"
+MARKS = ("<!-- tasks -->", "<!-- /tasks -->")
+SEEDS = (0, 1, 2)
+STYLES = ("google", "twitter")
+UNSEEN = "openmoji"
+SIZE = 32
+STEPS = 300
+PICTURES = 128
+NETWORKS: dict[str, dict[str, Any]] = {
+    "cnn": {"model": "timm/resnet10t", "channels": [32, 64, 128, 256], "stem_width": 16},
+    "vit": {
+        "model": "timm/vit_tiny_patch16_224",
+        "img_size": SIZE,
+        "patch_size": 4,
+        "embed_dim": 64,
+        "depth": 4,
+        "num_heads": 4,
+    },
+}
+RATES = {"cnn": 2e-3, "vit": 1e-3}
+SMALL = {"views": {"strength": 0.5, "blur": 0, "area": [0.2, 1.0]}}  # of pictures of 32 pixels: SimCLR's for CIFAR
+# Hyper-parameters that differ from the defaults, and pictures that one row puts through the encoder.
+TASKS: dict[str, tuple[dict[str, Any], int]] = {
+    "rotation": ({"area": [0.5, 1.0], "flip": 0.0}, 4),
+    "simclr": (SMALL, 2),
+}
+BASELINES = ("random", "pixels", "supervised")
+
+
+def split_styles(folder: Path) -> None:
+    """Parquet files: two styles of the training concepts, the third style of all others; without flags."""
+    import datasets
+
+    home = Path(os.environ["MMSSL_DATA"]) / "emoji"
+    for split, wanted, files in (("train", STYLES, ["train"]), ("test", (UNSEEN,), ["validation", "test"])):
+        rows = datasets.load_dataset("parquet", data_files=[str(home / f"{f}.parquet") for f in files], split="train")
+        keep = rows.filter(lambda row, wanted=wanted: row["style"] in wanted and row["category"] != "Flags")
+        keep.to_parquet(folder / f"{split}.parquet")
+
+
+def recipe(task: str, network: str, seed: int, folder: str) -> dict[str, Any]:
+    """What a cell trains."""
+    hyper, pictures = TASKS[task]
+    return {
+        "encoders": {"image": NETWORKS[network]},
+        "objective": {"name": task.partition("+")[0], **hyper},
+        "data": {"source": folder, "image": {"size": SIZE}},
+        "training": {
+            "steps": STEPS,
+            "batch_size": PICTURES // pictures,
+            "seed": seed,
+            "log_every": 10,
+            "save_every": STEPS,
+            "optimizer": {"lr": RATES[network], "weight_decay": 0.05},
+            "schedule": {"warmup": 20},
+        },
+    }
+
+
+def measure(task: str, network: str, seed: int, folder: str) -> dict[str, Any]:
+    """Numbers of one cell: accuracy of both probes at every depth, and how the pretext task itself went."""
+    import torch
+
+    import mmssl
+    from mmssl.recipe import Data, ImageDecode
+
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    cell: dict[str, Any] = {}
+    encoder = mmssl.encoder(modality="image", **NETWORKS[network]).fresh(seed)
+    data = Data(source=folder, image=ImageDecode(size=SIZE))
+    settings = {"label": "category", "groups": "concept", "seed": seed, "seeds": 1, "baseline": False}
+    if task == "supervised":
+        scores = mmssl.adapt(encoder, data, probe="finetune", steps=STEPS, batch_rows=PICTURES, **settings)
+        return {"finetune": scores.rows[0].accuracy, "minutes": (time.perf_counter() - began) / 60}
+    if task == "pixels":
+        encoder = pixels()
+    elif task != "random":
+        with tempfile.TemporaryDirectory() as out:
+            run = mmssl.run(recipe(task, network, seed, folder), out=Path(out) / "run", quiet=True)
+        encoder = run.encoders["image"].eval()
+        last = run.history[-1]
+        cell = {key: round(last[key], 4) for key in ("loss", "spread", *run.chance.metrics) if key in last}
+        cell |= {"verdict": run.verdict, "trained": (time.perf_counter() - began) / 60}
+    for probe, options in (("knn", {}), ("logistic", {"c": (1e-3, 1e-2, 0.1)})):
+        scores = mmssl.adapt(encoder, data, probe=probe, layers=task != "pixels", **settings, **options)
+        cell[probe] = {row.layer: round(row.accuracy, 4) for row in scores.rows if row.encoder == "pretrained"}
+        cell["majority"] = next(round(row.accuracy, 4) for row in scores.rows if row.encoder == "constant")
+    return cell | {"minutes": (time.perf_counter() - began) / 60}
+
+
+def pixels() -> Any:
+    """An encoder that only shrinks: its features are 16 x 16 colours."""
+    import torch
+    import torch.nn.functional as F
+
+    from mmssl.encoders.base import Encoder, Features
+
+    class Pixels(Encoder):
+        modality, dim = "image", 3 * 16 * 16
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> Features:
+            pooled = F.adaptive_avg_pool2d(x * self.one / 255, 16).flatten(1)
+            return Features(pooled[:, None], pooled, (1,))
+
+    return Pixels()
+
+
+def cell_of(task: str, network: str, seed: int, folder: str) -> tuple[str, dict[str, Any]]:
+    return f"{task} {network} {seed}", measure(task, network, seed, folder)
+
+
+def possible(task: str, network: str) -> bool:
+    """Masked tasks need tokens that can be left out."""
+    return network == "vit" or not task.startswith("masked_autoencoder")
+
+
+def tables(cells: dict[str, dict[str, Any]]) -> str:
+    """Markdown, one table a network: mean and standard deviation over the seeds, the best task first."""
+    blocks = []
+    for network in NETWORKS:
+        found: dict[str, list[dict[str, Any]]] = {}
+        for key, cell in cells.items():
+            task, net, _ = key.split()
+            if net == network:
+                found.setdefault(task, []).append(cell)
+        probed = {task: runs for task, runs in found.items() if "knn" in runs[0]}
+        if not probed:
+            continue
+        depths = [d for d in max((runs[0]["logistic"] for runs in probed.values()), key=len) if d != "pooled"]
+        lines = [
+            f"| {network}: task | kNN | logistic | {' | '.join(f'at {d}' for d in depths)} | pretext | seeds |",
+            "|---" * (len(depths) + 5) + "|",
+        ]
+        for task, runs in sorted(probed.items(), key=lambda item: -_mean(item[1], "knn", "pooled")):
+            row = [_cell(runs, "knn", "pooled"), _cell(runs, "logistic", "pooled")]
+            row += [_cell(runs, "logistic", depth) for depth in depths]
+            verdicts = " / ".join(dict.fromkeys(_short(run.get("verdict", "")) for run in runs))
+            lines.append(f"| {task.replace('_', ' ')} | {' | '.join(row)} | {verdicts} | {len(runs)} |")
+        if "supervised" in found:
+            values = [100 * run["finetune"] for run in found["supervised"]]
+            dash = " | ".join("" for _ in depths)
+            lines.append(f"| supervised | | {_spread(values)} | {dash} | | {len(values)} |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _short(verdict: Any) -> str:
+    return str(verdict).partition(":")[0]
+
+
+def _mean(runs: list[dict[str, Any]], probe: str, depth: str) -> float:
+    return statistics.fmean(run[probe].get(depth, 0.0) for run in runs)
+
+
+def _cell(runs: list[dict[str, Any]], probe: str, depth: str) -> str:
+    values = [100 * run[probe][depth] for run in runs if depth in run[probe]]
+    return _spread(values) if values else ""
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    cells: dict[str, dict[str, Any]] = json.loads(CELLS.read_text()) if CELLS.exists() else {}
+    if "--table" not in arguments:
+        tasks = [a for a in arguments if a in (*TASKS, *BASELINES)] or [*BASELINES, *TASKS]
+        networks = [a for a in arguments if a in NETWORKS] or list(NETWORKS)
+        seeds = [int(a) for a in arguments if a.isdigit()] or SEEDS
+        wanted = [(t, n, s) for s in seeds for t in tasks for n in networks if possible(t, n)]
+        missing = [w for w in wanted if " ".join(map(str, w)) not in cells]
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cells side by side, one thread each
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool,
+        ):
+            split_styles(Path(folder))
+            for done in as_completed([pool.submit(cell_of, *one, folder) for one in missing]):
+                key, cell = done.result()
+                cells = json.loads(CELLS.read_text()) if CELLS.exists() else {}
+                cells[key] = cell
+                CELLS.write_text(json.dumps(dict(sorted(cells.items())), indent=1) + "\n")
+                print(key, cell, flush=True)
+    text = tables(cells)
+    print(text)
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text().partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    readme.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
+
+
+if __name__ == "__main__":
+    main()
