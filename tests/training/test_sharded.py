@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType
 from tiny import Denoise, Pull, TinyEncoder, free_port
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
@@ -22,6 +24,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import mmssl
+from mmssl.errors import RecipeError
 from mmssl.objectives.base import Objective
 from mmssl.ops.draws import Draws
 from mmssl.training import loop
@@ -136,3 +139,17 @@ def test_a_sharded_run_is_finished_and_read_back_whole(tmp_path):
     stored = dict(sharded.objective.named_parameters())
     for name, parameter in alone.objective.named_parameters():
         torch.testing.assert_close(stored[name], parameter, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "second", "probe_every", "message"),
+    [
+        ("DEEPSPEED", False, 0, "DeepSpeed keeps weights .* use accelerate launch --use_fsdp --fsdp_version 2"),
+        ("FSDP", False, 0, "FSDP of the first version .* use accelerate launch"),
+        ("FSDP", True, 10, "set probe.every=0"),
+    ],
+)
+def test_what_sharding_cannot_do_is_said_before_training(kind, second, probe_every, message):
+    launched = SimpleNamespace(distributed_type=DistributedType[kind], is_fsdp2=second)
+    with pytest.raises(RecipeError, match=message):
+        loop._check_sharding(launched, probe_every)
