@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -24,6 +24,9 @@ from mmssl.ops.draws import Draws
 from mmssl.recipe import Data, Recipe
 from mmssl.training import checkpoint
 from mmssl.training.loop import check_trackers, fit, start_processes
+
+if TYPE_CHECKING:
+    from mmssl.audit.verdict import Verdict
 
 # Settings that may differ when a run is resumed: they change how, not what, is computed.
 FREE_ON_RESUME = {"workers", "log_every", "save_every", "trackers", "accumulate"}
@@ -53,6 +56,13 @@ class Run:
     def chance(self) -> Chance:
         """The level of guessing at the recipe's batch size."""
         return self.objective.chance(self.recipe.training.batch_size)
+
+    @property
+    def verdict(self) -> list[Verdict]:
+        """Learned, at chance since step s, or collapsed, with the number that decided it: one for each task."""
+        from mmssl.audit.verdict import judge
+
+        return judge(self.history, self.chance, self.recipe.training.batch_size)
 
     @property
     def probes(self) -> dict[str, Any] | None:

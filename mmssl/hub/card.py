@@ -72,6 +72,7 @@ def model_card(run: Run, repo: str | None = None) -> str:
         training=training,
         steps=f"{run.step:,}",
         samples=f"{run.step * training.batch_size:,}",
+        verdicts=[markdown(verdict) for verdict in run.verdict],
         metrics=[
             [code(key), number(final.get(key)), number(levels.get(key))] for key in dict.fromkeys([*levels, *final])
         ],

@@ -54,6 +54,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "steps": run.step,
         "samples": run.step * training.batch_size,
         "batch": training.batch_size,
+        "verdicts": [str(verdict) for verdict in run.verdict],
         "results": [
             {"name": key, "value": value, "chance": levels.get(key)}
             for key, value in last.items()

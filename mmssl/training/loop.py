@@ -198,6 +198,11 @@ def _fit(
                 save(now)
             if ending and now < training.steps:
                 raise Interrupted(f"stopped at step {now} of {training.steps}; go on with --resume")
+        if not say_nothing:
+            from mmssl.audit.verdict import closing_lines  # its distributions take a second to import
+
+            for line in closing_lines(history, chance, training.batch_size):
+                reporter.say(line)
     return history
 
 

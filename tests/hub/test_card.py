@@ -37,6 +37,7 @@ def test_card_holds_the_run(run) -> None:
     assert "160, in 20 of 20 steps of 8 rows" in text
     assert "| `loss` | 1.3 | 1.386 |" in text  # the last value, beside ln 4
     assert "| `accuracy` | 0.45 | 0.25 |" in text
+    assert "\nVerdict: at chance since step 0: accuracy 0.4 against 0.25 by guessing (last 2 records, 16 " in text
     assert "| `pretrained` | `pooled` | 50.0 |" in text
     assert "| random-initialised | `pooled` | 25.0 ± 1.0 |" in text
     assert "| `constant` |  | 12.5 |" in text

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mmssl import recipe
+from mmssl.audit.verdict import judge
 from mmssl.objectives.base import Chance, Panel
 from mmssl.report.figures import draw_history, draw_panels
 from mmssl.report.page import write_report
@@ -66,6 +67,7 @@ def made(tmp_path, **changes):
         "step": 20,
         "history": history,
         "chance": chance,
+        "verdict": judge(history, chance, 16),
         "probes": PROBES,
     }
     return SimpleNamespace(**(facts | changes))
@@ -82,6 +84,7 @@ def test_it_says_what_the_run_is_and_what_came_out(tmp_path):
         "by which quarter turn was the image rotated?",
         "loss 1.2500 1.3863",
         "accuracy 0.5000 0.2500",
+        "Verdict: learned: accuracy 0.5 against 0.25 by guessing (last 2 records, 32 answers, z = 3.0).",
         "pretrained pooled 75.0 %",
         "random-initialised pooled 62.5 % 2.0",
         "constant (majority class) 30.0 %",

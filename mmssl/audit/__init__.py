@@ -1,0 +1,1 @@
+"""Was the task solved honestly: chance and collapse, shortcuts, conflicts between tasks."""

@@ -1,0 +1,227 @@
+"""The closing line says learned only where a run is better than guessing, and with the number that decided it."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmssl import recipe
+from mmssl.audit.verdict import judge
+from mmssl.batch import Batch
+from mmssl.build import build
+from mmssl.cli import find_recipe
+from mmssl.objectives.base import Chance
+from mmssl.objectives.invariance.simclr import SimCLR
+from mmssl.training.loop import fit
+
+ROWS = 16
+FOUR = Chance(math.log(4), {"accuracy": 0.25})
+BETTER = {"learned", "unmoved"}
+SPREAD = Chance(2.0, {"ranking": 0.5})
+
+
+def records(accuracies: list[float], seed: int = 0, rows: int = ROWS, every: int = 10) -> list[dict]:
+    """A run whose answers are right with these probabilities; its loss falls from ln 4 as accuracy rises."""
+    draw = random.Random(seed)
+    return [
+        {
+            "step": every * (i + 1),
+            "loss": math.log(4) * (1 - (p - 0.25) / 0.75) + draw.gauss(0.02, 0.05),
+            "accuracy": sum(draw.random() < p for _ in range(rows)) / rows,
+            "lr": 1e-3,
+        }
+        for i, p in enumerate(accuracies)
+    ]
+
+
+def only(history: list[dict], chance: Chance = FOUR, rows: int = ROWS):
+    (verdict,) = judge(history, chance, rows)
+    assert re.search(r"nan|inf\b", str(verdict)) is None
+    return verdict
+
+
+def test_learned_names_the_number_and_what_stands_beside_it():
+    verdict = only(records([0.25] * 30 + [0.7] * 40))
+    assert (verdict.outcome, verdict.metric, verdict.since, verdict.chance) == ("learned", "accuracy", None, 0.25)
+    assert verdict.value == pytest.approx(0.7, abs=0.1)
+    assert re.fullmatch(
+        r"learned: accuracy 0\.\d+ against 0\.25 by guessing \(last 20 records, 320 answers, z = \d+\.\d\)",
+        str(verdict),
+    )
+
+
+def test_z_is_that_of_the_binomial():
+    history = [{"step": i, "accuracy": 0.375, "loss": math.log(4)} for i in range(1, 4)]
+    verdict = only(history, rows=32)
+    assert verdict.z == pytest.approx(
+        (0.375 - 0.25) / math.sqrt(0.25 * 0.75 / 96), rel=0.06
+    )  # its normal approximation
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("count", [2, 3, 10, 400])
+def test_a_run_that_only_guesses_is_at_chance_since_step_0(count, seed):
+    verdict = only(records([0.25] * count, seed))
+    assert (verdict.outcome, verdict.since, verdict.metric) == ("at chance", 0, "accuracy")
+    assert str(verdict).startswith("at chance since step 0: accuracy 0.")
+
+
+def test_one_run_in_a_hundred_that_guesses_is_called_otherwise():
+    wrong = sum(only(records([0.25] * 100, seed)).since != 0 for seed in range(300))
+    assert wrong <= 9  # 3 expected; the binomial has at most 9 with probability 0.999
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_run_that_fell_back_is_at_chance_since_then(seed):
+    verdict = only(records([0.25] * 40 + [0.7] * 80 + [0.25] * 80, seed))
+    assert verdict.outcome == "at chance"
+    assert verdict.since == 1210  # the window that begins with the first record after the fall
+    assert re.search(r", after 0\.[67]\d* at steps \d+ to \d+$", str(verdict))
+
+
+@pytest.mark.parametrize("count", range(2, 11))
+def test_a_few_records_are_enough_where_the_difference_is_large(count):
+    assert only(records([0.25] * (count // 2) + [0.95] * (count - count // 2))).outcome == "learned"
+    assert (
+        only([{"step": i, "loss": 0.5 - 0.04 * i + 0.01 * (i % 2)} for i in range(count)], Chance(1.39)).outcome
+        == "learned"
+    )
+
+
+def test_a_single_record_decides_by_its_answers_or_not_at_all():
+    assert str(only(records([1.0]))).startswith("learned: accuracy 1 against 0.25 by guessing (the only record, 16 ans")
+    assert only([{"step": 1, "loss": 0.1}]).outcome == "unknown"
+    assert only([]).outcome == "unknown"
+
+
+def test_a_loss_is_measured_by_its_own_scatter():
+    noise = [0.5 * (-1) ** i for i in range(20)]
+    near = [{"step": i, "loss": 1.29 + x} for i, x in enumerate(noise)]
+    far = [{"step": i, "loss": 0.8 + x} for i, x in enumerate(noise)]
+    assert only(near, Chance(1.39)).outcome == "at chance"
+    assert (only(far, Chance(1.39)).outcome, only(far, Chance(1.39)).metric) == ("unmoved", "loss")
+    worse = only([{"step": i, "loss": 40 + x} for i, x in enumerate(noise)], Chance(1.39))
+    assert (worse.outcome, worse.since) == ("at chance", 0)
+    assert worse.z < -5
+
+
+def test_a_constant_loss_that_is_its_level_but_for_rounding_is_at_chance():
+    history = [{"step": i, "loss": math.log(31) - 1e-7} for i in range(1, 40)]
+    assert only(history, Chance(math.log(31))).outcome == "at chance"
+    assert only([record | {"loss": 3.0} for record in history], Chance(math.log(31))).outcome == "unmoved"
+
+
+@pytest.mark.parametrize("level", [-1.0, 0.0, 1.0])
+def test_levels_may_be_negative_or_nothing(level):
+    noise = [0.1 * (-1) ** i for i in range(12)]
+    at, below, above = ([{"step": i, "loss": level + d + x} for i, x in enumerate(noise)] for d in (0, -0.5, 0.5))
+    outcomes = [only(history, Chance(level)).outcome for history in (at, below, above)]
+    assert outcomes == ["at chance", "unmoved", "at chance"]
+    zero = [{"step": i, "loss": 1.0, "accuracy": 0.0} for i in range(5)]
+    assert only(zero, Chance(1.0, {"accuracy": 0.0})).outcome == "at chance"
+    assert only([r | {"accuracy": 0.5} for r in zero], Chance(1.0, {"accuracy": 0.0})).outcome in BETTER
+
+
+def test_without_a_level_of_the_loss_a_metric_decides_and_less_of_it_is_better():
+    chance = Chance(None, {"relative_error": 1.0})
+    history = [{"step": i, "loss": 0.01, "relative_error": 1.0 + 0.05 * (-1) ** i} for i in range(30)]
+    assert (only(history, chance).outcome, only(history, chance).since) == ("at chance", 0)
+    better = [record | {"relative_error": record["relative_error"] - 0.4} for record in history]
+    assert (only(better, chance).outcome, only(better, chance).metric) == ("unmoved", "relative_error")
+    assert only(history + better, chance).outcome == "learned"
+    worse = [record | {"relative_error": record["relative_error"] + 0.4} for record in history]
+    assert only(worse, chance).outcome == "at chance"
+
+
+def test_values_that_are_missing_or_not_finite_are_left_out():
+    history = records([0.25] * 10 + [0.8] * 20)
+    for i, record in enumerate(history):
+        if i % 3 == 0:
+            record["accuracy"] = math.nan
+        if i % 3 == 1:
+            del record["loss"]
+    assert only(history).outcome == "learned"
+
+
+def test_collapsed_whatever_the_loss_says():
+    history = [
+        {"step": i, "loss": 1e-3, "ranking": 1.0, "spread": 0.9 if i <= 20 else 0.02 + 0.001 * (i % 2)}
+        for i in range(1, 61)
+    ]
+    verdict = only(history, SPREAD)
+    assert (verdict.outcome, verdict.since, verdict.metric) == ("collapsed", 21, "spread")
+    assert str(verdict).startswith("collapsed since step 21: spread of the embeddings 0.02")
+    assert only(history[:20], SPREAD).outcome == "unmoved"
+    assert str(only(history[:20], SPREAD)).endswith("; spread of the embeddings 0.90")
+
+
+def test_better_than_guessing_from_the_start_and_no_better_since_is_not_learned():
+    verdict = only(records([0.6] * 40, rows=64), rows=64)
+    assert verdict.outcome == "unmoved"
+    assert str(verdict).endswith(", no better than at steps 10 to 200")
+    assert only(records([0.4] * 20 + [0.9] * 20)).outcome == "learned"
+    full = [record | {"accuracy": 1.0, "loss": 0.5 / record["step"]} for record in records([0.5] * 40)]
+    assert (only(full).outcome, only(full).metric) == ("learned", "loss")  # all answers right, and ever surer
+
+
+def test_a_task_of_a_combination_is_judged_alone():
+    chance = Chance(
+        2.5, {"turn/loss": math.log(4), "turn/accuracy": 0.25, "fill/relative_error": 1.0, "pull/ranking": 0.5}
+    )
+    turn, still = records([0.25] * 10 + [0.8] * 30), records([0.25] * 40, seed=1)
+    history = [
+        {
+            "step": a["step"],
+            "loss": 0.1,
+            "turn/loss": a["loss"],
+            "turn/accuracy": a["accuracy"],
+            "fill/relative_error": 1.0 + b["loss"] - math.log(4),
+            "pull/ranking": 0.9,
+            "pull/spread": 0.01,
+        }
+        for a, b in zip(turn, still, strict=True)
+    ]
+    verdicts = judge(history, chance, ROWS)
+    assert [(v.task, v.outcome) for v in verdicts] == [
+        ("turn", "learned"),
+        ("fill", "at chance"),
+        ("pull", "collapsed"),
+    ]
+    assert [str(v).split(":")[0] for v in verdicts] == ["turn", "fill", "pull"]
+    assert "turn/" not in str(verdicts[0])
+
+
+class Attract(SimCLR):
+    """SimCLR without negatives: all pictures become one point."""
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        first, second = outputs["z"].unbind(1)
+        return super().loss(outputs, inputs) | {"loss": -(first * second).sum(1).mean()}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "kind", "outcome"),
+    [
+        ("rotation_toy", {"training.steps": 30, "training.optimizer.lr": 3e-3}, None, "learned"),
+        ("rotation_toy", {"training.optimizer.lr": 1e-12}, None, "at chance"),
+        ("simclr_toy", {"training.optimizer.lr": 1e-12}, None, "unmoved"),
+        ("simclr_toy", {"training.optimizer.lr": 1e-2}, Attract, "collapsed"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_real_runs_close_with_it(name, changes, kind, outcome, capsys):
+    loaded = recipe.load(find_recipe(Path(name)), {"training.log_every": 1, **changes})
+    torch.manual_seed(0)
+    objective, loader = build(loaded)
+    if kind:
+        objective.__class__ = kind
+    history = fit(objective, loader, loaded.training)
+    verdict = only(history, objective.chance(ROWS))
+    assert verdict.outcome == outcome
+    assert capsys.readouterr().err.splitlines()[-1] == f"verdict: {verdict}"
