@@ -85,6 +85,23 @@ def _share_found(logits: Tensor, own: Tensor) -> Tensor:
     return (logits.argmax(1) == own).to(logits.dtype).mean()
 
 
+def off_diagonal(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of the squares of aᵀb beside its diagonal, 0-dim: what Barlow Twins and VICReg call redundancy.
+
+    Of the D x D matrix each process computes its share of the rows and returns their sum times the number of processes:
+    the average over processes is the whole, value and gradient, and none of them holds more than its share.
+
+    Args:
+        a: (N, D), of the global batch.
+        b: (N, D), likewise.
+    """
+    share, shares = process_share()
+    parts = a.tensor_split(shares, dim=1)
+    matrix = parts[share].T @ b
+    diagonal = matrix.diagonal(sum(part.shape[1] for part in parts[:share]))
+    return shares * (matrix.square().sum() - diagonal.square().sum())
+
+
 def mean_over(values: Tensor, valid: Tensor, count: Tensor) -> Tensor:
     """Sum of the valid `values` over `count`, the number of valid ones that the whole batch has on average a part.
 

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from tiny_encoders import tiny_batch, tiny_encoders
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from mmssl.objectives import Objective, create
@@ -26,6 +27,10 @@ CASES = {
     "masked_language": ("masked_language", {}),
     "simclr_image": ("simclr", {"hidden": 16, "width": 7}),
     "simclr_audio": ("simclr", {"encoder": "audio", "hidden": 16, "width": 7}),
+    "barlow_twins_image": ("barlow_twins", {"hidden": 16, "width": 7}),
+    "barlow_twins_audio": ("barlow_twins", {"encoder": "audio", "hidden": 16, "width": 7}),
+    "vicreg_image": ("vicreg", {"hidden": 16, "width": 7}),
+    "vicreg_paper_audio": ("vicreg", {"encoder": "audio", "form": "paper", "hidden": 16, "width": 7}),
     "clip": ("contrastive", {"width": 7}),
     "clip_audio_text": ("contrastive", {"a": "audio", "b": "text", "width": 7}),
     "siglip": ("contrastive", {"form": "siglip", "width": 7}),
@@ -52,6 +57,10 @@ def _case(name: str) -> tuple[Objective, dict[str, Tensor]]:
     kind, hyper = CASES[name]
     torch.manual_seed(1)
     objective = create(kind, tiny_encoders(), **hyper)
+    # In training mode its statistics are those of one pass: of a micro-batch, and on a CPU of one process.
+    for module in objective.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
     batch = tiny_batch(ROWS)
     if name == "combine":
         other = tiny_batch(ROWS, seed=1)

@@ -1,0 +1,118 @@
+"""Barlow Twins: do two views say the same, and does each number say something else?
+
+Zbontar, Jing, Misra, LeCun & Deny 2021, "Barlow Twins: Self-Supervised Learning via Redundancy Reduction", arXiv
+2103.03230. The cross-correlation matrix of the two views' embeddings, over the whole global batch, is drawn towards the
+identity: ones on the diagonal (the views agree), zeros beside it (no two dimensions repeat each other). For sounds the
+views are two windows of one recording.
+
+Known traps. The terms of the matrix are summed, not averaged: averaging changes their balance, and cost 8 points where
+it was tried. Embeddings are standardised by the statistics of the *global* batch, without learned scale, so that every
+process sees one matrix; a matrix that is averaged over processes after each standardised its own rows is another loss.
+Published runs give biases and norms 0.024 of LARS's learning rate: `bias_lr`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.batch import Batch
+from mmssl.encoders.base import Encoder
+from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.objectives.invariance._views import Given, Views, encode_views
+from mmssl.ops.draws import Draws
+from mmssl.ops.gather import gather, process_share
+from mmssl.ops.losses import off_diagonal, ranking, spread
+
+IMAGE_VIEWS = (
+    {"strength": 0.5, "saturation": 0.4, "blur": 1.0},
+    {"strength": 0.5, "saturation": 0.4, "blur": 0.1, "solarize": 0.2},
+)
+EPS = 1e-5
+
+
+class BarlowTwins(Objective):
+    """Draw the cross-correlation of two views' embeddings towards the identity.
+
+    Args:
+        encoders: holds the encoder.
+        encoder: its name; whether it reads images or sound decides the views.
+        width: of the embedding, D.
+        hidden: width of the projector's two hidden layers.
+        redundancy: weight of the terms beside the diagonal, lambda.
+        bias_lr: learning rate of biases and norms over that of the weights; 0.024 in the published runs.
+        views: what differs from the published views: settings of `ImageView` or `AudioView`, for both or one each.
+    """
+
+    coupled = True
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        *,
+        encoder: str = "image",
+        width: int = 8192,
+        hidden: int = 8192,
+        redundancy: float = 0.0051,
+        bias_lr: float = 1.0,
+        views: Given = None,
+    ) -> None:
+        super().__init__(encoders)
+        self.name, self.width, self.redundancy = encoder, width, redundancy
+        backbone = self.encoder(encoder)
+        self.views = Views(backbone, views, image=IMAGE_VIEWS)
+        self.needs = self.views.needs
+        layers: list[nn.Module] = []
+        for dim in (backbone.dim, hidden):
+            layers += [nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
+        self.projection = nn.Sequential(*layers, nn.Linear(hidden, width, bias=False))
+        for parameter in (*backbone.parameters(), *self.projection.parameters()):
+            if parameter.ndim < 2 and bias_lr != 1:
+                parameter.lr_scale = bias_lr  # type: ignore[attr-defined]
+
+    def chance(self, rows: int) -> Chance:
+        """Embeddings that say nothing correlate with nothing: all D diagonal terms are missing."""
+        return Chance(float(self.width), {"ranking": 0.5})
+
+    @torch.no_grad()
+    def transform(self, batch: Batch, draws: Draws) -> Batch:
+        """`views` (B, 2, 3, h, h), or (B, 2, M, T) of sounds with their `mask` (B, 2, T)."""
+        return dict(zip(("views", "mask"), self.views(batch, draws, self.encoder(self.name)), strict=False))
+
+    def predict(self, inputs: Batch) -> Batch:
+        """`z` (B, 2, D); both views of a row in one pass."""
+        pooled = encode_views(self.encoder(self.name), inputs["views"], inputs.get("mask"))
+        return {"z": self.projection(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2])}
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        """Squared distance of the cross-correlation from the identity; logged unweighted: diagonal, off_diagonal."""
+        z = gather(outputs["z"])
+        first, second = standardize(z[:, 0]), standardize(z[:, 1])
+        diagonal = ((first * second).mean(0) - 1).square().sum()
+        beside = off_diagonal(first / len(z), second)
+        share, shares = process_share()
+        return {
+            "loss": diagonal + self.redundancy * beside,
+            "diagonal": diagonal,
+            "off_diagonal": beside,
+            "ranking": ranking(first.chunk(shares)[share], second.chunk(shares)[share]),
+            "spread": spread(outputs["z"]),
+        }
+
+    def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
+        """Both views, and for each row's first view the row whose second view correlates most."""
+        first, second = standardize(outputs["z"][:, 0]), standardize(outputs["z"][:, 1])
+        nearest = torch.cosine_similarity(first[:, None], second[None], dim=-1).argmax(1)
+        return [
+            Panel("view 1", list(inputs["views"][:, 0])),
+            Panel("view 2", list(inputs["views"][:, 1])),
+            Panel("nearest view 2", list(inputs["views"][nearest, 1])),
+        ]
+
+
+def standardize(z: Tensor) -> Tensor:
+    """Each dimension over the rows (N, D) to mean 0 and variance 1: BatchNorm without parameters, in training mode."""
+    centred = z - z.mean(0)
+    return centred * (centred.square().mean(0) + EPS).rsqrt()

@@ -1,0 +1,125 @@
+"""VICReg: do two views say the same, with numbers that vary and do not repeat each other?
+
+Bardes, Ponce & LeCun 2022, "VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning", arXiv
+2105.04906. Two views' embeddings are drawn together (invariance), each dimension is kept from shrinking below a
+standard deviation of 1 over the batch (variance), and the dimensions of each view are kept from repeating each other
+(covariance). Nothing is normalised, and nothing asks that the two branches be alike. For sounds the views are two
+windows of one recording.
+
+Known traps. Paper and published code differ, and libraries follow one or the other (facebookresearch/vicreg, issues 8
+and 26). The code, which made the published weights and is the default here (`form: official`), takes the mean of the
+squared differences over rows *and* dimensions and halves the sum of the two views' hinges; the paper (`form: paper`)
+sums the differences over dimensions and adds the hinges. With D = 8192 the paper's invariance term is 8192 times as
+large. Statistics are those of the global batch, gathered with their gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.batch import Batch
+from mmssl.encoders.base import Encoder
+from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.objectives.invariance._views import Given, Views, encode_views
+from mmssl.ops.draws import Draws
+from mmssl.ops.gather import gather
+from mmssl.ops.losses import off_diagonal, ranking, spread
+
+IMAGE_VIEWS = (
+    {"strength": 0.5, "saturation": 0.4, "blur": 1.0},
+    {"strength": 0.5, "saturation": 0.4, "blur": 0.1, "solarize": 0.2},
+)
+EPS = 1e-4
+
+
+class VICReg(Objective):
+    """Variance, invariance and covariance of two views' embeddings.
+
+    Args:
+        encoders: holds the encoder.
+        encoder: its name; whether it reads images or sound decides the views.
+        width: of the embedding, D.
+        hidden: width of the expander's two hidden layers.
+        invariance: weight of the distance between views.
+        variance: weight of the hinge on standard deviations.
+        covariance: weight of the squared covariances.
+        form: how terms are averaged: `official` as in the published code, `paper` as in the paper's equations.
+        views: what differs from the published views: settings of `ImageView` or `AudioView`, for both or one each.
+    """
+
+    coupled = True
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        *,
+        encoder: str = "image",
+        width: int = 8192,
+        hidden: int = 8192,
+        invariance: float = 25.0,
+        variance: float = 25.0,
+        covariance: float = 1.0,
+        form: Literal["official", "paper"] = "official",
+        views: Given = None,
+    ) -> None:
+        super().__init__(encoders)
+        self.name, self.form = encoder, form
+        self.weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
+        backbone = self.encoder(encoder)
+        self.views = Views(backbone, views, image=IMAGE_VIEWS)
+        self.needs = self.views.needs
+        layers: list[nn.Module] = []
+        for dim in (backbone.dim, hidden):
+            layers += [nn.Linear(dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU()]
+        self.expander = nn.Sequential(*layers, nn.Linear(hidden, width, bias=False))
+
+    def chance(self, rows: int) -> Chance:
+        """Embeddings that are all the same: no distance, no covariance, and a standard deviation of sqrt(1e-4)."""
+        hinge = (1 - EPS**0.5) * (1 if self.form == "official" else 2)
+        return Chance(self.weights["variance"] * hinge, {"ranking": 0.5})
+
+    @torch.no_grad()
+    def transform(self, batch: Batch, draws: Draws) -> Batch:
+        """`views` (B, 2, 3, h, h), or (B, 2, M, T) of sounds with their `mask` (B, 2, T)."""
+        return dict(zip(("views", "mask"), self.views(batch, draws, self.encoder(self.name)), strict=False))
+
+    def predict(self, inputs: Batch) -> Batch:
+        """`z` (B, 2, D); both views of a row in one pass."""
+        pooled = encode_views(self.encoder(self.name), inputs["views"], inputs.get("mask"))
+        return {"z": self.expander(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2])}
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        """The weighted sum, and each term without its weight."""
+        first, second = outputs["z"].unbind(1)
+        squares = (first - second).square()
+        everyone = gather(outputs["z"])
+        hinges, covariances = zip(*(self._regularize(z) for z in everyone.unbind(1)), strict=True)
+        official = self.form == "official"
+        terms = {
+            "invariance": squares.mean() if official else squares.sum(1).mean(),
+            "variance": sum(hinges) / (2 if official else 1),
+            "covariance": sum(covariances),
+        }
+        loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        return {"loss": loss, **terms, "ranking": ranking(first, second), "spread": spread(outputs["z"])}
+
+    def _regularize(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Variance and covariance term of one view (N, D) of the global batch: equations 1 and 4 of the paper."""
+        centred = z - z.mean(0)
+        freedom = max(1, len(z) - 1)
+        deviation = (centred.square().sum(0) / freedom + EPS).sqrt()
+        return (1 - deviation).relu().mean(), off_diagonal(centred / freedom, centred) / z.shape[1]
+
+    def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
+        """Both views, and for each row's first view the row whose second view is nearest."""
+        first, second = outputs["z"].unbind(1)
+        nearest = torch.cdist(first, second).argmin(1)
+        return [
+            Panel("view 1", list(inputs["views"][:, 0])),
+            Panel("view 2", list(inputs["views"][:, 1])),
+            Panel("nearest view 2", list(inputs["views"][nearest, 1])),
+        ]
