@@ -1,0 +1,118 @@
+"""BYOL: what does a slowly moving copy of the network say about the other view?
+
+Grill et al. 2020, "Bootstrap your own latent: A new approach to self-supervised learning", arXiv 2006.07733. From each
+of two views, a predictor on top of the online network answers with the target network's projection of the other view.
+The target follows the online network as a moving average; there are no negatives. For sounds this is BYOL-A (Niizumi et
+al. 2021, arXiv 2103.06695) but for its views: two windows of one recording in place of one, see `AudioView`.
+
+Known traps. Both directions count: the loss runs from 0 to 8, and 4 is that of orthogonal answers. The target has no
+predictor and no gradient; it runs in training mode and keeps BatchNorm statistics of its own, which would be stale were
+only its parameters to follow. The two views are made differently (blur and solarisation). A collapsed network has a
+loss near 0: read `spread` beside it.
+
+The target's momentum belongs to the length of the run (from the published configurations, with their LARS rate for a
+batch of 256 and weight decay): 40 epochs 0.97, 0.45, 1e-6; 100 epochs 0.99, 0.45, 1e-6; 300 epochs 0.99, 0.3, 1e-6;
+1000 epochs 0.996, 0.2, 1.5e-6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl.batch import Batch
+from mmssl.encoders.base import Encoder
+from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.objectives.invariance._views import Given, Views, encode_views
+from mmssl.ops.draws import Draws
+from mmssl.ops.losses import ranking, spread
+from mmssl.ops.momentum import cosine_momentum, follow, momentum_copy
+
+IMAGE_VIEWS = (
+    {"strength": 0.5, "saturation": 0.4, "blur": 1.0},
+    {"strength": 0.5, "saturation": 0.4, "blur": 0.1, "solarize": 0.2},
+)
+
+
+class BYOL(Objective):
+    """Predict the target network's projection of the other view.
+
+    Args:
+        encoders: holds the encoder.
+        encoder: its name; whether it reads images or sound decides the views.
+        width: of projection and prediction.
+        hidden: width of the hidden layer of each of the two.
+        momentum: share of itself that the target keeps at the first step; rises to 1 along a cosine.
+        views: what differs from the published views: settings of `ImageView` or `AudioView`, for both or one each.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        *,
+        encoder: str = "image",
+        width: int = 256,
+        hidden: int = 4096,
+        momentum: float = 0.996,
+        views: Given = None,
+    ) -> None:
+        super().__init__(encoders)
+        self.name, self.momentum = encoder, momentum
+        online = self.encoder(encoder)
+        self.views = Views(online, views, image=IMAGE_VIEWS)
+        self.needs = self.views.needs
+        self.projection = _mlp(online.dim, hidden, width)
+        self.prediction = _mlp(width, hidden, width)
+        self.target = momentum_copy(nn.ModuleDict({"encoder": online, "projection": self.projection}))
+
+    def chance(self, rows: int) -> Chance:
+        """An answer at a right angle to what was asked, in both directions; its rank among the rows is any."""
+        return Chance(4.0, {"ranking": 0.5})
+
+    @torch.no_grad()
+    def transform(self, batch: Batch, draws: Draws) -> Batch:
+        """`views` (B, 2, 3, h, h), or (B, 2, M, T) of sounds with their `mask` (B, 2, T)."""
+        return dict(zip(("views", "mask"), self.views(batch, draws, self.encoder(self.name)), strict=False))
+
+    def predict(self, inputs: Batch) -> Batch:
+        """Unit vectors (B, 2, width): the `prediction` from each view, and the `target` projection of each."""
+        views, mask = inputs["views"], inputs.get("mask")
+        pooled = encode_views(self.encoder(self.name), views, mask)
+        prediction = self.prediction(self.projection(pooled.flatten(0, 1)))
+        with torch.no_grad():
+            pooled = encode_views(self.target["encoder"], views, mask)  # type: ignore[arg-type]
+            target = self.target["projection"](pooled.flatten(0, 1))
+        both = {"prediction": prediction, "target": target}
+        return {key: F.normalize(z, dim=-1).unflatten(0, views.shape[:2]) for key, z in both.items()}
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        """Squared distance of each prediction from the target of the other view, summed over both."""
+        prediction, target = outputs["prediction"], outputs["target"].detach().flip(1)
+        return {
+            "loss": (2 - 2 * (prediction * target).sum(-1)).sum(1).mean(),
+            "ranking": ranking(prediction[:, 0], target[:, 0]),
+            "spread": spread(target),
+        }
+
+    def after_step(self, progress: float) -> None:
+        """The target follows."""
+        online = {"encoder": self.encoder(self.name), "projection": self.projection}
+        follow(self.target, online, cosine_momentum(self.momentum, progress))
+
+    def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
+        """Both views, and for each prediction from view 1 the row whose view 2 has the nearest target."""
+        nearest = (outputs["prediction"][:, 0] @ outputs["target"][:, 1].T).argmax(1)
+        return [
+            Panel("view 1", list(inputs["views"][:, 0])),
+            Panel("view 2", list(inputs["views"][:, 1])),
+            Panel("nearest view 2", list(inputs["views"][nearest, 1])),
+        ]
+
+
+def _mlp(dim: int, hidden: int, width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, width, bias=False)
+    )

@@ -1,0 +1,105 @@
+"""SimSiam: what does the same network say about the other view?
+
+Chen & He 2021, "Exploring Simple Siamese Representation Learning", arXiv 2011.10566. One network, two views of a row:
+a predictor answers, from each view, with the projection of the other one, through which no gradient flows. Neither
+negatives nor a second network keep it from collapsing, only that missing gradient.
+
+Known traps. The projection ends in a BatchNorm without scale and shift, and no Linear before a BatchNorm has a bias;
+the prediction ends in a Linear. The predictor's learning rate does not decay. A collapsed network has a loss near -1:
+read `spread` beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl.batch import Batch
+from mmssl.encoders.base import Encoder
+from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.objectives.invariance._views import Given, Views, encode_views
+from mmssl.ops.draws import Draws
+from mmssl.ops.losses import ranking, spread
+
+IMAGE_VIEWS = ({"strength": 0.5, "area": (0.2, 1.0)},)
+
+
+class SimSiam(Objective):
+    """Predict the projection of the other view, and stop the gradient there.
+
+    Args:
+        encoders: holds the encoder.
+        encoder: its name; whether it reads images or sound decides the views.
+        width: of projection and prediction.
+        hidden: width of the projection's two hidden layers; that of the encoder where left out.
+        bottleneck: width of the predictor's hidden layer.
+        fix_pred_lr: whether the predictor keeps the peak learning rate throughout the run.
+        views: what differs from the published views: settings of `ImageView` or `AudioView`, for both or one each.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        *,
+        encoder: str = "image",
+        width: int = 2048,
+        hidden: int | None = None,
+        bottleneck: int = 512,
+        fix_pred_lr: bool = True,
+        views: Given = None,
+    ) -> None:
+        super().__init__(encoders)
+        self.name = encoder
+        self.views = Views(self.encoder(encoder), views, image=IMAGE_VIEWS)
+        self.needs = self.views.needs
+        dim = self.encoder(encoder).dim
+        inner = hidden or dim
+        self.projection = nn.Sequential(
+            *(nn.Linear(dim, inner, bias=False), nn.BatchNorm1d(inner), nn.ReLU()),
+            *(nn.Linear(inner, inner, bias=False), nn.BatchNorm1d(inner), nn.ReLU()),
+            *(nn.Linear(inner, width, bias=False), nn.BatchNorm1d(width, affine=False)),
+        )
+        self.prediction = nn.Sequential(
+            *(nn.Linear(width, bottleneck, bias=False), nn.BatchNorm1d(bottleneck), nn.ReLU()),
+            nn.Linear(bottleneck, width),
+        )
+        if fix_pred_lr:
+            for parameter in self.prediction.parameters():
+                parameter.lr_constant = True  # type: ignore[attr-defined]
+
+    def chance(self, rows: int) -> Chance:
+        """An answer at a right angle to what was asked; its rank among the rows is any."""
+        return Chance(0.0, {"ranking": 0.5})
+
+    @torch.no_grad()
+    def transform(self, batch: Batch, draws: Draws) -> Batch:
+        """`views` (B, 2, 3, h, h), or (B, 2, M, T) of sounds with their `mask` (B, 2, T)."""
+        return dict(zip(("views", "mask"), self.views(batch, draws, self.encoder(self.name)), strict=False))
+
+    def predict(self, inputs: Batch) -> Batch:
+        """Unit vectors (B, 2, width): the projection `z` of each view, and the prediction `p` from it."""
+        pooled = encode_views(self.encoder(self.name), inputs["views"], inputs.get("mask"))
+        z = self.projection(pooled.flatten(0, 1))
+        both = {"z": z, "p": self.prediction(z)}
+        return {key: F.normalize(value, dim=-1).unflatten(0, pooled.shape[:2]) for key, value in both.items()}
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        """Minus the cosine of each prediction and the projection of the other view, averaged over both."""
+        p, z = outputs["p"], outputs["z"].detach().flip(1)
+        return {
+            "loss": -(p * z).sum(-1).mean(),
+            "ranking": ranking(p[:, 0], z[:, 0]),
+            "spread": spread(z),
+        }
+
+    def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
+        """Both views, and for each prediction from view 1 the row whose view 2 has the nearest projection."""
+        nearest = (outputs["p"][:, 0] @ outputs["z"][:, 1].T).argmax(1)
+        return [
+            Panel("view 1", list(inputs["views"][:, 0])),
+            Panel("view 2", list(inputs["views"][:, 1])),
+            Panel("nearest view 2", list(inputs["views"][nearest, 1])),
+        ]
