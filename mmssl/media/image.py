@@ -86,7 +86,8 @@ def fit_image(image: Image.Image, size: int, fit: Fit, aspect: float = 1.0) -> n
     width, height = image.width * aspect, float(image.height)
     if fit == "crop":
         side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
+        # Whole pixels: half of one would blur a picture that has the right size already, in one direction only.
+        left, top = (width - side) // 2, (height - side) // 2
         box = (left / aspect, top, (left + side) / aspect, top + side)
         # Rounding may put the far edge a hair outside, which Pillow refuses.
         box = (box[0], box[1], min(box[2], image.width), min(box[3], image.height))

@@ -1,0 +1,247 @@
+"""The shortcut audit: can a pretext task be solved where there is nothing to see?
+
+A small network learns the task on pictures without structure, through everything that real pictures go through: bytes
+of a file, decoder, resize, crop, the task's own transform, the loop. What it gets right above chance on pictures that
+it has not seen, it knows from an artefact, and the features of any network trained on this task may be of no more use
+than that. The opposite proves something only if the audit can see: rings planted in the same pictures must be found.
+
+    audit(recipe)                                      every kind of file, white noise
+    audit(recipe, [Arm(artefact="vignetting")])        does the task resist it?
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl.audit.nulls import FILES, Arm, write
+from mmssl.batch import count_rows, to_device
+from mmssl.data.loader import Loader, read
+from mmssl.encoders.base import Encoder, Features
+from mmssl.errors import RecipeError
+from mmssl.objectives import create
+from mmssl.objectives.base import Chance, Objective
+from mmssl.ops.draws import Draws, mix_seed
+from mmssl.recipe import Data, Optimizer, Recipe, Schedule, Training
+from mmssl.training.loop import fit
+
+# Every kind of file as it is decoded, and two kinds of noise that are more like photographs.
+ARMS = (Arm("constant"), *(Arm(file=file) for file in FILES), Arm("natural"), Arm("phases"))
+# Normal quantile of a two-sided interval of 99 %.
+QUANTILE = 2.5758293035489004
+TEXTURES = 256
+
+
+class SmallNetwork(Encoder):
+    """Three convolutions of stride 2, averaged over quarters of the picture: local statistics, and roughly where."""
+
+    modality = "image"
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        widths = (3, width, 2 * width, 4 * width)
+        self.convolutions = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Conv2d(a, b, kernel, stride=2, padding=kernel // 2, bias=False), nn.BatchNorm2d(b), nn.ReLU()
+                )
+                for a, b, kernel in zip(widths, widths[1:], (5, 3, 3), strict=False)
+            )
+        )
+        self.dim = 4 * widths[-1]
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        """Maps of an eighth of the size; see `Encoder`."""
+        x = x / 255 if x.dtype == torch.uint8 else x
+        maps = self.convolutions(4 * (x - 0.5))
+        pooled = F.adaptive_avg_pool2d(maps, 2).flatten(1)
+        return Features(maps.flatten(2).mT, pooled, tuple(maps.shape[-2:]))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the audit found with one kind of data.
+
+    Attributes:
+        arm: the data.
+        accuracy: share of right answers on pictures that were not trained on.
+        chance: of guessing.
+        low, high: Wilson's 99 % interval, with one trial a picture: the views of a picture are not independent.
+        z: distance from chance in standard errors of a guess.
+        verdict: `leaks` where the interval is above chance; else `clean` if the control was found, and `no power` if
+            not.
+    """
+
+    arm: Arm
+    accuracy: float
+    chance: float
+    low: float
+    high: float
+    z: float
+    verdict: Literal["clean", "leaks", "no power"]
+
+
+def audit(
+    recipe: Recipe,
+    arms: Sequence[Arm] = ARMS,
+    *,
+    steps: int = 150,
+    batch_size: int = 16,
+    rows: int = 1024,
+    seed: int = 0,
+    report: Callable[[Finding], None] = lambda finding: None,
+) -> list[Finding]:
+    """Measure each kind of structure-free pictures, and for each null and scale among them the control.
+
+    Args:
+        recipe: see `measure`.
+        arms: kinds of data.
+        steps: see `measure`.
+        batch_size: see `measure`.
+        rows: see `measure`.
+        seed: see `measure`.
+        report: called with each finding as soon as it is there.
+
+    Returns:
+        One finding an arm, in order, each control before the first arm that needs it.
+    """
+    controls: dict[Arm, Finding] = {}
+    found: list[Finding] = []
+
+    def add(finding: Finding) -> Finding:
+        found.append(finding)
+        report(finding)
+        return finding
+
+    for arm in arms:
+        control = control_of(arm)
+        if control not in controls:
+            controls[control] = add(measure(recipe, control, steps=steps, batch_size=batch_size, rows=rows, seed=seed))
+        finding = measure(recipe, arm, steps=steps, batch_size=batch_size, rows=rows, seed=seed)
+        add(judge(finding, controls[control]))
+    return found
+
+
+def control_of(arm: Arm) -> Arm:
+    """The same pictures in lossless files, with the rings planted."""
+    return Arm(null=arm.null, artefact="zone plate", scale=arm.scale)
+
+
+def judge(finding: Finding, control: Finding) -> Finding:
+    """The finding, `no power` in place of `clean` where the control was not found."""
+    blind = finding.verdict == "clean" and control.verdict != "leaks"
+    return replace(finding, verdict="no power") if blind else finding
+
+
+def measure(
+    recipe: Recipe, arm: Arm, *, steps: int = 150, batch_size: int = 16, rows: int = 1024, seed: int = 0
+) -> Finding:
+    """Train a small network on one kind of structure-free pictures and test it on others of that kind.
+
+    Args:
+        recipe: its objective and the decode settings of its data are audited. A small network stands in for its
+            encoders, and its pictures are read for the null `phases` only.
+        arm: the kind of data.
+        steps: of training.
+        batch_size: pictures a step.
+        rows: pictures that are trained on, over and over, and as many others that are tested.
+        seed: of pictures, initialisation and draws.
+
+    Raises:
+        RecipeError: for a task that reads something else than images of one source, or logs no accuracy.
+    """
+    spec = _image_source(recipe)
+    textures = _textures(spec, arm) if arm.null == "phases" else None
+    training = Training(
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        log_every=steps,
+        optimizer=Optimizer(lr=2e-3),
+        schedule=Schedule(warmup=steps // 10),
+    )
+    torch.manual_seed(seed)
+    hyper = {key: value for key, value in recipe.objective.items() if key != "name"}
+    objective = create(recipe.objective["name"], {name: SmallNetwork() for name in recipe.encoders}, **hyper)
+    metric, chance = _accuracy(objective.chance(batch_size))
+    with tempfile.TemporaryDirectory() as folder:
+        data = {}
+        for split in ("train", "test"):
+            where = Path(folder) / split
+            write(where, arm, rows, spec.image.size, mix_seed(seed, split), textures)
+            data[split] = Data(source=str(where), image=spec.image)
+        loader = Loader({"": data["train"]}, objective.needs, batch_size=batch_size, seed=seed)
+        fit(objective, loader, training, quiet=True)
+        accuracy = _held_out(objective, data["test"], metric, seed)
+    low, high = wilson(accuracy, rows)
+    z = (accuracy - chance) / math.sqrt(chance * (1 - chance) / rows)
+    return Finding(arm, accuracy, chance, low, high, z, "leaks" if low > chance else "clean")
+
+
+def table(findings: Sequence[Finding]) -> str:
+    """Markdown, a line a finding."""
+    lines = [
+        "| pictures | files | planted | right | 99 % interval | chance | z | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for f in findings:
+        size = "" if f.arm.scale == 1 else f", {f.arm.scale:g}x the size"
+        lines.append(
+            f"| {f.arm.null} | {f.arm.file}{size} | {f.arm.artefact} | {f.accuracy:.1%} | {f.low:.1%} to {f.high:.1%} "
+            f"| {f.chance:.1%} | {f.z:.1f} | {f.verdict} |"
+        )
+    return "\n".join(lines)
+
+
+def wilson(share: float, trials: int) -> tuple[float, float]:
+    """The 99 % interval of a binomial probability of which `share` was seen in `trials` (Wilson 1927)."""
+    square = QUANTILE**2 / trials
+    centre = share + square / 2
+    half = QUANTILE * math.sqrt(share * (1 - share) / trials + square / (4 * trials))
+    return (centre - half) / (1 + square), (centre + half) / (1 + square)
+
+
+def _accuracy(chance: Chance) -> tuple[str, float]:
+    """Name and level of the entry that counts right answers."""
+    for name, level in chance.metrics.items():
+        if name.startswith("accuracy"):
+            return name, level
+    raise RecipeError("the shortcut audit needs a task that logs an accuracy; this one chooses among no classes")
+
+
+def _image_source(recipe: Recipe) -> Data:
+    sources = recipe.sources()
+    modalities = {given.get("modality", name) for name, given in recipe.encoders.items()}
+    if len(sources) > 1 or modalities != {"image"}:
+        raise RecipeError("the shortcut audit takes a recipe with one source of images and encoders that read them")
+    return next(iter(sources.values()))
+
+
+def _textures(spec: Data, arm: Arm) -> np.ndarray:
+    """uint8 (N, S, S, 3): pictures of the recipe's own data, as large as those that the files will hold."""
+    image = spec.image.model_copy(update={"size": round(spec.image.size * arm.scale), "fit": "crop"})
+    batches = read(spec.model_copy(update={"limit": TEXTURES, "image": image}), ("image",))
+    return torch.cat([batch["image"] for batch in batches]).permute(0, 2, 3, 1).numpy()
+
+
+@torch.no_grad()
+def _held_out(objective: Objective, data: Data, metric: str, seed: int) -> float:
+    objective.eval()
+    device = next(objective.parameters()).device
+    right = seen = 0.0
+    for step, batch in enumerate(read(data, objective.needs)):
+        batch = to_device(batch, device)
+        n = count_rows(batch)
+        inputs = objective.transform(batch, Draws(seed, step, n, device=device, stream="held out"))
+        right += objective(inputs)[metric].item() * n
+        seen += n
+    return right / seen
