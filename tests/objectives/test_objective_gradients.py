@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_encoders import tiny_batch, tiny_encoders
+from tiny_encoders import tiny_batch, tiny_encoders, tiny_patches
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -22,15 +22,24 @@ from mmssl.training.step import accumulated_backward
 
 ROWS, SEED, STEP = 16, 5, 3
 ALIGNMENT = {"window": 0.5, "min_shift": 0.3, "width": 8}
+MAE = {"decoder_depth": 1, "decoder_width": 8, "decoder_heads": 2}
 CASES = {
     "rotation": ("rotation", {}),
     "masked_language": ("masked_language", {}),
+    "masked_autoencoder": ("masked_autoencoder", MAE),
+    "masked_autoencoder_simmim": ("masked_autoencoder", {"form": "simmim", "unit": 4}),
+    "masked_autoencoder_audio": ("masked_autoencoder", {"encoder": "audio", "norm_pix": False, **MAE}),
     "simclr_image": ("simclr", {"hidden": 16, "width": 7}),
     "simclr_audio": ("simclr", {"encoder": "audio", "hidden": 16, "width": 7}),
     "barlow_twins_image": ("barlow_twins", {"hidden": 16, "width": 7}),
     "barlow_twins_audio": ("barlow_twins", {"encoder": "audio", "hidden": 16, "width": 7}),
     "vicreg_image": ("vicreg", {"hidden": 16, "width": 7}),
     "vicreg_paper_audio": ("vicreg", {"encoder": "audio", "form": "paper", "hidden": 16, "width": 7}),
+    "moco": ("moco", {"hidden": 16, "width": 7, "queue": 24}),
+    "moco_audio": ("moco", {"encoder": "audio", "hidden": 16, "width": 7, "queue": 24}),
+    "moco_v3": ("moco", {"form": "v3", "hidden": 16, "width": 7, "temperature": 0.2}),
+    "byol": ("byol", {"hidden": 16, "width": 7}),
+    "simsiam": ("simsiam", {"width": 16, "bottleneck": 8}),
     "clip": ("contrastive", {"width": 7}),
     "clip_audio_text": ("contrastive", {"a": "audio", "b": "text", "width": 7}),
     "siglip": ("contrastive", {"form": "siglip", "width": 7}),
@@ -56,7 +65,8 @@ VARIANTS = [(2, 1), (4, 1), (1, 4), (2, 4), (4, 4)]  # processes, micro-batches 
 def _case(name: str) -> tuple[Objective, dict[str, Tensor]]:
     kind, hyper = CASES[name]
     torch.manual_seed(1)
-    objective = create(kind, tiny_encoders(), **hyper)
+    encoders = tiny_patches() if kind == "masked_autoencoder" else tiny_encoders()
+    objective = create(kind, encoders, **hyper)
     # In training mode its statistics are those of one pass: of a micro-batch, and on a CPU of one process.
     for module in objective.modules():
         if isinstance(module, _BatchNorm):
@@ -85,7 +95,8 @@ def _gradients(name: str, parts: int, rank: int = 0, world: int = 1) -> dict[str
         for value in losses.values():
             dist.all_reduce(value)
             value /= world
-    results = {f"gradient of {key}": parameter.grad for key, parameter in objective.named_parameters()}
+    learning = [(key, parameter) for key, parameter in objective.named_parameters() if parameter.requires_grad]
+    results = {f"gradient of {key}": parameter.grad for key, parameter in learning}
     return results | losses
 
 

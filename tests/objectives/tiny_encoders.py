@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmssl.encoders import create
 from mmssl.encoders.base import Encoder, Features
 
 
@@ -98,6 +99,16 @@ class TinyText(Encoder):
 
 def tiny_encoders() -> dict[str, Encoder]:
     return {"image": TinyImage(), "text": TinyText(), "audio": TinyAudio(), "video": TinyVideo()}
+
+
+def tiny_patches() -> dict[str, Encoder]:
+    """Networks that read their input patch by patch, for tasks that hide patches."""
+    vit = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
+    sound = {"rate": 100, "n_fft": 16, "hop": 8, "mels": 8, "img_size": [8, 16]}
+    return {
+        "image": create("timm/vit_tiny_patch16_224", "image", img_size=12, **vit),
+        "audio": create("timm/vit_tiny_patch16_224", "audio", **sound, **vit),
+    }
 
 
 def tiny_batch(rows: int, seed: int = 0, length: int = 24, size: int = 12, frames: int = 12) -> dict[str, Tensor]:

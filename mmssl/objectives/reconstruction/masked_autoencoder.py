@@ -1,0 +1,255 @@
+"""Masked autoencoding: what do the hidden patches of this image, or of this sound's spectrogram, look like?
+
+He, Chen, Xie, Li, Dollár & Girshick 2021, "Masked Autoencoders Are Scalable Vision Learners", arXiv 2111.06377 (form
+`mae`): three quarters of the patches are left out, the encoder reads the rest, and a small transformer, which is thrown
+away afterwards, predicts the pixels of the hidden ones from that and a shared mask token. Of a spectrogram, AudioMAE
+(arXiv 2207.06405) hides 80 % and predicts levels as they are: `ratio: 0.8, norm_pix: false`; its decoder of local
+windows is not followed. Xie et al. 2021, "SimMIM", arXiv 2111.09886 (form `simmim`): blocks of 32 pixels are replaced
+by a mask token before positions are added, the encoder reads all places, and a linear layer predicts the pixels.
+
+The encoder stays the library's plain transformer. MAE freezes its positions at sines and cosines; here those of the
+encoder are what its library makes them, learned, so that pretrained ones stay and other tasks may share it. The
+decoder's are fixed. Where MAE hands the class token to the decoder, the pooled vector goes: for a network that pools by
+its class token that is the same, and in any other its pooling is trained as well. SimMIM trains no pooling: an encoder
+with weights there (a norm behind an average, an attention pool) cannot learn them from it.
+
+Known traps. The loss is of hidden patches alone; visible ones are not predicted, and look bad where they are. The mean
+and variance of `norm_pix` are the target's own: a picture that is scaled back by them shows what the network was not
+told, so that normalised patches are drawn as they are. Hiding is by rank of noise, the same number in each row. Padding
+behind the end of a sound may be seen, as silence, and is never scored. Crops are resized bilinearly, not bicubically.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.batch import Batch
+from mmssl.encoders.audio import AudioEncoder
+from mmssl.encoders.backbones import places
+from mmssl.encoders.base import Encoder
+from mmssl.encoders.image import ImageEncoder
+from mmssl.errors import RecipeError
+from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.objectives.reconstruction._patches import PatchDecoder, patchify, standardize, take, unpatchify
+from mmssl.ops.augment import draw_crops, resized_crop
+from mmssl.ops.draws import Draws
+from mmssl.ops.losses import mean_over
+
+RATIO = {"mae": 0.75, "simmim": 0.6}
+SIMMIM_UNIT = 32
+
+
+class MaskedAutoencoder(Objective):
+    """Regress the pixels of hidden patches.
+
+    Args:
+        encoders: holds the encoder, a transformer whose tokens are patches.
+        encoder: its name; whether it reads images or sound decides what a patch is.
+        form: `mae`, or `simmim`.
+        ratio: share of the patches that is hidden; 0.75 (mae) or 0.6 (simmim) where left out.
+        unit: side in pixels of what is hidden together; one patch (mae) or 32 (simmim) where left out.
+        norm_pix: whether a patch is predicted less its mean, over its standard deviation; in mae where left out.
+        area: smallest and largest share of an image that its crop covers (simmim: 0.67 to 1); None for no crop.
+        flip: probability that an image is mirrored.
+        size: of an image crop, in pixels; that of the image where left out.
+        decoder_depth: blocks of mae's decoder.
+        decoder_width: their width.
+        decoder_heads: their attention heads.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        *,
+        encoder: str = "image",
+        form: Literal["mae", "simmim"] = "mae",
+        ratio: float | None = None,
+        unit: int | None = None,
+        norm_pix: bool | None = None,
+        area: tuple[float, float] | None = (0.2, 1.0),
+        flip: float = 0.5,
+        size: int | None = None,
+        decoder_depth: int = 8,
+        decoder_width: int = 512,
+        decoder_heads: int = 16,
+    ) -> None:
+        super().__init__(encoders)
+        network = self.encoder(encoder)
+        self.modality = network.modality
+        if self.modality not in ("image", "audio"):
+            raise RecipeError(
+                f"masked_autoencoder reads images and sound, and the encoder '{encoder}' reads {self.modality}"
+            )
+        if not network.subsets or network.patch_size is None:
+            raise RecipeError(
+                f"masked_autoencoder hides patches, and {network.spec['model']} does not read patch by patch; "
+                "take a plain vision transformer, such as timm/vit_tiny_patch16_224"
+            )
+        self.needs = (self.modality,)
+        self.name, self.form, self.patch = encoder, form, network.patch_size
+        self.ratio = RATIO[form] if ratio is None else ratio
+        self.norm_pix = form == "mae" if norm_pix is None else norm_pix
+        self.area, self.flip, self.size = area, flip, size
+        sides = (unit, unit) if unit else (SIMMIM_UNIT, SIMMIM_UNIT) if form == "simmim" else self.patch
+        if any(side % patch for side, patch in zip(sides, self.patch, strict=True)):
+            raise RecipeError(
+                f"masked_autoencoder: unit = {sides[0]} pixels is not a multiple of the patch, {self.patch}"
+            )
+        self.unit = (sides[0] // self.patch[0], sides[1] // self.patch[1])
+        self.channels = 3 if self.modality == "image" else 1
+        pixels = self.channels * self.patch[0] * self.patch[1]
+        if form == "mae":
+            if decoder_width % 4 or decoder_width % decoder_heads:
+                raise RecipeError(
+                    f"masked_autoencoder: decoder_width = {decoder_width} should be a multiple of 4 and of "
+                    f"decoder_heads = {decoder_heads}"
+                )
+            self.decoder = PatchDecoder(network.dim, pixels, decoder_depth, decoder_width, decoder_heads)
+        else:
+            self.mask_token = nn.Parameter(torch.zeros(network.width or network.dim))
+            nn.init.trunc_normal_(self.mask_token, std=0.02)
+            self.head = nn.Linear(network.dim, pixels)
+
+    def chance(self, rows: int) -> Chance:
+        """The error of the mean: of each patch with `norm_pix`, of a row's hidden patches without.
+
+        With `norm_pix` the loss of the mean is (d - 1) / d for patches of d pixels, because their variance is the
+        unbiased one; that of a patch of one colour is 0, so that a level of the loss depends on the pictures.
+        """
+        return Chance(None, {"relative_error": 1.0})
+
+    @torch.no_grad()
+    def transform(self, batch: Batch, draws: Draws) -> Batch:
+        """`image` (B, 3, H, W) or `audio` (B, S) -> what the encoder reads, which places it sees, and the targets.
+
+        `image` (B, 3, h, w) in [0, 1] or `audio` (B, mels, frames); `seen` (B, K) and `hidden` (B, M) places in the
+        grid of patches; `target` (B, M, d), and `scored` (B, M), False for padding.
+        """
+        picture, pixels, valid = self._read(batch, draws)
+        grid = (pixels.shape[2] // self.patch[0], pixels.shape[3] // self.patch[1])
+        blocks = (grid[0] // self.unit[0], grid[1] // self.unit[1])
+        whole = tuple(n * u * p for n, u, p in zip(blocks, self.unit, self.patch, strict=True))
+        if whole != tuple(pixels.shape[2:]):
+            raise RecipeError(
+                f"masked_autoencoder: {pixels.shape[2]} x {pixels.shape[3]} pixels cannot be cut into blocks of "
+                f"{self.unit[0] * self.patch[0]} x {self.unit[1] * self.patch[1]}"
+            )
+        number = blocks[0] * blocks[1]
+        keep = int(number * (1 - self.ratio))
+        if not 0 < keep < number:
+            raise RecipeError(
+                f"masked_autoencoder: ratio = {self.ratio} leaves {keep} of {number} blocks visible, and some "
+                "should be and some not; change ratio, or take larger pictures or smaller patches"
+            )
+        order = draws.uniform(number).argsort(dim=1, stable=True)
+        seen, hidden = self._patches(order[:, :keep], grid[1]), self._patches(order[:, keep:], grid[1])
+        target = take(patchify(pixels, self.patch), hidden)
+        if self.norm_pix:
+            target = standardize(target)
+        scored = torch.ones_like(hidden, dtype=torch.bool) if valid is None else valid.gather(1, hidden)
+        weight = scored[:, :, None].to(target.dtype)
+        mean = (target * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
+        constant = torch.zeros_like(mean) if self.norm_pix else mean
+        return {
+            self.modality: picture,
+            "seen": seen,
+            "hidden": hidden,
+            "target": target,
+            "scored": scored,
+            "scored_count": scored.sum(),
+            # What relative_error divides by; like the number of patches, it is one of the whole batch.
+            "constant_error_count": (self._error(constant, target) * scored).sum(),
+        }
+
+    def _read(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the encoder reads, its pixels as the network sees them (B, C, H, W), and places that are no padding."""
+        if self.modality == "audio":
+            hearing = cast(AudioEncoder, self.encoder(self.name))
+            picture = hearing.spectrogram(batch["audio"])
+            if "audio_mask" not in batch:
+                return picture, picture[:, None], None
+            frames = hearing.frame_mask(batch["audio_mask"])
+            frames = nn.functional.pad(frames, (0, picture.shape[2] - frames.shape[1]))
+            grid = (picture.shape[1] // self.patch[0], picture.shape[2] // self.patch[1])
+            return picture, picture[:, None], places(frames, grid)
+        images = batch["image"]
+        height, width = images.shape[-2:]
+        mirrored = draws.chance(self.flip)
+        if self.area is None:
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        else:
+            boxes = draw_crops(draws, 1, height, width, area=self.area)[:, 0]
+            images = resized_crop(images, boxes, self.size or min(height, width), mirrored)
+        return images, cast(ImageEncoder, self.encoder(self.name)).normalize(images), None
+
+    def _patches(self, blocks: Tensor, columns: int) -> Tensor:
+        """Numbers of blocks (B, n) -> numbers of their patches (B, n · patches of a block), in a grid of `columns`."""
+        tall, wide = self.unit
+        across = columns // wide
+        corner = blocks // across * (tall * columns) + blocks % across * wide
+        down, right = (torch.arange(n, device=blocks.device) for n in (tall, wide))
+        return (corner[:, :, None] + (down[:, None] * columns + right).flatten()).flatten(1)
+
+    def _error(self, pixels: Tensor, target: Tensor) -> Tensor:
+        """(B, M): squared (mae) or absolute (simmim) error, a mean over the pixels of each patch."""
+        difference = pixels - target
+        return (difference.square() if self.form == "mae" else difference.abs()).mean(2)
+
+    def predict(self, inputs: Batch) -> Batch:
+        """`pixels` (B, M, d) of the hidden patches."""
+        encoder, picture, seen, hidden = (
+            self.encoder(self.name),
+            inputs[self.modality],
+            inputs["seen"],
+            inputs["hidden"],
+        )
+        if self.form == "mae":
+            features = encoder.encode(take(encoder.embed(picture), seen))
+            grid = (picture.shape[-2] // self.patch[0], picture.shape[-1] // self.patch[1])
+            return {"pixels": self.decoder(features, seen, hidden, grid)}
+        number = seen.shape[1] + hidden.shape[1]
+        mask = torch.zeros(len(hidden), number, dtype=torch.bool, device=hidden.device).scatter_(1, hidden, True)
+        features = encoder.encode(encoder.embed(picture, mask, self.mask_token))
+        return {"pixels": self.head(take(features.tokens, hidden))}
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        """Error of the hidden patches, and its ratio to that of the mean; see `chance`."""
+        scored = inputs["scored"]
+        error = self._error(outputs["pixels"], inputs["target"])
+        return {
+            "loss": mean_over(error, scored, inputs["scored_count"]),
+            "relative_error": mean_over(error.detach(), scored, inputs["constant_error_count"]),
+        }
+
+    def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
+        """What is seen, what the network makes of it, and what was there; normalised if the task is."""
+        picture, hidden = inputs[self.modality], inputs["hidden"]
+        if self.modality == "image":
+            normalize = cast(ImageEncoder, self.encoder(self.name)).normalize
+            pixels, original = normalize(picture), picture / 255 if picture.dtype == torch.uint8 else picture
+            scale, shift = normalize.std[:, None, None], normalize.mean[:, None, None]
+        else:
+            pixels = original = picture[:, None]
+            scale, shift = original.new_tensor(1.0), original.new_tensor(0.0)
+        patches, visible = patchify(pixels, self.patch), patchify(original, self.patch)
+        if self.norm_pix:
+            patches, scale, shift = standardize(patches), scale.new_tensor(0.2), scale.new_tensor(0.5)
+
+        def put(values: Tensor, into: Tensor) -> Tensor:
+            whole = into.scatter(1, hidden[:, :, None].expand_as(values), values.to(into.dtype))
+            return unpatchify(whole, self.patch, (picture.shape[-2], picture.shape[-1]))
+
+        blank = torch.full_like(take(visible, hidden), float(original.float().mean()))
+        kind = "normalised " if self.norm_pix else ""
+        pictures = {
+            "input": put(blank, visible),
+            f"{kind}prediction": put(outputs["pixels"], patches) * scale + shift,
+            f"{kind}target": put(inputs["target"], patches) * scale + shift,
+        }
+        if self.norm_pix:
+            pictures["original"] = original
+        return [Panel(name, list(p if self.modality == "image" else p[:, 0])) for name, p in pictures.items()]
