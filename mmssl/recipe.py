@@ -106,12 +106,14 @@ OneOrMany = Annotated[
 class Optimizer(_Section):
     """Optimiser settings; weight decay leaves out biases, norms and scalars.
 
-    `lr` is the peak learning rate for the recipe's global batch; it is not rescaled.
+    `lr` is the peak learning rate for the recipe's global batch; it is not rescaled. With `weight_decay_end` the weight
+    decay moves there along a cosine over the run.
     """
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    weight_decay_end: Annotated[float, Field(ge=0)] | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     momentum: Share = 0.9

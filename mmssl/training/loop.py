@@ -31,7 +31,7 @@ from mmssl.ops.draws import Draws, mix_seed
 from mmssl.ops.gather import average, process_share
 from mmssl.recipe import Training
 from mmssl.training import checkpoint
-from mmssl.training.optim import lr_factor, make_optimizer, set_lr
+from mmssl.training.optim import lr_factor, make_optimizer, set_lr, set_weight_decay
 from mmssl.training.progress import Clock, Reporter, peak_memory, truncate_after
 from mmssl.training.step import accumulated_backward
 
@@ -153,6 +153,7 @@ def _fit(
                 inputs = objective.transform(batch, draws)
             lr = training.optimizer.lr * lr_factor(training.schedule, step, training.steps)
             set_lr(bare_optimizer, lr)
+            set_weight_decay(bare_optimizer, training.optimizer, step / training.steps)
             losses = accumulated_backward(
                 objective,
                 wrapped,

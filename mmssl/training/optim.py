@@ -19,15 +19,20 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     it has one, multiplies the learning rate: layer-wise decay in fine-tuning sets it. One whose `lr_constant` is True
     keeps the peak learning rate throughout the run: SimSiam's predictor.
     """
-    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = defaultdict(list)
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = defaultdict(list)
     for parameter in module.parameters():
         if parameter.requires_grad:
-            decay = weight_decay if parameter.ndim > 1 else 0.0
             rate = getattr(parameter, "lr_scale", 1.0), getattr(parameter, "lr_constant", False)
-            groups[decay, *rate].append(parameter)
+            groups[parameter.ndim > 1, *rate].append(parameter)
     return [
-        {"params": parameters, "weight_decay": decay, "lr_scale": scale, "lr_constant": constant}
-        for (decay, scale, constant), parameters in groups.items()
+        {
+            "params": parameters,
+            "weight_decay": weight_decay if decays else 0.0,
+            "decays": decays,
+            "lr_scale": scale,
+            "lr_constant": constant,
+        }
+        for (decays, scale, constant), parameters in groups.items()
     ]
 
 
@@ -62,3 +67,14 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         if not group["lr_constant"]:
             group["lr"] = lr * group["lr_scale"]
+
+
+def set_weight_decay(optimizer: torch.optim.Optimizer, settings: Optimizer, progress: float) -> None:
+    """Give the groups that decay their weight decay at `progress`, from 0 at the first step to 1 at the end."""
+    if settings.weight_decay_end is None:
+        return
+    start, end = settings.weight_decay, settings.weight_decay_end
+    decay = end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+    for group in optimizer.param_groups:
+        if group["decays"]:
+            group["weight_decay"] = decay

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -237,6 +238,22 @@ def test_not_finite_loss_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(RunError, match=r"nan at step 1; try a lower training.optimizer.lr"):
         fit(make(Broken), MemoryLoader(), settings(), tmp_path, quiet=True)
+
+
+def test_weight_decay_moves_over_the_run() -> None:
+    """From 0 to 50 halves the weights only late; a constant 0 and a constant 50 are other runs."""
+    ends = {}
+    for start, end in ((0.0, None), (0.0, 50.0), (50.0, None)):
+        task = make(Denoise)
+        optimizer = Optimizer(name="sgd", lr=0.01, momentum=0.0, weight_decay=start, weight_decay_end=end)
+        fit(
+            task, MemoryLoader(), settings(steps=6, optimizer=optimizer, schedule=Schedule(name="constant")), quiet=True
+        )
+        ends[start, end] = float(task.head.weight.detach().norm())
+    assert ends[50.0, None] < ends[0.0, 50.0] < ends[0.0, None]
+    # The decay is 50 x (1 - cos(pi x step / 6)) / 2: the weights shrink by the product of 1 - 0.01 of it.
+    shrink = math.prod(1 - 0.01 * 25 * (1 - math.cos(math.pi * step / 6)) for step in range(6))
+    assert ends[0.0, 50.0] / ends[0.0, None] == pytest.approx(shrink, rel=0.05)
 
 
 def test_refresh_sees_the_data() -> None:

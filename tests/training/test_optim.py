@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmssl.recipe import Optimizer, Schedule
-from mmssl.training.optim import lr_factor, make_optimizer, parameter_groups, set_lr
+from mmssl.training.optim import lr_factor, make_optimizer, parameter_groups, set_lr, set_weight_decay
 
 
 def test_cosine_equals_transformers() -> None:
@@ -64,3 +64,16 @@ def test_lars_does_not_adapt_what_is_not_decayed() -> None:
     ratio = before["weight"].norm() / (torch.ones(4, 4) + 1e-4 * before["weight"]).norm()
     step = before["weight"] - module.weight
     assert torch.allclose(step, 0.001 * ratio * (torch.ones(4, 4) + 1e-4 * before["weight"]), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_weight_decay_follows_a_cosine_and_leaves_biases_alone(name: str) -> None:
+    module = nn.Linear(2, 3)
+    settings = Optimizer(name=name, weight_decay=0.0, weight_decay_end=0.4)
+    optimizer = make_optimizer(module, settings)
+    for progress, expected in ((0.0, 0.0), (1 / 3, 0.1), (0.5, 0.2), (1.0, 0.4)):
+        set_weight_decay(optimizer, settings, progress)
+        decays = {p.ndim: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+        assert decays == {2: pytest.approx(expected), 1: 0.0}
+    set_weight_decay(optimizer, Optimizer(name=name, weight_decay=0.3), 0.5)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.4, 0.0}
