@@ -92,17 +92,17 @@ def _arrangements(still: int, tiles: int) -> Rows:
 
 
 def _sample(tiles: int, blocks: int) -> Rows:
-    """Some permutations that leave tile 0 where it is, where all would be too many; the identity first."""
+    """Some permutations that leave tile 0 where it is, where all would be too many."""
     scores = np.random.default_rng(0).random((max(_SAMPLED, 4 * blocks), tiles - 1))
-    return np.unique(np.pad(scores.argsort(1) + 1, ((1, 0), (1, 0))), axis=0)
+    return np.unique(np.pad(scores.argsort(1) + 1, ((0, 0), (1, 0))), axis=0)
 
 
 def _spread(group: Rows, cosets: Rows, count: int) -> Rows:
     """Representatives of `count` cosets, one by one the one furthest from those chosen, the first one first."""
     closest = np.full(len(cosets), group.shape[1] + 1)
-    chosen: list[int] = []
+    chosen = [0]
     while len(chosen) < count:
-        chosen.append(int(closest.argmax()))
         agreeing = (group[:, cosets] == cosets[chosen[-1]]).sum(-1).max(0)
         np.minimum(closest, group.shape[1] - agreeing, out=closest)
+        chosen.append(int(closest.argmax()))
     return cosets[chosen]

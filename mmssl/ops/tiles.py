@@ -54,19 +54,18 @@ def cut_tiles(images: Tensor, corners: Tensor, size: int) -> Tensor:
     """Square tiles of images, each channel at a place of its own where wanted.
 
     Args:
-        images: (N, C, H, W).
+        images: uint8 or float in [0, 1], (N, C, H, W).
         corners: int64 (N, K, C, 2) or (N, K, 1, 2), top and left; every tile lies inside its image.
         size: s, of a tile, in pixels.
 
     Returns:
-        (N, K, C, s, s), dtype of the images.
+        (N, K, C, s, s); floats in [0, 1] where the images are uint8.
     """
-    line = torch.arange(size, device=images.device)
-    down = corners[..., 0, None, None] + line[:, None]
-    across = corners[..., 1, None, None] + line
-    row = torch.arange(len(images), device=images.device)[:, None, None, None, None]
-    channel = torch.arange(images.shape[1], device=images.device)[:, None, None]
-    return images[row, channel, down, across]
+    windows = images.unfold(2, size, 1).unfold(3, size, 1)
+    row = torch.arange(len(images), device=images.device)[:, None, None]
+    channel = torch.arange(images.shape[1], device=images.device)
+    tiles = windows[row, channel, corners[..., 0], corners[..., 1]]
+    return tiles.to(torch.get_default_dtype()).mul_(GRAY_LEVEL) if tiles.dtype == torch.uint8 else tiles
 
 
 def coarsen(tiles: Tensor, sides: Tensor) -> Tensor:
@@ -100,35 +99,32 @@ def recolor(
         tiles: float in [0, 1], (B, K, 3, s, s).
         draws: source of randomness.
         gray: probability of the mean of the channels in place of each. What aberration has blurred stays blurred.
-        projection: of the others, the probability of `project_colors`.
+        projection: of the others, the probability of `projection_matrix`.
         drop: of the remaining ones, the probability of `drop_colors`.
         together: whether all tiles of a row fare alike.
     """
     fates = 1 if together else tiles.shape[1]
     dice, keep = draws.uniform(fates, 3), draws.integers(3, fates)
     is_gray, projected, dropped = (dice < torch.tensor([gray, projection, drop], device=dice.device)).unbind(-1)
-    projected, dropped = projected & ~is_gray, dropped & ~is_gray & ~projected
-    if gray > 0:
-        tiles = torch.where(_over_pixels(is_gray), tiles.mean(2, keepdim=True), tiles)
-    if projection > 0:
-        tiles = torch.where(_over_pixels(projected), project_colors(tiles), tiles)
+    dropped = dropped & ~projected & ~is_gray
+    if gray > 0 or projection > 0:
+        project = projection_matrix().to(tiles)
+        mixing = torch.where(projected[..., None, None], project, torch.eye(3).to(tiles))
+        mixing = torch.where(is_gray[..., None, None], torch.full_like(project, 1 / 3), mixing)
+        tiles = (mixing @ tiles.flatten(3)).view(tiles.shape)
     if drop > 0:
-        tiles = torch.where(_over_pixels(dropped), drop_colors(tiles, keep.expand(tiles.shape[:2]), draws), tiles)
+        only = drop_colors(tiles, keep.expand(tiles.shape[:2]), draws)
+        tiles = torch.where(dropped[..., None, None, None], only, tiles)
     return tiles
 
 
-def _over_pixels(chosen: Tensor) -> Tensor:
-    return chosen[..., None, None, None]
+def projection_matrix() -> Tensor:
+    """I - aᵀa / (a aᵀ) with a = (-1, 2, -1): colours without their green-magenta part (Doersch et al. 2015).
 
-
-def project_colors(tiles: Tensor) -> Tensor:
-    """(..., 3, s, s) without its green-magenta part: I - aᵀa / (a aᵀ) with a = (-1, 2, -1) (Doersch et al. 2015).
-
-    A lens that treats green unlike red and blue is hidden; one that shifts red against blue is not.
+    A lens that treats green unlike red and blue is hidden by it; one that shifts red against blue is not.
     """
-    red, green, blue = tiles.unbind(-3)
-    shade = (2 * green - red - blue) / 6
-    return torch.stack([red + shade, green - 2 * shade, blue + shade], -3)
+    axis = torch.tensor([-1.0, 2.0, -1.0])
+    return torch.eye(3) - torch.outer(axis, axis) / axis.square().sum()
 
 
 def drop_colors(tiles: Tensor, keep: Tensor, draws: Draws) -> Tensor:
@@ -147,7 +143,7 @@ def drop_colors(tiles: Tensor, keep: Tensor, draws: Draws) -> Tensor:
     windows = _noise(size * size, tiles.device).unfold(0, size * size, 1)
     noise = windows[draws.integers(len(windows), count, channels)].view(tiles.shape).to(tiles.dtype)
     kept = torch.arange(channels, device=tiles.device) == keep[..., None]
-    return torch.where(_over_pixels(kept)[..., 0, :, :], tiles - tiles.mean((-2, -1), keepdim=True), noise) + 0.5
+    return torch.where(kept[..., None, None], tiles - tiles.mean((-2, -1), keepdim=True), noise) + 0.5
 
 
 @cache
@@ -168,20 +164,21 @@ def standardize(tiles: Tensor, *, slope: bool = False) -> Tensor:
         Mean 0.5 and standard deviation 0.25, about what an image in [0, 1] has; less where a tile is so flat that its
         own is below one gray level.
     """
+    flat = tiles.flatten(-2)
     if slope:
-        tiles = tiles - _fitted_slopes(tiles)
-    tiles = tiles - tiles.mean((-3, -2, -1), keepdim=True)
-    deviation = tiles.square().mean((-3, -2, -1), keepdim=True).sqrt()
-    return tiles / deviation.clamp(min=GRAY_LEVEL) / 4 + 0.5
+        planes = _planes(tiles.shape[-1]).to(tiles)
+        flat = flat - (flat @ planes) @ planes.mT
+    flat = flat.flatten(-2)
+    flat = flat - flat.mean(-1, keepdim=True)
+    deviation = torch.linalg.vector_norm(flat, dim=-1, keepdim=True) / flat.shape[-1] ** 0.5
+    return flat.mul_(0.25 / deviation.clamp(min=GRAY_LEVEL)).add_(0.5).view(tiles.shape)
 
 
-def _fitted_slopes(tiles: Tensor) -> Tensor:
-    size = tiles.shape[-1]
-    line = torch.arange(size, device=tiles.device, dtype=tiles.dtype) - (size - 1) / 2
-    line = line / line.square().sum().clamp(min=1).sqrt() / size**0.5
-    down, across = line[:, None], line
-    plane = (tiles * down).sum((-2, -1), keepdim=True) * down
-    return plane + (tiles * across).sum((-2, -1), keepdim=True) * across
+def _planes(size: int) -> Tensor:
+    """Two planes without mean, orthonormal: (size², 2), one rising downwards and one to the right."""
+    line = torch.arange(size) - (size - 1) / 2
+    line = line / (line.square().sum().clamp(min=1) * size).sqrt()
+    return torch.stack([line[:, None].expand(size, size), line.expand(size, size)], -1).flatten(0, 1)
 
 
 def fit_tile(wanted: float, room: int, patch: tuple[int, int] | None, given: int | None, task: str) -> int:

@@ -130,9 +130,7 @@ class Jigsaw(Objective):
         )[:, 0]
         order = draws.integers(len(self.orders))
         shuffled = corners.gather(1, self.orders[order][..., None, None].expand_as(corners))
-        tiles = cut_tiles(images, shuffled, tile)
-        tiles = tiles / 255 if tiles.dtype == torch.uint8 else tiles
-        tiles = recolor(tiles, draws, **self.colors, together=True)
+        tiles = recolor(cut_tiles(images, shuffled, tile), draws, **self.colors, together=True)
         return {"tiles": standardize(tiles, slope=self.slope) if self.standardize else tiles, "order": order}
 
     def _measures(self, side: int, images: Tensor) -> tuple[int, int, int]:
@@ -172,7 +170,7 @@ class Jigsaw(Objective):
             return list(mosaic(tiles.gather(1, places), self.grid))
 
         right = (self.orders[answer] == self.orders[inputs["order"]]).sum(1)
-        words = [f"{n} of {self.grid**2} right" if n < self.grid**2 else "right" for n in right.tolist()]
+        words = [f"✗ {n} of {len(tiles[0])}" if n < len(tiles[0]) else "✓ all" for n in right.tolist()]
         return [
             Panel("as fed", list(mosaic(tiles, self.grid))),
             Panel("in order", assembled(inputs["order"])),

@@ -127,9 +127,8 @@ class RelativePosition(Objective):
             grids=self.grids,
         )
         patches = cut_tiles(images, corners.flatten(0, 1), patch).unflatten(0, (rows, self.grids)).flatten(1, 2)
-        patches = self._disguised(patches / 255 if patches.dtype == torch.uint8 else patches, draws)
         pairs, direction = self._pairs(draws)
-        return {"patches": patches, "pairs": pairs, "direction": direction}
+        return {"patches": self._disguised(patches, draws), "pairs": pairs, "direction": direction}
 
     def _measures(self, side: int, images: Tensor) -> tuple[int, int, int]:
         """Patch, gap and jitter, in pixels."""
@@ -210,7 +209,7 @@ class RelativePosition(Objective):
             return list(mosaic(places, GRID))
 
         words = [
-            DIRECTIONS[t] if a == t else f"{DIRECTIONS[a]}, but is {DIRECTIONS[t]}"
+            f"✓ {DIRECTIONS[t]}" if a == t else f"✗ {DIRECTIONS[a]}; it is {DIRECTIONS[t]}"
             for t, a in zip(truth.tolist(), answer.tolist(), strict=True)
         ]
         return [
