@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from mmssl import recipe as recipes
 from mmssl.batch import to_device
-from mmssl.build import build, build_objective, encoders_of, tokenizers_of
+from mmssl.build import build, build_objective, tokenizers_of
 from mmssl.data.loader import Loader
 from mmssl.encoders.base import Encoder
 from mmssl.errors import MmsslError, RunError
@@ -40,7 +40,7 @@ class Run:
         directory: holds recipe.yaml, model.safetensors, metrics.jsonl, report.html and figures/.
         recipe: resolved.
         objective: with its heads.
-        encoders: name -> encoder with the trained weights.
+        encoders: name -> encoder with the trained weights, the teacher's where the task says so.
         step: optimiser steps behind the weights.
         history: the records of metrics.jsonl.
     """
@@ -117,7 +117,7 @@ def run(
     state.wait_for_everyone()
     if state.is_main_process:
         _write(directory / "recipe.yaml", _complete(resolved, objective).dump())
-    result = Run(directory, resolved, objective, dict(encoders_of(objective)))
+    result = Run(directory, resolved, objective, objective.transfers())
     last = checkpoint.newest(directory) if resume else None
     complete = last is not None and checkpoint.read_state(last)["step"] == resolved.training.steps
     complete = complete and (directory / "report.html").exists()
@@ -174,7 +174,7 @@ def load(path: str | Path, *, trust: bool = False) -> Run:
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
     history = [json.loads(line) for line in lines if line.endswith("}")]
     step = history[-1]["step"] if history else recipe.training.steps
-    return Run(directory, recipe, objective, dict(encoders_of(objective)), step, history)
+    return Run(directory, recipe, objective, objective.transfers(), step, history)
 
 
 def preview(objective: Objective, loader: Loader, rows: int = 6, seed: int = 0) -> list[Panel]:
@@ -257,13 +257,14 @@ def _probe_data(recipe: Recipe) -> Data:
 
 def _finish(run: Run, loader: Loader) -> None:
     """Probe table, figures and the report of a finished run."""
-    from mmssl.report.figures import draw_history, draw_panels
+    from mmssl.report.figures import draw_conflicts, draw_history, draw_panels
     from mmssl.report.page import write_report
 
     figures = run.directory / "figures"
     figures.mkdir(exist_ok=True)
     draw_panels(preview(run.objective, loader, seed=run.recipe.training.seed), figures / "preview.png")
     draw_history(run.history, run.chance, figures / "history.png")
+    draw_conflicts(run.history, figures / "conflicts.png")
     spec = run.recipe.probe
     if spec is not None:
         from mmssl.adaptation import adapt

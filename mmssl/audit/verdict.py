@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 from scipy import stats
 
+from mmssl.audit.conflicts import fiercest
 from mmssl.objectives.base import Chance
 
 Record = Mapping[str, Any]
@@ -70,7 +71,8 @@ class Verdict:
 
 def closing_lines(history: Sequence[Record], chance: Chance, rows: int) -> list[str]:
     """What the console says when a run has ended; arguments as for `judge`."""
-    return [f"verdict: {verdict}" for verdict in judge(history, chance, rows)]
+    fight = fiercest(history)
+    return [f"verdict: {verdict}" for verdict in judge(history, chance, rows)] + [f"conflict: {fight}"] * bool(fight)
 
 
 def judge(history: Sequence[Record], chance: Chance, rows: int) -> list[Verdict]:

@@ -38,6 +38,7 @@ def model_card(run: Run, repo: str | None = None) -> str:
     """
     from huggingface_hub import ModelCard, ModelCardData
 
+    from mmssl.audit.verdict import closing_lines
     from mmssl.hub.export import plan
 
     recipe = publishable(run.recipe)
@@ -72,7 +73,9 @@ def model_card(run: Run, repo: str | None = None) -> str:
         training=training,
         steps=f"{run.step:,}",
         samples=f"{run.step * training.batch_size:,}",
-        verdicts=[markdown(verdict) for verdict in run.verdict],
+        closing=[
+            markdown(line[0].upper() + line[1:]) for line in closing_lines(run.history, chance, training.batch_size)
+        ],
         metrics=[
             [code(key), number(final.get(key)), number(levels.get(key))] for key in dict.fromkeys([*levels, *final])
         ],

@@ -7,7 +7,7 @@ is what makes gradient accumulation exact: see `mmssl.training.step`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
@@ -75,11 +75,13 @@ class Objective(nn.Module):
         coupled: whether rows meet in `loss` (contrastive negatives, queues). Such a task is accumulated by cached
             outputs, any other by plain averaging, and needs at least two rows.
         refresh_every: steps between calls of `refresh`; 0 for never.
+        diagnose_every: steps between calls of `diagnose`; 0 for never.
     """
 
     needs: tuple[str, ...] = ()
     coupled: bool = False
     refresh_every: int = 0
+    diagnose_every: int = 0
 
     def __init__(self, encoders: Mapping[str, Encoder]) -> None:
         super().__init__()
@@ -131,6 +133,16 @@ class Objective(nn.Module):
 
     def refresh(self, batches: Iterable[Batch]) -> None:
         """A pass over the whole data every `refresh_every` steps: clusters, codebooks."""
+
+    def diagnose(self, inputs: Batch, gradients: Callable[[Objective, Batch], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Every `diagnose_every` steps, before the step: numbers that cost a backward pass of their own; logged.
+
+        Args:
+            inputs: of this process's rows.
+            gradients: (objective, its inputs) -> gradient of its loss over the global batch, by name of the parameter;
+                those that the loss does not reach are left out. Nothing else changes.
+        """
+        raise TypeError(f"{type(self).__name__} has nothing to diagnose")
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """The columns that `mmssl show` draws: input, target, prediction."""

@@ -6,18 +6,35 @@ draws random numbers of its own, so that adding one leaves what the others see u
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from mmssl.audit.conflicts import COSINE, SHARE, compare
 from mmssl.batch import Batch, under
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
 from mmssl.objectives import create
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
+
+TAKEN = (COSINE, SHARE, "probe")
+
+
+class _Alone(Objective):
+    """One task of a combination, with the shared encoders among its own parameters."""
+
+    def __init__(self, encoders: nn.ModuleDict, task: Objective) -> None:
+        super().__init__(cast(Mapping[str, Encoder], encoders))
+        self.task, self.coupled = task, task.coupled
+
+    def predict(self, inputs: Batch) -> Batch:
+        return self.task.predict(inputs)
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        return self.task.loss(outputs, inputs)
 
 
 class Combine(Objective):
@@ -27,6 +44,9 @@ class Combine(Objective):
         encoders: shared by all tasks.
         tasks: name -> `{name: <task>, weight: 1.0, data: <source>, <hyper-parameter>: ...}`. `data` is left out where
             the recipe has one source; rows of all sources have the same global batch size.
+        conflicts: steps between measurements of the cosine of each two tasks' gradients on the encoders that they
+            share, and of each one's share of the gradient; 0 for never. A measurement takes about as long as a step
+            and holds one gradient of the encoders a task.
     """
 
     def __init__(
@@ -34,8 +54,14 @@ class Combine(Objective):
         encoders: Mapping[str, Encoder],
         *,
         tasks: dict[str, dict[str, Any]],
+        conflicts: int = 0,
     ) -> None:
         super().__init__(encoders)
+        if conflicts < 0:
+            raise RecipeError(f"combine: conflicts = {conflicts} should be a number of steps, or 0 for never")
+        if conflicts and len(tasks) == 1:
+            raise RecipeError("combine: conflicts are between two tasks, and there is one; set conflicts to 0")
+        self.diagnose_every = conflicts
         if not tasks:
             raise RecipeError("combine needs at least one task, for instance tasks: {turn: {name: rotation}}")
         built: dict[str, Objective] = {}
@@ -46,6 +72,10 @@ class Combine(Objective):
             where = f"tasks.{name}"
             if not name.isidentifier():
                 raise RecipeError(f"{where}: a task is named by letters, digits and _, its results by `{name}/loss`")
+            if name in TAKEN:
+                raise RecipeError(
+                    f"{where}: `{name}/` is the prefix of other entries of the records; choose another name"
+                )
             kind, weight, source = hyper.pop("name", None), hyper.pop("weight", 1.0), hyper.pop("data", "")
             if not isinstance(kind, str):
                 raise RecipeError(f"{where}: needs a name, for instance {{name: rotation}}")
@@ -116,6 +146,14 @@ class Combine(Objective):
         """Each task's own."""
         for _, task in self._each():
             task.after_step(progress)
+
+    def diagnose(self, inputs: Batch, gradients: Callable[[Objective, Batch], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Of the tasks' gradients on shared encoders: cosines `conflict/<a>_<b>`, and `gradient_share/<task>`."""
+        found = {}
+        for name, task in self._each():
+            own = gradients(_Alone(self.encoders, task), under(inputs, name))
+            found[name] = {k: self.weights[name] * v for k, v in own.items() if k.startswith("encoders.")}
+        return compare(found)
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Each task's columns, beside each other."""

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from mmssl.audit.conflicts import COSINE, SHARE
 from mmssl.objectives.base import Chance, Panel
 
 INK, FAINT, LINE, ACCENT = "#1f2430", "#8a8f98", "#2f6fb4", "#c8553d"
@@ -113,6 +114,42 @@ def draw_history(history: Sequence[Mapping[str, Any]], chance: Chance, path: Pat
                 _curve(axes, history, "lr", LINE)
                 axes.set_ylim(bottom=0)
         return _save(figure, path)
+
+
+def draw_conflicts(history: Sequence[Mapping[str, Any]], path: Path | str) -> Path | None:
+    """Draw the cosine of each two tasks' gradients, and each task's share of the gradient, where they were measured.
+
+    Args:
+        history: logged records, of which some hold `conflict/...` and `gradient_share/...`.
+        path: PNG to write; its folder is made if missing.
+
+    Returns:
+        `path`, or None where there is nothing to draw.
+    """
+    measured = {prefix: _under(history, prefix) for prefix in (COSINE, SHARE)}
+    if not measured[COSINE]:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 2.7), layout="constrained")
+        titles = {COSINE: "cosine of two tasks' gradients", SHARE: "share of the gradient's norm"}
+        for axes, (prefix, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+            axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+            axes.set_xlabel("step")
+            axes.grid(axis="y", color="#e9ebee")
+            axes.set_axisbelow(True)
+            for i, name in enumerate(measured[prefix]):
+                label = name.partition("/")[2].replace("_", " ")
+                _curve(axes, history, name, matplotlib.colormaps["tab10"](i % 10), label)
+            if prefix == COSINE:
+                _chance_line(axes, 0.0, FAINT)
+            else:
+                axes.set_ylim(0, 1)
+            axes.legend(frameon=False, fontsize=8)
+        return _save(figure, path)
+
+
+def _under(history: Sequence[Mapping[str, Any]], prefix: str) -> list[str]:
+    return list(dict.fromkeys(name for record in history for name in record if name.startswith(f"{prefix}/")))
 
 
 def _levels(history: Sequence[Mapping[str, Any]], chance: Chance) -> dict[str, float]:

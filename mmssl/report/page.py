@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from mmssl.audit.verdict import closing_lines
 from mmssl.registry import components
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "steps": run.step,
         "samples": run.step * training.batch_size,
         "batch": training.batch_size,
-        "verdicts": [str(verdict) for verdict in run.verdict],
+        "closing": [line[0].upper() + line[1:] for line in closing_lines(run.history, chance, training.batch_size)],
         "results": [
             {"name": key, "value": value, "chance": levels.get(key)}
             for key, value in last.items()

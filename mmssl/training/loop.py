@@ -33,7 +33,7 @@ from mmssl.recipe import Training
 from mmssl.training import checkpoint
 from mmssl.training.optim import lr_factor, make_optimizer, set_lr, set_weight_decay
 from mmssl.training.progress import Clock, Reporter, peak_memory, truncate_after
-from mmssl.training.step import accumulated_backward
+from mmssl.training.step import accumulated_backward, diagnosed
 
 PRECISION = {"fp32": "no", "fp64": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -96,7 +96,7 @@ def _fit(
     stop: _StopFlag,
 ) -> list[dict[str, Any]]:
     accelerator = _accelerator(training, directory)
-    _check_sharding(accelerator, probe_every if probe else 0)
+    _check_sharding(accelerator, objective, probe_every if probe else 0)
     share, shares = process_share()
     main = accelerator.is_main_process
     say_nothing = quiet or not main
@@ -154,6 +154,13 @@ def _fit(
             lr = training.optimizer.lr * lr_factor(training.schedule, step, training.steps)
             set_lr(bare_optimizer, lr)
             set_weight_decay(bare_optimizer, training.optimizer, step / training.steps)
+            reseed = partial(_reseed, training.seed, step, share * training.accumulate)
+            numbers: dict[str, torch.Tensor] = {}
+            if objective.diagnose_every and (step + 1) % objective.diagnose_every == 0:
+                scale = accelerator.scaler.get_scale() if accelerator.scaler is not None else 1.0
+                numbers = diagnosed(
+                    objective, inputs, training.accumulate, autocast=accelerator.autocast, reseed=reseed, scale=scale
+                )
             losses = accumulated_backward(
                 objective,
                 wrapped,
@@ -162,7 +169,7 @@ def _fit(
                 backward=accelerator.backward,
                 no_sync=lambda: accelerator.no_sync(wrapped),
                 autocast=accelerator.autocast,
-                reseed=partial(_reseed, training.seed, step, share * training.accumulate),
+                reseed=reseed,
             )
             norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.clip) if training.clip else None
             optimizer.step()
@@ -174,9 +181,10 @@ def _fit(
             reporter.advance(now)
             ending = now == training.steps or stop.agreed(accelerator.device)
             probing = probe is not None and probe_every > 0 and now % probe_every == 0
-            if now % training.log_every == 0 or now == training.steps or probing:
+            if now % training.log_every == 0 or now == training.steps or probing or numbers:
                 record: dict[str, Any] = {"step": now}
                 record |= {key: average(value).item() for key, value in losses.items()}
+                record |= {key: value.item() for key, value in numbers.items()}
                 if not math.isfinite(record["loss"]):
                     raise RunError(
                         f"the loss is {record['loss']} at step {now}; try a lower training.optimizer.lr, "
@@ -240,7 +248,7 @@ def _accelerator(training: Training, directory: Path | None) -> Accelerator:
     )
 
 
-def _check_sharding(accelerator: Accelerator, probe_every: int) -> None:
+def _check_sharding(accelerator: Accelerator, objective: Objective, probe_every: int) -> None:
     """Raise RecipeError for what cannot work with the launcher's way of splitting a model."""
     kind = accelerator.distributed_type
     sharding = "accelerate launch --use_fsdp --fsdp_version 2"
@@ -255,6 +263,8 @@ def _check_sharding(accelerator: Accelerator, probe_every: int) -> None:
             "probe.every: a probe during training runs on one process, and the weights are sharded over all; "
             "set probe.every=0: the probe at the end runs on the whole weights"
         )
+    if accelerator.is_fsdp2 and objective.diagnose_every:
+        raise RecipeError("gradients of single tasks are not measured on sharded weights; set objective.conflicts=0")
 
 
 def _open_trackers(accelerator: Accelerator, directory: Path | None, done: int) -> list[Any]:

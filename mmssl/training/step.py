@@ -21,11 +21,12 @@ from mmssl.objectives.base import Objective, full_precision
 from mmssl.ops.gather import average
 
 Context = Callable[[], AbstractContextManager]
+Forward = Callable[..., dict[str, Tensor]]
 
 
 def accumulated_backward(
     objective: Objective,
-    wrapped: nn.Module,
+    wrapped: Forward,
     inputs: Batch,
     parts: int = 1,
     *,
@@ -73,7 +74,7 @@ def accumulated_backward(
 
 def _cached(
     objective: Objective,
-    wrapped: nn.Module,
+    wrapped: Forward,
     inputs: Batch,
     micro_batches: list[Batch],
     backward: Callable[[Tensor], None],
@@ -102,6 +103,56 @@ def _cached(
             whole = ({key: value.detach() for key, value in outputs.items()}, inputs) if last else None
             backward(wrapped(micro_batch, part_pull, whole)["loss"])
     return {key: value.detach() for key, value in losses.items()}
+
+
+def diagnosed(
+    objective: Objective,
+    inputs: Batch,
+    parts: int = 1,
+    *,
+    autocast: Context = nullcontext,
+    reseed: Callable[[int], None] = lambda part: None,
+    scale: float = 1.0,
+) -> dict[str, Tensor]:
+    """What `objective.diagnose` returns, with gradients that are exact under any number of micro-batches and processes.
+
+    The run goes on as if it had not been called: parameters, `.grad`, buffers and random numbers are left as they are.
+    A gradient holds the activations of one micro-batch at a time, and none of DDP's hooks sees it.
+
+    Args:
+        objective: the bare module.
+        inputs: what `transform` made of this process's rows.
+        parts: micro-batches.
+        autocast: context of the forward pass.
+        reseed: as for `accumulated_backward`.
+        scale: of the loss during the backward pass, for half precision.
+    """
+
+    def gradients(part: Objective, own: Batch) -> dict[str, Tensor]:
+        parameters = {name: parameter for name, parameter in part.named_parameters() if parameter.requires_grad}
+        totals: dict[str, Tensor] = {}
+
+        def forward(*arguments: Batch) -> dict[str, Tensor]:
+            with autocast():
+                return part(*arguments)
+
+        def collect(scalar: Tensor) -> None:
+            found = torch.autograd.grad(scalar * scale, list(parameters.values()), allow_unused=True)
+            for name, gradient in zip(parameters, found, strict=True):
+                if gradient is not None:
+                    totals[name] = totals[name] + gradient if name in totals else gradient
+
+        accumulated_backward(part, forward, own, parts, backward=collect, autocast=autocast, reseed=reseed)
+        return {name: average(total) / scale for name, total in totals.items()}
+
+    buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
+    devices = {p.device for p in objective.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=devices):
+        numbers = objective.diagnose(inputs, gradients)
+    with torch.no_grad():
+        for name, buffer in objective.named_buffers():
+            buffer.copy_(buffers[name])
+    return numbers
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from mmssl import recipe
-from mmssl.audit.verdict import judge
 from mmssl.objectives.base import Chance, Panel
 from mmssl.report.figures import draw_history, draw_panels
 from mmssl.report.page import write_report
@@ -67,7 +66,6 @@ def made(tmp_path, **changes):
         "step": 20,
         "history": history,
         "chance": chance,
-        "verdict": judge(history, chance, 16),
         "probes": PROBES,
     }
     return SimpleNamespace(**(facts | changes))
