@@ -94,6 +94,10 @@ class Objective(nn.Module):
             raise ValueError(f"{type(self).__name__} needs an encoder named '{name}'; the recipe has: {have}")
         return cast(Encoder, self.encoders[name])
 
+    def transfers(self) -> dict[str, Encoder]:
+        """Name -> the encoder that leaves the run under it: is probed, exported and published. A teacher may do so."""
+        return {name: self.encoder(name) for name in self.encoders}
+
     def chance(self, rows: int) -> Chance:
         """The score of guessing with a global batch of `rows`."""
         raise TypeError(f"{type(self).__name__} states no chance level")
