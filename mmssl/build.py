@@ -63,7 +63,7 @@ def build(recipe: Recipe, directory: Path | None = None, *, where: str = "recipe
         objective.needs,
         batch_size=training.batch_size,
         seed=training.seed,
-        tokenizers=tokenizers_of(encoders_of(objective)),
+        tokenizers=tokenizers_of(objective.transfers()),
         workers=training.workers,
         share=share,
         shares=shares,
@@ -158,7 +158,7 @@ def _check_sources(recipe: Recipe, objective: Objective, where: str) -> None:
                 f"{key}.audio.seconds = {data.audio.seconds:g}: sound and picture are cut from one clip and must last "
                 f"equally long; video.frames / video.fps is {seconds:g}"
             )
-        for name, encoder in encoders_of(objective).items() if "audio" in needs else ():
+        for name, encoder in objective.transfers().items() if "audio" in needs else ():
             rate = getattr(encoder, "rate", data.audio.rate)
             if rate != data.audio.rate:
                 raise RecipeError(
@@ -171,7 +171,7 @@ def _try_shapes(recipe: Recipe, objective: Objective, where: str) -> None:
     """Run the task once on noise of the decoded shapes, so that what cannot work fails here and not at step 1."""
     batch: Batch = {}
     rows = 2
-    tokenizers = tokenizers_of(encoders_of(objective))
+    tokenizers = tokenizers_of(objective.transfers())
     for need in objective.needs:
         prefix, _, key = need.rpartition("/")
         batch |= {
@@ -221,8 +221,3 @@ def _located(where: str, make: Any) -> Any:
     except (ValueError, TypeError) as error:
         first = str(error).strip().partition("\n")[0]
         raise RecipeError(f"{where}: {first}") from error
-
-
-def encoders_of(objective: Objective) -> dict[str, Encoder]:
-    """Name -> encoder."""
-    return {name: objective.encoder(name) for name in objective.encoders}

@@ -33,7 +33,8 @@ class ImageView:
     """A crop, mirrored, recoloured and blurred; the defaults are SimCLR's for ImageNet (arXiv 2002.05709, appendix A).
 
     Attributes:
-        size: in pixels; that of the image where left out.
+        size: in pixels; below 1 a share of that of the image, in whole patches of the encoder; that of the image where
+            left out.
         area: smallest and largest share of the image that the crop covers.
         flip: probability that it is mirrored.
         jitter: probability of colour jitter.
@@ -44,7 +45,7 @@ class ImageView:
         solarize: probability.
     """
 
-    size: int | None = None
+    size: float | None = None
     area: tuple[float, float] = (0.08, 1.0)
     flip: float = 0.5
     jitter: float = 0.8
@@ -57,8 +58,12 @@ class ImageView:
     def draw(self, batch: Batch, draws: Draws, count: int, encoder: Encoder) -> list[Tensor]:
         """`image` (B, 3, H, W) -> [(B, count, 3, size, size)], floats in [0, 1]."""
         settings = asdict(self)
-        size = settings.pop("size") or min(batch["image"].shape[-2:])
-        return [random_views(batch["image"], draws, count, size, **settings)]
+        whole = min(batch["image"].shape[-2:])
+        size = settings.pop("size") or whole
+        if size < 1:
+            patch = encoder.patch_size[0] if encoder.patch_size else 1
+            size = max(1, round(size * whole / patch)) * patch
+        return [random_views(batch["image"], draws, count, int(size), **settings)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,256 @@
+"""DINO: to which prototype does a slowly moving teacher assign the whole, when the student sees a part?
+
+Caron, Touvron, Misra, Jégou, Mairal, Bojanowski & Joulin 2021, "Emerging Properties in Self-Supervised Vision
+Transformers", arXiv 2104.14294. The teacher, a moving average of the student, says for two large crops how likely each
+of K prototypes is; the student says the same of these and of several small crops, and learns to agree across crops.
+Centring (subtracting a moving mean) keeps one prototype from taking all, sharpening (a low temperature) keeps them from
+becoming alike. For sounds, crops are windows of one recording, the small ones a fifth of it; no such setting is
+published.
+
+Known traps. A crop is not compared with itself: of 2 (2 + 8) pairs 18 count. The teacher is another object than the
+student, sees the large crops alone, in training mode but without dropout, and is what leaves the run: the published
+numbers are the teacher's. The centre that a batch is centred by comes from the batches before it. Prototypes are unit
+vectors (weight norm with its gain frozen), and stay as they are for the first share of the run. A loss that stays at
+ln K is collapse to the uniform answer; a loss near 0 with `spread` near 0 is collapse to one prototype.
+The published code clips the gradient of each parameter alone at 3, `training.clip` that of all of them together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention, DropPath
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from mmssl.batch import Batch
+from mmssl.encoders._timm import TimmTransformer
+from mmssl.encoders.base import Encoder
+from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.objectives.invariance._views import Given, Views, encode_views
+from mmssl.ops.draws import Draws
+from mmssl.ops.gather import average
+from mmssl.ops.losses import ranking, spread
+from mmssl.ops.momentum import cosine_momentum, follow, momentum_copy
+
+COLOUR = {"strength": 0.5, "saturation": 0.4}
+GLOBAL_VIEWS = (
+    COLOUR | {"area": (0.4, 1.0), "blur": 1.0},
+    COLOUR | {"area": (0.4, 1.0), "blur": 0.1, "solarize": 0.2},
+)
+LOCAL_VIEWS = (COLOUR | {"area": (0.05, 0.4), "size": 96 / 224, "blur": 0.5},)
+
+
+class DINO(Objective):
+    """Match a momentum teacher's assignment to prototypes, from large and small crops.
+
+    Args:
+        encoders: holds the encoder.
+        encoder: its name; whether it reads images or sound decides the crops.
+        prototypes: K.
+        hidden: width of the head's two hidden layers.
+        bottleneck: width of the unit vectors that are compared with the prototypes.
+        batch_norm: in the head's hidden layers.
+        local_crops: small crops of each row.
+        student_temperature: divides the student's logits.
+        teacher_temperature: divides the teacher's, at the first step and after `temperature_warmup`.
+        temperature_warmup: share of the run in which the teacher's temperature moves from one to the other.
+        centre_momentum: share of itself that the centre keeps in a step.
+        momentum: share of itself that the teacher keeps at the first step; rises to 1 along a cosine.
+        freeze_last: share of the run in which prototypes do not learn; one epoch of a hundred as published.
+        views: what differs from the published large crops: settings of `ImageView` or `AudioView`, for both or each.
+        local_views: the same for the small crops.
+    """
+
+    centre: Tensor
+    progress: Tensor
+    seen: Tensor
+    seen_count: Tensor
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        *,
+        encoder: str = "image",
+        prototypes: int = 65536,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        batch_norm: bool = False,
+        local_crops: int = 8,
+        student_temperature: float = 0.1,
+        teacher_temperature: tuple[float, float] = (0.04, 0.04),
+        temperature_warmup: float = 0.0,
+        centre_momentum: float = 0.9,
+        momentum: float = 0.996,
+        freeze_last: float = 0.01,
+        views: Given = None,
+        local_views: Given = None,
+    ) -> None:
+        super().__init__(encoders)
+        self.name, self.prototypes = encoder, prototypes
+        self.student_temperature = student_temperature
+        self.teacher_temperature, self.temperature_warmup = teacher_temperature, temperature_warmup
+        self.centre_momentum, self.momentum, self.freeze_last = centre_momentum, momentum, freeze_last
+        student = self.encoder(encoder)
+        self.views = Views(student, views, image=GLOBAL_VIEWS)
+        self.local_views = Views(student, local_views, local_crops, image=LOCAL_VIEWS, audio=({"window": 0.2},))
+        self.needs = self.views.needs
+        self.head = _Head(student.dim, hidden, bottleneck, prototypes, batch_norm)
+        self.teacher = momentum_copy(nn.ModuleDict({"encoder": student, "head": self.head}))
+        _without_dropout(self.teacher)
+        self.register_buffer("centre", torch.zeros(prototypes))
+        self.register_buffer("progress", torch.zeros(()))
+        # The teacher's logits in this step's micro-batches, until the centre moves.
+        self.register_buffer("seen", torch.zeros(prototypes), persistent=False)
+        self.register_buffer("seen_count", torch.zeros(()), persistent=False)
+
+    def transfers(self) -> dict[str, Encoder]:
+        """The teacher's encoder in place of the student's."""
+        return super().transfers() | {self.name: self._taught}
+
+    @property
+    def _taught(self) -> Encoder:
+        return cast(Encoder, self.teacher["encoder"])
+
+    def chance(self, rows: int) -> Chance:
+        """Any of K prototypes."""
+        return Chance(math.log(self.prototypes), {"ranking": 0.5})
+
+    @torch.no_grad()
+    def transform(self, batch: Batch, draws: Draws) -> Batch:
+        """Large crops `views` (B, 2, 3, h, h) and small ones `local` (B, L, 3, l, l); sounds have a mask of each."""
+        encoder = self.encoder(self.name)
+        large = dict(zip(("views", "mask"), self.views(batch, draws, encoder), strict=False))
+        return large | dict(zip(("local", "local_mask"), self.local_views(batch, draws, encoder), strict=False))
+
+    def predict(self, inputs: Batch) -> Batch:
+        """Logits (B, V, K) of the `student` for all V crops, (B, 2, K) of the `teacher` for the large ones.
+
+        `z` (B, 2, bottleneck) are the student's unit vectors of the large crops.
+        """
+        views, mask, encoder = inputs["views"], inputs.get("mask"), self.encoder(self.name)
+        pooled = encode_views(encoder, views, mask)
+        if "local" in inputs:
+            pooled = torch.cat([pooled, encode_views(encoder, inputs["local"], inputs.get("local_mask"))], dim=1)
+        z, student = self.head(pooled, self.progress < self.freeze_last)
+        with torch.no_grad():
+            _, teacher = self.teacher["head"](encode_views(self._taught, views, mask))
+        return {"student": student, "teacher": teacher, "z": z[:, :2]}
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        """Mean cross-entropy over the pairs of a teacher's crop and another crop of the student."""
+        teacher = outputs["teacher"].detach()
+        if self.training:
+            self.seen += teacher.mean((0, 1))
+            self.seen_count += 1
+        wanted = ((teacher - self.centre) / self._sharpness()).log_softmax(-1)
+        answered = (outputs["student"] / self.student_temperature).log_softmax(-1)
+        terms = -(wanted.exp() @ answered.mT)
+        others = ~torch.eye(*terms.shape[1:], dtype=torch.bool, device=terms.device)
+        return {
+            "loss": terms[:, others].mean(),
+            "teacher_entropy": -(wanted.exp() * wanted).sum(-1).mean(),
+            "ranking": ranking(outputs["z"][:, 0], outputs["z"][:, 1]),
+            "spread": spread(outputs["z"]),
+        }
+
+    def _sharpness(self) -> Tensor:
+        """The teacher's temperature now."""
+        start, end = self.teacher_temperature
+        share = self.progress / self.temperature_warmup if self.temperature_warmup else torch.ones_like(self.progress)
+        return start + (end - start) * share.clamp(max=1)
+
+    def after_step(self, progress: float) -> None:
+        """The teacher follows, the centre moves towards the mean of the logits that this step saw."""
+        self.progress.fill_(progress)
+        student = {"encoder": self.encoder(self.name), "head": self.head}
+        follow(self.teacher, student, cosine_momentum(self.momentum, progress))
+        mean = average(self.seen / self.seen_count.clamp(min=1))
+        self.centre.lerp_(mean, (1 - self.centre_momentum) * (self.seen_count > 0))
+        self.seen.zero_()
+        self.seen_count.zero_()
+
+    def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
+        """The crops, the likeliest prototype of each large one, and where the teacher looks in the first."""
+        views = inputs["views"]
+        panels = [Panel("large crop 1", list(views[:, 0])), Panel("large crop 2", list(views[:, 1]))]
+        if "local" in inputs:  # pictures stand beside each other, of sounds the first is shown
+            local = inputs["local"]
+            panels.append(Panel("small crops", list(local if local.ndim == 5 else local[:, 0])))
+        taught = (outputs["teacher"] - self.centre).argmax(-1).tolist()
+        answered = outputs["student"][:, :2].argmax(-1).tolist()
+        lines = [f"teacher {a[0]}, {a[1]}\nstudent {b[0]}, {b[1]}" for a, b in zip(taught, answered, strict=True)]
+        mask = inputs.get("mask")
+        focus = _focus(self._taught, views[:, 0], None if mask is None else mask[:, 0])
+        lit = focus if views.ndim == 4 else views[:, 0] * (0.15 + 0.85 * focus[:, None])
+        return [*panels, Panel("prototypes of 1, 2", lines), Panel("teacher looks at", list(lit))]
+
+
+class _Head(nn.Module):
+    """Three layers to unit vectors, and their cosine with each prototype."""
+
+    def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int, batch_norm: bool) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in (dim, hidden):
+            layers += [nn.Linear(width, hidden), *([nn.BatchNorm1d(hidden)] if batch_norm else []), nn.GELU()]
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.prototypes = nn.Linear(bottleneck, prototypes, bias=False)
+
+    def forward(self, pooled: Tensor, frozen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Vectors (B, V, D) -> unit vectors (B, V, bottleneck) and logits (B, V, K).
+
+        Where `frozen` (bool, 0-dim) is True the prototypes get a gradient of 0, which all processes can average.
+        """
+        weight = self.prototypes.weight
+        if frozen is not None:
+            weight = torch.where(frozen, weight.detach(), weight)
+        hidden = self.mlp(pooled.flatten(0, 1)).to(weight.dtype)
+        with torch.autocast(
+            hidden.device.type, enabled=False
+        ):  # a cosine in half precision, divided by 0.04, is coarse
+            z = F.normalize(hidden, dim=-1)
+            logits = F.linear(z, F.normalize(weight, dim=-1))
+        return z.unflatten(0, pooled.shape[:2]), logits.unflatten(0, pooled.shape[:2])
+
+
+def _without_dropout(module: nn.Module) -> None:
+    """Turn dropout and stochastic depth off, also in training mode."""
+    for part in module.modules():
+        if isinstance(part, DropPath):
+            part.drop_prob = 0.0
+        elif isinstance(part, nn.modules.dropout._DropoutNd | StochasticDepth):
+            part.p = 0.0
+
+
+def _focus(encoder: Encoder, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Where the encoder looks in `x`, (B, H, W) from 0 to 1.
+
+    For a timm transformer with a class token its attention to the patches in the last block, averaged over heads; for
+    other networks the cosine of each place with the pooled vector.
+    """
+    backbone = getattr(encoder, "backbone", None)
+    heeds = isinstance(backbone, TimmTransformer) and backbone.net.global_pool == "token"
+    last = backbone.net.blocks[-1].attn if heeds else None  # type: ignore[union-attr]
+    if isinstance(last, Attention):
+        entered: list[Tensor] = []
+        hook = last.register_forward_pre_hook(lambda module, given: entered.append(given[0]))
+        grid = encoder(x, mask).grid
+        hook.remove()
+        queries, keys, _ = last.qkv(entered[0]).unflatten(-1, (3, last.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        logits = (last.q_norm(queries)[:, :, :1] * last.scale) @ last.k_norm(keys).mT
+        weight = logits.softmax(-1).mean(1)[:, 0, -math.prod(grid) :]
+    else:
+        tokens, pooled, grid, _ = encoder(x, mask)
+        weight = torch.cosine_similarity(tokens, pooled[:, None], dim=-1)
+    maps = F.interpolate(weight.unflatten(1, grid)[:, None], x.shape[-2:], mode="bilinear")[:, 0]
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return (maps - low) / (high - low).clamp(min=1e-12)
