@@ -5,9 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmssl.encoders import create
 from mmssl.encoders.base import Features
 from mmssl.errors import RecipeError
 from mmssl.objectives.reconstruction._decoder import Decoder, feature_map
+
+VIT = {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"layers": 2, "width": 32, "head_width": 16, "image_size": 32, "patch_size": 8},
+    "text_cfg": {"layers": 2, "width": 32, "heads": 2, "context_length": 12},
+}
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 2), (7, 7), (3, 5), (20, 20)])
@@ -50,3 +58,24 @@ def test_the_map_holds_each_token_at_its_place_and_the_pooled_vector_everywhere(
 def test_tokens_without_a_grid_are_refused(grid):
     with pytest.raises(RecipeError, match="height and width"):
         feature_map(Features(torch.zeros(1, 6, 5), torch.zeros(1, 5), grid))
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "grid"),
+    [
+        ("timm/test_resnet", {}, (1, 1)),
+        ("timm/test_vit", {"img_size": 32, "patch_size": 8}, (4, 4)),
+        ("timm/vit_base_patch16_siglip_224", {**VIT, "img_size": 32}, (4, 4)),
+        ("torchvision/resnet18", {}, (1, 1)),
+        ("open_clip/ViT-B-32", CLIP, (4, 4)),
+    ],
+)
+def test_any_image_encoder_carries_it_and_all_its_weights_learn(model, arguments, grid):
+    encoder = create(model, "image", **arguments)
+    features = encoder(torch.rand(2, 3, 32, 32))
+    decoder = Decoder(encoder.dim, 3, width=64)
+    answer = decoder(feature_map(features), (8, 8))
+    assert features.grid == grid
+    assert answer.shape == (2, 3, 8, 8)
+    answer.square().sum().backward()
+    assert not [name for name, p in encoder.named_parameters() if p.requires_grad and p.grad is None]

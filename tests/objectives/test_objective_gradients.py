@@ -23,9 +23,15 @@ from mmssl.training.step import accumulated_backward
 ROWS, SEED, STEP = 16, 5, 3
 ALIGNMENT = {"window": 0.5, "min_shift": 0.3, "width": 8}
 MAE = {"decoder_depth": 1, "decoder_width": 8, "decoder_heads": 2}
+DINO = {"prototypes": 24, "hidden": 16, "bottleneck": 8, "local_crops": 2, "freeze_last": 0.0}
 CASES = {
     "rotation": ("rotation", {}),
+    "jigsaw": ("jigsaw", {"area": [1.0, 1.0], "size": 36, "orders": 30, "tile_width": 7, "hidden": 16}),
+    "relative_position": ("relative_position", {"size": 40, "grids": 1, "pairs": 2, "hidden": 16}),
     "masked_language": ("masked_language", {}),
+    "autoencoder": ("autoencoder", {"bottleneck": 5, "noise": 0.1, "width": 64}),
+    "colorization": ("colorization", {"width": 64}),
+    "colorization_regression": ("colorization", {"form": "regression", "width": 64}),
     "masked_autoencoder": ("masked_autoencoder", MAE),
     "masked_autoencoder_simmim": ("masked_autoencoder", {"form": "simmim", "unit": 4}),
     "masked_autoencoder_audio": ("masked_autoencoder", {"encoder": "audio", "norm_pix": False, **MAE}),
@@ -40,6 +46,8 @@ CASES = {
     "moco_v3": ("moco", {"form": "v3", "hidden": 16, "width": 7, "temperature": 0.2}),
     "byol": ("byol", {"hidden": 16, "width": 7}),
     "simsiam": ("simsiam", {"width": 16, "bottleneck": 8}),
+    "dino": ("dino", DINO | {"local_views": {"size": 8}}),
+    "dino_audio": ("dino", DINO | {"encoder": "audio"}),
     "clip": ("contrastive", {"width": 7}),
     "clip_audio_text": ("contrastive", {"a": "audio", "b": "text", "width": 7}),
     "siglip": ("contrastive", {"form": "siglip", "width": 7}),
