@@ -28,6 +28,8 @@ CASES = {
     "rotation": ("rotation", {}),
     "jigsaw": ("jigsaw", {"area": [1.0, 1.0], "size": 36, "orders": 30, "tile_width": 7, "hidden": 16}),
     "relative_position": ("relative_position", {"size": 40, "grids": 1, "pairs": 2, "hidden": 16}),
+    "jigsaw": ("jigsaw", {"area": [1.0, 1.0], "size": 36, "orders": 30, "tile_width": 7, "hidden": 16}),
+    "relative_position": ("relative_position", {"size": 40, "grids": 1, "pairs": 2, "hidden": 16}),
     "masked_language": ("masked_language", {}),
     "autoencoder": ("autoencoder", {"bottleneck": 5, "noise": 0.1, "width": 64}),
     "colorization": ("colorization", {"width": 64}),
