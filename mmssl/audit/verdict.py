@@ -28,6 +28,7 @@ from mmssl.objectives.base import Chance
 Record = Mapping[str, Any]
 Outcome = Literal["learned", "unmoved", "at chance", "collapsed", "unknown"]
 
+RELATIVE = "relative_error"
 WINDOW = 20  # records at most
 FALSE_ALARM = 0.01  # how often a run at chance is said to have left it, if only for a while
 # Isotropic embeddings whose rows have a mean cosine c have the spread sqrt(1 - c): 0.1 is c = 0.99, an angle of 8
@@ -104,6 +105,9 @@ def _judge(history: Sequence[Record], task: str, chance: Chance, rows: int) -> V
         beside = f"; spread of the embeddings {value:.2f}"
 
     levels = {key: level for key, level in chance.levels.items() if _task(key) == task and _last(key) != "spread"}
+    if any(_last(key) == RELATIVE for key in levels):
+        # Its level is the best constant answer, which may lie far below that of a guess among all answers alike.
+        levels = {key: level for key, level in levels.items() if _last(key) != "loss"}
     tests = [_test(_Series.of(history, key), level, rows) for key, level in sorted(levels.items(), key=_order)]
     tests = [test for test in tests if test.zs]
     if not tests:
@@ -186,9 +190,10 @@ class _Test(NamedTuple):
         window, z, name = self.series.windows[-1], self.zs[-1], _last(self.series.key)
         value = fmean(self.series.values[window])
         answers = f", {self.rows * (window.stop - window.start)} answers" if _is_share(name) else ""
+        by = "of the best constant answer" if name == RELATIVE else "by guessing"
         sign = {LARGEST_Z: ">", -LARGEST_Z: "<"}.get(z, "=")
         reason = (
-            f"{name} {_number(value)} against {_number(self.level)} by guessing "
+            f"{name} {_number(value)} against {_number(self.level)} {by} "
             f"({_records(window)}{answers}, z {sign} {z:.1f}){rest}"
         )
         return Verdict(outcome, reason, task, since, self.series.key, value, self.level, z)

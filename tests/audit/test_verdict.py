@@ -139,6 +139,15 @@ def test_without_a_level_of_the_loss_a_metric_decides_and_less_of_it_is_better()
     assert only(worse, chance).outcome == "at chance"
 
 
+def test_a_loss_that_a_constant_answer_reaches_decides_nothing():
+    # Colours: how frequent each is lowers the loss far below that of all alike, without a look at the picture.
+    history = [{"step": i, "loss": 3.0, "relative_error": 1.0 + 0.01 * (-1) ** i} for i in range(30)]
+    verdict = only(history, Chance(math.log(313), {"relative_error": 1.0}))
+    assert str(verdict).startswith(
+        "at chance since step 0: relative_error 1 against 1 of the best constant answer (last"
+    )
+
+
 def test_values_that_are_missing_or_not_finite_are_left_out():
     history = records([0.25] * 10 + [0.8] * 20)
     for i, record in enumerate(history):
