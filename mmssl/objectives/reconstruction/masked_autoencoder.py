@@ -162,7 +162,7 @@ class MaskedAutoencoder(Objective):
             "scored": scored,
             "scored_count": scored.sum(),
             # What relative_error divides by; like the number of patches, it is one of the whole batch.
-            "constant_error_count": (self._error(constant, target) * scored).sum(),
+            "constant_count": (self._error(constant, target) * scored).sum(),
         }
 
     def _read(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -222,7 +222,7 @@ class MaskedAutoencoder(Objective):
         error = self._error(outputs["pixels"], inputs["target"])
         return {
             "loss": mean_over(error, scored, inputs["scored_count"]),
-            "relative_error": mean_over(error.detach(), scored, inputs["constant_error_count"]),
+            "relative_error": mean_over(error.detach(), scored, inputs["constant_count"]),
         }
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
