@@ -29,7 +29,7 @@ from mmssl.data.loader import Loader, read
 from mmssl.encoders.base import Encoder, Features
 from mmssl.errors import RecipeError
 from mmssl.objectives import create
-from mmssl.objectives.base import Chance, Objective
+from mmssl.objectives.base import Objective
 from mmssl.ops.draws import Draws, mix_seed
 from mmssl.recipe import Data, Optimizer, Recipe, Schedule, Training
 from mmssl.training.loop import fit
@@ -57,12 +57,13 @@ class SmallNetwork(Encoder):
                 for a, b, kernel in zip(widths, widths[1:], (5, 3, 3), strict=False)
             )
         )
+        self.convolutions.to(memory_format=torch.channels_last)  # a third faster on a CPU
         self.dim = 4 * widths[-1]
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
         """Maps of an eighth of the size; see `Encoder`."""
         x = x / 255 if x.dtype == torch.uint8 else x
-        maps = self.convolutions(4 * (x - 0.5))
+        maps = self.convolutions((4 * (x - 0.5)).contiguous(memory_format=torch.channels_last))
         pooled = F.adaptive_avg_pool2d(maps, 2).flatten(1)
         return Features(maps.flatten(2).mT, pooled, tuple(maps.shape[-2:]))
 
@@ -172,7 +173,7 @@ def measure(
     torch.manual_seed(seed)
     hyper = {key: value for key, value in recipe.objective.items() if key != "name"}
     objective = create(recipe.objective["name"], {name: SmallNetwork() for name in recipe.encoders}, **hyper)
-    metric, chance = _accuracy(objective.chance(batch_size))
+    metric, chance = _accuracy(objective)
     with tempfile.TemporaryDirectory() as folder:
         data = {}
         for split in ("train", "test"):
@@ -210,12 +211,15 @@ def wilson(share: float, trials: int) -> tuple[float, float]:
     return (centre - half) / (1 + square), (centre + half) / (1 + square)
 
 
-def _accuracy(chance: Chance) -> tuple[str, float]:
+def _accuracy(objective: Objective) -> tuple[str, float]:
     """Name and level of the entry that counts right answers."""
-    for name, level in chance.metrics.items():
-        if name.startswith("accuracy"):
-            return name, level
-    raise RecipeError("the shortcut audit needs a task that logs an accuracy; this one chooses among no classes")
+    found = [item for item in objective.chance(2).metrics.items() if item[0].startswith("accuracy")]
+    if objective.coupled or not found:
+        raise RecipeError(
+            f"the shortcut audit is for tasks that predict what was done to an image; {type(objective).__name__} "
+            + ("compares images, and two pictures of noise are easily told apart" if found else "logs no accuracy")
+        )
+    return found[0]
 
 
 def _image_source(recipe: Recipe) -> Data:
