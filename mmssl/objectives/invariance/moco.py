@@ -12,7 +12,9 @@ The paper shuffles keys between GPUs; SyncBatchNorm is no remedy, it is the leak
 several groups of rows, one forward pass each: queries with every `groups`-th row, keys in an order drawn inside each
 block of `groups` neighbours, so that those that share statistics with a query are not those that share them with its
 key, on one process or many, synchronised or not, without communication. Under accumulation a group is one of a
-micro-batch; with fewer than four rows there is but one.
+micro-batch; with fewer than four rows there is but one. A copy that follows fast betrays the key as well: new keys
+differ from those in the queue by what the network has drifted since, so `accuracy` leaves chance before anything is
+learnt.
 
 v3 with a vision transformer differs from the published one in its positions, which are learnt here.
 """
