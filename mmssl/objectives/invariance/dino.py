@@ -241,13 +241,13 @@ def _focus(encoder: Encoder, x: Tensor, mask: Tensor | None) -> Tensor:
     heeds = isinstance(backbone, TimmTransformer) and backbone.net.global_pool == "token"
     last = backbone.net.blocks[-1].attn if heeds else None  # type: ignore[union-attr]
     if isinstance(last, Attention):
-        entered: list[Tensor] = []
-        hook = last.register_forward_pre_hook(lambda module, given: entered.append(given[0]))
+        fused, last.fused_attn = last.fused_attn, False  # the fused kernel shows its weights to nobody
+        found: list[Tensor] = []
+        hook = last.attn_drop.register_forward_pre_hook(lambda module, given: found.append(given[0]))
         grid = encoder(x, mask).grid
         hook.remove()
-        queries, keys, _ = last.qkv(entered[0]).unflatten(-1, (3, last.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        logits = (last.q_norm(queries)[:, :, :1] * last.scale) @ last.k_norm(keys).mT
-        weight = logits.softmax(-1).mean(1)[:, 0, -math.prod(grid) :]
+        last.fused_attn = fused
+        weight = found[0].mean(1)[:, 0, -math.prod(grid) :]
     else:
         tokens, pooled, grid, _ = encoder(x, mask)
         weight = torch.cosine_similarity(tokens, pooled[:, None], dim=-1)
