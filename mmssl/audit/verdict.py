@@ -1,15 +1,17 @@
 """The closing line of a run: learned, at chance since step s, or collapsed, with the number that decided it.
 
-The records are cut, from the end, into windows of up to 20. In each window every number of known chance level is tested
-against that level, one-sided: a share of right answers (`accuracy`, `ranking`) by its binomial tail, with one trial a
-row of the batch, since the views of a row are not independent; an error or loss by Student's t over the records of the
-window, whose scatter is the noise. The 1 % of false alarms that is allowed is divided by the number of tests
-(Bonferroni), so that a long run at chance stays there.
+The records are cut, from the end, into windows of up to 20. In each window the numbers of known chance level are tested
+against it, one-sided: a share of right answers (`accuracy`, `ranking`) by its binomial tail, with one trial a row of
+the batch, since the views of a row are not independent; an error or loss by Student's t over the records of the window,
+whose scatter is the noise. The 1 % of false alarms that is allowed is divided by the number of tests (Bonferroni), so
+that a long run at chance stays there.
 
-Learned means: in the last window one of these numbers is better than guessing, and better than in the first window or
-the first was not. Untrained networks already find the other view of a picture far more often than guessing does; where
-nothing became better since, the run is `unmoved`. A task that compares embeddings can have a low loss because all of
-them are one point; its `spread` decides before any loss.
+The loss decides only where nothing else has a level: that of colours falls far below guessing by knowing how frequent
+each is, and that of embeddings by their being close together. Where all are one point, `spread` says so.
+
+Learned means: in the last window a number is better than guessing, and better than in the first window or the first was
+not. Untrained networks already find the other view of a picture far more often than guessing does; where nothing became
+better since, the run is `unmoved`.
 """
 
 from __future__ import annotations
@@ -105,21 +107,21 @@ def _judge(history: Sequence[Record], task: str, chance: Chance, rows: int) -> V
         beside = f"; spread of the embeddings {value:.2f}"
 
     levels = {key: level for key, level in chance.levels.items() if _task(key) == task and _last(key) != "spread"}
-    if any(_last(key) == RELATIVE for key in levels):
-        # Its level is the best constant answer, which may lie far below that of a guess among all answers alike.
-        levels = {key: level for key, level in levels.items() if _last(key) != "loss"}
-    tests = [_test(_Series.of(history, key), level, rows) for key, level in sorted(levels.items(), key=_order)]
-    tests = [test for test in tests if test.zs]
+    every = [_test(_Series.of(history, key), level, rows) for key, level in sorted(levels.items(), key=_order)]
+    every = [test for test in every if test.zs]
+    tests = [test for test in every if _last(test.series.key) != "loss"] or every
     if not tests:
         return Verdict("unknown", f"no number of known chance level has two records to test{beside}", task)
     enough = NormalDist().inv_cdf(1 - FALSE_ALARM / sum(len(test.zs) for test in tests))
     better = [test for test in tests if test.zs[-1] > enough]
     for test in better:
-        if test.zs[0] <= enough or len(test.zs) == 1 or test.moved():
+        if test.zs[0] <= enough or len(test.zs) == 1 or test.series.improved():
             return test.verdict("learned", task, None, beside)
     if better:
-        start = f", no better than at {better[0].series.between(better[0].series.windows[0])}"
-        return better[0].verdict("unmoved", task, None, start + beside)
+        # All answers may have been right from the first window on, and be given more surely since.
+        surer = not spread.windows and _Series.of(history, f"{task}/loss" if task else "loss").improved()
+        start = "" if surer else f", no better than at {better[0].series.between(better[0].series.windows[0])}"
+        return better[0].verdict("learned" if surer else "unmoved", task, None, start + beside)
     left = [test for test in tests if max(test.zs) > enough]
     if not left:
         return tests[0].verdict("at chance", task, 0, beside)
@@ -162,6 +164,18 @@ class _Series(NamedTuple):
     def between(self, window: slice) -> str:
         return f"steps {self.steps[window][0]} to {self.steps[window][-1]}"
 
+    def improved(self) -> bool:
+        """Whether the last window is better than the first, by Welch's test."""
+        if len(self.windows) < 2:
+            return False
+        first, last = (
+            (fmean(values), _scatter(values), len(values))
+            for values in (self.values[self.windows[0]], self.values[self.windows[-1]])
+        )
+        better = "greater" if _is_share(_last(self.key)) else "less"
+        tail = stats.ttest_ind_from_stats(*last, *first, equal_var=False, alternative=better).pvalue
+        return bool(tail < FALSE_ALARM)
+
 
 class _Test(NamedTuple):
     """One entry of the records against its level: the z of each window."""
@@ -175,16 +189,6 @@ class _Test(NamedTuple):
         """Step of the first record after which no window was better than chance; 0 where none ever was."""
         last = max((i for i, z in enumerate(self.zs) if z > enough), default=-1)
         return self.series.steps[self.series.windows[last + 1].start] if last >= 0 else 0
-
-    def moved(self) -> bool:
-        """Whether the last window is better than the first, by Welch's test."""
-        first, last = (
-            (fmean(values), _scatter(values, self.level), len(values))
-            for values in (self.series.values[self.series.windows[i]] for i in (0, -1))
-        )
-        better = "greater" if _is_share(_last(self.series.key)) else "less"
-        tail = stats.ttest_ind_from_stats(*last, *first, equal_var=False, alternative=better).pvalue
-        return bool(tail < FALSE_ALARM)
 
     def verdict(self, outcome: Outcome, task: str, since: int | None, rest: str) -> Verdict:
         window, z, name = self.series.windows[-1], self.zs[-1], _last(self.series.key)
@@ -212,25 +216,24 @@ def _z(series: _Series, window: slice, level: float, rows: int) -> float | None:
         right = math.floor(fmean(values) * trials + 1e-6)
         tail = stats.binom.sf(right, trials, level) + stats.binom.pmf(right, trials, level) / 2
     elif len(values) > 1:
-        error = _scatter(values, level) / math.sqrt(len(values))
+        error = _scatter(values) / math.sqrt(len(values))
         tail = stats.t.sf((level - fmean(values)) / error, len(values) - 1)
     else:
         return None
     return min(max(float(stats.norm.isf(tail)), -LARGEST_Z), LARGEST_Z)
 
 
-def _scatter(values: Sequence[float], level: float) -> float:
-    return max(stdev(values), ROUNDING * max(1.0, abs(level)))
+def _scatter(values: Sequence[float]) -> float:
+    return max(stdev(values), ROUNDING * max(1.0, *map(abs, values)))
 
 
 def _is_share(name: str) -> bool:
     return name.startswith(("accuracy", "ranking"))
 
 
-def _order(item: tuple[str, float]) -> int:
-    """Shares say most to a person, then metrics, then the loss."""
-    name = _last(item[0])
-    return 0 if _is_share(name) else 2 if name == "loss" else 1
+def _order(item: tuple[str, float]) -> bool:
+    """Shares first: they say most to a person."""
+    return not _is_share(_last(item[0]))
 
 
 def _task(key: str) -> str:

@@ -139,9 +139,9 @@ def test_without_a_level_of_the_loss_a_metric_decides_and_less_of_it_is_better()
     assert only(worse, chance).outcome == "at chance"
 
 
-def test_a_loss_that_a_constant_answer_reaches_decides_nothing():
+def test_a_loss_decides_nothing_where_a_metric_can():
     # Colours: how frequent each is lowers the loss far below that of all alike, without a look at the picture.
-    history = [{"step": i, "loss": 3.0, "relative_error": 1.0 + 0.01 * (-1) ** i} for i in range(30)]
+    history = [{"step": i, "loss": 3.0, "relative_error": 1.0 + 0.01 * (-1) ** i} for i in range(40)]
     verdict = only(history, Chance(math.log(313), {"relative_error": 1.0}))
     assert str(verdict).startswith(
         "at chance since step 0: relative_error 1 against 1 of the best constant answer (last"
@@ -175,8 +175,10 @@ def test_better_than_guessing_from_the_start_and_no_better_since_is_not_learned(
     assert verdict.outcome == "unmoved"
     assert str(verdict).endswith(", no better than at steps 10 to 200")
     assert only(records([0.4] * 20 + [0.9] * 20)).outcome == "learned"
+    near = [{"step": i, "loss": 1 / i, "ranking": 0.9, "spread": 0.3} for i in range(1, 61)]
+    assert only(near, SPREAD).outcome == "unmoved"  # a loss of embeddings falls when they come together
     full = [record | {"accuracy": 1.0, "loss": 0.5 / record["step"]} for record in records([0.5] * 40)]
-    assert (only(full).outcome, only(full).metric) == ("learned", "loss")  # all answers right, and ever surer
+    assert (only(full).outcome, only(full).metric) == ("learned", "accuracy")  # all answers right, and ever surer
 
 
 def test_a_task_of_a_combination_is_judged_alone():
