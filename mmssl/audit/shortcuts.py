@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl.audit.nulls import FILES, Arm, write
-from mmssl.batch import count_rows, to_device
+from mmssl.batch import Batch, count_rows, to_device
 from mmssl.data.loader import Loader, read
 from mmssl.encoders.base import Encoder, Features
 from mmssl.errors import RecipeError
@@ -127,8 +126,8 @@ def audit(
         control = control_of(arm)
         if control not in controls:
             controls[control] = add(measure(recipe, control, steps=steps, batch_size=batch_size, rows=rows, seed=seed))
-        finding = measure(recipe, arm, steps=steps, batch_size=batch_size, rows=rows, seed=seed)
-        add(judge(finding, controls[control]))
+        one = measure(recipe, arm, steps=steps, batch_size=batch_size, rows=rows, seed=seed)
+        add(judge(one, controls[control]))
     return found
 
 
@@ -160,8 +159,8 @@ def measure(
     Raises:
         RecipeError: for a task that reads something else than images of one source, or logs no accuracy.
     """
-    spec = _image_source(recipe)
-    textures = _textures(spec, arm) if arm.null == "phases" else None
+    objective = small(recipe, seed)
+    metric, chance = _accuracy(objective)
     training = Training(
         steps=steps,
         batch_size=batch_size,
@@ -170,19 +169,43 @@ def measure(
         optimizer=Optimizer(lr=2e-3),
         schedule=Schedule(warmup=steps // 10),
     )
+    with tempfile.TemporaryDirectory() as folder:
+        data = files(recipe, arm, Path(folder) / "train", rows, mix_seed(seed, "train"))
+        fit(objective, Loader({"": data}, objective.needs, batch_size=batch_size, seed=seed), training, quiet=True)
+    objective.eval()
+    right = 0.0
+    with torch.no_grad():
+        for inputs in unseen(recipe, objective, arm, rows, seed):
+            right += objective(inputs)[metric].item() * count_rows(inputs)
+    return finding(arm, right / rows, chance, rows)
+
+
+def small(recipe: Recipe, seed: int) -> Objective:
+    """The recipe's task over small networks, with fresh weights.
+
+    Raises:
+        RecipeError: for a recipe that does not read images of one source.
+    """
+    modalities = {given.get("modality", name) for name, given in recipe.encoders.items()}
+    if len(recipe.sources()) > 1 or modalities != {"image"}:
+        raise RecipeError("the shortcut audit takes a recipe with one source of images and encoders that read them")
     torch.manual_seed(seed)
     hyper = {key: value for key, value in recipe.objective.items() if key != "name"}
-    objective = create(recipe.objective["name"], {name: SmallNetwork() for name in recipe.encoders}, **hyper)
-    metric, chance = _accuracy(objective)
+    return create(recipe.objective["name"], {name: SmallNetwork() for name in recipe.encoders}, **hyper)
+
+
+def unseen(recipe: Recipe, objective: Objective, arm: Arm, rows: int, seed: int) -> Iterator[Batch]:
+    """What the task's transform makes of pictures that are not trained on."""
+    device = next(objective.parameters()).device
     with tempfile.TemporaryDirectory() as folder:
-        data = {}
-        for split in ("train", "test"):
-            where = Path(folder) / split
-            write(where, arm, rows, spec.image.size, mix_seed(seed, split), textures)
-            data[split] = Data(source=str(where), image=spec.image)
-        loader = Loader({"": data["train"]}, objective.needs, batch_size=batch_size, seed=seed)
-        fit(objective, loader, training, quiet=True)
-        accuracy = _held_out(objective, data["test"], metric, seed)
+        data = files(recipe, arm, Path(folder) / "test", rows, mix_seed(seed, "test"))
+        for step, batch in enumerate(read(data, objective.needs)):
+            draws = Draws(seed, step, count_rows(batch), device=device, stream="unseen")
+            yield objective.transform(to_device(batch, device), draws)
+
+
+def finding(arm: Arm, accuracy: float, chance: float, rows: int) -> Finding:
+    """The interval and the verdict; `clean` holds only if the control is found."""
     low, high = wilson(accuracy, rows)
     z = (accuracy - chance) / math.sqrt(chance * (1 - chance) / rows)
     return Finding(arm, accuracy, chance, low, high, z, "leaks" if low > chance else "clean")
@@ -222,30 +245,14 @@ def _accuracy(objective: Objective) -> tuple[str, float]:
     return found[0]
 
 
-def _image_source(recipe: Recipe) -> Data:
-    sources = recipe.sources()
-    modalities = {given.get("modality", name) for name, given in recipe.encoders.items()}
-    if len(sources) > 1 or modalities != {"image"}:
-        raise RecipeError("the shortcut audit takes a recipe with one source of images and encoders that read them")
-    return next(iter(sources.values()))
-
-
-def _textures(spec: Data, arm: Arm) -> np.ndarray:
-    """uint8 (N, S, S, 3): pictures of the recipe's own data, as large as those that the files will hold."""
-    image = spec.image.model_copy(update={"size": round(spec.image.size * arm.scale), "fit": "crop"})
-    batches = read(spec.model_copy(update={"limit": TEXTURES, "image": image}), ("image",))
-    return torch.cat([batch["image"] for batch in batches]).permute(0, 2, 3, 1).numpy()
-
-
-@torch.no_grad()
-def _held_out(objective: Objective, data: Data, metric: str, seed: int) -> float:
-    objective.eval()
-    device = next(objective.parameters()).device
-    right = seen = 0.0
-    for step, batch in enumerate(read(data, objective.needs)):
-        batch = to_device(batch, device)
-        n = count_rows(batch)
-        inputs = objective.transform(batch, Draws(seed, step, n, device=device, stream="held out"))
-        right += objective(inputs)[metric].item() * n
-        seen += n
-    return right / seen
+def files(recipe: Recipe, arm: Arm, folder: Path, rows: int, seed: int) -> Data:
+    """Write `rows` pictures; returns how to read them, with the recipe's decode settings."""
+    source = next(iter(recipe.sources().values()))
+    image = source.image
+    textures = None
+    if arm.null == "phases":
+        decoded = image.model_copy(update={"size": round(image.size * arm.scale), "fit": "crop"})
+        some = source.model_copy(update={"limit": TEXTURES, "image": decoded})
+        textures = torch.cat([batch["image"] for batch in read(some, ("image",))]).permute(0, 2, 3, 1).numpy()
+    write(folder, arm, rows, image.size, seed, textures)
+    return Data(source=str(folder), image=image)
