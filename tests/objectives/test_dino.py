@@ -281,7 +281,7 @@ def test_preview(make):
     inputs = _inputs(task)
     with torch.no_grad():
         panels = task.preview(inputs, task.predict(inputs))
-    assert [panel.title for panel in panels][-2:] == ["prototypes of 1, 2", "teacher looks at"]
+    assert [panel.title for panel in panels][-2:] == ["prototypes of 1 and 2", "teacher looks at"]
     assert all(len(panel.cells) == ROWS for panel in panels)
     looks = panels[-1].cells[0]
     assert looks.shape == inputs["views"][0, 0].shape

@@ -170,7 +170,7 @@ class DINO(Objective):
         student = {"encoder": self.encoder(self.name), "head": self.head}
         follow(self.teacher, student, cosine_momentum(self.momentum, progress))
         mean = average(self.seen / self.seen_count.clamp(min=1))
-        self.centre.lerp_(mean, (1 - self.centre_momentum) * (self.seen_count > 0))
+        self.centre.lerp_(torch.where(self.seen_count > 0, mean, self.centre), 1 - self.centre_momentum)
         self.seen.zero_()
         self.seen_count.zero_()
 
@@ -183,11 +183,11 @@ class DINO(Objective):
             panels.append(Panel("small crops", list(local if local.ndim == 5 else local[:, 0])))
         taught = (outputs["teacher"] - self.centre).argmax(-1).tolist()
         answered = outputs["student"][:, :2].argmax(-1).tolist()
-        lines = [f"teacher {a[0]}, {a[1]}\nstudent {b[0]}, {b[1]}" for a, b in zip(taught, answered, strict=True)]
+        lines = [f"teacher {a[0]}, {a[1]}; student {b[0]}, {b[1]}" for a, b in zip(taught, answered, strict=True)]
         mask = inputs.get("mask")
         focus = _focus(self._taught, views[:, 0], None if mask is None else mask[:, 0])
         lit = focus if views.ndim == 4 else views[:, 0] * (0.15 + 0.85 * focus[:, None])
-        return [*panels, Panel("prototypes of 1, 2", lines), Panel("teacher looks at", list(lit))]
+        return [*panels, Panel("prototypes of 1 and 2", lines), Panel("teacher looks at", list(lit))]
 
 
 class _Head(nn.Module):
