@@ -116,8 +116,7 @@ class Inpainting(Objective):
         images = torch.where(draws.chance(self.flip)[:, None, None, None], images.flip(-1), images)
         target = images.to(self.fill.dtype) / (255 if images.dtype == torch.uint8 else 1)
         hole = self._square(target) if self.region == "center" else self._shapes(target, draws)
-        reach = 2 * self.overlap + 1
-        painted = F.max_pool2d(hole.to(target.dtype), reach, stride=1, padding=self.overlap)
+        painted = _widened(hole, self.overlap).to(target.dtype)
         mean = (target * hole).sum((2, 3), keepdim=True) / hole.sum((2, 3), keepdim=True)
         return {
             "image": torch.where(hole, self.fill, target),
@@ -220,6 +219,13 @@ def _convolution(before: int, after: int, stride: int) -> nn.Conv2d:
     layer = nn.Conv2d(before, after, 5, stride, padding=2, bias=False)
     nn.init.normal_(layer.weight, std=0.02)
     return layer
+
+
+def _widened(mask: Tensor, reach: int) -> Tensor:
+    """True where the mask (B, 1, h, w) is within `reach` pixels, across and down: max pooling, several times faster."""
+    window = 2 * reach + 1
+    down = F.pad(mask, (reach,) * 4).unfold(2, window, 1).any(-1)
+    return down.unfold(3, window, 1).any(-1)
 
 
 def _error(a: Tensor, b: Tensor) -> Tensor:
