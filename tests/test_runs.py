@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -57,6 +58,7 @@ def together(**training: Any) -> dict[str, Any]:
                 "pairs": {"name": "contrastive", "width": 8},
                 "words": {"name": "masked_language"},
             },
+            "conflicts": 1,
         },
         "data": {"source": "toy", "limit": 32, "image": {"size": 16}, "text": {"length": 24}},
         "training": {"steps": 4, "batch_size": 8, "precision": "fp64", "log_every": 1, "save_every": 2} | training,
@@ -99,7 +101,10 @@ def test_what_a_run_leaves(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert {"recipe.yaml", "model.safetensors", "state", "metrics.jsonl", "report.html", "figures"} <= names
     assert {"preview.png", "history.png"} <= {path.name for path in (finished / "figures").iterdir()}
-    assert "chance" in (finished / "report.html").read_text()
+    assert "conflicts.png" in {path.name for path in (finished / "figures").iterdir()}
+    report = (finished / "report.html").read_text()
+    assert "Verdict: turn: at chance since step 0: accuracy" in report
+    assert re.search(r"Conflict: \w+ and \w+ [a-z ,]+: mean cosine of their gradients -?0\.\d+ \(95% int", report)
     assert [path.name for path in (finished / "state").iterdir()] == ["step_00000004"]
 
 

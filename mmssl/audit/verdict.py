@@ -36,9 +36,7 @@ FALSE_ALARM = 0.01  # how often a run at chance is said to have left it, if only
 # Isotropic embeddings whose rows have a mean cosine c have the spread sqrt(1 - c): 0.1 is c = 0.99, an angle of 8
 # degrees between any two rows. Vectors along one line in 100 dimensions or more fall below it as well.
 COLLAPSED = 0.1
-ROUNDING = (
-    1e-5  # scatter of float32 sums relative to their size: a loss that is constant differs by less from its level
-)
+ROUNDING = 1e-5  # of float32 sums, relative: a loss that says nothing differs by less from its level
 LARGEST_Z = 37.0  # the tail beyond it is 0 in double precision
 
 

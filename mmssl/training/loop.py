@@ -96,7 +96,7 @@ def _fit(
     stop: _StopFlag,
 ) -> list[dict[str, Any]]:
     accelerator = _accelerator(training, directory)
-    _check_sharding(accelerator, objective, probe_every if probe else 0)
+    _check_sharding(accelerator, probe_every if probe else 0, objective.diagnose_every)
     share, shares = process_share()
     main = accelerator.is_main_process
     say_nothing = quiet or not main
@@ -248,7 +248,7 @@ def _accelerator(training: Training, directory: Path | None) -> Accelerator:
     )
 
 
-def _check_sharding(accelerator: Accelerator, objective: Objective, probe_every: int) -> None:
+def _check_sharding(accelerator: Accelerator, probe_every: int, diagnose_every: int) -> None:
     """Raise RecipeError for what cannot work with the launcher's way of splitting a model."""
     kind = accelerator.distributed_type
     sharding = "accelerate launch --use_fsdp --fsdp_version 2"
@@ -263,7 +263,7 @@ def _check_sharding(accelerator: Accelerator, objective: Objective, probe_every:
             "probe.every: a probe during training runs on one process, and the weights are sharded over all; "
             "set probe.every=0: the probe at the end runs on the whole weights"
         )
-    if accelerator.is_fsdp2 and objective.diagnose_every:
+    if accelerator.is_fsdp2 and diagnose_every:
         raise RecipeError("gradients of single tasks are not measured on sharded weights; set objective.conflicts=0")
 
 

@@ -142,14 +142,15 @@ def test_a_sharded_run_is_finished_and_read_back_whole(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "second", "probe_every", "message"),
+    ("kind", "second", "every", "message"),
     [
-        ("DEEPSPEED", False, 0, "DeepSpeed keeps weights .* use accelerate launch --use_fsdp --fsdp_version 2"),
-        ("FSDP", False, 0, "FSDP of the first version .* use accelerate launch"),
-        ("FSDP", True, 10, "set probe.every=0"),
+        ("DEEPSPEED", False, (0, 0), "DeepSpeed keeps weights .* use accelerate launch --use_fsdp --fsdp_version 2"),
+        ("FSDP", False, (0, 0), "FSDP of the first version .* use accelerate launch"),
+        ("FSDP", True, (10, 0), "set probe.every=0"),
+        ("FSDP", True, (0, 10), "set objective.conflicts=0"),
     ],
 )
-def test_what_sharding_cannot_do_is_said_before_training(kind, second, probe_every, message):
+def test_what_sharding_cannot_do_is_said_before_training(kind, second, every, message):
     launched = SimpleNamespace(distributed_type=DistributedType[kind], is_fsdp2=second)
     with pytest.raises(RecipeError, match=message):
-        loop._check_sharding(launched, probe_every)
+        loop._check_sharding(launched, *every)
