@@ -47,7 +47,8 @@ class Jigsaw(Objective):
             random place.
         area: smallest and largest share of the image of a square crop that is resized to `size`; None for no resizing.
         flip: probability that the image is mirrored.
-        tile: side of a tile, in pixels; 64/85 of a cell where left out, in multiples of the encoder's patches.
+        tile: side of a tile, in pixels; 64/85 of a cell where left out, in multiples of the encoder's patches. A network
+            of one fixed size (torchvision's vision transformers) needs that size here.
         gap: least distance of neighbouring tiles, in pixels.
         shift: largest shift of a colour channel of a tile, in pixels; 2/64 of the tile where left out, at least 1.
         gray: probability that all tiles of an image are gray.
