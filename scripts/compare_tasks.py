@@ -43,11 +43,40 @@ NETWORKS: dict[str, dict[str, Any]] = {
     },
 }
 RATES = {"cnn": 2e-3, "vit": 1e-3}
-SMALL = {"views": {"strength": 0.5, "blur": 0, "area": [0.2, 1.0]}}  # of pictures of 32 pixels: SimCLR's for CIFAR
-# Hyper-parameters that differ from the defaults, and pictures that one row puts through the encoder.
-TASKS: dict[str, tuple[dict[str, Any], int]] = {
-    "rotation": ({"area": [0.5, 1.0], "flip": 0.0}, 4),
-    "simclr": (SMALL, 2),
+# Crops alike for all tasks; views as SimCLR's for pictures of 32 pixels: weaker colours, no blur.
+CROP = {"area": [0.2, 1.0]}
+VIEWS = {"views": {"strength": 0.5, "blur": 0, "solarize": 0, **CROP}}
+HEAD = {"hidden": 512, "width": 128}
+# What differs from the published hyper-parameters, pictures of 32 pixels that one row puts through the encoder, and the
+# side to which rows are decoded where tiles are cut from a larger picture. Momenta are those of short runs.
+TASKS: dict[str, tuple[dict[str, Any], float, int]] = {
+    "rotation": ({**CROP, "flip": 0.0}, 4, SIZE),
+    "jigsaw": ({"tile": 16, "tile_width": 128, "hidden": 512}, 2, 64),
+    "relative_position": ({"patch": 16, "grids": 1, "hidden": 512}, 2, 64),
+    "autoencoder": ({**CROP, "width": 64}, 1, SIZE),
+    "autoencoder+denoising": ({**CROP, "width": 64, "noise": 0.3}, 1, SIZE),
+    "inpainting": ({"overlap": 2, "width": 64, "discriminator_width": 16}, 1, SIZE),
+    "colorization": ({**CROP, "width": 64}, 1, SIZE),
+    "masked_autoencoder": ({**CROP, "decoder_depth": 1, "decoder_width": 64, "decoder_heads": 4}, 1, SIZE),
+    "masked_autoencoder+simmim": ({"form": "simmim", "unit": 8, **CROP}, 1, SIZE),
+    "simclr": ({**VIEWS, **HEAD}, 2, SIZE),
+    "moco": ({**VIEWS, **HEAD, "queue": 4096, "momentum": 0.99}, 2, SIZE),
+    "moco+v3": ({**VIEWS, **HEAD, "form": "v3", "momentum": 0.97}, 2, SIZE),
+    "byol": ({**VIEWS, **HEAD, "momentum": 0.97}, 2, SIZE),
+    "simsiam": ({**VIEWS, "width": 256, "bottleneck": 64}, 2, SIZE),
+    "barlow_twins": ({**VIEWS, "width": 512, "hidden": 512}, 2, SIZE),
+    "vicreg": ({**VIEWS, "width": 512, "hidden": 512}, 2, SIZE),
+    "rotation+jigsaw+colorization": (
+        {
+            "tasks": {
+                "turn": {"name": "rotation", **CROP, "size": SIZE, "flip": 0.0},
+                "order": {"name": "jigsaw", "tile": 16, "tile_width": 128, "hidden": 512},
+                "color": {"name": "colorization", **CROP, "size": SIZE, "width": 64},
+            }
+        },
+        7,
+        64,
+    ),
 }
 BASELINES = ("random", "pixels", "supervised")
 
@@ -65,14 +94,14 @@ def split_styles(folder: Path) -> None:
 
 def recipe(task: str, network: str, seed: int, folder: str) -> dict[str, Any]:
     """What a cell trains."""
-    hyper, pictures = TASKS[task]
+    hyper, pictures, size = TASKS[task]
     return {
         "encoders": {"image": NETWORKS[network]},
-        "objective": {"name": task.partition("+")[0], **hyper},
-        "data": {"source": folder, "image": {"size": SIZE}},
+        "objective": {"name": "combine" if "tasks" in hyper else task.partition("+")[0], **hyper},
+        "data": {"source": folder, "image": {"size": size}},
         "training": {
             "steps": STEPS,
-            "batch_size": PICTURES // pictures,
+            "batch_size": int(PICTURES / pictures),
             "seed": seed,
             "log_every": 10,
             "save_every": STEPS,

@@ -13,6 +13,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformer
+from torchvision.models.vision_transformer import VisionTransformer
 
 from mmssl.encoders.backbones import (
     LOCAL_DIR,
@@ -70,6 +71,8 @@ class TorchvisionBackbone(VisionBackbone):
             load_weights(net, state, self.model, (self.head, "aux1", "aux2", "AuxLogits"))
         self._channels_last = isinstance(net, SwinTransformer)
         self._prefix = 1 if hasattr(net, "class_token") else 0
+        if isinstance(net, VisionTransformer):
+            self.patch_size = (net.patch_size, net.patch_size)
         # The width is in no attribute: run a picture of the smallest size that all of these networks take.
         size = kwargs.get("image_size", 224 if name.startswith(("vit", "maxvit")) else 96)
         probe = torch.zeros(1, 3, 8, 32, 32) if video else torch.zeros(1, 3, size, size)

@@ -72,10 +72,8 @@ class Combine(Objective):
             where = f"tasks.{name}"
             if not name.isidentifier():
                 raise RecipeError(f"{where}: a task is named by letters, digits and _, its results by `{name}/loss`")
-            if name in TAKEN:
-                raise RecipeError(
-                    f"{where}: `{name}/` is the prefix of other entries of the records; choose another name"
-                )
+            if name in TAKEN or hasattr(nn.ModuleDict, name):
+                raise RecipeError(f"{where}: '{name}' has another meaning in records or modules; choose another name")
             kind, weight, source = hyper.pop("name", None), hyper.pop("weight", 1.0), hyper.pop("data", "")
             if not isinstance(kind, str):
                 raise RecipeError(f"{where}: needs a name, for instance {{name: rotation}}")

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import TensorBoardTracker, get_available_trackers
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -245,6 +245,8 @@ def _accelerator(training: Training, directory: Path | None) -> Accelerator:
         mixed_precision=PRECISION[training.precision],
         log_with=others or None if directory else None,
         project_dir=str(directory) if directory else None,
+        # Every process computes the same buffers: sending a queue of keys along with each forward pass is waste.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
 
 

@@ -106,7 +106,8 @@ def test_chance_steps_and_previews_are_those_of_the_tasks():
         ({"a": {"name": "rotation", "data": 3}}, r"tasks.a: data = 3"),
         ({"a/b": {"name": "rotation"}}, r"tasks.a/b: a task is named by letters"),
         ({"a": {"name": "rotation", "encoder": "sound"}}, r"tasks.a: .*needs an encoder named 'sound'"),
-        ({"probe": {"name": "rotation"}}, r"tasks.probe: `probe/` is the prefix of other entries"),
+        ({"probe": {"name": "rotation"}}, r"tasks.probe: .probe. has another meaning"),
+        ({"keys": {"name": "rotation"}}, r"tasks.keys: .keys. has another meaning"),
         ({}, r"needs at least one task"),
     ],
 )
