@@ -33,12 +33,6 @@ def test_it_answers_in_any_size_and_rows_never_meet(grid, size):
     assert all(p.grad is not None for p in decoder.parameters())
 
 
-def test_a_vector_is_a_map_of_one_place():
-    decoder = Decoder(6, 2, width=64)
-    x = torch.randn(3, 6)
-    assert torch.equal(decoder(x, (8, 8)), decoder(x[:, :, None, None], (8, 8)))
-
-
 def test_a_flat_map_gives_no_checkerboard():
     # Away from the border all places see the same, so that they must be told the same.
     torch.manual_seed(0)

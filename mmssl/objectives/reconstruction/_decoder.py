@@ -56,8 +56,7 @@ class Decoder(nn.Module):
         self.head = nn.Conv2d(widths[-1], channels, 1)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """A map (B, D, h, w), or vectors (B, D) as maps of one place -> (B, channels, *size)."""
-        x = x if x.ndim == 4 else x[:, :, None, None]
+        """A map (B, D, h, w) -> (B, channels, *size)."""
         start = x.shape[2:]
         x = self.project(x)
         for number, stage in enumerate(self.stages, 1):
