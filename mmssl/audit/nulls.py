@@ -53,7 +53,7 @@ def white(rng: np.random.Generator, height: int, width: int, texture: np.ndarray
 
 def natural(rng: np.random.Generator, height: int, width: int, texture: np.ndarray | None) -> np.ndarray:
     """Noise with the power spectrum 1 / f^2 of natural images."""
-    side = fft.next_fast_len(2 * max(height, width), real=True)
+    side = fft.next_fast_len(3 * max(height, width) // 2, real=True)
     f = np.hypot(fft.fftfreq(side)[:, None], fft.rfftfreq(side)).astype(np.float32)
     f[0, 0] = np.inf
     noise = fft.irfft2(fft.rfft2(rng.standard_normal((4, side, side), dtype=np.float32)) / f, (side, side))
