@@ -88,18 +88,18 @@ def _share_found(logits: Tensor, own: Tensor) -> Tensor:
 def off_diagonal(a: Tensor, b: Tensor) -> Tensor:
     """Sum of the squares of aᵀb beside its diagonal, 0-dim: what Barlow Twins and VICReg call redundancy.
 
-    Of the D x D matrix each process computes its share of the rows and returns their sum times the number of processes:
-    the average over processes is the whole, value and gradient, and none of them holds more than its share.
+    The D x D matrix, 8192² in the papers, is never made: the squared norm of aᵀb is the sum of (aaᵀ) · (bbᵀ), N x N
+    element by element. Each process takes its rows of these times the number of processes: the average over processes
+    is the whole, value and gradient.
 
     Args:
-        a: (N, D), of the global batch.
+        a: (N, D), of the global batch, in order of the processes.
         b: (N, D), likewise.
     """
     share, shares = process_share()
-    parts = a.tensor_split(shares, dim=1)
-    matrix = parts[share].T @ b
-    diagonal = matrix.diagonal(sum(part.shape[1] for part in parts[:share]))
-    return shares * (matrix.square().sum() - diagonal.square().sum())
+    own_a, own_b = a.chunk(shares)[share], b.chunk(shares)[share]
+    everything = ((own_a @ a.T) * (own_b @ b.T)).sum() * shares
+    return everything - (a * b).sum(0).square().sum()
 
 
 def mean_over(values: Tensor, valid: Tensor, count: Tensor) -> Tensor:

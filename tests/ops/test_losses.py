@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmssl.ops.losses import info_nce, mean_over, nt_xent, ranking, sigmoid_pairs, spread
+from mmssl.ops.losses import info_nce, mean_over, nt_xent, off_diagonal, ranking, sigmoid_pairs, spread
 
 
 def _unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -117,3 +117,23 @@ def test_spread_is_one_on_the_sphere_and_none_at_a_point():
     line = torch.zeros(8, 64)
     line[:, 3] = torch.tensor([1.0, -1.0] * 4)
     assert spread(line).item() == pytest.approx(1 / 8)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(6, 9), (9, 4), (1, 3)])
+def test_off_diagonal_is_that_of_the_matrix(rows, width):
+    a, b = _unit(rows, width), _unit(rows, width, seed=1)
+    found = off_diagonal(a, b)
+    matrix = a.T @ b
+    expected = sum(matrix[i, j] ** 2 for i in range(width) for j in range(width) if i != j)
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(*(torch.autograd.grad(value, (a, b)) for value in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_off_diagonal_in_single_precision():
+    """White embeddings have next to nothing beside the diagonal: it must not drown in what is on it."""
+    noise = torch.randn(512, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    white = torch.linalg.qr(noise).Q * 512**0.5 + 0.01 * noise
+    found, exact = (float(off_diagonal(z / 512, z)) for z in (white.float(), white))
+    assert found == pytest.approx(exact, abs=1e-3)
+    assert exact < 1
