@@ -1,8 +1,8 @@
 """Cut grids of tiles out of images and take from them what gives their place away without a look at the content.
 
 Neighbouring tiles continue each other's edges: a gap between them and a random place in their cell. Lenses shift the
-colours outwards (chromatic aberration) and darken the corners (vignetting): `recolor` and `standardize`. Everything
-works on whole batches, with one draw a tile or a row.
+colours outwards (chromatic aberration) and darken the corners (vignetting): `recolor`, `flat_field` and `standardize`.
+Everything works on whole batches, with one draw a tile or a row.
 """
 
 from __future__ import annotations
@@ -153,32 +153,43 @@ def _noise(window: int, device: torch.device) -> Tensor:
     return (noise * GRAY_LEVEL).to(device)
 
 
-def standardize(tiles: Tensor, *, slope: bool = False) -> Tensor:
+def flat_field(tiles: Tensor) -> Tensor:
+    """Divide each tile by the plane fitted to its brightness: what is left of vignetting is the same everywhere.
+
+    A lens darkens corners by a factor. Within a tile that is nearly a plane, which falls outwards in brightness and in
+    contrast; dividing cancels both, while subtracting a plane leaves the contrast.
+
+    Args:
+        tiles: float in [0, 1], (..., 3, s, s).
+
+    Returns:
+        The same shape, with the brightness it had on average.
+    """
+    size = tiles.shape[-1]
+    brightness = tiles.mean(-3, keepdim=True)
+    mean = brightness.mean((-2, -1), keepdim=True)
+    line = torch.arange(size, device=tiles.device, dtype=tiles.dtype) - (size - 1) / 2
+    weight = line / (line.square().sum() * size).clamp(min=1)
+    down = (brightness * weight[:, None]).sum((-2, -1), keepdim=True) * line[:, None]
+    across = (brightness * weight).sum((-2, -1), keepdim=True) * line
+    # Where a dark side would make the plane cross zero, it stays at a tenth of its mean.
+    return tiles * (mean + GRAY_LEVEL) / (mean + down + across).maximum(mean / 10).add(GRAY_LEVEL)
+
+
+def standardize(tiles: Tensor) -> Tensor:
     """Every tile with the same mean and standard deviation: brightness and contrast say nothing of its place.
 
     Args:
         tiles: float (..., 3, s, s); statistics are over channels and pixels.
-        slope: whether to take out of each channel the plane fitted to it, too.
 
     Returns:
         Mean 0.5 and standard deviation 0.25, about what an image in [0, 1] has; less where a tile is so flat that its
         own is below one gray level.
     """
-    flat = tiles.flatten(-2)
-    if slope:
-        planes = _planes(tiles.shape[-1]).to(tiles)
-        flat = flat - (flat @ planes) @ planes.mT
-    flat = flat.flatten(-2)
+    flat = tiles.flatten(-3)
     flat = flat - flat.mean(-1, keepdim=True)
     deviation = torch.linalg.vector_norm(flat, dim=-1, keepdim=True) / flat.shape[-1] ** 0.5
     return flat.mul_(0.25 / deviation.clamp(min=GRAY_LEVEL)).add_(0.5).view(tiles.shape)
-
-
-def _planes(size: int) -> Tensor:
-    """Two planes without mean, orthonormal: (size², 2), one rising downwards and one to the right."""
-    line = torch.arange(size) - (size - 1) / 2
-    line = line / (line.square().sum().clamp(min=1) * size).sqrt()
-    return torch.stack([line[:, None].expand(size, size), line.expand(size, size)], -1).flatten(0, 1)
 
 
 def fit_tile(wanted: float, room: int, patch: tuple[int, int] | None, given: int | None, task: str) -> int:

@@ -16,6 +16,7 @@ from mmssl.ops.tiles import (
     draw_corners,
     drop_colors,
     fit_tile,
+    flat_field,
     mosaic,
     projection_matrix,
     recolor,
@@ -106,18 +107,33 @@ def test_standardized_tiles_have_one_mean_and_one_deviation():
     assert (flat - 0.5).abs().max() < 0.02  # noise of a flat tile is not blown up
 
 
-def test_slope_takes_out_the_least_squares_plane_of_each_channel():
-    tiles = noise(2, 3, 3, 7, 7)
+def test_flat_field_divides_by_the_least_squares_plane_of_the_brightness():
+    tiles = 0.2 + 0.6 * noise(2, 3, 3, 7, 7)
     y, x = np.mgrid[:7, :7]
     design = np.stack([np.ones(49), y.ravel(), x.ravel()], 1)
-    left = np.empty(tiles.shape)
-    for index in np.ndindex(2, 3, 3):
-        values = tiles[index].numpy().ravel()
-        plane = design @ np.linalg.lstsq(design, values, rcond=None)[0]
-        left[index] = (values - plane + values.mean()).reshape(7, 7)
-    torch.testing.assert_close(standardize(tiles, slope=True), standardize(torch.from_numpy(left)), atol=1e-6, rtol=0)
-    tilted = tiles + torch.from_numpy(0.3 * y - 0.2 * x)
-    torch.testing.assert_close(standardize(tilted, slope=True), standardize(tiles, slope=True), atol=1e-6, rtol=0)
+    expected = np.empty(tiles.shape)
+    for index in np.ndindex(2, 3):
+        brightness = tiles[index].numpy().mean(0).ravel()
+        plane = (design @ np.linalg.lstsq(design, brightness, rcond=None)[0]).reshape(7, 7)
+        expected[index] = tiles[index].numpy() * (brightness.mean() + GRAY_LEVEL) / (plane + GRAY_LEVEL)
+    torch.testing.assert_close(flat_field(tiles), torch.from_numpy(expected))
+
+
+def test_flat_field_hides_where_in_a_vignetted_image_a_tile_was():
+    tiles = 0.3 + 0.4 * noise(50, 1, 3, 16, 16)
+    fall = 1 - 0.02 * torch.arange(16.0, dtype=torch.float64)[:, None]  # as at the lower border; mirrored at the upper
+
+    def contrast_below(values: torch.Tensor) -> float:
+        """Contrast of the lower half over that of the upper."""
+        return float((values[..., 8:, :].var((-2, -1)) / values[..., :8, :].var((-2, -1))).mean())
+
+    lower, upper = tiles * fall, tiles * fall.flip(0)
+    assert contrast_below(standardize(upper)) - contrast_below(standardize(lower)) > 0.6
+    flat = [contrast_below(standardize(flat_field(values))) for values in (lower, upper)]
+    assert abs(flat[0] - flat[1]) < 0.06
+    black = flat_field(torch.zeros(1, 3, 4, 4))
+    assert torch.equal(black, torch.zeros(1, 3, 4, 4))
+    assert flat_field(torch.eye(8).expand(1, 3, 8, 8)[..., :4, 4:]).abs().max() < 10
 
 
 def test_coarse_tiles_went_through_the_size_they_were_given():

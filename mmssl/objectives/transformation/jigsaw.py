@@ -10,10 +10,10 @@ mean and standard deviation.
 
 Known traps. Orders that differ by one swap (the published sets have them) are told apart by two tiles only: see
 `mmssl.ops.permutations`. Neighbouring tiles without a gap are matched by their edges. What the lens does shows a tile's
-place without a look at its content, and the default hides only part of it: gray leaves the blur that red and blue
-shifted apart leave, the projection hides green against magenta and not red against blue (`drop: 1` hides both);
-vignetting leaves a slope of brightness within each tile (`slope: true` takes it out). A watermark in a corner is hidden
-by nothing but a crop (`area`).
+place without a look at its content, and the defaults hide only part of it. Red and blue shifted apart: the projection
+leaves them as they are, gray leaves a blur that points outwards, less so with `shift`; `gray: 0, projection: 0, drop: 1`
+leaves next to nothing. Vignetting: equal means and deviations leave a slope of brightness and contrast within each tile,
+which `flat_field: true` takes out. A watermark or a frame is hidden by nothing but a crop (`area`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.augment import draw_crops, resized_crop
 from mmssl.ops.draws import Draws
 from mmssl.ops.permutations import permutation_set
-from mmssl.ops.tiles import cut_tiles, draw_corners, fit_tile, mosaic, recolor, standardize
+from mmssl.ops.tiles import cut_tiles, draw_corners, fit_tile, flat_field, mosaic, recolor, standardize
 
 
 class Jigsaw(Objective):
@@ -47,15 +47,15 @@ class Jigsaw(Objective):
             random place.
         area: smallest and largest share of the image of a square crop that is resized to `size`; None for no resizing.
         flip: probability that the image is mirrored.
-        tile: side of a tile, in pixels; 64/85 of a cell where left out, in multiples of the encoder's patches. A network
-            of one fixed size (torchvision's vision transformers) needs that size here.
+        tile: side of a tile, in pixels; 64/85 of a cell where left out, in multiples of the encoder's patches. Needed
+            for networks of one fixed size, such as torchvision's vision transformers.
         gap: least distance of neighbouring tiles, in pixels.
         shift: largest shift of a colour channel of a tile, in pixels; 2/64 of the tile where left out, at least 1.
         gray: probability that all tiles of an image are gray.
         projection: of the others, the probability of the green-magenta projection.
         drop: of the remaining ones, the probability that each tile keeps one channel only.
         standardize: whether every tile gets the same mean and standard deviation.
-        slope: whether that takes out a fitted plane as well.
+        flat_field: whether every tile is divided by the plane fitted to its brightness.
         tile_width: of what the head takes from each tile.
         hidden: width of the layer over all tiles; None for none.
     """
@@ -79,7 +79,7 @@ class Jigsaw(Objective):
         projection: float = 0.5,
         drop: float = 0.0,
         standardize: bool = True,
-        slope: bool = False,
+        flat_field: bool = False,
         tile_width: int = 1024,
         hidden: int | None = 4096,
     ) -> None:
@@ -87,12 +87,10 @@ class Jigsaw(Objective):
         self.name, self.grid, self.size, self.area, self.flip = encoder, grid, size, area, flip
         self.tile, self.gap, self.shift = tile, gap, shift
         self.colors = {"gray": gray, "projection": projection, "drop": drop}
-        self.standardize, self.slope = standardize, slope
+        self.standardize, self.flat_field = standardize, flat_field
         modality = self.encoder(encoder).modality
         if modality != "image":
             raise RecipeError(f"jigsaw cuts images, and the encoder '{encoder}' reads {modality}")
-        if slope and not standardize:
-            raise RecipeError("jigsaw: slope = true is part of standardize, which is false")
         tiles = grid * grid
         if grid < 2 or not 2 <= orders <= math.factorial(tiles):
             raise RecipeError(f"jigsaw: a grid of {grid} x {grid} has no {orders} orders; take a grid of 2 or more")
@@ -131,8 +129,9 @@ class Jigsaw(Objective):
         )[:, 0]
         order = draws.integers(len(self.orders))
         shuffled = corners.gather(1, self.orders[order][..., None, None].expand_as(corners))
-        tiles = recolor(cut_tiles(images, shuffled, tile), draws, **self.colors, together=True)
-        return {"tiles": standardize(tiles, slope=self.slope) if self.standardize else tiles, "order": order}
+        tiles = cut_tiles(images, shuffled, tile)
+        tiles = recolor(flat_field(tiles) if self.flat_field else tiles, draws, **self.colors, together=True)
+        return {"tiles": standardize(tiles) if self.standardize else tiles, "order": order}
 
     def _measures(self, side: int, images: Tensor) -> tuple[int, int, int]:
         """Sides of a cell and of a tile and the shift of a channel, in pixels."""

@@ -10,10 +10,10 @@ patches cover the same share of it. All nine patches go through the encoder once
 its opposite as many pairs are drawn, so that the eight answers are equally frequent in every image.
 
 Known traps. Both orders of a pair belong into the batch. A patch whose jitter ends at the frame tells that its cell is
-at the border: here no place is clamped. Chromatic aberration shows a patch's place, and with two places the direction
-is known; the paper found its network doing so. Keeping one channel hides it, `color: projection` only green against
-magenta. Vignetting leaves a slope of brightness in each patch (`slope: true` takes it out). Edges that continue across
-the gap are seen by larger networks the longer they train: a wider `gap` costs little.
+at the border: here no place is clamped. Chromatic aberration shows a patch's place, and two places show the direction:
+the paper found its network doing so. Keeping one channel hides it, `color: projection` only green against magenta.
+Vignetting leaves a slope of brightness and contrast in each patch, which `flat_field: true` takes out. Edges that go on
+across the gap remain: the wider the `gap`, the less they tell.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mmssl.errors import RecipeError
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.augment import draw_crops, resized_crop
 from mmssl.ops.draws import Draws
-from mmssl.ops.tiles import coarsen, cut_tiles, draw_corners, fit_tile, mosaic, recolor, standardize
+from mmssl.ops.tiles import coarsen, cut_tiles, draw_corners, fit_tile, flat_field, mosaic, recolor, standardize
 
 GRID = 3
 # Row by row around the centre, so that 7 - k is the opposite of k.
@@ -58,7 +58,7 @@ class RelativePosition(Objective):
         coarse: probability that a patch is resized to between 10 pixels a side and its own size, and back.
         color: `drop` keeps one random channel of each patch, `projection` takes out green-magenta, `none` neither.
         standardize: whether every patch gets the same mean and standard deviation.
-        slope: whether that takes out a fitted plane as well.
+        flat_field: whether every patch is divided by the plane fitted to its brightness.
         hidden: width of the head's two hidden layers.
     """
 
@@ -79,18 +79,16 @@ class RelativePosition(Objective):
         coarse: float = 0.33,
         color: Literal["drop", "projection", "none"] = "drop",
         standardize: bool = True,
-        slope: bool = False,
+        flat_field: bool = False,
         hidden: int = 4096,
     ) -> None:
         super().__init__(encoders)
         self.name, self.size, self.area, self.grids, self.pairs = encoder, size, area, grids, pairs
         self.patch, self.gap, self.jitter, self.coarse, self.color = patch, gap, jitter, coarse, color
-        self.standardize, self.slope = standardize, slope
+        self.standardize, self.flat_field = standardize, flat_field
         modality = self.encoder(encoder).modality
         if modality != "image":
             raise RecipeError(f"relative_position cuts images, and the encoder '{encoder}' reads {modality}")
-        if slope and not standardize:
-            raise RecipeError("relative_position: slope = true is part of standardize, which is false")
         if not 1 <= pairs <= 4 or grids < 1:
             raise RecipeError(f"relative_position: a grid has 1 to 4 pairs of each direction, not {pairs}")
         self.head = nn.Sequential(
@@ -160,8 +158,9 @@ class RelativePosition(Objective):
             flat = patches.flatten(0, 1)
             patches = flat.index_copy(0, which, coarsen(flat[which], sides[which])).unflatten(0, (rows, count))
         drop, projection = float(self.color == "drop"), float(self.color == "projection")
+        patches = flat_field(patches) if self.flat_field else patches
         patches = recolor(patches, draws, gray=0.0, projection=projection, drop=drop)
-        return standardize(patches, slope=self.slope) if self.standardize else patches
+        return standardize(patches) if self.standardize else patches
 
     def _pairs(self, draws: Draws) -> tuple[Tensor, Tensor]:
         """Numbers of the patches of each pair (B, M, 2), and where the second lies seen from the first (B, M)."""
