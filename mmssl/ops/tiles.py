@@ -121,7 +121,8 @@ def recolor(
 def projection_matrix() -> Tensor:
     """I - aᵀa / (a aᵀ) with a = (-1, 2, -1): colours without their green-magenta part (Doersch et al. 2015).
 
-    A lens that treats green unlike red and blue is hidden by it; one that shifts red against blue is not.
+    It takes the fringe that a lens leaves by treating green unlike red and blue. Green's shifted copy stays, now in all
+    channels, and so does red shifted against blue.
     """
     axis = torch.tensor([-1.0, 2.0, -1.0])
     return torch.eye(3) - torch.outer(axis, axis) / axis.square().sum()

@@ -5,15 +5,16 @@ A square of the image is cut into 3 x 3 cells with a tile at a random place in e
 orders, every tile goes through the encoder alone, and a head over all of them says which order it was. Defaults are
 those of the released code: cells of 85 pixels with tiles of 64 at an offset of 0 to 21 (so that neighbours are 21
 pixels apart on average and 0 at least), or as much of a smaller image; 100 orders; half of the puzzles gray, half of
-the others projected; each colour channel shifted by up to 2 pixels. From the paper comes that every tile gets the same
-mean and standard deviation.
+the others projected; each colour channel shifted by up to 2 pixels, here within the cell. From the paper comes that
+every tile gets the same mean and standard deviation.
 
 Known traps. Orders that differ by one swap (the published sets have them) are told apart by two tiles only: see
 `mmssl.ops.permutations`. Neighbouring tiles without a gap are matched by their edges. What the lens does shows a tile's
-place without a look at its content, and the defaults hide only part of it. Red and blue shifted apart: the projection
-leaves them as they are, gray leaves a blur that points outwards, less so with `shift`; `gray: 0, projection: 0, drop: 1`
-leaves next to nothing. Vignetting: equal means and deviations leave a slope of brightness and contrast within each tile,
-which `flat_field: true` takes out. A watermark or a frame is hidden by nothing but a crop (`area`).
+place without a look at its content, and the defaults hide only part of it. Colours that the lens shifts apart: the
+projection takes the fringe of green and not that of red and blue, gray leaves a blur that points outwards, less so with
+`shift`; `gray: 0, projection: 0, drop: 1` leaves next to nothing. Vignetting: equal means and deviations leave a slope
+of brightness and contrast within each tile, which `flat_field: true` takes out. A watermark or a frame is hidden by
+nothing but a crop (`area`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ its opposite as many pairs are drawn, so that the eight answers are equally freq
 
 Known traps. Both orders of a pair belong into the batch. A patch whose jitter ends at the frame tells that its cell is
 at the border: here no place is clamped. Chromatic aberration shows a patch's place, and two places show the direction:
-the paper found its network doing so. Keeping one channel hides it, `color: projection` only green against magenta.
+the paper found its network doing so. Keeping one channel hides it, `color: projection` only the fringe of green.
 Vignetting leaves a slope of brightness and contrast in each patch, which `flat_field: true` takes out. Edges that go on
 across the gap remain: the wider the `gap`, the less they tell.
 """
