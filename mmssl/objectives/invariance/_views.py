@@ -19,6 +19,7 @@ from mmssl.batch import Batch
 from mmssl.encoders.audio import AudioEncoder
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
+from mmssl.objectives.base import Panel
 from mmssl.ops.augment import random_views
 from mmssl.ops.augment_audio import random_stretch, random_windows
 from mmssl.ops.draws import Draws
@@ -102,6 +103,13 @@ class AudioView:
 KINDS: dict[str, type[ImageView] | type[AudioView]] = {"image": ImageView, "audio": AudioView}
 
 
+# BYOL's (arXiv 2006.07733, appendix B), which Barlow Twins and VICReg took over.
+BYOL_VIEWS = (
+    {"strength": 0.5, "saturation": 0.4, "blur": 1.0},
+    {"strength": 0.5, "saturation": 0.4, "blur": 0.1, "solarize": 0.2},
+)
+
+
 class Views:
     """The random views of one task.
 
@@ -154,3 +162,19 @@ def encode_views(encoder: Encoder, views: Tensor, mask: Tensor | None = None) ->
     inside = None if mask is None else mask.flatten(0, 1)
     pooled: Tensor = encoder(views.flatten(0, 1), inside).pooled
     return pooled.unflatten(0, views.shape[:2])
+
+
+def nearest_panels(views: Tensor, likeness: Tensor, first: str = "view 1", second: str = "view 2") -> list[Panel]:
+    """What `mmssl show` draws of a pair: both views (B, 2, ...), and for each first the likeliest second.
+
+    Args:
+        views: (B, 2, ...).
+        likeness: (B, B), of the first view of each row and the second of every row.
+        first: title of the first views.
+        second: of the second ones.
+    """
+    return [
+        Panel(first, list(views[:, 0])),
+        Panel(second, list(views[:, 1])),
+        Panel(f"nearest {second}", list(views[likeness.argmax(1), 1])),
+    ]

@@ -26,15 +26,10 @@ from torch import Tensor, nn
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.objectives.invariance._views import Given, Views, encode_views
+from mmssl.objectives.invariance._views import BYOL_VIEWS, Given, Views, encode_views, nearest_panels
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import ranking, spread
 from mmssl.ops.momentum import cosine_momentum, follow, momentum_copy
-
-IMAGE_VIEWS = (
-    {"strength": 0.5, "saturation": 0.4, "blur": 1.0},
-    {"strength": 0.5, "saturation": 0.4, "blur": 0.1, "solarize": 0.2},
-)
 
 
 class BYOL(Objective):
@@ -62,7 +57,7 @@ class BYOL(Objective):
         super().__init__(encoders)
         self.name, self.momentum = encoder, momentum
         online = self.encoder(encoder)
-        self.views = Views(online, views, image=IMAGE_VIEWS)
+        self.views = Views(online, views, image=BYOL_VIEWS)
         self.needs = self.views.needs
         self.projection = _mlp(online.dim, hidden, width)
         self.prediction = _mlp(width, hidden, width)
@@ -104,12 +99,7 @@ class BYOL(Objective):
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Both views, and for each prediction from view 1 the row whose view 2 has the nearest target."""
-        nearest = (outputs["prediction"][:, 0] @ outputs["target"][:, 1].T).argmax(1)
-        return [
-            Panel("view 1", list(inputs["views"][:, 0])),
-            Panel("view 2", list(inputs["views"][:, 1])),
-            Panel("nearest view 2", list(inputs["views"][nearest, 1])),
-        ]
+        return nearest_panels(inputs["views"], outputs["prediction"][:, 0] @ outputs["target"][:, 1].T)
 
 
 def _mlp(dim: int, hidden: int, width: int) -> nn.Sequential:

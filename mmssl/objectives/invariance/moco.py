@@ -35,7 +35,7 @@ from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.objectives.invariance._views import Given, Views
+from mmssl.objectives.invariance._views import Given, Views, nearest_panels
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import gather, process_share
 from mmssl.ops.losses import spread
@@ -188,12 +188,7 @@ class MoCo(Objective):
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Both views, and for the query from view 1 the row whose key, from view 2, is nearest."""
-        nearest = (outputs["q"][:, 0] @ outputs["k"][:, 0].T).argmax(1)
-        return [
-            Panel("query", list(inputs["views"][:, 0])),
-            Panel("key", list(inputs["views"][:, 1])),
-            Panel("nearest key", list(inputs["views"][nearest, 1])),
-        ]
+        return nearest_panels(inputs["views"], outputs["q"][:, 0] @ outputs["k"][:, 0].T, "query", "key")
 
 
 def _mlp(*widths: int, last_norm: bool) -> nn.Sequential:

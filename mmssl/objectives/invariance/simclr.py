@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.objectives.invariance._views import Given, Views, encode_views
+from mmssl.objectives.invariance._views import Given, Views, encode_views, nearest_panels
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import nt_xent, spread
 
@@ -84,9 +84,4 @@ class SimCLR(Objective):
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Both views, and for each row's first view the row whose second view is nearest."""
         first, second = outputs["z"].unbind(1)
-        nearest = (first @ second.T).argmax(1)
-        return [
-            Panel("view 1", list(inputs["views"][:, 0])),
-            Panel("view 2", list(inputs["views"][:, 1])),
-            Panel("nearest view 2", list(inputs["views"][nearest, 1])),
-        ]
+        return nearest_panels(inputs["views"], first @ second.T)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.objectives.invariance._views import Given, Views, encode_views
+from mmssl.objectives.invariance._views import Given, Views, encode_views, nearest_panels
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import ranking, spread
 
@@ -97,9 +97,4 @@ class SimSiam(Objective):
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Both views, and for each prediction from view 1 the row whose view 2 has the nearest projection."""
-        nearest = (outputs["p"][:, 0] @ outputs["z"][:, 1].T).argmax(1)
-        return [
-            Panel("view 1", list(inputs["views"][:, 0])),
-            Panel("view 2", list(inputs["views"][:, 1])),
-            Panel("nearest view 2", list(inputs["views"][nearest, 1])),
-        ]
+        return nearest_panels(inputs["views"], outputs["p"][:, 0] @ outputs["z"][:, 1].T)

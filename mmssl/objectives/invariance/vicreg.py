@@ -24,15 +24,11 @@ from torch import Tensor, nn
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.objectives.invariance._views import Given, Views, encode_views
+from mmssl.objectives.invariance._views import BYOL_VIEWS, Given, Views, encode_views, nearest_panels
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import gather
 from mmssl.ops.losses import off_diagonal, ranking, spread
 
-IMAGE_VIEWS = (
-    {"strength": 0.5, "saturation": 0.4, "blur": 1.0},
-    {"strength": 0.5, "saturation": 0.4, "blur": 0.1, "solarize": 0.2},
-)
 EPS = 1e-4
 
 
@@ -70,7 +66,7 @@ class VICReg(Objective):
         self.name, self.form = encoder, form
         self.weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
         backbone = self.encoder(encoder)
-        self.views = Views(backbone, views, image=IMAGE_VIEWS)
+        self.views = Views(backbone, views, image=BYOL_VIEWS)
         self.needs = self.views.needs
         layers: list[nn.Module] = []
         for dim in (backbone.dim, hidden):
@@ -117,9 +113,4 @@ class VICReg(Objective):
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Both views, and for each row's first view the row whose second view is nearest."""
         first, second = outputs["z"].unbind(1)
-        nearest = torch.cdist(first, second).argmin(1)
-        return [
-            Panel("view 1", list(inputs["views"][:, 0])),
-            Panel("view 2", list(inputs["views"][:, 1])),
-            Panel("nearest view 2", list(inputs["views"][nearest, 1])),
-        ]
+        return nearest_panels(inputs["views"], -torch.cdist(first, second))
