@@ -43,11 +43,12 @@ class Cell(NamedTuple):
         return f"{self.task} | {self.words} | {arm.null} | {arm.file} | {arm.artefact} | {arm.scale:g}"
 
 
-# Small heads, few orders and one grid, for speed; what hides artefacts is as by default.
+# Small heads and one grid, for speed, and few orders, with which a small network soon learns where a tile belongs. What
+# hides artefacts is as by default.
 TASKS = {
     "rotation": Task({"name": "rotation"}, 48, {}),
     "jigsaw": Task(
-        {"name": "jigsaw", "orders": 24, "tile_width": 64, "hidden": 256}, 72, {"batch_size": 32, "rows": 512}
+        {"name": "jigsaw", "orders": 4, "tile_width": 64, "hidden": 256}, 72, {"batch_size": 32, "rows": 512}
     ),
     "relative_position": Task({"name": "relative_position", "grids": 1, "hidden": 64}, 72, {"rows": 512}),
 }
@@ -77,27 +78,27 @@ POSITION_COLOR: dict[str, dict[str, Any]] = {
     "one channel": POSITION | {"color": "drop"},
     "defaults": {},
 }
-SLOPE = {
+BRIGHTNESS = {
     "standardised tiles": {"standardize": True},
-    "standardised tiles, slope": {"standardize": True, "slope": True},
+    "standardised tiles, flat_field": {"standardize": True, "flat_field": True},
 }
 REMEDIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("jigsaw", "green shift"): JIGSAW_COLOR,
     ("jigsaw", "red-blue shift"): JIGSAW_COLOR,
     ("jigsaw", "vignetting"): {
         "none": JIGSAW,
-        **{words: JIGSAW | options for words, options in SLOPE.items()},
+        **{words: JIGSAW | options for words, options in BRIGHTNESS.items()},
         "defaults": {},
-        "defaults, slope": {"slope": True},
+        "defaults, flat_field": {"flat_field": True},
     },
     ("jigsaw", "watermark"): {"defaults": {}, "area 0.3 to 1": {"area": [0.3, 1.0]}},
     ("relative_position", "green shift"): POSITION_COLOR,
     ("relative_position", "red-blue shift"): POSITION_COLOR,
     ("relative_position", "vignetting"): {
         "none": POSITION,
-        **{words: POSITION | options for words, options in SLOPE.items()},
+        **{words: POSITION | options for words, options in BRIGHTNESS.items()},
         "defaults": {},
-        "defaults, slope": {"slope": True},
+        "defaults, flat_field": {"flat_field": True},
     },
     ("relative_position", "watermark"): {"defaults": {}},
     ("rotation", "watermark"): {"no crop": {"area": None}, "defaults": {}},
