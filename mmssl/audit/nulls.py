@@ -154,15 +154,19 @@ def _places(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _magnified(picture: np.ndarray, factors: Sequence[float]) -> np.ndarray:
     """Each channel magnified about the centre, from inside the picture, with cubic splines."""
-    height, width = picture.shape[:2]
-    channels = []
+    centre = (np.array(picture.shape[:2]) - 1) / 2
+    magnified = picture.copy()
     for channel, factor in enumerate(factors):
-        centre = np.array([height - 1, width - 1]) / 2
-        own = ndimage.affine_transform(
-            picture[..., channel], np.array([1 / factor] * 2), centre * (1 - 1 / factor), order=3, mode="nearest"
-        )
-        channels.append(own)
-    return np.clip(np.stack(channels, -1), 0, 1)
+        if factor != 1:
+            ndimage.affine_transform(
+                picture[..., channel],
+                np.full(2, 1 / factor),
+                centre * (1 - 1 / factor),
+                output=magnified[..., channel],
+                order=3,
+                mode="nearest",
+            )
+    return np.clip(magnified, 0, 1)
 
 
 def _bytes(picture: np.ndarray) -> np.ndarray:
