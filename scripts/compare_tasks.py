@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ SEEDS = (0, 1, 2)
 STYLES = ("google", "twitter")
 UNSEEN = "openmoji"
 SIZE = 32
-STEPS = 300
+STEPS = 200
 PICTURES = 128
 NETWORKS: dict[str, dict[str, Any]] = {
     "cnn": {"model": "timm/resnet10t", "channels": [32, 64, 128, 256], "stem_width": 16},
@@ -53,10 +54,10 @@ TASKS: dict[str, tuple[dict[str, Any], float, int]] = {
     "rotation": ({**CROP, "flip": 0.0}, 4, SIZE),
     "jigsaw": ({"tile": 16, "tile_width": 128, "hidden": 512}, 2, 64),
     "relative_position": ({"patch": 16, "grids": 1, "hidden": 512}, 2, 64),
-    "autoencoder": ({**CROP, "width": 64}, 1, SIZE),
-    "autoencoder+denoising": ({**CROP, "width": 64, "noise": 0.3}, 1, SIZE),
-    "inpainting": ({"overlap": 2, "width": 64, "discriminator_width": 16}, 1, SIZE),
-    "colorization": ({**CROP, "width": 64}, 1, SIZE),
+    "autoencoder": ({**CROP, "width": 32}, 1, SIZE),
+    "autoencoder+denoising": ({**CROP, "width": 32, "noise": 0.3}, 1, SIZE),
+    "inpainting": ({"overlap": 2, "width": 32, "discriminator_width": 16}, 1, SIZE),
+    "colorization": ({**CROP, "width": 32}, 1, SIZE),
     "masked_autoencoder": ({**CROP, "decoder_depth": 1, "decoder_width": 64, "decoder_heads": 4}, 1, SIZE),
     "masked_autoencoder+simmim": ({"form": "simmim", "unit": 8, **CROP}, 1, SIZE),
     "simclr": ({**VIEWS, **HEAD}, 2, SIZE),
@@ -66,12 +67,25 @@ TASKS: dict[str, tuple[dict[str, Any], float, int]] = {
     "simsiam": ({**VIEWS, "width": 256, "bottleneck": 64}, 2, SIZE),
     "barlow_twins": ({**VIEWS, "width": 512, "hidden": 512}, 2, SIZE),
     "vicreg": ({**VIEWS, "width": 512, "hidden": 512}, 2, SIZE),
+    "dino": (
+        {
+            "views": {"blur": 0, "solarize": 0},
+            "local_views": {"blur": 0},
+            "local_crops": 4,
+            "prototypes": 512,
+            "hidden": 256,
+            "bottleneck": 64,
+            "momentum": 0.97,
+        },
+        3,
+        SIZE,
+    ),
     "rotation+jigsaw+colorization": (
         {
             "tasks": {
                 "turn": {"name": "rotation", **CROP, "size": SIZE, "flip": 0.0},
                 "order": {"name": "jigsaw", "tile": 16, "tile_width": 128, "hidden": 512},
-                "color": {"name": "colorization", **CROP, "size": SIZE, "width": 64},
+                "color": {"name": "colorization", **CROP, "size": SIZE, "width": 32},
             }
         },
         7,
@@ -135,7 +149,7 @@ def measure(task: str, network: str, seed: int, folder: str) -> dict[str, Any]:
         encoder = run.encoders["image"].eval()
         last = run.history[-1]
         cell = {key: round(last[key], 4) for key in ("loss", "spread", *run.chance.metrics) if key in last}
-        cell |= {"verdict": run.verdict, "trained": (time.perf_counter() - began) / 60}
+        cell |= {"verdict": [asdict(verdict) for verdict in run.verdict], "trained": (time.perf_counter() - began) / 60}
     for probe, options in (("knn", {}), ("logistic", {"c": (1e-3, 1e-2, 0.1)})):
         scores = mmssl.adapt(encoder, data, probe=probe, layers=task != "pixels", **settings, **options)
         cell[probe] = {row.layer: round(row.accuracy, 4) for row in scores.rows if row.encoder == "pretrained"}
@@ -193,7 +207,7 @@ def tables(cells: dict[str, dict[str, Any]]) -> str:
         for task, runs in sorted(probed.items(), key=lambda item: -_mean(item[1], "knn", "pooled")):
             row = [_cell(runs, "knn", "pooled"), _cell(runs, "logistic", "pooled")]
             row += [_cell(runs, "logistic", depth) for depth in depths]
-            verdicts = " / ".join(dict.fromkeys(_short(run.get("verdict", "")) for run in runs))
+            verdicts = " / ".join(dict.fromkeys(word for run in runs for word in _outcomes(run)))
             lines.append(f"| {task.replace('_', ' ')} | {' | '.join(row)} | {verdicts} | {len(runs)} |")
         if "supervised" in found:
             values = [100 * run["finetune"] for run in found["supervised"]]
@@ -203,8 +217,9 @@ def tables(cells: dict[str, dict[str, Any]]) -> str:
     return "\n\n".join(blocks)
 
 
-def _short(verdict: Any) -> str:
-    return str(verdict).partition(":")[0]
+def _outcomes(run: dict[str, Any]) -> list[str]:
+    """What became of each pretext task."""
+    return [f"{verdict['task']} {verdict['outcome']}".strip() for verdict in run.get("verdict", [])]
 
 
 def _mean(runs: list[dict[str, Any]], probe: str, depth: str) -> float:
@@ -235,12 +250,17 @@ def main() -> None:
             ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool,
         ):
             split_styles(Path(folder))
-            for done in as_completed([pool.submit(cell_of, *one, folder) for one in missing]):
-                key, cell = done.result()
-                cells = json.loads(CELLS.read_text()) if CELLS.exists() else {}
-                cells[key] = cell
-                CELLS.write_text(json.dumps(dict(sorted(cells.items())), indent=1) + "\n")
-                print(key, cell, flush=True)
+            jobs = [pool.submit(cell_of, *one, folder) for one in missing]
+            try:
+                for done in as_completed(jobs):
+                    key, cell = done.result()
+                    cells = json.loads(CELLS.read_text()) if CELLS.exists() else {}
+                    cells[key] = cell
+                    CELLS.write_text(json.dumps(dict(sorted(cells.items())), indent=1) + "\n")
+                    print(key, cell, flush=True)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
     text = tables(cells)
     print(text)
     readme = ROOT / "README.md"
