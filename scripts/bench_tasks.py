@@ -29,7 +29,7 @@ from torch import Tensor
 import mmssl
 from mmssl.ops.draws import Draws
 from mmssl.recipe import Optimizer
-from mmssl.training.optim import make_optimizer
+from mmssl.training.optim import make_optimizer, set_lr
 from mmssl.training.step import accumulated_backward
 
 WARM_UP = 2
@@ -59,6 +59,7 @@ def race(by_hand: Callable[[Any, Net, int], Hand], images: Tensor, rounds: int) 
         return task.transform(batch, Draws(0, step, len(images), device=device))
 
     def our_rest(inputs: Any, step: int) -> Tensor:
+        set_lr(optimizer, settings.lr)
         losses = accumulated_backward(task, task, inputs)
         optimizer.step()
         optimizer.zero_grad()
