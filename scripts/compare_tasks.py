@@ -96,14 +96,20 @@ BASELINES = ("random", "pixels", "supervised")
 
 
 def split_styles(folder: Path) -> None:
-    """Parquet files: two styles of the training concepts, the third style of all others; without flags."""
+    """Parquet files without flags, disjoint by concept: two styles to train on, to test on the third or these two."""
     import datasets
 
     home = Path(os.environ["MMSSL_DATA"]) / "emoji"
-    for split, wanted, files in (("train", STYLES, ["train"]), ("test", (UNSEEN,), ["validation", "test"])):
+    others = ["validation", "test"]
+    for name, wanted, files in (
+        ("unseen/train", STYLES, ["train"]),
+        ("unseen/test", (UNSEEN,), others),
+        ("seen/test", STYLES, others),
+    ):
         rows = datasets.load_dataset("parquet", data_files=[str(home / f"{f}.parquet") for f in files], split="train")
         keep = rows.filter(lambda row, wanted=wanted: row["style"] in wanted and row["category"] != "Flags")
-        keep.to_parquet(folder / f"{split}.parquet")
+        (folder / name).parent.mkdir(exist_ok=True)
+        keep.to_parquet(folder / f"{name}.parquet")
 
 
 def recipe(task: str, network: str, seed: int, folder: str) -> dict[str, Any]:
@@ -112,7 +118,7 @@ def recipe(task: str, network: str, seed: int, folder: str) -> dict[str, Any]:
     return {
         "encoders": {"image": NETWORKS[network]},
         "objective": {"name": "combine" if "tasks" in hyper else task.partition("+")[0], **hyper},
-        "data": {"source": folder, "image": {"size": size}},
+        "data": {"source": f"{folder}/unseen", "image": {"size": size}},
         "training": {
             "steps": STEPS,
             "batch_size": int(PICTURES / pictures),
@@ -136,7 +142,8 @@ def measure(task: str, network: str, seed: int, folder: str) -> dict[str, Any]:
     began = time.perf_counter()
     cell: dict[str, Any] = {}
     encoder = mmssl.encoder(modality="image", **NETWORKS[network]).fresh(seed)
-    data = Data(source=folder, image=ImageDecode(size=SIZE))
+    data = Data(source=f"{folder}/unseen", image=ImageDecode(size=SIZE))
+    artists = data.model_copy(update={"source": f"{folder}/seen", "split": "test"})
     settings = {"label": "category", "groups": "concept", "seed": seed, "seeds": 1, "baseline": False}
     if task == "supervised":
         scores = mmssl.adapt(encoder, data, probe="finetune", steps=STEPS, batch_rows=PICTURES, **settings)
@@ -151,6 +158,8 @@ def measure(task: str, network: str, seed: int, folder: str) -> dict[str, Any]:
         cell = {key: round(last[key], 4) for key in ("loss", "spread", *run.chance.metrics) if key in last}
         cell |= {"verdict": [asdict(verdict) for verdict in run.verdict], "trained": (time.perf_counter() - began) / 60}
     for probe, options in (("knn", {}), ("logistic", {"c": (1e-3, 1e-2, 0.1)})):
+        seen = mmssl.adapt(encoder, data, artists, probe=probe, **settings, **options)
+        cell[f"{probe}, artists seen"] = round(seen.rows[0].accuracy, 4)
         scores = mmssl.adapt(encoder, data, probe=probe, layers=task != "pixels", **settings, **options)
         cell[probe] = {row.layer: round(row.accuracy, 4) for row in scores.rows if row.encoder == "pretrained"}
         cell["majority"] = next(round(row.accuracy, 4) for row in scores.rows if row.encoder == "constant")
@@ -201,18 +210,20 @@ def tables(cells: dict[str, dict[str, Any]]) -> str:
             continue
         depths = [d for d in max((runs[0]["logistic"] for runs in probed.values()), key=len) if d != "pooled"]
         lines = [
-            f"| {network}: task | kNN | logistic | {' | '.join(f'at {d}' for d in depths)} | pretext | seeds |",
-            "|---" * (len(depths) + 5) + "|",
+            f"| {network}: task | kNN | logistic | {' | '.join(f'at {d}' for d in depths)} | "
+            "kNN, artists seen | pretext | seeds |",
+            "|---" * (len(depths) + 6) + "|",
         ]
         for task, runs in sorted(probed.items(), key=lambda item: -_mean(item[1], "knn", "pooled")):
             row = [_cell(runs, "knn", "pooled"), _cell(runs, "logistic", "pooled")]
             row += [_cell(runs, "logistic", depth) for depth in depths]
             verdicts = " / ".join(dict.fromkeys(word for run in runs for word in _outcomes(run)))
+            row.append(_spread([100 * run["knn, artists seen"] for run in runs if "knn, artists seen" in run]))
             lines.append(f"| {task.replace('_', ' ')} | {' | '.join(row)} | {verdicts} | {len(runs)} |")
         if "supervised" in found:
             values = [100 * run["finetune"] for run in found["supervised"]]
             dash = " | ".join("" for _ in depths)
-            lines.append(f"| supervised | | {_spread(values)} | {dash} | | {len(values)} |")
+            lines.append(f"| supervised | | {_spread(values)} | {dash} | | | {len(values)} |")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
@@ -232,6 +243,8 @@ def _cell(runs: list[dict[str, Any]], probe: str, depth: str) -> str:
 
 
 def _spread(values: list[float]) -> str:
+    if not values:
+        return ""
     return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
