@@ -75,7 +75,7 @@ def test_module_and_console_script_are_the_same_program():
 def test_list_names_everything_there_is(monkeypatch, capsys):
     assert call(monkeypatch, "list", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    objectives = {p.stem: p.parent.name for p in (ROOT / "objectives").glob("*/*.py") if p.stem != "__init__"}
+    objectives = {p.stem: p.parent.name for p in (ROOT / "objectives").glob("*/*.py") if not p.stem.startswith("_")}
     assert {name: entry["family"] for name, entry in found["objectives"].items() if "family" in entry} == objectives
     assert set(found["recipes"]) == {p.stem for p in RECIPES.rglob("*.yaml")}
     assert {"image", "text", "audio", "video"} == set(found["encoders"])

@@ -9,9 +9,9 @@ that a long run at chance stays there.
 The loss decides only where nothing else has a level: that of colours falls far below guessing by knowing how frequent
 each is, and that of embeddings by their being close together. Where all are one point, `spread` says so.
 
-Learned means: in the last window a number is better than guessing, and better than in the first window or the first was
-not. Untrained networks already find the other view of a picture far more often than guessing does; where nothing became
-better since, the run is `unmoved`.
+Learned means: in the last window a number is better than guessing. Where embeddings are compared, which log `spread`,
+that is not enough: untrained networks already find the other view of a picture far more often than guessing does. There
+it has to be better than in the first window, unless that was at chance, and where it is not the run is `unmoved`.
 """
 
 from __future__ import annotations
@@ -113,13 +113,12 @@ def _judge(history: Sequence[Record], task: str, chance: Chance, rows: int) -> V
     enough = NormalDist().inv_cdf(1 - FALSE_ALARM / sum(len(test.zs) for test in tests))
     better = [test for test in tests if test.zs[-1] > enough]
     for test in better:
-        if test.zs[0] <= enough or len(test.zs) == 1 or test.series.improved():
+        # An untrained head says nothing; untrained embeddings, which have a spread, already tell much.
+        if not spread.windows or test.zs[0] <= enough or len(test.zs) == 1 or test.series.improved():
             return test.verdict("learned", task, None, beside)
     if better:
-        # All answers may have been right from the first window on, and be given more surely since.
-        surer = not spread.windows and _Series.of(history, f"{task}/loss" if task else "loss").improved()
-        start = "" if surer else f", no better than at {better[0].series.between(better[0].series.windows[0])}"
-        return better[0].verdict("learned" if surer else "unmoved", task, None, start + beside)
+        start = f", no better than at {better[0].series.between(better[0].series.windows[0])}"
+        return better[0].verdict("unmoved", task, None, start + beside)
     left = [test for test in tests if max(test.zs) > enough]
     if not left:
         return tests[0].verdict("at chance", task, 0, beside)

@@ -37,7 +37,7 @@ def task(name: str, **options: Any) -> Recipe:
 )
 def test_tiles_that_touch_are_put_together_and_a_gap_makes_it_harder(name, touching, apart):
     close, far = (edges(task(name, standardize=False, **options), rows=64) for options in (touching, apart))
-    assert close.accuracy > 0.97
+    assert close.accuracy > 0.95
     assert close.verdict == "leaks"
     assert close.chance + 0.02 < far.accuracy < close.accuracy - 0.1
     assert close.chance == pytest.approx(1 / 24 if name == "jigsaw" else 1 / 4)

@@ -52,7 +52,7 @@ def test_what_cannot_work_is_said_when_built():
     encoders = tiny_encoders()
     with pytest.raises(RecipeError, match="reads text"):
         Views(encoders["text"], None)
-    with pytest.raises(RecipeError, match="views: unknown key 'blurr' .did you mean 'blur'"):
+    with pytest.raises(RecipeError, match=r"views: unknown key 'blurr' \(did you mean 'blur'"):
         Views(encoders["image"], {"blurr": 0})
     with pytest.raises(RecipeError, match="views: 3 are given, and the task has 2"):
         Views(encoders["image"], [{}, {}, {}])
