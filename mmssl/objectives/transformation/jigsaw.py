@@ -10,11 +10,12 @@ every tile gets the same mean and standard deviation.
 
 Known traps. Orders that differ by one swap (the published sets have them) are told apart by two tiles only: see
 `mmssl.ops.permutations`. Neighbouring tiles without a gap are matched by their edges. What the lens does shows a tile's
-place without a look at its content, and the defaults hide only part of it. Colours that the lens shifts apart: the
-projection takes the fringe of green and not that of red and blue, gray leaves a blur that points outwards, less so with
-`shift`; `gray: 0, projection: 0, drop: 1` leaves next to nothing. Vignetting: equal means and deviations leave a slope
-of brightness and contrast within each tile, which `flat_field: true` takes out. A watermark or a frame is hidden by
-nothing but a crop (`area`).
+place without a look at its content, and the defaults hide only part of it. Measured on noise with four orders, where a
+small network should get 25 % (`scripts/shortcuts.py`): green 5 % larger than red and blue, 76 %; red and blue 2 %
+either way, 58 %. Gray and projection alone leave 99 % and more, for a sum of shifted colours is a blur that points
+outwards; `gray: 0, projection: 0, drop: 1` leaves 27 %. Corners half as bright, 100 %, because equal means and
+deviations leave a slope of brightness and contrast within each tile; 27 % with `flat_field: true`. A sign in one
+corner, 100 %; 65 % with `area: [0.3, 1.0]`, and nothing hides it wholly.
 """
 
 from __future__ import annotations

@@ -11,9 +11,11 @@ its opposite as many pairs are drawn, so that the eight answers are equally freq
 
 Known traps. Both orders of a pair belong into the batch. A patch whose jitter ends at the frame tells that its cell is
 at the border: here no place is clamped. Chromatic aberration shows a patch's place, and two places show the direction:
-the paper found its network doing so. Keeping one channel hides it, `color: projection` only the fringe of green.
-Vignetting leaves a slope of brightness and contrast in each patch, which `flat_field: true` takes out. Edges that go on
-across the gap remain: the wider the `gap`, the less they tell.
+the paper found its network doing so. Measured on noise, where a small network should get 12.5 %
+(`scripts/shortcuts.py`): with red and blue 2 % larger and smaller than green it gets 91 %, as many with the projection,
+and 12 % when one channel is kept; with green 5 % larger 83, 24 and 12 %. Corners half as bright give 54 % with the
+defaults, by the slope of brightness and contrast that they leave in each patch, and 13 % with `flat_field: true`. Edges
+that go on across the gap remain: the wider the `gap`, the less they tell.
 """
 
 from __future__ import annotations

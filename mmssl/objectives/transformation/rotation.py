@@ -6,6 +6,11 @@ All four turns of a crop go through the encoder together, and a linear head tell
 Known traps. Crop first, rotate then: rotating a picture that is not square leaves black corners at 90° and 270° only,
 which white noise already gives away. Quarter turns move pixels and never resample them: interpolation after the turn
 shows which way it went. Crops are squares resized alike in both directions, because a squashed picture shows its axis.
+
+What stays in the data stays in the task, as noise shows on which a small network should get 25 % (`scripts/shortcuts.py`):
+pictures that were squashed to squares before, 49 %; 4:3 photographs under `fit: pad`, by their white bars, 43 % (take
+`fit: crop`); JPEG files of the kind 4:2:2, whose colours are coarser across than down, 40 to 50 % (4:2:0 and 4:4:4 are
+clean); a sign in one corner, 100 % without a crop and 53 % with the default.
 """
 
 from __future__ import annotations
