@@ -7,10 +7,10 @@ Known traps. Crop first, rotate then: rotating a picture that is not square leav
 which white noise already gives away. Quarter turns move pixels and never resample them: interpolation after the turn
 shows which way it went. Crops are squares resized alike in both directions, because a squashed picture shows its axis.
 
-What stays in the data stays in the task, as noise shows on which a small network should get 25 % (`scripts/shortcuts.py`):
-pictures that were squashed to squares before, 49 %; 4:3 photographs under `fit: pad`, by their white bars, 43 % (take
-`fit: crop`); JPEG files of the kind 4:2:2, whose colours are coarser across than down, 40 to 50 % (4:2:0 and 4:4:4 are
-clean); a sign in one corner, 100 % without a crop and 53 % with the default.
+What stays in the data stays in the task, as noise shows, on which a small network should get 25 %
+(`scripts/shortcuts.py`): pictures that were squashed to squares before, 49 %; 4:3 photographs under `fit: pad`, by
+their white bars, 43 % (take `fit: crop`); JPEG files of the kind 4:2:2, whose colours are coarser across than down, 40
+to 50 % (4:2:0 and 4:4:4 are clean); a sign in one corner, 100 % without a crop and 53 % with the default.
 """
 
 from __future__ import annotations
