@@ -108,7 +108,9 @@ def red_blue_shift(picture: np.ndarray) -> np.ndarray:
 def vignetting(picture: np.ndarray) -> np.ndarray:
     """Brightness falls with the square of the distance from the centre, to half of it in the corners."""
     down, across = _places(picture)
-    return picture * (1 - 0.25 * (down**2 + across**2))[..., None]
+    aspect = picture.shape[1] / picture.shape[0]
+    square = (down**2 + (aspect * across) ** 2) / (1 + aspect**2)
+    return picture * (1 - 0.5 * square)[..., None]
 
 
 def watermark(picture: np.ndarray) -> np.ndarray:

@@ -108,6 +108,9 @@ def test_artefacts_are_of_the_stated_strength():
     lens = ARTEFACTS["red-blue shift"](ramp)
     assert lens[60, 40] - 0.5 == pytest.approx([0.15 / 1.04, 0.15 / 1.02, 0.15], abs=2e-4)
     flat = np.full((81, 81, 3), 0.8, np.float32)
+    wide = ARTEFACTS["vignetting"](np.full((61, 81, 3), 0.8, np.float32))
+    assert wide[0, 0, 0] == pytest.approx(0.4, abs=0.02)
+    assert wide[30, 70, 0] == pytest.approx(wide[60, 40, 0], abs=1e-4)  # the same distance from the centre
     dark = ARTEFACTS["vignetting"](flat)
     assert dark[40, 40, 0] == pytest.approx(0.8, abs=1e-3)
     assert dark[0, 0, 0] == pytest.approx(0.4, abs=0.01)
