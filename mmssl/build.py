@@ -19,7 +19,7 @@ from mmssl.data.columns import find_column
 from mmssl.data.loader import Loader
 from mmssl.data.sources import open_source
 from mmssl.encoders.base import Encoder
-from mmssl.errors import DataError, MmsslError, RecipeError
+from mmssl.errors import DataError, MmsslError, RecipeError, nearest
 from mmssl.media.text import Tokenizer
 from mmssl.objectives.base import Objective
 from mmssl.ops.draws import Draws
@@ -84,8 +84,12 @@ def build_objective(
         pretrained: whether encoders start from the weights that the recipe names; off when weights follow anyway.
     """
     built: dict[str, Encoder] = {}
-    for name, given in recipe.encoders.items():
-        arguments = {"modality": name, **given}
+    # A fusion is built behind the encoders whose widths it is told, and is the last one of a run.
+    fusions = [name for name, given in recipe.encoders.items() if given.get("modality", name) == "fusion"]
+    for name in [*(name for name in recipe.encoders if name not in fusions), *fusions]:
+        arguments = {"modality": name, **recipe.encoders[name]}
+        if name in fusions:
+            arguments["reads"] = _widths(built, arguments.get("reads"), f"{where}: encoders.{name}")
         if name in tokenizers:
             arguments["tokenizer"] = tokenizers[name]
         if not pretrained:
@@ -94,6 +98,19 @@ def build_objective(
     hyper = {key: value for key, value in recipe.objective.items() if key != "name"}
     create = partial(objective_room.create, recipe.objective["name"], built, **hyper)
     return _located(f"{where}: objective", create)
+
+
+def _widths(built: Mapping[str, Encoder], reads: Any, where: str) -> dict[str, int]:
+    """Name -> width of the two encoders that a fusion reads, a and b."""
+    readable = [name for name, encoder in built.items() if encoder.modality != "fusion"]
+    names = list(reads) if isinstance(reads, list | tuple | Mapping) else []
+    if len(names) != 2 or names[0] == names[1] or not all(isinstance(name, str) for name in names):
+        example = ", ".join(readable) if len(readable) == 2 else "image, text"
+        raise RecipeError(f"{where}: reads = {reads!r} should name two encoders, a and b, as in reads: [{example}]")
+    for name in names:
+        if name not in readable:
+            raise RecipeError(f"{where}: reads '{name}', which is no encoder of the recipe{nearest(name, readable)}")
+    return {name: built[name].dim for name in names}
 
 
 def tokenizers_of(encoders: Mapping[str, Encoder]) -> dict[str, Tokenizer]:

@@ -17,6 +17,7 @@ LIBRARIES = {
     "text": "transformers, open_clip",
     "audio": "timm",
     "video": "torchvision; framewise: timm, torchvision, open_clip",
+    "fusion": "transformers/flava, transformers/bert, timm",
 }
 
 

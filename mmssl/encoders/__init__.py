@@ -27,7 +27,7 @@ def create(model: str, modality: str, **kwargs: Any) -> Encoder:
     Args:
         model: `library/name`, for instance `timm/resnet18`, `torchvision/r3d_18`, `open_clip/ViT-B-32`,
             `transformers/bert`.
-        modality: `image`, `text`, `audio` or `video`: what the encoder reads.
+        modality: `image`, `text`, `audio` or `video`: what the encoder reads; `fusion` reads two encoders.
         **kwargs: of the modality's class (`mean`, `rate`, `tokenizer` ...); all others go to the backbone's
             constructor. `pretrained` is False, True (the library's default weights), the name of weights that the
             library knows, a local file, or `local-dir:` and a directory that `Encoder.export` or the library wrote.

@@ -35,7 +35,8 @@ class Encoder(nn.Module):
     """One modality in, tokens of one width out.
 
     Attributes:
-        modality: key of the batch that it reads: `image`, `text`, `audio` or `video`.
+        modality: key of the batch that it reads: `image`, `text`, `audio` or `video`; `fusion` where it reads two other
+            encoders and no data.
         dim: width D of tokens and pooled vectors.
         subsets: whether `encode` takes any subset of the tokens of `embed` (transformers do, convolutional networks do
             not). A masked task asks this when it is built.
