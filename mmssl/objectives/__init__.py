@@ -27,4 +27,5 @@ def create(name: str, encoders: Mapping[str, Encoder], **hyper: Any) -> Objectiv
 
     kind = find("objective", name)
     task: Objective = kind(encoders, **check_keywords(kind, hyper, name))
+    task.spec = {"name": name, **hyper}
     return task

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from mmssl.batch import Batch
-from mmssl.encoders.base import Encoder
+from mmssl.encoders.base import Encoder, Features
 from mmssl.ops.draws import Draws
 
 
@@ -53,6 +53,24 @@ class Panel(NamedTuple):
     cells: Sequence[Tensor | str]
 
 
+class Pair(NamedTuple):
+    """Two encoders whose rows a task compares: what retrieval and zero-shot classification ask a task for.
+
+    Attributes:
+        a: name of an encoder out of `transfers()`.
+        b: likewise.
+        embed: from the Features of `a`, and of `b`, to unit vectors (B, W): their inner product says how well the two
+            belong together. None where the task has no space for both.
+        match: Features of `a` and Features of `b`, row by row a pair, -> logits (B,) of belonging together. None where
+            no network of the task sees both.
+    """
+
+    a: str
+    b: str
+    embed: tuple[Callable[[Features], Tensor], Callable[[Features], Tensor]] | None = None
+    match: Callable[[Features, Features], Tensor] | None = None
+
+
 def full_precision(outputs: Mapping[str, Tensor]) -> Batch:
     """Half-precision outputs as float32: logits divided by a temperature do not survive 8 bits of mantissa."""
     half = (torch.float16, torch.bfloat16)
@@ -74,11 +92,13 @@ class Objective(nn.Module):
         needs: batch keys that `transform` reads; checked against the data before step 0.
         coupled: whether rows meet in `loss` (contrastive negatives, queues). Such a task is accumulated by cached
             outputs, any other by plain averaging, and needs at least two rows.
+        spec: name and hyper-parameters that build this task again; None where it was not made by `mmssl.objective`.
         refresh_every: steps between calls of `refresh`; 0 for never.
         diagnose_every: steps between calls of `diagnose`; 0 for never.
     """
 
     needs: tuple[str, ...] = ()
+    spec: dict[str, Any] | None = None
     coupled: bool = False
     refresh_every: int = 0
     diagnose_every: int = 0
@@ -97,6 +117,28 @@ class Objective(nn.Module):
     def transfers(self) -> dict[str, Encoder]:
         """Name -> the encoder that leaves the run under it: is probed, exported and published. A teacher may do so."""
         return {name: self.encoder(name) for name in self.encoders}
+
+    def compares(self) -> tuple[Pair, ...]:
+        """The pairs of encoders that the task has learned to compare; none by default."""
+        return ()
+
+    def fresh(self, seed: int) -> Objective:
+        """The same task over the same networks, all with new random weights, in evaluation mode on the CPU.
+
+        Raises:
+            TypeError: where the task was made by its class, so that its arguments are not known.
+        """
+        from mmssl.encoders import create as create_encoder
+        from mmssl.objectives import create
+
+        if self.spec is None:
+            raise TypeError(
+                f"{type(self).__name__} was made by its class; mmssl.objective makes one that can be repeated"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            encoders = {name: create_encoder(**self.encoder(name).spec) for name in self.encoders}
+            return create(encoders=encoders, **self.spec).eval()
 
     def chance(self, rows: int) -> Chance:
         """The score of guessing with a global batch of `rows`."""

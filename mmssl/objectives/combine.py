@@ -2,6 +2,10 @@
 
 The loss is the weighted sum; everything that a task reads, makes and logs carries its name: `turn/accuracy`. Each task
 draws random numbers of its own, so that adding one leaves what the others see unchanged.
+
+Tasks whose `transform` hands the same tensor on, such as the caption of a pair, have one entry of the inputs together,
+`match/b+caption/b`; an encoder that two of them hand the same entries to runs once (see `one_pass`). Images are such a
+tensor where no task crops them by itself: `area` crops them once for all.
 """
 
 from __future__ import annotations
@@ -14,10 +18,10 @@ from torch import Tensor, nn
 
 from mmssl.audit.conflicts import COSINE, SHARE, compare
 from mmssl.batch import Batch, under
-from mmssl.encoders.base import Encoder
+from mmssl.encoders.base import Encoder, one_pass
 from mmssl.errors import RecipeError
 from mmssl.objectives import create
-from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.objectives.base import Chance, Objective, Pair, Panel
 from mmssl.ops.draws import Draws
 
 TAKEN = (COSINE, SHARE, "probe")
@@ -44,6 +48,8 @@ class Combine(Objective):
         encoders: shared by all tasks.
         tasks: name -> `{name: <task>, weight: 1.0, data: <source>, <hyper-parameter>: ...}`. `data` is left out where
             the recipe has one source; rows of all sources have the same global batch size.
+        area: smallest and largest share of an image that one random square crop covers, before any task's own
+            augmentation; None for the whole image.
         conflicts: steps between measurements of the cosine of each two tasks' gradients on the encoders that they
             share, and of each one's share of the gradient; 0 for never. A measurement takes about as long as a step
             and holds one gradient of the encoders a task.
@@ -54,6 +60,7 @@ class Combine(Objective):
         encoders: Mapping[str, Encoder],
         *,
         tasks: dict[str, dict[str, Any]],
+        area: tuple[float, float] | None = None,
         conflicts: int = 0,
     ) -> None:
         super().__init__(encoders)
@@ -92,6 +99,9 @@ class Combine(Objective):
             object.__setattr__(task, "encoders", self.encoders)
             built[name], self.weights[name], self.sources[name] = task, float(weight), source
         self.tasks = nn.ModuleDict(built)
+        self.area = area
+        if area is not None and not any("image" in task.needs for task in built.values()):
+            raise RecipeError("combine: area crops images, and no task reads any")
         self.coupled = any(task.coupled for task in built.values())
         self.needs = tuple(
             dict.fromkeys(
@@ -103,6 +113,10 @@ class Combine(Objective):
 
     def _each(self) -> list[tuple[str, Objective]]:
         return [(name, cast(Objective, task)) for name, task in self.tasks.items()]
+
+    def compares(self) -> tuple[Pair, ...]:
+        """Every task's own."""
+        return tuple(pair for _, task in self._each() for pair in task.compares())
 
     def chance(self, rows: int) -> Chance:
         """The weighted sum, and each task's own levels under its name."""
@@ -116,18 +130,24 @@ class Combine(Objective):
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """Each task's inputs from its source, as `task/key`."""
+        """Each task's inputs from its source, as `task/key`; one entry for tasks that hand the same tensor on."""
+        if self.area is not None:
+            batch = {
+                key: random_crop(value, draws, self.area) if key.rpartition("/")[2] == "image" else value
+                for key, value in batch.items()
+            }
         inputs: Batch = {}
         for name, task in self._each():
             rows = under(batch, self.sources[name]) if self.sources[name] else batch
             inputs |= _prefixed(name, task.transform(rows, draws.named(name)))
-        return inputs
+        return _joined(inputs)
 
     def predict(self, inputs: Batch) -> Batch:
         """Each task's outputs, as `task/key`."""
         outputs: Batch = {}
-        for name, task in self._each():
-            outputs |= _prefixed(name, task.predict(under(inputs, name)))
+        with one_pass(self.encoder(name) for name in self.encoders):
+            for name, task in self._each():
+                outputs |= _prefixed(name, task.predict(_own(inputs, name)))
         return outputs
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
@@ -135,7 +155,7 @@ class Combine(Objective):
         logs: dict[str, Tensor] = {}
         terms = []
         for name, task in self._each():
-            losses = task.loss(under(outputs, name), under(inputs, name))
+            losses = task.loss(under(outputs, name), _own(inputs, name))
             terms.append(self.weights[name] * losses["loss"])
             logs |= _prefixed(name, losses)
         return {"loss": torch.stack(terms).sum(), **logs}
@@ -149,7 +169,7 @@ class Combine(Objective):
         """Of the tasks' gradients on shared encoders: cosines `conflict/<a>_<b>`, and `gradient_share/<task>`."""
         found = {}
         for name, task in self._each():
-            own = gradients(_Alone(self.encoders, task), under(inputs, name))
+            own = gradients(_Alone(self.encoders, task), _own(inputs, name))
             found[name] = {k: self.weights[name] * v for k, v in own.items() if k.startswith("encoders.")}
         return compare(found)
 
@@ -158,9 +178,23 @@ class Combine(Objective):
         return [
             Panel(f"{name}: {panel.title}", panel.cells)
             for name, task in self._each()
-            for panel in task.preview(under(inputs, name), under(outputs, name))
+            for panel in task.preview(_own(inputs, name), under(outputs, name))
         ]
 
 
 def _prefixed(name: str, entries: Mapping[str, Tensor]) -> Batch:
     return {f"{name}/{key}": value for key, value in entries.items()}
+
+
+def _joined(inputs: Batch) -> Batch:
+    """One entry for entries that are the same memory, under all their names: cut, moved and cast once, they stay so."""
+    names: dict[object, str] = {}
+    for key, value in inputs.items():
+        memory = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.ndim else key
+        names[memory] = f"{names[memory]}+{key}" if memory in names else key
+    return {joined: inputs[joined.partition("+")[0]] for joined in names.values()}
+
+
+def _own(inputs: Batch, task: str) -> Batch:
+    """A task's entries, as `key`."""
+    return under({name: value for joined, value in inputs.items() for name in joined.split("+")}, task)

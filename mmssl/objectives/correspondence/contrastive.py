@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl.batch import Batch
-from mmssl.encoders.base import Encoder
+from mmssl.encoders.base import Encoder, Features
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
-from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.objectives.base import Chance, Objective, Pair, Panel
 from mmssl.ops.augment import draw_crops, resized_crop
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import info_nce, sigmoid_pairs
@@ -97,11 +97,23 @@ class Contrastive(Objective):
                 inputs[f"{side}_mask"] = batch[f"{modality}_mask"]
         return inputs
 
+    def embed_a(self, features: Features) -> Tensor:
+        """Unit vectors (B, width) in the shared space."""
+        return F.normalize(self.project_a(features.pooled), dim=-1)
+
+    def embed_b(self, features: Features) -> Tensor:
+        """Unit vectors (B, width) in the shared space."""
+        return F.normalize(self.project_b(features.pooled), dim=-1)
+
+    def compares(self) -> tuple[Pair, ...]:
+        """Both encoders, by the cosine in the shared space."""
+        return (Pair(self.a, self.b, embed=(self.embed_a, self.embed_b)),)
+
     def predict(self, inputs: Batch) -> Batch:
         """`a` and `b` (B, width), unit vectors."""
-        a = self.encoder(self.a)(inputs["a"], inputs.get("a_mask")).pooled
-        b = self.encoder(self.b)(inputs["b"], inputs.get("b_mask")).pooled
-        return {"a": F.normalize(self.project_a(a), dim=-1), "b": F.normalize(self.project_b(b), dim=-1)}
+        a = self.encoder(self.a)(inputs["a"], inputs.get("a_mask"))
+        b = self.encoder(self.b)(inputs["b"], inputs.get("b_mask"))
+        return {"a": self.embed_a(a), "b": self.embed_b(b)}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """The form's loss over the global batch, retrieval accuracy in both directions, the scale."""

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from mmssl.batch import Batch
 from mmssl.encoders.audio import AudioEncoder
-from mmssl.encoders.base import Encoder
+from mmssl.encoders.base import Encoder, Features
 from mmssl.errors import RecipeError
-from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.objectives.base import Chance, Objective, Pair, Panel
 from mmssl.ops.augment import random_squares
 from mmssl.ops.draws import Draws
 
@@ -127,9 +127,21 @@ class TemporalAlignment(Objective):
         seen = self.encoder(self.video)(inputs["video"])
         mask = inputs["audio_mask"].flatten(0, 1) if "audio_mask" in inputs else None
         heard = self.encoder(self.audio)(inputs["audio"].flatten(0, 1), mask)
+        return {"logits": self._fuse(seen, heard, SOUNDS)}
+
+    def match(self, seen: Features, heard: Features) -> Tensor:
+        """Logits (B,) that the sound of a whole clip belongs to the video."""
+        return self._fuse(seen, heard, 1)[:, 0]
+
+    def compares(self) -> tuple[Pair, ...]:
+        """Video and sound, by the fusion network alone: they have no space in common."""
+        return (Pair(self.video, self.audio, match=self.match),)
+
+    def _fuse(self, seen: Features, heard: Features, sounds: int) -> Tensor:
+        """Logits (B, sounds)."""
         moments = seen.tokens.unflatten(1, seen.grid).mean((2, 3))
-        sounds = heard.tokens.unflatten(1, heard.grid).mean(1)
-        return {"logits": self.fusion(moments, sounds.unflatten(0, (-1, SOUNDS)))}
+        over_time = heard.tokens.unflatten(1, heard.grid).mean(1)
+        return self.fusion(moments, over_time.unflatten(0, (-1, sounds)))
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Binary cross-entropy, its accuracy, and how often the right sound scores higher (a tie counts half)."""
@@ -177,9 +189,9 @@ class Fusion(nn.Module):
         self.head = nn.Linear(width, 1)
 
     def forward(self, video: Tensor, audio: Tensor) -> Tensor:
-        """(B, t, Dv) and (B, 2, f, Da) -> (B, 2)."""
-        video, audio = self.norm_video(video), self.norm_audio(audio)
-        sounds = F.adaptive_avg_pool1d(audio.flatten(0, 1).mT, video.shape[1]).mT.unflatten(0, (-1, SOUNDS))
-        both = torch.cat([video[:, None].expand(-1, SOUNDS, -1, -1), sounds], dim=-1)
+        """(B, t, Dv) and (B, S sounds, f, Da) -> (B, S)."""
+        video, audio, number = self.norm_video(video), self.norm_audio(audio), audio.shape[1]
+        sounds = F.adaptive_avg_pool1d(audio.flatten(0, 1).mT, video.shape[1]).mT.unflatten(0, (-1, number))
+        both = torch.cat([video[:, None].expand(-1, number, -1, -1), sounds], dim=-1)
         over_time = self.layers(both.flatten(0, 1).mT).mean(-1)
-        return self.head(over_time).view(-1, SOUNDS)
+        return self.head(over_time).view(-1, number)
