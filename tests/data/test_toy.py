@@ -38,6 +38,9 @@ def scene_of(row: int) -> Scene:
     return draw_scene(0, "train", row)
 
 
+PACES = {"slow": ("slowly", "lazily"), "steady": ("steadily", "evenly"), "fast": ("fast", "quickly")}
+
+
 def alone(row: int) -> Scene:
     """The scene of a row with its largest body only."""
     scene = scene_of(row)
@@ -175,6 +178,21 @@ def test_caption_is_true():
         assert found[0](subject, other)
         assert not (re.search("dark|night", text) and not scene.dark)
         assert not (re.search("bright|day", text) and scene.dark)
+
+
+def test_a_story_goes_on_about_what_it_began_with():
+    stories = list(ToySource(rows=300).values("story"))
+    sentences = [story.removesuffix(".").split(". ") for story in stories]
+    assert {len(found) for found in sentences} == {2, 3, 4}
+    for i, (first, second, *others) in enumerate(sentences):
+        scene = scene_of(i)
+        subject = scene.subject
+        assert re.search(rf"\b{subject.colour}\b.* {subject.shape}\b", first)
+        assert second.startswith(f"the {subject.colour} {subject.shape} is {subject.texture}")
+        pace = next(motion for motion, words in PACES.items() if second.endswith(words))
+        assert pace == scene.motion
+        for sentence, body in zip(others, scene.bodies, strict=False):
+            assert sentence.endswith(f"{body.colour} {body.shape}")
 
 
 def test_an_untrained_encoder_fails():

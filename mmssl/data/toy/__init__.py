@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmssl.data.sources import MapSource
-from mmssl.data.toy.caption import describe
+from mmssl.data.toy.caption import describe, tell
 from mmssl.data.toy.picture import render
 from mmssl.data.toy.scene import COLOURS, MOTIONS, Dice, Scene, draw_scene, impacts
 from mmssl.data.toy.shapes import SHAPES
@@ -27,10 +27,10 @@ CLASSES = {"shape": SHAPES, "colour": tuple(COLOURS), "motion": tuple(MOTIONS)}
 class ToySource(MapSource):
     """Rows of the toy world, rendered when a cell is read.
 
-    Columns: `image` uint8 (size, size, 3); `text` str; `video` `{"frames": uint8 (T, S, S, 3), "fps"}`; `audio`
-    `{"array": float32 (N,), "sampling_rate"}`, on one clock with the video; the labels `shape`, `colour` (of the
-    largest body) and `motion` (how fast everything bounces), as names; `events`, a JSON list of impacts with the keys
-    `time` in seconds, `body`, `speed` and `surface`.
+    Columns: `image` uint8 (size, size, 3); `text` str, one sentence; `video` `{"frames": uint8 (T, S, S, 3), "fps"}`;
+    `audio` `{"array": float32 (N,), "sampling_rate"}`, on one clock with the video; the labels `shape`, `colour` (of
+    the largest body) and `motion` (how fast everything bounces), as names; `events`, a JSON list of impacts with the
+    keys `time` in seconds, `body`, `speed` and `surface`; `story` str, two to four sentences that hang together.
 
     Args:
         split: `train`, `validation` or `test`; no two share a scene.
@@ -46,7 +46,7 @@ class ToySource(MapSource):
         DataError: for an unknown split.
     """
 
-    columns: tuple[str, ...] = ("image", "text", "audio", "video", "shape", "colour", "motion", "events")
+    columns: tuple[str, ...] = ("image", "text", "audio", "video", "shape", "colour", "motion", "events", "story")
 
     def __init__(
         self,
@@ -89,6 +89,8 @@ class ToySource(MapSource):
                 return {"array": synthesise(scene, dice, self.rate, self.seconds), "sampling_rate": self.rate}
             case "text":
                 return describe(scene, dice)
+            case "story":
+                return tell(scene, dice)
             case "shape" | "colour":
                 return getattr(scene.subject, column)
             case "motion":

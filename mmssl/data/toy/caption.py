@@ -1,4 +1,4 @@
-"""What a scene of the toy world looks like at its start, in words."""
+"""What a scene of the toy world looks like at its start, in words: one sentence, or several."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ _RELATIONS = {
     "above": ("above", "over", "higher than"),
     "below": ("below", "under", "lower than"),
 }
+_PACES = {"slow": ("slowly", "lazily"), "steady": ("steadily", "evenly"), "fast": ("fast", "quickly")}
 _ROOMS = {True: (" in a dark room", " at night", ""), False: (" in a bright room", " by day", "")}
 
 
@@ -36,6 +37,18 @@ def describe(scene: Scene, dice: Dice) -> str:
         relation=dice.pick(_RELATIONS[relation]),
         room=dice.pick(_ROOMS[scene.dark]),
     )
+
+
+def tell(scene: Scene, dice: Dice) -> str:
+    """Two to four sentences: the first introduces the bodies, the others say more about those."""
+    subject = f"the {scene.subject.colour} {scene.subject.shape}"
+    surface = "plain" if scene.subject.texture == "plain" else f"{scene.subject.texture} all over"
+    more = [f"{subject} is {surface} and bounces {dice.pick(_PACES[scene.motion])}."]
+    more += [
+        f"{dice.pick(('next to it is', 'beside it one sees'))} the {dice.pick(_SMALL)} {body.colour} {body.shape}."
+        for body in scene.bodies[:-1]
+    ]
+    return " ".join([describe(scene, dice), *more[: 1 + int(dice.uniform(0, len(more)))]])
 
 
 def _name(body: Body, size: str, dice: Dice) -> str:
