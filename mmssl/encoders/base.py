@@ -7,6 +7,8 @@ tokenizer.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +53,20 @@ class Encoder(nn.Module):
     patch_size: tuple[int, int] | None = None
     width: int | None = None
     spec: dict[str, Any]
+    _passes: list[tuple[tuple[Any, ...], Any]] | None = None  # of `one_pass`: what was handed over, what came back
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """`forward`, or what it returned before where `one_pass` is on."""
+        if self._passes is None:
+            return super().__call__(*inputs, **options)
+        # A pass without gradient serves no task that wants one.
+        given = (torch.is_grad_enabled(), *inputs, *(part for item in options.items() for part in item))
+        for before, result in self._passes:
+            if len(before) == len(given) and all(a is b for a, b in zip(before, given, strict=True)):
+                return result
+        result = super().__call__(*inputs, **options)
+        self._passes.append((given, result))
+        return result
 
     def embed(self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         """Raw input -> position-aware tokens (B, N, width), of which any subset may go to `encode`.
@@ -91,3 +107,20 @@ class Encoder(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return create(**self.spec).eval()
+
+
+@contextmanager
+def one_pass(encoders: Iterable[Encoder]) -> Iterator[None]:
+    """Within it an encoder that is handed the very same tensors again returns the Features of the first time.
+
+    So two tasks of a combination share one forward and one backward pass: the gradient of both arrives at those
+    Features as a sum. They share dropout's masks too, and BatchNorm counts the rows once.
+    """
+    encoders = list(encoders)
+    for encoder in encoders:
+        encoder._passes = []
+    try:
+        yield
+    finally:
+        for encoder in encoders:
+            encoder._passes = None

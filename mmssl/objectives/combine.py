@@ -22,6 +22,7 @@ from mmssl.encoders.base import Encoder, one_pass
 from mmssl.errors import RecipeError
 from mmssl.objectives import create
 from mmssl.objectives.base import Chance, Objective, Pair, Panel
+from mmssl.ops.augment import random_crop
 from mmssl.ops.draws import Draws
 
 TAKEN = (COSINE, SHARE, "probe")

@@ -107,6 +107,22 @@ def resized_crop(images: Tensor, boxes: Tensor, size: int, flip: Tensor) -> Tens
     return rows[:, None] @ across.view(n, channels, height, size)
 
 
+def random_crop(images: Tensor, draws: Draws, area: Range) -> Tensor:
+    """One random box an image (see `draw_crops`), resized to a square of its short side; never mirrored.
+
+    Args:
+        images: uint8 or float in [0, 1], (B, 3, H, W).
+        draws: source of randomness.
+        area: smallest and largest share of the image.
+
+    Returns:
+        Float in [0, 1], (B, 3, S, S), S = min(H, W).
+    """
+    boxes = draw_crops(draws, 1, *images.shape[-2:], area=area)[:, 0]
+    unflipped = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    return resized_crop(images, boxes, min(images.shape[-2:]), unflipped)
+
+
 def random_squares(frames: Tensor, size: int, draws: Draws) -> Tensor:
     """One random square of `size` pixels a clip, the same in all frames: (B, T, C, H, W) -> (B, T, C, size, size).
 
