@@ -1,13 +1,24 @@
-"""Text to token ids: one tokenizer class over the libraries' own, with a mask that is True where a token is valid."""
+"""Text to token ids: one tokenizer class over the libraries' own, with a mask that is True where a token is valid.
+
+Which word and which sentence a token belongs to is read off the text itself, at the place where the token begins, and
+so is the same for every tokenizer. Words are what BERT's own pre-tokenizer makes: runs between white space, with every
+punctuation mark and every Chinese character alone. A tokenizer's `word_ids` are no common measure: GPT-2 keeps the
+apostrophe with what follows it, SentencePiece the full stop with what stands before it, and some cut no words at all.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
+from functools import cache
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,9 +31,22 @@ SPECIAL_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
+SENTINEL = "<extra_id_{}>"
 OPEN_CLIP_FILE = "open_clip_tokenizer.json"
 # No vocabulary has tokens this long on average; it bounds the work on a text that is one endless line.
 CHARACTERS_PER_TOKEN = 64
+# A stop and what closes with it, before white space or the end; a full-width stop, which needs no space; a line break.
+SENTENCE_END = re.compile(
+    r"""[.!?\u2026\u061f\u06d4\u0964]+["')\]}\u00bb\u2019\u201d]*(?=\s|$)"""
+    r"""|[\u3002\uff01\uff1f\uff0e\uff61]+["')\]\u300d\u300f\u2019\u201d\uff09]*"""
+    r"""|\s*[\n\r\u2028\u2029]\s*"""
+)
+FIXED_LENGTH: dict[str, Any] = {
+    "padding": "max_length",
+    "padding_side": "right",
+    "truncation": True,
+    "split_special_tokens": True,
+}
 
 
 class Tokenizer:
@@ -39,12 +63,16 @@ class Tokenizer:
         pad_id: id of padding. For open_clip's own vocabulary it is 0, which also is a `!` inside a word: ask the mask.
         mask_id: id of `[MASK]`; None where the vocabulary has none.
         special_ids: ids that stand for no text.
+        start_id: id of the token in front of a text; None where there is none.
+        end_id: id of the token behind a text; None where there is none.
     """
 
     vocab_size: int
     pad_id: int
     mask_id: int | None
     special_ids: frozenset[int]
+    start_id: int | None
+    end_id: int | None
 
     def __init__(self, library: Any, open_clip_name: str | None = None) -> None:
         self._library, self._open_clip_name = library, open_clip_name
@@ -53,7 +81,7 @@ class Tokenizer:
         if vocabulary is None:
             self.vocab_size, self.pad_id, self.mask_id = library.vocab_size, 0, None
             self.special_ids = frozenset(library.all_special_ids)
-            self._end_id = library.eot_token_id
+            self.start_id, self.end_id = library.sot_token_id, library.eot_token_id
         else:
             if vocabulary.pad_token_id is None:
                 vocabulary.pad_token = vocabulary.eos_token
@@ -63,7 +91,8 @@ class Tokenizer:
                 vocabulary.mask_token_id,
             )
             self.special_ids = frozenset(vocabulary.all_special_ids)
-            self._end_id = None
+            self.start_id = vocabulary.bos_token_id if vocabulary.cls_token_id is None else vocabulary.cls_token_id
+            self.end_id = vocabulary.eos_token_id if vocabulary.sep_token_id is None else vocabulary.sep_token_id
         self._vocabulary = vocabulary
 
     def __call__(self, text: str, length: int) -> tuple[Tensor, Tensor]:
@@ -87,9 +116,9 @@ class Tokenizer:
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if self._open_clip_name:
             ids = self._library([text], context_length=length)[0]
-            if self._end_id is None:
+            if self._vocabulary is not None:
                 return ids, ids != self.pad_id
-            end = int((ids == self._end_id).nonzero()[-1])
+            end = int((ids == self.end_id).nonzero()[-1])
             return ids, torch.arange(length) <= end
         encoded = self._library(
             text,
@@ -102,15 +131,39 @@ class Tokenizer:
         return torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"], dtype=torch.bool)
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
-        """Text of the ids; padding, start and end are left out, `[MASK]` and `[UNK]` are shown."""
+        """Text of the ids; padding, start and end are left out, `[MASK]`, `[UNK]` and sentinels are shown."""
         ids = [int(i) for i in ids]
         if self._vocabulary is None:
-            if self._end_id in ids:
-                ids = ids[: ids.index(self._end_id)]
+            if self.end_id in ids:
+                ids = ids[: ids.index(self.end_id)]
             return str(self._library.decode([i for i in ids if i not in self.special_ids])).strip()
-        shown = {self.mask_id, self._vocabulary.unk_token_id}
+        shown = {self.mask_id, self._vocabulary.unk_token_id, *self.sentinel_ids}
         kept = [i for i in ids if i not in self.special_ids or i in shown]
         return str(self._vocabulary.decode(kept, skip_special_tokens=False)).strip()
+
+    @property
+    def sentinel_ids(self) -> tuple[int, ...]:
+        """Ids of T5's tokens `<extra_id_0>`, `<extra_id_1>` ..., which stand for removed spans; empty without them."""
+        known = {} if self._vocabulary is None else self._vocabulary.get_added_vocab()
+        return tuple(known[token] for token in takewhile(known.__contains__, map(SENTINEL.format, count())))
+
+    def with_sentinels(self, number: int) -> Tokenizer:
+        """The same tokenizer with at least so many sentinels, above its other ids and descending as T5's are.
+
+        Raises:
+            RecipeError: for open_clip's tokenizers, and for one that has sentinels, but fewer.
+        """
+        have = len(self.sentinel_ids)
+        if have >= number:
+            return self
+        if have or self._open_clip_name:
+            raise RecipeError(f"this tokenizer has {have} sentinels and takes no more; {number} were asked for")
+        from transformers import AddedToken
+
+        library = copy.deepcopy(self._library)
+        tokens = [AddedToken(SENTINEL.format(k), special=True) for k in reversed(range(number))]
+        library.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
+        return Tokenizer(library)
 
     def save(self, directory: str | Path) -> None:
         """Write files that `load` reads; those of transformers' tokenizers are read by `AutoTokenizer` too."""
@@ -206,3 +259,29 @@ class Tokenizer:
             special_tokens=[(start, tokens.index(start)), (end, tokens.index(end))],
         )
         return cls(PreTrainedTokenizerFast(tokenizer_object=model, **SPECIAL_TOKENS))
+
+
+def _clean(text: str, length: int) -> str:
+    """What of the text can matter, in characters that can be encoded."""
+    if length < 3:
+        raise RecipeError(f"text.length = {length} leaves no room between the start and end token; use 3 or more")
+    text = text[: CHARACTERS_PER_TOKEN * length]
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+@cache
+def _word_splitter() -> Any:
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated")]
+    )
+
+
+def _number(ends: Sequence[int], starts: np.ndarray, content: np.ndarray) -> Tensor:
+    """int64 (L,): which of the units that end there each token begins in or before, without gaps; -1 beside content."""
+    unit = np.searchsorted(np.array(ends, dtype=np.int64), starts[content], side="right")
+    unit = unit.clip(max=max(len(ends) - 1, 0))  # white space behind the last word belongs to it
+    numbers = np.full(len(starts), -1)
+    numbers[content] = np.cumsum(np.diff(unit, prepend=unit[:1]) != 0)
+    return torch.from_numpy(numbers)

@@ -154,3 +154,22 @@ def test_errors_say_what_to_do(tmp_path, trained):
         Tokenizer.load(tmp_path)
     with pytest.raises(RecipeError, match="no model named 'ViT-X'"):
         Tokenizer.open_clip("ViT-X")
+
+
+def test_sentinels_stand_above_the_vocabulary_and_descend(trained, clip, tmp_path):
+    with_four = trained.with_sentinels(4)
+    top = trained.vocab_size
+    assert with_four.sentinel_ids == (top + 3, top + 2, top + 1, top)
+    assert with_four.vocab_size == top + 4
+    assert with_four.with_sentinels(3) is with_four
+    assert trained.sentinel_ids == ()
+    assert (with_four.start_id, with_four.end_id) == (2, 3)
+    for same in (pickle.loads(pickle.dumps(with_four)), with_four.save(tmp_path) or Tokenizer.load(tmp_path)):
+        assert same.sentinel_ids == with_four.sentinel_ids
+    ids, mask = with_four("the cat <extra_id_0>", 24)
+    assert not set(ids[mask].tolist()) & set(with_four.sentinel_ids), "spelt out in a text, it is text"
+    shown = with_four.decode([2, *with_four("the cat", 8)[0][1:3].tolist(), with_four.sentinel_ids[1], 3])
+    assert shown.endswith("<extra_id_1>")
+    for refused in (with_four, clip):
+        with pytest.raises(RecipeError, match="sentinels"):
+            refused.with_sentinels(5)
