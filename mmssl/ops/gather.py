@@ -21,6 +21,11 @@ def process_share() -> tuple[int, int]:
     return 0, 1
 
 
+def own_rows(rows: int, device: torch.device) -> Tensor:
+    """Where this process's rows stand among the gathered ones, int64 (rows,)."""
+    return torch.arange(rows, device=device) + rows * process_share()[0]
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:

@@ -11,12 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.ops.gather import gather, process_share
-
-
-def _own_columns(rows: int, device: torch.device) -> Tensor:
-    """Where this process's rows stand among the gathered ones, int64 (rows,)."""
-    return torch.arange(rows, device=device) + rows * process_share()[0]
+from mmssl.ops.gather import gather, own_rows, process_share
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -36,53 +31,11 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """
     rows = len(a)
     everyone = torch.cat([gather(a), gather(b)])
-    own, total = _own_columns(rows, a.device), len(everyone) // 2
+    own, total = own_rows(rows, a.device), len(everyone) // 2
     itself, partner = torch.cat([own, own + total]), torch.cat([own + total, own])
     logits = torch.cat([a, b]) @ everyone.T / temperature
     logits = logits.scatter(1, itself[:, None], -math.inf)
     return F.cross_entropy(logits, partner), (logits.argmax(1) == partner).to(logits.dtype).mean()
-
-
-def info_nce(a: Tensor, b: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Symmetric cross-entropy over pairs (Radford et al. 2021, arXiv 2103.00020, figure 3).
-
-    Args:
-        a: unit vectors (B, D).
-        b: unit vectors (B, D); row i belongs to row i of `a`.
-        scale: 0-dim factor of the cosine, 1 / temperature.
-
-    Returns:
-        loss, accuracy from a to b, accuracy from b to a, 0-dim.
-    """
-    own = _own_columns(len(a), a.device)
-    to_b, to_a = scale * (a @ gather(b).T), scale * (b @ gather(a).T)
-    loss = (F.cross_entropy(to_b, own) + F.cross_entropy(to_a, own)) / 2
-    return loss, _share_found(to_b, own), _share_found(to_a, own)
-
-
-def sigmoid_pairs(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One binary decision for each of the B² combinations (Zhai et al. 2023, arXiv 2303.15343, equation 1).
-
-    Args:
-        a: unit vectors (B, D).
-        b: unit vectors (B, D); row i belongs to row i of `a`.
-        scale: 0-dim factor of the cosine.
-        bias: 0-dim, added to every logit.
-
-    Returns:
-        loss (sum over columns, mean over rows), accuracy from a to b, accuracy from b to a, 0-dim.
-    """
-    own = _own_columns(len(a), a.device)
-    logits = scale * (a @ gather(b).T) + bias
-    sign = torch.full_like(logits, -1).scatter_(1, own[:, None], 1)
-    loss = -F.logsigmoid(sign * logits).sum(1).mean()
-    with torch.no_grad():
-        to_a = b @ gather(a).T
-    return loss, _share_found(logits, own), _share_found(to_a, own)
-
-
-def _share_found(logits: Tensor, own: Tensor) -> Tensor:
-    return (logits.argmax(1) == own).to(logits.dtype).mean()
 
 
 def off_diagonal(a: Tensor, b: Tensor) -> Tensor:

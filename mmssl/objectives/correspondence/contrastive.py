@@ -1,12 +1,16 @@
 """Contrastive pairs: which `b` belongs to which `a`, for instance which caption to which image?
 
-Form `clip`: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", arXiv
-2103.00020: cross-entropy over rows and over columns. Form `siglip`: Zhai et al. 2023, "Sigmoid Loss for Language Image
-Pre-Training", arXiv 2303.15343: one binary decision a combination. Each process compares its own rows with everybody's.
+Form `clip`, cross-entropy over rows and over columns: Radford et al. 2021, "Learning Transferable Visual Models From
+Natural Language Supervision", arXiv 2103.00020. With `smoothing` and a scale of 1 it is ALIGN (Jia et al. 2021, arXiv
+2102.05918), with equal positives UniCL (Yang et al. 2022, arXiv 2204.03610) and Florence (Yuan et al. 2021, arXiv
+2111.11432), with a frozen encoder LiT (Zhai et al. 2022, arXiv 2111.07991). Form `siglip`, one binary decision a
+combination: Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", arXiv 2303.15343. Formulas: see
+`mmssl.ops.pairs`. Each process compares its own rows with everybody's.
 
 Known traps. Gathering without gradient scales or turns the towers' gradient while the loss looks right. The learnable
 scale is clamped after the step, to at most 100. A small batch wants a bias nearer 0 than SigLIP's -10: the best
-constant is -ln(B - 1).
+constant is -ln(B - 1). A caption that stands twice in a batch is a negative of itself, unless positives are equal
+items; empty captions are equal ones, too.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from mmssl.errors import RecipeError
 from mmssl.objectives.base import Chance, Objective, Pair, Panel
 from mmssl.ops.augment import draw_crops, resized_crop
 from mmssl.ops.draws import Draws
-from mmssl.ops.losses import info_nce, sigmoid_pairs
+from mmssl.ops.pairs import fingerprint, info_nce, sigmoid_pairs
 
 LARGEST_SCALE = 100.0
 
@@ -39,9 +43,15 @@ class Contrastive(Objective):
         a: name of the first encoder.
         b: name of the second.
         form: `clip` or `siglip`.
-        width: of the shared space.
+        width: of the shared space; None for the encoders' own, where it is one: towers of open_clip then leave as a
+            whole CLIP, with the scale and the bias.
         scale: initial factor of the cosine, 1 / temperature; 1 / 0.07 for clip and 10 for siglip where left out.
         bias: initial bias of siglip's logits.
+        positives: `pair` for each row's own partner alone; `equal` for the partners of all rows with the same `a` or
+            the same `b`, byte by byte before augmentation, such as equal captions or several captions of one image.
+        smoothing: share of clip's targets that is spread over all rows; 0.1 in ALIGN.
+        chunk: rows of logits at a time, in which memory then grows with the batch and not with its square, for a
+            third more arithmetic in the loss; None for all at once.
         area: smallest and largest share of an image that its random square crop covers; None for the whole image.
     """
 
@@ -54,19 +64,36 @@ class Contrastive(Objective):
         a: str = "image",
         b: str = "text",
         form: Literal["clip", "siglip"] = "clip",
-        width: int = 512,
+        width: int | None = 512,
         scale: float | None = None,
         bias: float = -10.0,
+        positives: Literal["pair", "equal"] = "pair",
+        smoothing: float = 0.0,
+        chunk: int | None = None,
         area: tuple[float, float] | None = (0.9, 1.0),
     ) -> None:
         super().__init__(encoders)
         if a == b:
             raise RecipeError(f"contrastive compares two encoders, a and b are both '{a}'")
+        if smoothing and form == "siglip":
+            raise RecipeError("contrastive: smoothing spreads targets of a softmax, and siglip has none; set form=clip")
+        if not 0 <= smoothing < 1:
+            raise RecipeError(f"contrastive: smoothing = {smoothing} should be a share from 0 to below 1")
+        if chunk is not None and chunk < 1:
+            raise RecipeError(f"contrastive: chunk = {chunk} should be a number of rows, or null for all at once")
         self.a, self.b, self.form, self.area = a, b, form, area
+        self.positives, self.smoothing, self.chunk = positives, smoothing, chunk
         self.modalities = {side: self.encoder(name).modality for side, name in (("a", a), ("b", b))}
         self.needs = tuple(dict.fromkeys(self.modalities.values()))
-        self.project_a = nn.Linear(self.encoder(a).dim, width, bias=False)
-        self.project_b = nn.Linear(self.encoder(b).dim, width, bias=False)
+        widths = self.encoder(a).dim, self.encoder(b).dim
+        if width is None and widths[0] != widths[1]:
+            raise RecipeError(
+                f"contrastive: width = null keeps the encoders' own, and '{a}' has {widths[0]} and '{b}' {widths[1]}; "
+                "set one, for instance width=512"
+            )
+        self.project_a, self.project_b = (
+            nn.Identity() if width is None else nn.Linear(own, width, bias=False) for own in widths
+        )
         # Of one entry each: FSDP2 shards no parameter without dimensions.
         self.logit_scale = nn.Parameter(torch.tensor([math.log(scale or (1 / 0.07 if form == "clip" else 10.0))]))
         if form == "siglip":
@@ -74,9 +101,11 @@ class Contrastive(Objective):
 
     def chance(self, rows: int) -> Chance:
         """One `b` among B. For siglip the loss of the best constant logit, which is that of probability 1 / B."""
-        loss = math.log(rows)
-        if self.form == "siglip" and rows > 1:
-            loss += (rows - 1) * math.log(rows / (rows - 1))
+        loss: float | None = math.log(rows)
+        if self.form == "siglip" and self.positives == "equal":
+            loss = None  # the best constant is that of how many are equal, which the data tell
+        elif self.form == "siglip" and rows > 1:
+            loss = math.log(rows) + (rows - 1) * math.log(rows / (rows - 1))
         return Chance(loss, dict.fromkeys(self._metrics(), 1 / rows))
 
     def _metrics(self) -> tuple[str, str]:
@@ -84,8 +113,13 @@ class Contrastive(Objective):
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """Both sides as they are, images cropped: `a`, `b`, and `a_mask`, `b_mask` where the batch has masks."""
+        """Both sides as they are, images cropped: `a`, `b`, and `a_mask`, `b_mask` where the batch has masks.
+
+        `items` int64 (B, 2), where equal items are positives: a number for each `a` and each `b`.
+        """
         inputs = {}
+        if self.positives == "equal":
+            inputs["items"] = torch.stack([fingerprint(batch[key]) for key in self.modalities.values()], dim=1)
         for side, modality in self.modalities.items():
             inputs[side] = batch[modality]
             if modality == "image" and self.area is not None:
@@ -118,10 +152,11 @@ class Contrastive(Objective):
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """The form's loss over the global batch, retrieval accuracy in both directions, the scale."""
         scale = self.logit_scale[0].exp()
+        a, b, items = outputs["a"], outputs["b"], inputs.get("items")
         if self.form == "clip":
-            loss, *accuracies = info_nce(outputs["a"], outputs["b"], scale)
+            loss, *accuracies = info_nce(a, b, scale, items=items, smoothing=self.smoothing, chunk=self.chunk)
         else:
-            loss, *accuracies = sigmoid_pairs(outputs["a"], outputs["b"], scale, self.logit_bias[0])
+            loss, *accuracies = sigmoid_pairs(a, b, scale, self.logit_bias[0], items=items, chunk=self.chunk)
         return {"loss": loss, **dict(zip(self._metrics(), accuracies, strict=True)), "scale": scale.detach()}
 
     def after_step(self, progress: float) -> None:
