@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -57,3 +59,54 @@ def corrupt_tokens(
     other = vocabulary[draws.integers(len(vocabulary), places.shape[1])]
     new = torch.where(dice < masked, mask_id, torch.where(dice < masked + replaced, other, original))
     return tokens.scatter(1, places, torch.where(chosen, new, original))
+
+
+def mask_blocks(
+    grid: tuple[int, int],
+    total: int,
+    draws: Draws,
+    *,
+    smallest: int = 16,
+    aspect: float = 0.3,
+    tries: int = 10,
+    proposals: int = 64,
+) -> Tensor:
+    """Rectangles of a grid until `total` places are hidden: block-wise masking of BEiT (arXiv 2106.08254, algorithm 1).
+
+    The area of each is uniform between `smallest` and what is left, the log of its height / width between those of
+    `aspect` and its inverse, its place among those inside the grid. One that hides more than is left, or nothing new, is
+    drawn again; after `tries` in vain it is enough, so that most rows hide a few places less than `total`.
+
+    Args:
+        grid: height and width.
+        total: places to hide at most.
+        draws: source of randomness.
+        smallest: smallest area, in places.
+        aspect: smallest height / width.
+        tries: rectangles drawn in vain after which a row is done.
+        proposals: rectangles drawn for a row at most.
+
+    Returns:
+        bool (B, h * w), True where hidden.
+    """
+    height, width = grid
+    size, shape, top, left = (draws.uniform(proposals) for _ in range(4))
+    ratio = ((2 * shape - 1) * -math.log(aspect)).exp()
+    down, across = (torch.arange(n, device=size.device) for n in grid)
+    hidden = torch.zeros(draws.rows, height, width, dtype=torch.bool, device=size.device)
+    vain = torch.zeros(draws.rows, dtype=torch.long, device=size.device)
+    for i in range(proposals):
+        rest = total - hidden.sum((1, 2))
+        area = smallest + size[:, i] * (rest - smallest)
+        tall, wide = (area * ratio[:, i]).sqrt().round().long(), (area / ratio[:, i]).sqrt().round().long()
+        first_row = (top[:, i] * (height - tall + 1)).long()
+        first_column = (left[:, i] * (width - wide + 1)).long()
+        rows = (down >= first_row[:, None]) & (down < (first_row + tall)[:, None])
+        columns = (across >= first_column[:, None]) & (across < (first_column + wide)[:, None])
+        block = rows[:, :, None] & columns[:, None, :] & ~hidden
+        new = block.sum((1, 2))
+        open_ = (rest > 0) & (vain < tries)
+        taken = open_ & (tall < height) & (wide < width) & (new > 0) & (new <= rest)
+        hidden |= block & taken[:, None, None]
+        vain = torch.where(taken, 0, vain + 1)
+    return hidden.flatten(1)
