@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmssl import encoders as encoder_room
 from mmssl import objectives as objective_room
-from mmssl.batch import Batch
+from mmssl.batch import TEXT_PARTS, Batch
 from mmssl.data.columns import find_column
 from mmssl.data.loader import Loader
 from mmssl.data.sources import open_source
@@ -227,6 +227,9 @@ def _noise(data: Data, key: str, rows: int, tokenizers: Mapping[str, Tokenizer])
         size = tokenizers[key].vocab_size if key in tokenizers else 2
         ids = torch.randint(0, size, (rows, data.text.length), generator=generator)
         return {key: ids, "text_mask": torch.ones_like(ids, dtype=torch.bool)}
+    if key in TEXT_PARTS:
+        tokens = 2 if key == "text_word" else 8
+        return {key: (torch.arange(data.text.length) // tokens).repeat(rows, 1)}
     return {}
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from mmssl.batch import MODALITIES
+from mmssl.batch import MODALITIES, TEXT_PARTS
 from mmssl.data.files import EXTENSIONS
 from mmssl.data.sources import Row
 from mmssl.errors import DataError, RecipeError, nearest
@@ -22,6 +22,9 @@ class TextToIds(Protocol):
 
     def __call__(self, text: str, length: int) -> tuple[Tensor, Tensor]:
         """Text -> ids int64 (length,), mask bool (length,)."""
+
+    def divide(self, text: str, length: int, parts: Sequence[str]) -> dict[str, Tensor]:
+        """Text -> `text`, `text_mask` and each of `parts`, int64 (length,)."""
 
 
 def find_column(spec: Data, key: str, columns: Sequence[str]) -> str:
@@ -80,7 +83,7 @@ class Decoder:
 
     Args:
         spec: decode settings and column names.
-        needs: batch keys out of `image`, `text`, `audio`, `video`.
+        needs: batch keys out of `image`, `text`, `text_word`, `text_sentence`, `audio`, `video`.
         columns: names that the source has; without them a key is taken to be in the column that `spec` says.
         tokenizers: one for `text`, where that is needed.
         label: column of the label, or None for none.
@@ -109,15 +112,19 @@ class Decoder:
             if key not in (*MODALITIES, "label"):
                 raise RecipeError(f"data.columns: unknown key '{key}'{nearest(key, (*MODALITIES, 'label'))}")
         for key in needs:
-            if key not in MODALITIES:
-                raise RecipeError(f"a batch has no key '{key}'{nearest(key, MODALITIES)}")
+            if key not in (*MODALITIES, *TEXT_PARTS):
+                raise RecipeError(f"a batch has no key '{key}'{nearest(key, (*MODALITIES, *TEXT_PARTS))}")
+        self.parts = tuple(key for key in TEXT_PARTS if key in needs)
+        needs = tuple(dict.fromkeys("text" if key in TEXT_PARTS else key for key in needs))
         if "text" in needs and "text" not in (tokenizers or {}):
             raise RecipeError("text needs a tokenizer: add a text encoder to the recipe")
         if columns is None:
             columns = [spec.columns.get(key, key) for key in needs] + ([label] if label else [])
-        self.needs = tuple(needs)
+        self.needs = needs
         self.columns = {key: find_column(spec, key, columns) for key in needs}
         self.tokenizer = (tokenizers or {}).get("text")
+        if self.parts and self.tokenizer is not None:
+            self.tokenizer.divide("", spec.text.length, self.parts)  # refuses what it cannot do now and not at step 1
         self.label = label
         if label is not None and label not in columns:
             have = ", ".join(columns)
@@ -189,6 +196,8 @@ class Decoder:
         if not isinstance(cell, str):
             raise DataError(f"column '{self.columns['text']}' should hold text, it holds {type(cell).__name__}")
         assert self.tokenizer is not None  # checked when built
+        if self.parts:
+            return self.tokenizer.divide(cell, self.spec.text.length, self.parts)
         ids, mask = self.tokenizer(cell, self.spec.text.length)
         return {"text": ids, "text_mask": mask}
 

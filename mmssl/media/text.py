@@ -95,6 +95,26 @@ class Tokenizer:
             self.end_id = vocabulary.eos_token_id if vocabulary.sep_token_id is None else vocabulary.sep_token_id
         self._vocabulary = vocabulary
 
+    def __eq__(self, other: object) -> bool:
+        """Whether every id stands for the same piece of text in both."""
+        return isinstance(other, Tokenizer) and (
+            self is other
+            or (
+                (self._open_clip_name == other._open_clip_name and self.special_ids == other.special_ids)
+                and (self._vocabulary is None or self._vocabulary.get_vocab() == other._vocabulary.get_vocab())
+            )
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.vocab_size, self.special_ids))
+
+    @property
+    def pair_ids(self) -> tuple[int, int] | None:
+        """Ids of `[CLS]` and `[SEP]`, which stand before, and between and behind, the parts of a pair; None without."""
+        if self._vocabulary is None or None in (self._vocabulary.cls_token_id, self._vocabulary.sep_token_id):
+            return None
+        return self._vocabulary.cls_token_id, self._vocabulary.sep_token_id
+
     def __call__(self, text: str, length: int) -> tuple[Tensor, Tensor]:
         """Encode one text.
 
@@ -110,25 +130,92 @@ class Tokenizer:
         Raises:
             RecipeError: where L leaves no room between the start and end token.
         """
-        if length < 3:
-            raise RecipeError(f"text.length = {length} leaves no room between the start and end token; use 3 or more")
-        text = text[: CHARACTERS_PER_TOKEN * length]
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        text = _clean(text, length)
         if self._open_clip_name:
-            ids = self._library([text], context_length=length)[0]
-            if self._vocabulary is not None:
-                return ids, ids != self.pad_id
-            end = int((ids == self.end_id).nonzero()[-1])
-            return ids, torch.arange(length) <= end
-        encoded = self._library(
-            text,
-            max_length=length,
-            padding="max_length",
-            padding_side="right",
-            truncation=True,
-            split_special_tokens=True,
-        )
+            return self._open_clip_ids(text, length)
+        encoded = self._library(text, max_length=length, **FIXED_LENGTH)
         return torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"], dtype=torch.bool)
+
+    def divide(self, text: str, length: int, parts: Sequence[str]) -> dict[str, Tensor]:
+        """Encode one text, and number the words or sentences that its tokens belong to.
+
+        A token that reaches over several belongs to the first of them. A sentence ends at `.`, `!`, `?` or an ellipsis
+        before white space or the end, at their full-width forms, and at a line break (which open_clip makes a space).
+
+        Args:
+            text: as for a call.
+            length: as for a call.
+            parts: out of `text_word` and `text_sentence`.
+
+        Returns:
+            `text` and `text_mask`, as a call returns them, and each part: int64 (L,), from 0 without gaps, -1 for
+            special tokens and padding.
+
+        Raises:
+            RecipeError: where the library does not tell where a token begins.
+        """
+        text = _clean(text, length)
+        source = text
+        if self._open_clip_name is None:
+            starts, stops, content, ids, mask = self._located(text, length, FIXED_LENGTH)
+        else:
+            ids, mask = self._open_clip_ids(text, length)
+            if getattr(self._library, "reduction_fn", None) is not None:
+                raise RecipeError(f"{self._open_clip_name}: its tokenizer leaves out words and does not tell which")
+            source = self._library.clean_fn(text)
+            if self._vocabulary is None:
+                starts, stops, content = self._open_clip_places(source, ids, mask)
+            else:
+                padded = {"padding": "max_length", "truncation": True}
+                starts, stops, content, again, _ = self._located(source, length, padded)
+                if not torch.equal(ids, again):
+                    raise RecipeError(f"{self._open_clip_name}: its tokenizer does not tell where a token begins")
+        source = source[: max(stops[content], default=0) + CHARACTERS_PER_TOKEN]
+        found = {"text": ids, "text_mask": mask}
+        for part in parts:
+            if part == "text_word":
+                ends = [end for _, (_, end) in _word_splitter().pre_tokenize_str(source)]
+            else:
+                breaks = SENTENCE_END.finditer(source)
+                ends = [b.start() if b[0].isspace() else b.end() for b in breaks] + [len(source)]
+            found[part] = _number(ends, starts, content)
+        return found
+
+    def _open_clip_ids(self, text: str, length: int) -> tuple[Tensor, Tensor]:
+        ids = self._library([text], context_length=length)[0]
+        if self._vocabulary is not None:
+            return ids, ids != self.pad_id
+        end = int((ids == self.end_id).nonzero()[-1])
+        return ids, torch.arange(length) <= end
+
+    def _located(
+        self, text: str, length: int, options: dict[str, Any]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Tensor, Tensor]:
+        """First character, end and whether it is content of each token, ids, mask."""
+        if not self._vocabulary.is_fast:
+            kind = type(self._vocabulary).__name__
+            raise RecipeError(
+                f"a {kind} does not tell where a token begins, which words and sentences are found by; "
+                "take a tokenizer that has a tokenizer.json, or train:8000"
+            )
+        encoded = self._vocabulary(
+            text, max_length=length, return_offsets_mapping=True, return_special_tokens_mask=True, **options
+        )
+        mask = torch.tensor(encoded["attention_mask"], dtype=torch.bool)
+        content = mask.numpy() & (np.array(encoded["special_tokens_mask"]) == 0)
+        starts, stops = np.array(encoded["offset_mapping"]).T
+        return starts, stops, content, torch.tensor(encoded["input_ids"]), mask
+
+    def _open_clip_places(self, source: str, ids: Tensor, mask: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same for open_clip's own vocabulary: its last token of each match of its pattern ends in `</w>`."""
+        matches = [(match.start(), match.end()) for match in self._library.pat.finditer(source)]
+        pieces = np.array(matches or [(0, 0)])
+        special = [i in self.special_ids for i in ids.tolist()]
+        content = mask.numpy() & ~np.array(special)
+        # The start token ends no match; a special token that is spelt out in the text is one.
+        ends = [self._library.decoder[i].endswith("</w>") or i in self.special_ids for i in ids.tolist()]
+        number = np.concatenate([[0, 0], np.cumsum(ends[1:-1])]).clip(max=len(pieces) - 1)
+        return pieces[number, 0], pieces[number, 1], content
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """Text of the ids; padding, start and end are left out, `[MASK]`, `[UNK]` and sentinels are shown."""
@@ -282,6 +369,33 @@ def _number(ends: Sequence[int], starts: np.ndarray, content: np.ndarray) -> Ten
     """int64 (L,): which of the units that end there each token begins in or before, without gaps; -1 beside content."""
     unit = np.searchsorted(np.array(ends, dtype=np.int64), starts[content], side="right")
     unit = unit.clip(max=max(len(ends) - 1, 0))  # white space behind the last word belongs to it
+    numbers = np.full(len(starts), -1)
+    numbers[content] = np.cumsum(np.diff(unit, prepend=unit[:1]) != 0)
+    return torch.from_numpy(numbers)
+
+
+def _clean(text: str, length: int) -> str:
+    """What of the text can matter, in characters that can be encoded."""
+    if length < 3:
+        raise RecipeError(f"text.length = {length} leaves no room between the start and end token; use 3 or more")
+    text = text[: CHARACTERS_PER_TOKEN * length]
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+@cache
+def _word_splitter() -> Any:
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated")]
+    )
+
+
+def _number(ends: Sequence[int], starts: np.ndarray, content: np.ndarray) -> Tensor:
+    """int64 (L,): which of the units that end there each token begins in or before, without gaps; -1 beside content."""
+    unit = np.searchsorted(np.array(ends, dtype=np.int64), starts[content], side="right").clip(
+        max=max(len(ends) - 1, 0)
+    )
     numbers = np.full(len(starts), -1)
     numbers[content] = np.cumsum(np.diff(unit, prepend=unit[:1]) != 0)
     return torch.from_numpy(numbers)
