@@ -93,7 +93,7 @@ class Tokenizer:
             self.special_ids = frozenset(vocabulary.all_special_ids)
             self.start_id = vocabulary.bos_token_id if vocabulary.cls_token_id is None else vocabulary.cls_token_id
             self.end_id = vocabulary.eos_token_id if vocabulary.sep_token_id is None else vocabulary.sep_token_id
-        self._vocabulary = vocabulary
+        self._vocabulary: Any = vocabulary
 
     def __eq__(self, other: object) -> bool:
         """Whether every id stands for the same piece of text in both."""
@@ -369,33 +369,6 @@ def _number(ends: Sequence[int], starts: np.ndarray, content: np.ndarray) -> Ten
     """int64 (L,): which of the units that end there each token begins in or before, without gaps; -1 beside content."""
     unit = np.searchsorted(np.array(ends, dtype=np.int64), starts[content], side="right")
     unit = unit.clip(max=max(len(ends) - 1, 0))  # white space behind the last word belongs to it
-    numbers = np.full(len(starts), -1)
-    numbers[content] = np.cumsum(np.diff(unit, prepend=unit[:1]) != 0)
-    return torch.from_numpy(numbers)
-
-
-def _clean(text: str, length: int) -> str:
-    """What of the text can matter, in characters that can be encoded."""
-    if length < 3:
-        raise RecipeError(f"text.length = {length} leaves no room between the start and end token; use 3 or more")
-    text = text[: CHARACTERS_PER_TOKEN * length]
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-@cache
-def _word_splitter() -> Any:
-    from tokenizers import Regex, pre_tokenizers
-
-    return pre_tokenizers.Sequence(
-        [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated")]
-    )
-
-
-def _number(ends: Sequence[int], starts: np.ndarray, content: np.ndarray) -> Tensor:
-    """int64 (L,): which of the units that end there each token begins in or before, without gaps; -1 beside content."""
-    unit = np.searchsorted(np.array(ends, dtype=np.int64), starts[content], side="right").clip(
-        max=max(len(ends) - 1, 0)
-    )
     numbers = np.full(len(starts), -1)
     numbers[content] = np.cumsum(np.diff(unit, prepend=unit[:1]) != 0)
     return torch.from_numpy(numbers)
