@@ -189,6 +189,6 @@ class Codebook(nn.Module):
         return (smoothed / smoothed.sum()).log()
 
     def perplexity(self) -> Tensor:
-        """exp of the entropy of the codes' shares, 0-dim: K where all are equally frequent, 1 where one has all."""
+        """The exponential of the entropy of the codes' shares, 0-dim: K where all are equally frequent."""
         log_shares = self.log_shares()
         return (-(log_shares.exp() * log_shares).sum()).exp()

@@ -74,8 +74,8 @@ def mask_blocks(
     """Rectangles of a grid until `total` places are hidden: block-wise masking of BEiT (arXiv 2106.08254, algorithm 1).
 
     The area of each is uniform between `smallest` and what is left, the log of its height / width between those of
-    `aspect` and its inverse, its place among those inside the grid. One that hides more than is left, or nothing new, is
-    drawn again; after `tries` in vain it is enough, so that most rows hide a few places less than `total`.
+    `aspect` and its inverse, its place among those inside the grid. One that hides more than is left, or nothing new,
+    is drawn again; after `tries` in vain it is enough, so that some rows hide a few places less than `total`.
 
     Args:
         grid: height and width.

@@ -28,14 +28,18 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.batch import Batch
-from mmssl.encoders.audio import AudioEncoder
-from mmssl.encoders.backbones import places
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.image import ImageEncoder
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.objectives.reconstruction._patches import PatchDecoder, patchify, standardize, take, unpatchify
-from mmssl.ops.augment import draw_crops, resized_crop
+from mmssl.objectives.reconstruction._patches import (
+    PatchDecoder,
+    patchify,
+    read_picture,
+    standardize,
+    take,
+    unpatchify,
+)
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import mean_over
 
@@ -129,7 +133,9 @@ class MaskedAutoencoder(Objective):
         `image` (B, 3, h, w) in [0, 1] or `audio` (B, mels, frames); `seen` (B, K) and `hidden` (B, M) places in the
         grid of patches; `target` (B, M, d), and `scored` (B, M), False for padding.
         """
-        picture, pixels, valid = self._read(batch, draws)
+        picture, pixels, valid = read_picture(
+            self.encoder(self.name), batch, draws, area=self.area, flip=self.flip, size=self.size
+        )
         grid = (pixels.shape[2] // self.patch[0], pixels.shape[3] // self.patch[1])
         blocks = (grid[0] // self.unit[0], grid[1] // self.unit[1])
         whole = tuple(n * u * p for n, u, p in zip(blocks, self.unit, self.patch, strict=True))
@@ -164,27 +170,6 @@ class MaskedAutoencoder(Objective):
             # What relative_error divides by; like the number of patches, it is one of the whole batch.
             "constant_count": (self._error(constant, target) * scored).sum(),
         }
-
-    def _read(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What the encoder reads, its pixels as the network sees them (B, C, H, W), and places that are no padding."""
-        if self.modality == "audio":
-            hearing = cast(AudioEncoder, self.encoder(self.name))
-            picture = hearing.spectrogram(batch["audio"])
-            if "audio_mask" not in batch:
-                return picture, picture[:, None], None
-            frames = hearing.frame_mask(batch["audio_mask"])
-            frames = nn.functional.pad(frames, (0, picture.shape[2] - frames.shape[1]))
-            grid = (picture.shape[1] // self.patch[0], picture.shape[2] // self.patch[1])
-            return picture, picture[:, None], places(frames, grid)
-        images = batch["image"]
-        height, width = images.shape[-2:]
-        mirrored = draws.chance(self.flip)
-        if self.area is None:
-            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        else:
-            boxes = draw_crops(draws, 1, height, width, area=self.area)[:, 0]
-            images = resized_crop(images, boxes, self.size or min(height, width), mirrored)
-        return images, cast(ImageEncoder, self.encoder(self.name)).normalize(images), None
 
     def _patches(self, blocks: Tensor, columns: int) -> Tensor:
         """Numbers of blocks (B, n) -> numbers of their patches (B, n · patches of a block), in a grid of `columns`."""
