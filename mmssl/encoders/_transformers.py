@@ -1,4 +1,4 @@
-"""Text models of transformers."""
+"""Text models of transformers: encoders, and encoder-decoders, whose encoder is what a probe sees."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 
 from mmssl.encoders.backbones import (
     LOCAL_DIR,
@@ -25,21 +26,33 @@ NOT_ARCHITECTURE = {
     *("transformers_version", "model_type", "architectures", "_name_or_path", "dtype", "return_dict", "problem_type"),
     *("id2label", "label2id", "output_hidden_states", "output_attentions", "is_encoder_decoder"),
 }
+# Those of transformers' encoder-decoders that read texts and start to decode as their tokenizer and configuration say.
+ENCODER_DECODERS = ("bart", "mt5", "pegasus", "t5")
+NO_TEXT_ENCODER = (
+    f"is no text encoder; bert, roberta, distilbert, modernbert and the encoders of {', '.join(ENCODER_DECODERS)} are"
+)
 
 
 class TransformersText(nn.Module):
-    """A text-only model of transformers, without its pooler.
+    """A text-only model of transformers, without its pooler, and of an encoder-decoder the encoder unless asked.
 
     Args:
         name: model type.
         tokenizer: whose vocabulary a new model gets.
         pretrained: False, a name on the Hub or `local-dir:...`.
         pool: `mean` or `first`.
+        decoder: keep the decoder and the output layer of an encoder-decoder.
         kwargs: of the configuration.
     """
 
     def __init__(
-        self, name: str, tokenizer: Tokenizer, pretrained: Pretrained, pool: str, kwargs: Mapping[str, Any]
+        self,
+        name: str,
+        tokenizer: Tokenizer,
+        pretrained: Pretrained,
+        pool: str,
+        decoder: bool,
+        kwargs: Mapping[str, Any],
     ) -> None:
         super().__init__()
         self.model, self.pooling = f"transformers/{name}", pool
@@ -48,13 +61,21 @@ class TransformersText(nn.Module):
             raise RecipeError(
                 f"model '{self.model}': transformers has no such model type{hint}; weights of the Hub are 'pretrained'"
             )
+        if decoder and name not in ENCODER_DECODERS:
+            raise RecipeError(f"{self.model} has no decoder; take one of {', '.join(ENCODER_DECODERS)}")
         kind = CONFIG_MAPPING[name]
-        known = kind().to_dict().keys() - NOT_ARCHITECTURE | kind.attribute_map.keys()
+        default = kind().to_dict()
+        vocabulary = _vocabulary(default, tokenizer) if name in ENCODER_DECODERS else {}
+        vocabulary |= {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
+        if default.get("is_encoder_decoder") and name not in ENCODER_DECODERS:
+            raise RecipeError(f"model '{self.model}' {NO_TEXT_ENCODER}")
+        known = default.keys() - NOT_ARCHITECTURE | kind.attribute_map.keys() | vocabulary.keys()
         for key in kwargs:
             if key not in known:
                 raise RecipeError(f"{self.model}: unknown key '{key}'{nearest(key, known)}")
         if pretrained is True:
             raise RecipeError(f"{self.model}: pretrained: a model type has no default weights; name some from the Hub")
+        library = AutoModelForSeq2SeqLM if decoder else AutoModel
         with build_errors(self.model):
             if pretrained:
                 source = pretrained.removeprefix(LOCAL_DIR)
@@ -62,30 +83,32 @@ class TransformersText(nn.Module):
                 if config.model_type != name:
                     raise RecipeError(f"{self.model}: pretrained: {source} is a {config.model_type}")
                 self.net: Any
-                self.net, report = AutoModel.from_pretrained(
+                self.net, report = library.from_pretrained(
                     source, config=config, output_loading_info=True, trust_remote_code=False
                 )
-                missing = [key for key in sorted(report["missing_keys"]) if not key.startswith("pooler.")]
+                unused = ("pooler.", "decoder.") if name in ENCODER_DECODERS and not decoder else ("pooler.",)
+                missing = [key for key in sorted(report["missing_keys"]) if not key.startswith(unused)]
                 if missing:
                     raise RecipeError(f"{self.model}: pretrained: {source} has no weights for {missing[0]}")
-                default = kind().to_dict()
                 stored = config.to_dict()
-                self.kwargs = {key: stored[key] for key in known & stored.keys() if stored[key] != default[key]}
-                self.kwargs |= {"vocab_size": config.vocab_size, "pad_token_id": config.pad_token_id}
+                self.kwargs = {key: stored[key] for key in known & stored.keys() if stored[key] != default.get(key)}
+                self.kwargs |= {key: getattr(config, key) for key in vocabulary}
             else:
-                vocabulary = {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
                 config = AutoConfig.for_model(name, **{**vocabulary, **kwargs})
-                self.net = AutoModel.from_config(config)
+                self.net = library.from_config(config)
                 self.kwargs = dict(kwargs)
         embedding = self.net.get_input_embeddings()
-        if config.is_encoder_decoder or not isinstance(embedding, nn.Embedding):
-            raise RecipeError(f"model '{self.model}' is no text encoder; bert, roberta, distilbert and modernbert are")
+        if not isinstance(embedding, nn.Embedding):
+            raise RecipeError(f"model '{self.model}' {NO_TEXT_ENCODER}")
         if embedding.num_embeddings < tokenizer.vocab_size:
             raise RecipeError(
                 f"{self.model}: {embedding.num_embeddings} embeddings, but the tokenizer has {tokenizer.vocab_size} ids"
             )
         if getattr(self.net, "pooler", None) is not None:
             self.net.pooler = None
+        if name in ENCODER_DECODERS and not decoder:
+            self.net.decoder = None
+        self.decodes = decoder
         self.dim = int(config.hidden_size)
 
     @property
@@ -95,13 +118,17 @@ class TransformersText(nn.Module):
         return weight
 
     def _run(self, ids: Tensor, mask: Tensor, **options: bool) -> Any:
+        self._check_length(ids)
+        net = self.net.get_encoder() if self.net.config.is_encoder_decoder else self.net
+        return net(input_ids=ids, attention_mask=attendable(mask).long(), **options)
+
+    def _check_length(self, ids: Tensor) -> None:
         limit = getattr(self.net.config, "max_position_embeddings", None)
         if limit and ids.shape[1] > limit:
             raise RecipeError(
                 f"{self.model} reads {limit} ids, got {ids.shape[1]}: "
                 "lower text.length or raise max_position_embeddings"
             )
-        return self.net(input_ids=ids, attention_mask=attendable(mask).long(), **options)
 
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L) -> tokens (B, L, D), pooled (B, D)."""
@@ -113,7 +140,45 @@ class TransformersText(nn.Module):
         embedded, *deeper = self._run(ids, mask, output_hidden_states=True).hidden_states
         return {"embeddings": embedded} | {f"layers.{i}": tokens for i, tokens in enumerate(deeper)}
 
+    def shift(self, target: Tensor) -> Tensor:
+        """(B, L) -> what the decoder reads to say it: one place to the right, behind the model's starting token."""
+        start = self.net.config.decoder_start_token_id
+        return torch.cat([torch.full_like(target[:, :1], start), target[:, :-1]], dim=1)
+
+    def decode(self, ids: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor | None) -> Tensor:
+        """(B, L) and what the encoder said (B, N, D) -> (B, L, D)."""
+        self._check_length(ids)
+        hidden: Tensor = self.net.get_decoder()(
+            input_ids=ids,
+            attention_mask=attendable(mask).long(),
+            encoder_hidden_states=memory,
+            encoder_attention_mask=None if memory_mask is None else attendable(memory_mask).long(),
+            use_cache=False,
+        ).last_hidden_state
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V), by the model's own output layer."""
+        # T5 divides what its tied embedding reads by the square root of the width.
+        if getattr(self.net.config, "scale_decoder_outputs", False):
+            hidden = hidden * self.dim**-0.5
+        logits: Tensor = self.net.lm_head(hidden)
+        bias = getattr(self.net, "final_logits_bias", None)
+        return logits if bias is None else logits + bias
+
     def export(self, directory: Path, tokenizer: Tokenizer) -> None:
-        """`AutoModel` and `AutoTokenizer.from_pretrained` load it; a pooler that the first may add is not trained."""
+        """`AutoTokenizer` and `AutoModel.from_pretrained` load it, `AutoModelForSeq2SeqLM` where there is a decoder.
+
+        A pooler or decoder that `AutoModel` adds where there was none is not trained, as it warns.
+        """
         self.net.save_pretrained(directory)
         tokenizer.save(directory)
+
+
+def _vocabulary(default: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, int | None]:
+    """The keys of an encoder-decoder's configuration that name tokens, in place of those of its published weights."""
+    first, last, pad = tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id
+    starts_with_end = default.get("decoder_start_token_id") == default["eos_token_id"]
+    found = {"eos_token_id": last, "decoder_start_token_id": last if starts_with_end and last is not None else pad}
+    optional = {"bos_token_id": first, "forced_eos_token_id": last}
+    return found | {key: value for key, value in optional.items() if key in default}

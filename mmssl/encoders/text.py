@@ -26,16 +26,22 @@ class TextEncoder(Encoder):
 
     Args:
         model: `transformers/` and a model type (`bert`, `roberta`, `distilbert`, `modernbert`, `gpt2` ...), or
-            `open_clip/` and a model name.
+            `open_clip/` and a model name. Of an encoder-decoder (`t5`, `bart` ...) it is the encoder.
         tokenizer: makes the ids; a name or directory is loaded. open_clip's own one for `open_clip/...` if left out.
         pretrained: see `mmssl.encoders.create`; for transformers a name on the Hub or `local-dir:...`.
         pool: how a text becomes one vector: `mean` of its valid tokens (default), or its `first` token. A tower of
             open_clip pools as its own configuration says.
+        decoder: build the decoder of an encoder-decoder too, for a task that decodes; else it is left out.
+        sentinels: number of T5's sentinel tokens that the tokenizer has, or gets above its other ids.
         **kwargs: of the model's configuration, for instance `hidden_size`, `num_hidden_layers`; for open_clip
             `embed_dim`, `text_cfg`, `vision_cfg` (differences from the named model).
+
+    Attributes:
+        decodes: whether `decode` and `logits` can be called.
     """
 
     modality = "text"
+    decodes: bool
 
     def __init__(
         self,
@@ -44,17 +50,23 @@ class TextEncoder(Encoder):
         tokenizer: Tokenizer | str | None = None,
         pretrained: Pretrained = False,
         pool: Literal["mean", "first"] | None = None,
+        decoder: bool = False,
+        sentinels: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__()
         library, name = split_model(model)
         if isinstance(tokenizer, str):
             tokenizer = Tokenizer.load(tokenizer)
+        if tokenizer is not None:
+            tokenizer = tokenizer.with_sentinels(sentinels)
         if library == "open_clip":
             from mmssl.encoders._open_clip import OpenClipText
 
             if pool is not None:
                 raise RecipeError(f"{model}: 'pool' is part of text_cfg here (pool_type)")
+            if decoder or sentinels:
+                raise RecipeError(f"{model} has no decoder; take transformers/t5 or transformers/bart")
             tokenizer = tokenizer or Tokenizer.open_clip(name)
             self.backbone: Any = OpenClipText(name, tokenizer, pretrained, kwargs)
         elif library == "transformers":
@@ -64,13 +76,16 @@ class TextEncoder(Encoder):
                 )
             from mmssl.encoders._transformers import TransformersText
 
-            self.backbone = TransformersText(name, tokenizer, pretrained, pool or "mean", kwargs)
+            self.backbone = TransformersText(name, tokenizer, pretrained, pool or "mean", decoder, kwargs)
         else:
             raise RecipeError(f"model '{model}': {library} has no text encoders; use transformers/... or open_clip/...")
         self.tokenizer, self.dim = tokenizer, self.backbone.dim
         self.spec = {"model": model, "modality": "text", "tokenizer": tokenizer, **self.backbone.kwargs}
+        self.decodes = decoder
         if pool is not None:
             self.spec["pool"] = pool
+        if decoder:
+            self.spec["decoder"] = True
 
     @property
     def token_embedding(self) -> nn.Parameter:
@@ -90,6 +105,36 @@ class TextEncoder(Encoder):
         if mask is None:
             mask = torch.ones_like(x, dtype=torch.bool)
         return {name: masked_mean(tokens, mask) for name, tokens in self.backbone.depths(x, mask).items()}
+
+    def shift(self, target: Tensor) -> Tensor:
+        """What the decoder reads to say `target` (B, L): the same, one place to the right, behind a starting token."""
+        shifted: Tensor = self._decoding.shift(target)
+        return shifted
+
+    def decode(self, ids: Tensor, mask: Tensor, memory: Features) -> Tensor:
+        """The decoder: each place sees the ids up to its own, and all of `memory` that is valid.
+
+        Args:
+            ids: int64 (B, L), already shifted.
+            mask: bool (B, L).
+            memory: of the encoder, (B, N, D); any other of the same width will do.
+
+        Returns:
+            (B, L, D), of which `logits` makes predictions.
+        """
+        hidden: Tensor = self._decoding.decode(ids, mask, memory.tokens, memory.mask)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V): the model's own output layer, tied to its input embedding."""
+        logits: Tensor = self._decoding.logits(hidden)
+        return logits
+
+    @property
+    def _decoding(self) -> Any:
+        if not self.decodes:
+            raise RecipeError(f"{self.spec['model']} was built without a decoder; set decoder: true")
+        return self.backbone
 
     def export(self, directory: Path) -> None:
         """Write the model's native files with its tokenizer, and `preprocessing.json`; see the base class."""

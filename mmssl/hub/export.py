@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 LOADING = {
     "timm": 'import timm\n\nmodel = timm.create_model("local-dir:{path}", pretrained=True)',
     "transformers": (
-        "from transformers import AutoModel, AutoTokenizer\n\n"
-        'model = AutoModel.from_pretrained("{path}")\n'
+        "from transformers import {auto}, AutoTokenizer\n\n"
+        'model = {auto}.from_pretrained("{path}")\n'
         'tokenizer = AutoTokenizer.from_pretrained("{path}")'
     ),
     "open_clip": (
@@ -59,7 +59,8 @@ class Native:
 
     def loading(self, path: str) -> str:
         """The Python lines that load it from `path`."""
-        details: dict[str, str] = {"note": ""}
+        decodes = getattr(self.encoders[0], "decodes", False)
+        details: dict[str, str] = {"note": "", "auto": "AutoModelForSeq2SeqLM" if decodes else "AutoModel"}
         if self.library == "open_clip" and len(self.encoders) == 1:
             details["note"] = f"  # only its {self.encoders[0].modality} tower was trained"
         if self.library == "torchvision":
