@@ -56,7 +56,7 @@ def test_its_keys_are_those_of_the_constructors(path: Path):
     for name, arguments in loaded.encoders.items():
         given = dict(arguments)
         modality = given.pop("modality", name)
-        assert modality in MODALITIES
+        assert modality in (*MODALITIES, "fusion")
         check_keywords(find("encoder", modality), {k: v for k, v in given.items() if k != "model"}, str(path))
     hyper = {key: value for key, value in loaded.objective.items() if key != "name"}
     check_keywords(find("objective", loaded.objective["name"]), hyper, str(path))

@@ -68,7 +68,8 @@ class FusionEncoder(Encoder):
     Args:
         model: `transformers/flava` (joint), `transformers/bert` (cross) or the name of a timm vision transformer,
             `timm/vit_base_patch16_224` (multiway), of which the blocks are taken.
-        reads: names and widths of the two encoders, `a` first. A recipe names them: `reads: [image, text]`.
+        reads: name -> width of the two encoders, `a` first. A recipe names them, `reads: [image, text]`, and their
+            widths are filled in.
         pretrained: `local-dir:` and a directory that `export` wrote.
         pool: of `cross`, how a pair becomes one vector: the `first` token of `b` (default), or the `mean` of its valid
             ones. `joint` has a start token, and `multiway` takes the mean of all valid tokens.
@@ -84,7 +85,7 @@ class FusionEncoder(Encoder):
         self,
         model: str,
         *,
-        reads: dict[str, int],
+        reads: dict[str, int] | list[str],
         pretrained: Pretrained = False,
         pool: Literal["first", "mean"] | None = None,
         joint_layers: int | None = None,
@@ -92,6 +93,10 @@ class FusionEncoder(Encoder):
     ) -> None:
         super().__init__()
         library, name = split_model(model)
+        if isinstance(reads, list):
+            raise RecipeError(
+                f"{model}: reads = {reads}: outside a recipe their widths are needed, {{image: 64, text: 32}}"
+            )
         if len(reads) != 2:
             raise RecipeError(f"{model}: reads names two encoders, a and b; got {', '.join(reads) or 'none'}")
         if model not in KINDS and library != "timm":

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -44,3 +44,21 @@ def follow(teacher: nn.Module, student: nn.Module | Mapping[str, nn.Module], mom
 def cosine_momentum(start: float, progress: float) -> float:
     """From `start` at progress 0 to 1 at progress 1 along a cosine (BYOL, arXiv 2006.07733, section 3.2)."""
     return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
+
+
+@torch.no_grad()
+def enqueue(pointer: Tensor, queues: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Put new rows in place of the oldest of queues that are filled together.
+
+    Args:
+        pointer: int64, 0-dim, where the oldest row is; moved on.
+        queues: each a queue (K, ...) and its new rows (n, ...), of which the last K stay; any numbers.
+    """
+    size, count = len(queues[0][0]), len(queues[0][1])
+    if not size:
+        return
+    kept = min(size, count)
+    places = (pointer + torch.arange(count - kept, count, device=pointer.device)) % size
+    for queue, rows in queues:
+        queue[places] = rows[count - kept :].to(queue.dtype)
+    pointer.copy_((pointer + count) % size)

@@ -39,7 +39,7 @@ from mmssl.objectives.invariance._views import Given, Views, nearest_panels
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import gather, process_share
 from mmssl.ops.losses import spread
-from mmssl.ops.momentum import cosine_momentum, follow, momentum_copy
+from mmssl.ops.momentum import cosine_momentum, enqueue, follow, momentum_copy
 
 
 class MoCo(Objective):
@@ -180,10 +180,7 @@ class MoCo(Objective):
         momentum = self.momentum if self.form == "v2" else cosine_momentum(self.momentum, progress)
         follow(self.teacher, {"encoder": self.encoder(self.name), "projection": self.projection}, momentum)
         if self.form == "v2" and self._keys is not None:
-            count = len(self._keys)
-            places = (self.pointer + torch.arange(count, device=self.queue.device)) % len(self.queue)
-            self.queue[places] = self._keys.to(self.queue.dtype)
-            self.pointer.copy_((self.pointer + count) % len(self.queue))
+            enqueue(self.pointer, [(self.queue, self._keys)])
             self._keys = None
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:

@@ -1,0 +1,316 @@
+"""Matching: do this `a` and this `b` belong together, asked of a network that sees both?
+
+Li et al. 2021, "Align before Fuse", arXiv 2107.07651 (ALBEF): image-text matching, ITM; likewise BLIP (arXiv
+2201.12086). Each row gives three pairs: its own, its `a` with another row's `b`, its `b` with another row's `a`. A
+fusion looks at each, and a linear layer says whether it is a pair: the mean cross-entropy of all 3B. Hard negatives are
+drawn with probability softmax(similarity / temperature) over the global batch. That similarity is what the contrastive
+term (ITC) learns, which is part of this task for that reason: both terms see one pass of each tower. With `momentum` it
+is ALBEF's, with keys, soft targets and a queue from a slow copy of the towers; without, that of the batch alone.
+
+False negatives are rows with the same `id`, the same `a` or the same `b`, byte by byte before augmentation: they are
+never drawn, and the contrastive term counts them as positives. As in BLIP-2 (arXiv 2301.12597) they leave before the
+softmax, here with -inf. A row to which every other row is equal has no negative: its two others are left out of the
+mean, and `negatives` says which share of them there was.
+
+Known traps. Zeroing after the softmax leaves a row of zeros once similarities saturate, and `multinomial` then stops
+the run; so does a batch of one. A small constant inside the softmax changes nothing. Negatives of one's own process
+alone get easier with the number of processes. Answering "no" is right for 2 of 3. The fusion runs inside the loss, on
+3B pairs at once and in float32: accumulation does not cut its memory. ALBEF distils its masked language model, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl.batch import Batch
+from mmssl.encoders.base import Encoder, Features
+from mmssl.encoders.fusion import FusionEncoder
+from mmssl.encoders.text import TextEncoder
+from mmssl.errors import RecipeError
+from mmssl.objectives.base import Chance, Objective, Pair, Panel
+from mmssl.objectives.correspondence._distillation import SIDES, Distillation
+from mmssl.ops.augment import random_crop
+from mmssl.ops.draws import Draws
+from mmssl.ops.gather import average, gather, own_rows
+from mmssl.ops.pairs import fingerprint, info_nce
+
+COLDEST, WARMEST = 0.001, 0.5
+PRIOR = math.log(3) - 2 / 3 * math.log(2)  # cross-entropy of answering 1/3 to all of one pair and two negatives
+
+
+class Matching(Objective):
+    """Tell pairs from negatives that look like pairs.
+
+    Args:
+        encoders: holds both encoders and the fusion that reads them.
+        a: name of the first encoder.
+        b: name of the second.
+        fusion: name of the fusion.
+        negatives: `hard` by similarity, or `uniform`.
+        contrastive: weight of the contrastive term; 0 for none, with uniform negatives.
+        width: of the space that the contrastive term compares in.
+        temperature: its initial value, learnt between 0.001 and 0.5.
+        momentum: share of itself that a slow copy of the towers keeps at a step, 0.995 in ALBEF; None for no copy.
+        queue: number of rows whose keys the copy's queue holds, beside those of the batch; any.
+        alpha: share of the contrastive target that the copy decides.
+        ramp: steps over which that share rises linearly from 0; one epoch in ALBEF.
+        area: smallest and largest share of an image that its random square crop covers; None for the whole image.
+    """
+
+    coupled = True
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        *,
+        a: str = "image",
+        b: str = "text",
+        fusion: str = "fusion",
+        negatives: Literal["hard", "uniform"] = "hard",
+        contrastive: float = 1.0,
+        width: int = 256,
+        temperature: float = 0.07,
+        momentum: float | None = None,
+        queue: int = 65536,
+        alpha: float = 0.4,
+        ramp: int = 0,
+        area: tuple[float, float] | None = (0.9, 1.0),
+    ) -> None:
+        super().__init__(encoders)
+        both = self.encoder(fusion)
+        if not isinstance(both, FusionEncoder):
+            raise RecipeError(
+                f"matching: fusion = '{fusion}' reads {both.modality}; it should be an encoder "
+                f"{{modality: fusion, model: transformers/bert, reads: [{a}, {b}]}}"
+            )
+        if list(both.reads) != [a, b]:
+            raise RecipeError(
+                f"matching compares {a} and {b}, and the fusion '{fusion}' reads {' and '.join(both.reads)}"
+            )
+        if contrastive < 0:
+            raise RecipeError(f"matching: contrastive = {contrastive} should be a weight, or 0 for no such term")
+        if not contrastive and (negatives == "hard" or momentum is not None):
+            raise RecipeError(
+                "matching: without the contrastive term no similarity is learnt by which negatives are hard, and there "
+                "is nothing to distil; set negatives = uniform and leave momentum out, or contrastive = 1"
+            )
+        if momentum is not None and not (0 <= momentum <= 1 and 0 <= alpha <= 1 and queue >= 0 and ramp >= 0):
+            raise RecipeError("matching: momentum and alpha are shares from 0 to 1, queue and ramp numbers from 0")
+        if not COLDEST <= temperature <= WARMEST:
+            raise RecipeError(f"matching: temperature = {temperature} should lie between {COLDEST} and {WARMEST}")
+        self.names, self.fusion = {"a": a, "b": b}, fusion
+        self.negatives, self.weight, self.area = negatives, contrastive, area
+        self.needs = tuple(dict.fromkeys(self.encoder(name).modality for name in (a, b)))
+        self.head = nn.Linear(both.dim, 2)
+        self.distillation: Distillation | None = None
+        if contrastive:
+            self.project_a = nn.Linear(self.encoder(a).dim, width)
+            self.project_b = nn.Linear(self.encoder(b).dim, width)
+            # Of one entry: FSDP2 shards no parameter without dimensions.
+            self.temperature = nn.Parameter(torch.tensor([temperature]))
+        if momentum is not None:
+            self.distillation = Distillation(
+                self._towers(), width, 3, momentum=momentum, queue=queue, alpha=alpha, ramp=ramp
+            )
+
+    def _towers(self) -> dict[str, nn.Module]:
+        towers = {side: self.encoder(name) for side, name in self.names.items()}
+        return {**towers, "project_a": self.project_a, "project_b": self.project_b}
+
+    def chance(self, rows: int) -> Chance:
+        """Of the matching term 1/3 for every pair; of the contrastive one 1 / (B + K), its accuracies 1 / B."""
+        metrics = {"matching": PRIOR, "accuracy": 2 / 3, "ranking": 0.5}
+        if self.weight:
+            columns = rows + (len(self.distillation.items) if self.distillation else 0)
+            metrics |= {"contrastive": math.log(columns)} | dict.fromkeys(self._metrics(), 1 / rows)
+        # Where rows are equal to each other there are fewer negatives, and the level of the sum is another.
+        return Chance(None, metrics)
+
+    def _metrics(self) -> tuple[str, str]:
+        a, b = self.names.values()
+        return f"accuracy_{a}_to_{b}", f"accuracy_{b}_to_{a}"
+
+    @torch.no_grad()
+    def transform(self, batch: Batch, draws: Draws) -> Batch:
+        """Both sides, images cropped: `a`, `b`, and `a_mask`, `b_mask` where the batch has masks.
+
+        `items` int64 (B, 3): numbers of the row, of its `a` and of its `b`. `noise` (B, 2, W·B) in [0, 1): what decides
+        on the negative `b` and the negative `a` among the rows of the global batch.
+        """
+        modalities = {side: self.encoder(name).modality for side, name in self.names.items()}
+        hashes = [fingerprint(batch[modality]) for modality in modalities.values()]
+        inputs = {"items": torch.stack([batch.get("id", hashes[0]), *hashes], dim=1)}
+        for side, modality in modalities.items():
+            inputs[side] = batch[modality]
+            if modality == "image" and self.area is not None:
+                inputs[side] = random_crop(batch[modality], draws, self.area)
+            if f"{modality}_mask" in batch:
+                inputs[f"{side}_mask"] = batch[f"{modality}_mask"]
+        return inputs | {"noise": draws.uniform(2, draws.rows * draws.shares)}
+
+    def predict(self, inputs: Batch) -> Batch:
+        """Of each side `a_tokens` (B, N, D), `a_valid` (B, N) of 0 and 1 where tokens have a mask.
+
+        With the contrastive term unit vectors `a` (B, width), and `a_key` of the slow copy.
+        """
+        outputs: Batch = {}
+        for side, name in self.names.items():
+            features = self.encoder(name)(inputs[side], inputs.get(f"{side}_mask"))
+            outputs[f"{side}_tokens"] = features.tokens
+            if features.mask is not None:
+                outputs[f"{side}_valid"] = features.mask.to(features.tokens.dtype)
+            if self.weight:
+                outputs[side] = self._embed(side, features)
+        return outputs if self.distillation is None else outputs | self.distillation.keys(inputs)
+
+    def _embed(self, side: str, features: Features) -> Tensor:
+        return F.normalize(self.get_submodule(f"project_{side}")(features.pooled), dim=-1)
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        """Both terms, their sum and what each gets right; means over the pairs of the global batch."""
+        items = inputs["items"]
+        everyones = gather(items)
+        equal = (items[:, None] == everyones).any(2)
+        terms: dict[str, Tensor] = {}
+        if self.weight:
+            scale = 1 / self.temperature[0]
+            if self.distillation is None:
+                terms["contrastive"], *_ = info_nce(outputs["a"], outputs["b"], scale, items=items)
+            else:
+                terms["contrastive"] = self.distillation.loss(outputs, items, scale)
+        similar = self._similar(outputs, len(everyones))
+        own = own_rows(len(items), items.device)
+        for metric, logits in zip(self._metrics() if self.weight else (), similar, strict=False):
+            terms[metric] = (logits.argmax(1) == own).to(logits.dtype).mean()
+
+        (other_b, found_b), (other_a, found_a) = self._draw(similar, equal, inputs["noise"])
+        logits = self._three(outputs, other_b, other_a)
+        weight = torch.cat([torch.ones_like(found_b), found_b, found_a]).to(logits.dtype)
+        answer = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        answer[: len(items)] = 1
+        pairs = average(weight.sum())
+        terms["matching"] = (F.cross_entropy(logits, answer, reduction="none") * weight).sum() / pairs
+        terms["accuracy"] = ((logits.argmax(1) == answer) * weight).sum() / pairs
+        pair, with_b, with_a = (logits[:, 1] - logits[:, 0]).detach().chunk(3)
+        above = torch.cat([pair - with_b, pair - with_a]).sign() / 2 + 0.5
+        negatives = average(weight.sum() - len(items))
+        terms["ranking"] = (above * weight[len(items) :]).sum() / negatives.clamp(min=1)
+        terms["negatives"] = negatives / (2 * len(items))
+        loss = terms["matching"]
+        if self.weight:
+            loss = loss + self.weight * terms["contrastive"]
+            terms["temperature"] = self.temperature[0].detach()
+        return {"loss": loss, **terms}
+
+    @torch.no_grad()
+    def _similar(self, outputs: Batch, total: int) -> tuple[Tensor, Tensor]:
+        """Logits (B, W·B) from a to b and from b to a; zeros without the contrastive term."""
+        if not self.weight:
+            none = outputs["a_tokens"].new_zeros(len(outputs["a_tokens"]), total)
+            return none, none
+        a, b = (gather(outputs.get(f"{side}_key", outputs[side])) for side in SIDES)
+        return outputs["a"] @ b.T / self.temperature[0], outputs["b"] @ a.T / self.temperature[0]
+
+    def _draw(
+        self, similar: tuple[Tensor, Tensor], equal: Tensor, noise: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """For each row another row's `b` and another row's `a`; see `draw_negatives`."""
+        to_b, to_a = similar if self.negatives == "hard" else (torch.zeros_like(logits) for logits in similar)
+        return draw_negatives(to_b, equal, noise[:, 0]), draw_negatives(to_a, equal, noise[:, 1])
+
+    def _three(self, outputs: Batch, other_b: Tensor, other_a: Tensor) -> Tensor:
+        """Logits (3B, 2) of the rows' own pairs, of those with another `b`, of those with another `a`."""
+        sides = []
+        for side, other in (("a", other_a), ("b", other_b)):
+            tokens = outputs[f"{side}_tokens"]
+            others = gather(tokens)[other]
+            # Pairs of one fusion pass, and which of their tokens are valid.
+            joined = torch.cat([tokens, tokens, others] if side == "a" else [tokens, others, tokens])
+            mask = None
+            if f"{side}_valid" in outputs:
+                valid = outputs[f"{side}_valid"].detach()
+                others = gather(valid)[other]
+                mask = torch.cat([valid, valid, others] if side == "a" else [valid, others, valid]) > 0.5
+            sides.append(Features(joined, joined[:, 0], (), mask))
+        return self._judge(*sides)
+
+    def _judge(self, a: Features, b: Features) -> Tensor:
+        """Logits (B, 2) of no pair and of a pair."""
+        logits: Tensor = self.head(cast(FusionEncoder, self.encoder(self.fusion))(a, b).pooled)
+        return logits
+
+    def match(self, a: Features, b: Features) -> Tensor:
+        """How well given pairs belong together: logits (B,) of the probability that they do."""
+        logits = self._judge(a, b)
+        return logits[:, 1] - logits[:, 0]
+
+    def embed_a(self, features: Features) -> Tensor:
+        """Unit vectors (B, width) in the space of the contrastive term."""
+        return self._embed("a", features)
+
+    def embed_b(self, features: Features) -> Tensor:
+        """Unit vectors (B, width) in the space of the contrastive term."""
+        return self._embed("b", features)
+
+    def compares(self) -> tuple[Pair, ...]:
+        """Both encoders: quickly by the cosine of the contrastive term where there is one, slowly by the fusion."""
+        embed = (self.embed_a, self.embed_b) if self.weight else None
+        return (Pair(self.names["a"], self.names["b"], embed=embed, match=self.match),)
+
+    def after_step(self, progress: float) -> None:
+        """Clamp the temperature; the slow copy and its queue move on."""
+        if self.weight:
+            with torch.no_grad():
+                self.temperature.clamp_(COLDEST, WARMEST)
+        if self.distillation is not None:
+            self.distillation.after_step(self._towers())
+
+    def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
+        """Both sides, the other `b` and `a` that were drawn, and the probability given to each of the three pairs."""
+        equal = (inputs["items"][:, None] == inputs["items"]).any(2)
+        noise = inputs["noise"][:, :, : len(equal)]
+        (other_b, found_b), (other_a, found_a) = self._draw(self._similar(outputs, len(equal)), equal, noise)
+        probability = self._three(outputs, other_b, other_a).softmax(1)[:, 1].view(3, -1)
+        known = torch.stack([torch.ones_like(found_b), found_b, found_a])
+        answers = [
+            " | ".join(f"{float(p):.2f}" if there else "none" for p, there in zip(*column, strict=True))
+            for column in zip(probability.T, known.T, strict=True)
+        ]
+        a, b = self._cells(inputs, "a"), self._cells(inputs, "b")
+        return [
+            Panel(self.names["a"], a),
+            Panel(self.names["b"], b),
+            Panel(f"other {self.names['b']}", [b[int(i)] for i in other_b]),
+            Panel(f"other {self.names['a']}", [a[int(i)] for i in other_a]),
+            Panel("a pair? own | b | a", answers),
+        ]
+
+    def _cells(self, inputs: Batch, side: str) -> list[Tensor | str]:
+        value, encoder = inputs[side], self.encoder(self.names[side])
+        if encoder.modality == "text":
+            tokenizer = cast(TextEncoder, encoder).tokenizer
+            masks = inputs.get(f"{side}_mask", torch.ones_like(value, dtype=torch.bool))
+            return [tokenizer.decode(ids[mask]) for ids, mask in zip(value, masks, strict=True)]
+        return list(value / 255 if value.dtype == torch.uint8 else value)
+
+
+def draw_negatives(similar: Tensor, equal: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """One row that is not equal to it for each row, with probability softmax(similar) over those.
+
+    Args:
+        similar: logits (B, N).
+        equal: bool (B, N), True where the row must not be drawn.
+        noise: uniform in [0, 1), (B, N); its Gumbel form turns the largest sum into a draw.
+
+    Returns:
+        int64 (B,) rows, and bool (B,), False where every row is equal: what was drawn there says nothing.
+    """
+    gumbel = -(-noise.clamp(min=torch.finfo(noise.dtype).tiny).log()).log()
+    chances = (similar + gumbel).masked_fill(equal, -math.inf)
+    return chances.argmax(1), ~equal.all(1)
