@@ -53,7 +53,8 @@ class Combine(Objective):
             augmentation; None for the whole image.
         conflicts: steps between measurements of the cosine of each two tasks' gradients on the encoders that they
             share, and of each one's share of the gradient; 0 for never. A measurement takes about as long as a step
-            and holds one gradient of the encoders a task.
+            and holds one gradient of the encoders a task. What tasks measure themselves keeps the same pace; without
+            conflicts, that of the most frequent.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Combine(Objective):
             raise RecipeError(f"combine: conflicts = {conflicts} should be a number of steps, or 0 for never")
         if conflicts and len(tasks) == 1:
             raise RecipeError("combine: conflicts are between two tasks, and there is one; set conflicts to 0")
-        self.diagnose_every = conflicts
+        self.conflicts = conflicts
         if not tasks:
             raise RecipeError("combine needs at least one task, for instance tasks: {turn: {name: rotation}}")
         built: dict[str, Objective] = {}
@@ -100,6 +101,9 @@ class Combine(Objective):
             object.__setattr__(task, "encoders", self.encoders)
             built[name], self.weights[name], self.sources[name] = task, float(weight), source
         self.tasks = nn.ModuleDict(built)
+        self.diagnose_every = conflicts or min(
+            (t.diagnose_every for t in built.values() if t.diagnose_every), default=0
+        )
         self.area = area
         if area is not None and not any("image" in task.needs for task in built.values()):
             raise RecipeError("combine: area crops images, and no task reads any")
@@ -167,12 +171,20 @@ class Combine(Objective):
             task.after_step(progress)
 
     def diagnose(self, inputs: Batch, gradients: Callable[[Objective, Batch], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Of the tasks' gradients on shared encoders: cosines `conflict/<a>_<b>`, and `gradient_share/<task>`."""
-        found = {}
+        """What the tasks measure themselves, as `task/key`, and conflicts where they are asked for.
+
+        Those are of the tasks' gradients on shared encoders: cosines `conflict/<a>_<b>`, and `gradient_share/<task>`.
+        """
+        found: dict[str, Batch] = {}
+        numbers: Batch = {}
         for name, task in self._each():
-            own = gradients(_Alone(self.encoders, task), _own(inputs, name))
-            found[name] = {k: self.weights[name] * v for k, v in own.items() if k.startswith("encoders.")}
-        return compare(found)
+            own = _own(inputs, name)
+            if task.diagnose_every:
+                numbers |= _prefixed(name, task.diagnose(own, gradients))
+            if self.conflicts:
+                alone = gradients(_Alone(self.encoders, task), own)
+                found[name] = {k: self.weights[name] * v for k, v in alone.items() if k.startswith("encoders.")}
+        return numbers | (compare(found) if self.conflicts else {})
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Each task's columns, beside each other."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_encoders import tiny_batch, tiny_encoders, tiny_patches
+from tiny_encoders import tiny_batch, tiny_captioners, tiny_encoders, tiny_patches
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -64,6 +64,18 @@ CASES = {
             }
         },
     ),
+    "captioning": ("captioning", {"smoothing": 0.1}),
+    "captioning_audio": ("captioning", {"a": "audio"}),
+    "combine_coca": (
+        "combine",
+        {
+            "area": (0.5, 1.0),
+            "tasks": {
+                "match": {"name": "contrastive", "width": 7, "area": None},
+                "caption": {"name": "captioning", "weight": 2.0},
+            },
+        },
+    ),
     "combine_uncoupled": (
         "combine",
         {"tasks": {"words": {"name": "masked_language"}, "sync": {"name": "temporal_alignment", **ALIGNMENT}}},
@@ -76,6 +88,8 @@ def _case(name: str) -> tuple[Objective, dict[str, Tensor]]:
     kind, hyper = CASES[name]
     torch.manual_seed(1)
     encoders = tiny_patches() if kind == "masked_autoencoder" else tiny_encoders()
+    if name in ("captioning", "captioning_audio", "combine_coca"):
+        encoders = tiny_captioners(hyper.get("a", "image"))
     objective = create(kind, encoders, **hyper)
     # In training mode its statistics are those of one pass: of a micro-batch, and on a CPU of one process.
     for module in objective.modules():
@@ -86,7 +100,7 @@ def _case(name: str) -> tuple[Objective, dict[str, Tensor]]:
         other = tiny_batch(ROWS, seed=1)
         batch = {f"pairs/{k}": v for k, v in batch.items()} | {f"pictures/{k}": v for k, v in other.items()}
     # Encoders that no task asked for would have no gradient.
-    used = {"image", "text", "audio", "video"} & {key.rpartition("/")[2] for key in objective.needs}
+    used = {"image", "text", "audio", "video"} & {key.rpartition("/")[2] for key in objective.needs} | {"fusion"}
     for unused in set(objective.encoders) - used:
         del objective.encoders[unused]
     return objective, batch

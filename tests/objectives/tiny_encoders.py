@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmssl.encoders import create
 from mmssl.encoders.base import Encoder, Features
+from mmssl.encoders.fusion import Fused
 
 
 def _floats(x: Tensor, like: Tensor) -> Tensor:
@@ -72,6 +73,10 @@ class TinyTokenizer:
     def __init__(self, mask_id: int | None = 4) -> None:
         self.mask_id = mask_id
 
+    def __call__(self, text: str, length: int) -> tuple[Tensor, Tensor]:
+        """Of the empty text."""
+        return F.pad(torch.tensor([2, 3]), (0, length - 2)), torch.arange(length) < 2
+
     def decode(self, ids: Tensor) -> str:
         return " ".join(str(int(i)) for i in ids)
 
@@ -97,8 +102,47 @@ class TinyText(Encoder):
         return Features(tokens, (tokens * weight).sum(1) / weight.sum(1), (x.shape[1],), mask)
 
 
+class TinyCausal(TinyText):
+    """Each word with the mean of those up to it."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+        words = self.embedding(x)
+        weight = mask[..., None].to(words.dtype)
+        so_far = (words * weight).cumsum(1) / weight.cumsum(1).clamp(min=1)
+        tokens = F.gelu(self.net(torch.cat([words, so_far], -1)))
+        return Features(tokens, (tokens * weight).sum(1) / weight.sum(1), (x.shape[1],), mask)
+
+
+class TinyCross(Encoder):
+    """Each token of `b` attends to those of `a`, after a look at the mean of the tokens up to it, or of all."""
+
+    modality, kind, dim = "fusion", "cross", 5
+
+    def __init__(self, width_a: int = TinyImage.dim, width_b: int = TinyText.dim) -> None:
+        super().__init__()
+        self.map_a, self.map_b = nn.Linear(width_a, self.dim), nn.Linear(2 * width_b, self.dim)
+
+    def forward(self, a: Features, b: Features, *, causal: bool = False) -> Fused:  # type: ignore[override]
+        weight = torch.ones_like(b.tokens[..., :1]) if b.mask is None else b.mask[..., None].to(b.tokens.dtype)
+        sums, counts = (b.tokens * weight).cumsum(1), weight.cumsum(1)
+        mean = sums / counts.clamp(min=1) if causal else (sums[:, -1:] / counts[:, -1:]).expand_as(sums)
+        query, memory = self.map_b(torch.cat([b.tokens, mean], -1)), self.map_a(a.tokens)
+        score = query @ memory.mT
+        if a.mask is not None:
+            score = score.masked_fill(~a.mask[:, None], -1e4)
+        tokens = torch.tanh(query + score.softmax(-1) @ memory)
+        return Fused(None, tokens, tokens[:, 0])
+
+
 def tiny_encoders() -> dict[str, Encoder]:
     return {"image": TinyImage(), "text": TinyText(), "audio": TinyAudio(), "video": TinyVideo()}
+
+
+def tiny_captioners(a: str = "image") -> dict[str, Encoder]:
+    """All of them with a causal text encoder, and the fusion of `a` and text."""
+    encoders = tiny_encoders() | {"text": TinyCausal()}
+    return encoders | {"fusion": TinyCross(encoders[a].dim)}
 
 
 def tiny_patches() -> dict[str, Encoder]:

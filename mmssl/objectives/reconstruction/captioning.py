@@ -1,0 +1,253 @@
+"""Captioning: what does the text say about what is seen, word by word?
+
+Yu et al. 2022, "CoCa: Contrastive Captioners are Image-Text Foundation Models", arXiv 2205.01917, section 3.2, equation
+(3): a causal text tower, above it layers that also attend to the tokens of `a`, and the cross-entropy of each next
+token; with `contrastive` beside it, weights 1 and 2, one pass of both towers serves both (`combine`). Li et al. 2022,
+"BLIP", arXiv 2201.12086, trains its decoder so with label smoothing 0.1. `a` may be of any modality: images, sound,
+video. The loss is the mean over all valid next tokens of the global batch, the end token included, padding excluded.
+
+What differs from the papers. CoCa reads `a` through 256 learned queries: that pooler is part of the image tower where
+the recipe takes one that has it, `open_clip/coca_ViT-B-32`, and is left out elsewhere. The fusion's layers each have
+self-attention and cross-attention as in both papers; output goes through the transform and the tied embedding of
+BERT's head, as in BLIP, where open_clip's CoCa has a projection of its own. BLIP's text tower reads both ways when it
+encodes and forwards when it decodes; here a tower does one or the other, and this task asks for a causal one.
+
+Known traps. A tower that sees later tokens makes the task trivial, whatever the fusion masks: its token t holds token
+t + 1 already. So the gradient of both networks is taken once when the task is built. open_clip pads with id 0, which
+also is `!`: padding is asked of the mask. A captioner can lower its loss for long without looking at `a` at all, as a
+language model: `blind` measures how much it looks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mmssl.batch import Batch
+from mmssl.encoders.base import Encoder, Features
+from mmssl.encoders.fusion import FusionEncoder
+from mmssl.encoders.text import TextEncoder
+from mmssl.errors import RecipeError
+from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.ops.augment import random_crop
+from mmssl.ops.draws import Draws
+from mmssl.ops.gather import average
+from mmssl.ops.losses import mean_over
+
+PROOF_TOKENS = 6
+BLIND_ROWS = 64  # of each process: enough for a ratio, little against a step
+
+
+class Captioning(Objective):
+    """Predict each token of `b` from those before it and from `a`.
+
+    Args:
+        encoders: holds the three networks.
+        a: name of the encoder of what is described.
+        b: name of the text encoder, which must be causal.
+        fusion: name of the fusion, of kind `cross`, that reads `a` and `b`.
+        smoothing: share of the target that is spread over all tokens; 0.1 in BLIP.
+        area: smallest and largest share of an image that its random square crop covers; None for the whole image.
+        blind: steps between measurements of `relative_error`, the loss over that with the `a` of another row: 1 where
+            the network does not look. 0 for never. One costs less than two forward passes of 64 rows.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        *,
+        a: str = "image",
+        b: str = "text",
+        fusion: str = "fusion",
+        smoothing: float = 0.0,
+        area: tuple[float, float] | None = None,
+        blind: int = 0,
+    ) -> None:
+        super().__init__(encoders)
+        text = cast(TextEncoder, self.encoder(b))
+        self.modality = self.encoder(a).modality
+        if text.modality != "text":
+            raise RecipeError(f"captioning predicts text, and the encoder '{b}' reads {text.modality}")
+        if self.modality in ("text", "fusion"):
+            raise RecipeError(f"captioning describes what is no text, and the encoder '{a}' reads {self.modality}")
+        if getattr(self.encoder(fusion), "kind", None) != "cross":
+            raise RecipeError(
+                f"captioning needs a fusion in which text attends to '{a}', and '{fusion}' is none; "
+                f"for instance {fusion}: {{model: transformers/bert, reads: [{a}, {b}]}}"
+            )
+        if not 0 <= smoothing < 1:
+            raise RecipeError(f"captioning: smoothing = {smoothing} should be a share from 0 to below 1")
+        if area is not None and self.modality != "image":
+            raise RecipeError(f"captioning: area crops images, and the encoder '{a}' reads {self.modality}")
+        if blind < 0:
+            raise RecipeError(f"captioning: blind = {blind} should be a number of steps, or 0 for never")
+        ids, mask = text.tokenizer("", 3)
+        if mask.sum() != 2:
+            raise RecipeError(
+                f"captioning needs a start and an end token around each text, and the tokenizer of '{b}' sets none; "
+                "take another, or train:8000 for one made from the texts"
+            )
+        self.start, self.end = ids[mask].tolist()
+        self.a, self.b, self.fusion, self.area, self.diagnose_every = a, b, fusion, area, blind
+        self.smoothing, self.tokenizer = smoothing, text.tokenizer
+        self.needs = (self.modality, "text")
+        self.tokens, width = text.token_embedding.shape
+        fused = self.encoder(fusion).dim
+        self.head = nn.Sequential(nn.Linear(fused, width), nn.GELU(), nn.LayerNorm(width))
+        self.bias = nn.Parameter(torch.zeros(self.tokens))
+        self._prove_causal()
+
+    def chance(self, rows: int) -> Chance:
+        """Any token of the embedding table, equally likely."""
+        return Chance(math.log(self.tokens), {"accuracy": 1 / self.tokens})
+
+    @torch.no_grad()
+    def transform(self, batch: Batch, draws: Draws) -> Batch:
+        """Both sides as they are, images cropped where asked for: `a`, `b` (B, L), their masks, `caption_count`."""
+        seen = batch[self.modality]
+        inputs = {"a": seen if self.area is None else random_crop(seen, draws, self.area), "b": batch["text"]}
+        for side, key in (("a", f"{self.modality}_mask"), ("b", "text_mask")):
+            if key in batch:
+                inputs[f"{side}_mask"] = batch[key]
+        return inputs | {"caption_count": _next_valid(inputs).sum()}
+
+    def predict(self, inputs: Batch) -> Batch:
+        """Of each next token (B, L - 1): `gain`, nats better than a guess among all, and whether it was `right`.
+
+        Not the logits: outputs of a whole batch are kept where it is cut into micro-batches, and a vocabulary is large.
+        """
+        logits, target = self.logits(inputs), inputs["b"][:, 1:]
+        surprise = F.cross_entropy(logits.transpose(1, 2), target, reduction="none", label_smoothing=self.smoothing)
+        right = (logits.argmax(-1) == target).to(surprise.dtype)
+        return {"gain": math.log(self.tokens) - surprise, "right": right}
+
+    def logits(self, inputs: Batch) -> Tensor:
+        """Of the token after each but the last, (B, L - 1, V)."""
+        # The tower reads the whole text, and not all but its last token, so that other tasks can share the pass.
+        return self._next(self._see(inputs), inputs["b"], inputs.get("b_mask"))[:, :-1]
+
+    def _see(self, inputs: Batch) -> Features:
+        features: Features = self.encoder(self.a)(inputs["a"], inputs.get("a_mask"))
+        return features
+
+    def _next(self, seen: Features, ids: Tensor, mask: Tensor | None) -> Tensor:
+        text, fusion = cast(TextEncoder, self.encoder(self.b)), cast(FusionEncoder, self.encoder(self.fusion))
+        hidden = fusion(seen, text(ids, mask), causal=True).b
+        return F.linear(self.head(hidden), text.token_embedding, self.bias)
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        """Cross-entropy and accuracy, means over the next tokens of the global batch."""
+        valid, count = _next_valid(inputs), inputs["caption_count"]
+        return {
+            "loss": mean_over(math.log(self.tokens) - outputs["gain"], valid, count),
+            "accuracy": mean_over(outputs["right"], valid, count),
+        }
+
+    @torch.no_grad()
+    def diagnose(self, inputs: Batch, gradients: Callable[[Objective, Batch], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """`relative_error`: the loss over that with the `a` of the next row; of at most 64 rows a process."""
+        rows = {key: value[:BLIND_ROWS] for key, value in inputs.items() if value.ndim}
+        valid, seen = _next_valid(rows), self._see(rows)
+        other = Features(
+            seen.tokens.roll(1, 0),
+            seen.pooled.roll(1, 0),
+            seen.grid,
+            None if seen.mask is None else seen.mask.roll(1, 0),
+        )
+        own, blind = (
+            F.cross_entropy(self._next(side, rows["b"], rows.get("b_mask"))[:, :-1][valid], rows["b"][:, 1:][valid])
+            for side in (seen, other)
+        )
+        return {"relative_error": average(own / blind)}
+
+    @torch.no_grad()
+    def generate(self, a: Tensor, a_mask: Tensor | None = None, *, length: int) -> Tensor:
+        """The likeliest next token again and again; call it in evaluation mode.
+
+        Args:
+            a: as the encoder `a` reads it, B rows.
+            a_mask: its mask.
+            length: number of ids L, start and end included.
+
+        Returns:
+            Ids int64 (B, L), padded behind the end token.
+        """
+        seen = self.encoder(self.a)(a, a_mask)
+        ids = torch.full((len(a), 1), self.start, device=a.device)
+        for _ in range(length - 1):
+            new = self._next(seen, ids, None)[:, -1].argmax(-1)
+            ended = (ids == self.end).any(1)
+            ids = torch.cat([ids, torch.where(ended, self.tokenizer.pad_id, new)[:, None]], 1)
+        return ids
+
+    def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
+        """What is seen, its caption, and the one that the network writes."""
+        seen, ids = inputs["a"], inputs["b"]
+        captions = [self.tokenizer.decode(row[mask]) for row, mask in zip(ids, _valid(inputs), strict=True)]
+        cells: list[Tensor | str] = list(seen / 255 if seen.dtype == torch.uint8 else seen)
+        written: list[Tensor | str] = []
+        for row in self.generate(seen, inputs.get("a_mask"), length=ids.shape[1]).tolist():
+            written.append(self.tokenizer.decode(row[: row.index(self.end)] if self.end in row else row))
+        return [Panel(self.a, cells), Panel("caption", list[Tensor | str](captions)), Panel("generated", written)]
+
+    def _prove_causal(self) -> None:
+        """Raise RecipeError where what stands at a place has a gradient with respect to a later token."""
+        text, fusion = cast(TextEncoder, self.encoder(self.b)), cast(FusionEncoder, self.encoder(self.fusion))
+        embedding = text.token_embedding
+        if embedding.is_meta:
+            return  # weights without memory show nothing
+        # Each token stands once, so that a row of the embedding's gradient belongs to one place.
+        words = (i for i in range(self.tokens) if i not in self.tokenizer.special_ids)
+        ids = torch.tensor([next(words) for _ in range(PROOF_TOKENS)], device=embedding.device)
+        name = next(name for name, parameter in text.named_parameters() if parameter is embedding)
+        leaf = embedding.detach().requires_grad_()  # it may be frozen
+        with torch.enable_grad(), _evaluating(text, fusion):
+            b = functional_call(text, {name: leaf}, (ids[None], torch.ones_like(ids[None], dtype=torch.bool)))
+            if _leaks(b.tokens[0], leaf, ids):
+                raise RecipeError(
+                    f"captioning: the text encoder '{self.b}' sees later tokens, so that the answer stands in the "
+                    "question; take a causal one, such as transformers/gpt2, transformers/bert with is_decoder: true, "
+                    "or a text tower of open_clip"
+                )
+            leaf = b.tokens.detach().requires_grad_()
+            seen = torch.linspace(-1, 1, 3 * self.encoder(self.a).dim, device=leaf.device, dtype=leaf.dtype)
+            a = Features(seen.view(1, 3, -1), seen.view(1, 3, -1).mean(1), (3,))
+            fused = fusion(a, b._replace(tokens=leaf), causal=True).b
+            if _leaks(fused[0], leaf, torch.arange(PROOF_TOKENS, device=ids.device)):
+                raise RecipeError(f"captioning: the fusion '{self.fusion}' lets a token see later ones")
+
+
+def _valid(inputs: Batch) -> Tensor:
+    return inputs.get("b_mask", torch.ones_like(inputs["b"], dtype=torch.bool))
+
+
+def _next_valid(inputs: Batch) -> Tensor:
+    """Where there is a next token to predict, bool (B, L - 1)."""
+    return _valid(inputs)[:, 1:]
+
+
+def _leaks(places: Tensor, source: Tensor, rows: Tensor) -> bool:
+    """Whether one of `places` (L, D) has a gradient on a later one of the rows `rows` (L,) of `source`."""
+    weights = torch.linspace(0.5, 1.5, places.shape[1], device=places.device, dtype=places.dtype)
+    for t in range(len(places) - 1):
+        (gradient,) = torch.autograd.grad(places[t] @ weights, source, retain_graph=True)
+        if gradient.flatten(0, -2)[rows[t + 1 :]].any():
+            return True
+    return False
+
+
+@contextmanager
+def _evaluating(*modules: nn.Module) -> Iterator[None]:
+    modes = {part: part.training for module in modules for part in module.modules()}
+    for module in modules:
+        module.eval()
+    yield
+    for part, training in modes.items():
+        part.training = training
