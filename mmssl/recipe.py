@@ -191,7 +191,8 @@ class Recipe(_Section):
     """A whole run.
 
     Attributes:
-        encoders: name -> `{model: library/name, ...}`; the name is the modality unless `modality` says otherwise.
+        encoders: name -> `{model: library/name, ...}`; the name is the modality unless `modality` says otherwise, and
+            with `frozen: true` it keeps the weights that it starts from.
         objective: `{name: ..., hyper-parameter: value, ...}`.
         data: one source, or name -> source where an objective mixes several.
         training: the loop.

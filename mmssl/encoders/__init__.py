@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mmssl.encoders.base import Encoder, Features
+from mmssl.errors import RecipeError
 
 if TYPE_CHECKING:
     from mmssl.encoders._open_clip import export_clip_pair
@@ -21,13 +22,14 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'mmssl.encoders' has no attribute '{name}'")
 
 
-def create(model: str, modality: str, **kwargs: Any) -> Encoder:
+def create(model: str, modality: str, *, frozen: bool = False, **kwargs: Any) -> Encoder:
     """Build an encoder; random weights unless `pretrained` says otherwise.
 
     Args:
         model: `library/name`, for instance `timm/resnet18`, `torchvision/r3d_18`, `open_clip/ViT-B-32`,
             `transformers/bert`.
         modality: `image`, `text`, `audio` or `video`: what the encoder reads; `fusion` reads two encoders.
+        frozen: whether it keeps the weights that it starts from; see `Encoder.freeze`.
         **kwargs: of the modality's class (`mean`, `rate`, `tokenizer` ...); all others go to the backbone's
             constructor. `pretrained` is False, True (the library's default weights), the name of weights that the
             library knows, a local file, or `local-dir:` and a directory that `Encoder.export` or the library wrote.
@@ -40,5 +42,7 @@ def create(model: str, modality: str, **kwargs: Any) -> Encoder:
 
     split_model(model)
     kind = find("encoder", modality)
+    if not isinstance(frozen, bool):
+        raise RecipeError(f"{model}: frozen = {frozen!r} should be true or false")
     encoder: Encoder = kind(model, **check_keywords(kind, kwargs, model))
-    return encoder
+    return encoder.freeze() if frozen else encoder

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,7 @@ class Encoder(nn.Module):
         patch_size: height and width in pixels of a token, for a network of patches; else None.
         width: of the tokens of `embed`, where there are any; a tower of open_clip has one apart from `dim`.
         spec: the arguments of `mmssl.encoder` that build this network again with random weights.
+        frozen: whether it learns nothing; see `freeze`.
     """
 
     modality: str
@@ -53,6 +54,7 @@ class Encoder(nn.Module):
     patch_size: tuple[int, int] | None = None
     width: int | None = None
     spec: dict[str, Any]
+    frozen: bool = False
     _passes: list[tuple[tuple[Any, ...], Any]] | None = None  # of `one_pass`: what was handed over, what came back
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
@@ -67,6 +69,21 @@ class Encoder(nn.Module):
         result = super().__call__(*inputs, **options)
         self._passes.append((given, result))
         return result
+
+    def freeze(self, frozen: bool = True) -> Self:
+        """Stay as it is, or learn again: no gradient, so no optimiser and no weight decay, and always evaluation mode.
+
+        What is frozen also keeps BatchNorm's running statistics and drops nothing, whatever `train` is called with.
+        """
+        self.frozen = frozen
+        self.requires_grad_(not frozen)
+        self.train(not frozen)
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """See `torch.nn.Module.train`; one that is frozen stays in evaluation mode."""
+        super().train(mode and not self.frozen)
+        return self
 
     def embed(self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         """Raw input -> position-aware tokens (B, N, width), of which any subset may go to `encode`.

@@ -95,7 +95,10 @@ class Finetune(Probe[RawRows]):
         """One training on all of `rows`."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            objective = Supervised(copy.deepcopy(rows.encoder), classes=int(labels.max()) + 1)
+            encoder = copy.deepcopy(rows.encoder)
+            if encoder.frozen:
+                encoder.freeze(False)
+            objective = Supervised(encoder, classes=int(labels.max()) + 1)
         scale_by_depth(objective.encoder(rows.encoder.modality), setting["decay"])
         training = Training(
             steps=self.steps,
