@@ -6,8 +6,10 @@ the batch, since the views of a row are not independent; an error or loss by Stu
 whose scatter is the noise. The 1 % of false alarms that is allowed is divided by the number of tests (Bonferroni), so
 that a long run at chance stays there.
 
-The loss decides only where nothing else has a level: that of colours falls far below guessing by knowing how frequent
-each is, and that of embeddings by their being close together. Where all are one point, `spread` says so.
+Where a task logs `relative_error`, its error over that of the best answer which ignores the input, that alone decides:
+knowing how frequent each answer is already takes accuracy and loss far from guessing, with colours as with words. The
+loss decides only where nothing else has a level: that of embeddings falls by their being close together. Where all are
+one point, `spread` says so.
 
 Learned means: in the last window a number is better than guessing. Where embeddings are compared, which log `spread`,
 that is not enough: untrained networks already find the other view of a picture far more often than guessing does. There
@@ -107,7 +109,8 @@ def _judge(history: Sequence[Record], task: str, chance: Chance, rows: int) -> V
     levels = {key: level for key, level in chance.levels.items() if _task(key) == task and _last(key) != "spread"}
     every = [_test(_Series.of(history, key), level, rows) for key, level in sorted(levels.items(), key=_order)]
     every = [test for test in every if test.zs]
-    tests = [test for test in every if _last(test.series.key) != "loss"] or every
+    relative = [test for test in every if _last(test.series.key) == RELATIVE]
+    tests = relative or [test for test in every if _last(test.series.key) != "loss"] or every
     if not tests:
         return Verdict("unknown", f"no number of known chance level has two records to test{beside}", task)
     enough = NormalDist().inv_cdf(1 - FALSE_ALARM / sum(len(test.zs) for test in tests))

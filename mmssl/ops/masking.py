@@ -38,6 +38,7 @@ def corrupt_tokens(
     vocabulary: Tensor,
     masked: float = 0.8,
     replaced: float = 0.1,
+    together: Tensor | None = None,
 ) -> Tensor:
     """Chosen tokens become `mask_id`, a random token or stay as they are, each decided on its own.
 
@@ -50,12 +51,15 @@ def corrupt_tokens(
         vocabulary: int64 (K,), ids that a random token is drawn from.
         masked: probability of `mask_id`.
         replaced: probability of a random token; the rest stays.
+        together: int64 (B, M), number below M of the group of a place, if those of a group share one decision.
 
     Returns:
         int64 (B, L).
     """
     original = tokens.gather(1, places)
     dice = draws.uniform(places.shape[1])
+    if together is not None:
+        dice = dice.gather(1, together)
     other = vocabulary[draws.integers(len(vocabulary), places.shape[1])]
     new = torch.where(dice < masked, mask_id, torch.where(dice < masked + replaced, other, original))
     return tokens.scatter(1, places, torch.where(chosen, new, original))
