@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_encoders import tiny_batch, tiny_encoders
-from torch import Tensor
+from tiny_encoders import TinyImage, tiny_batch, tiny_captioners, tiny_encoders
+from torch import Tensor, nn
 
 from mmssl import recipe
 from mmssl.build import build
 from mmssl.cli import find_recipe
+from mmssl.encoders.base import Encoder, Features, one_pass
 from mmssl.errors import RecipeError
-from mmssl.objectives import create
+from mmssl.objectives import Objective, combine, create
 from mmssl.ops.draws import Draws
 from mmssl.training.loop import fit
-from mmssl.training.step import diagnosed
+from mmssl.training.step import accumulated_backward, diagnosed
 
 TASKS = {
     "turn": {"name": "rotation", "weight": 0.5, "data": "pictures"},
@@ -214,3 +217,152 @@ def test_a_run_that_measures_conflicts_has_the_same_bits_and_logs_them_when_due(
         assert {key: same[key] for key in record if "loss" in key} == {
             key: value for key, value in record.items() if "loss" in key
         }
+
+
+COCA = {
+    "match": {"name": "contrastive", "width": 7, "area": None},
+    "caption": {"name": "captioning", "weight": 2.0},
+}
+
+
+class NoisyImage(TinyImage):
+    """With dropout and BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.norm = nn.Dropout(0.5), nn.BatchNorm1d(self.dim)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        features = super().forward(x, mask)
+        tokens = self.norm(self.drop(features.tokens).mT).mT
+        return features._replace(tokens=tokens, pooled=tokens.mean(1))
+
+
+def _pair(tasks: dict | None = None, image: type[Encoder] = TinyImage, **hyper: object) -> Objective:
+    torch.manual_seed(2)
+    encoders = tiny_captioners()
+    encoders = {"image": image(), "text": encoders["text"], "fusion": encoders["fusion"]}
+    return create("combine", encoders, tasks=tasks or COCA, **hyper)
+
+
+@contextmanager
+def _counted(task: Objective) -> Iterator[dict[str, int]]:
+    """How often each encoder runs."""
+    runs = dict.fromkeys(task.encoders, 0)
+
+    def count(name: str) -> object:
+        return lambda *_: runs.update({name: runs[name] + 1})
+
+    hooks = [encoder.register_forward_hook(count(name)) for name, encoder in task.encoders.items()]
+    yield runs
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.usefixtures("_double")
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("area", [None, (0.5, 1.0)])
+def test_one_pass_serves_all_tasks_with_the_gradient_of_separate_passes(monkeypatch, parts, area):
+    task = _pair(area=area)
+    inputs = task.transform(tiny_batch(ROWS), Draws(0, 0, ROWS))
+    gradients, losses = [], []
+    for passes in (1, 2):
+        if passes == 2:
+            monkeypatch.setattr(combine, "one_pass", nullcontext)
+        task.zero_grad()
+        with _counted(task) as runs:
+            losses.append(accumulated_backward(task, task, inputs, parts))
+        replays = 1 if parts == 1 else 2 * parts
+        assert runs == {"image": passes * replays, "text": passes * replays, "fusion": replays}
+        gradients.append({name: parameter.grad for name, parameter in task.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert gradient.abs().max() > 1e-5
+        error = (gradient - gradients[1][name]).abs().max() / gradient.abs().max()
+        assert error < 1e-12, f"{name}: {error:.2g}"
+    assert losses[0] == losses[1]
+
+
+def test_what_differs_is_not_shared():
+    with_crops = _pair({**COCA, "match": {"name": "contrastive", "width": 7}})
+    inputs = with_crops.transform(tiny_batch(4), Draws(0, 0, 4))
+    assert {"match/a", "caption/a", "match/b+caption/b"} <= inputs.keys()
+    with _counted(with_crops) as runs:
+        with_crops(inputs)
+    assert runs == {"image": 2, "text": 1, "fusion": 1}
+    assert not torch.equal(inputs["match/a"], inputs["caption/a"])
+    # Nothing is kept for the next step, nor for who runs an encoder outside.
+    with _counted(with_crops) as runs:
+        for _ in range(2):
+            with_crops(inputs)
+            with_crops.encoder("text")(inputs["match/b+caption/b"], inputs["match/b_mask+caption/b_mask"])
+    assert runs == {"image": 4, "text": 4, "fusion": 2}
+
+
+def test_a_pass_without_gradient_serves_no_task_that_wants_one():
+    image, pictures = TinyImage(), tiny_batch(3)["image"]
+    with one_pass([image]):
+        with torch.no_grad():
+            quiet = image(pictures)
+        features = image(pictures)
+        assert image(pictures) is features
+        assert image(pictures.clone()) is not features
+        with torch.no_grad():
+            assert image(pictures) is quiet
+    assert features.tokens.requires_grad
+    assert not quiet.tokens.requires_grad
+    assert image(pictures) is not features
+    with pytest.raises(RuntimeError, match="stop"), one_pass([image]):
+        raise RuntimeError("stop")
+    assert image(pictures) is not image(pictures)
+
+
+def test_one_pass_has_one_dropout_mask_and_counts_the_rows_once(monkeypatch):
+    twice = {name: {"name": "captioning"} for name in ("first", "second")}
+    for shared in (True, False):
+        if not shared:
+            monkeypatch.setattr(combine, "one_pass", nullcontext)
+        task = _pair(twice, NoisyImage)
+        task.tasks["second"].load_state_dict(task.tasks["first"].state_dict())
+        outputs = task.predict(task.transform(tiny_batch(4), Draws(0, 0, 4)))
+        assert torch.equal(outputs["first/gain"], outputs["second/gain"]) == shared
+        assert task.encoder("image").norm.num_batches_tracked == (1 if shared else 2)
+
+
+def test_compiled_tasks_share_the_pass_too():
+    graphs = []
+
+    def collect(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    task = _pair()
+    inputs = task.transform(tiny_batch(4), Draws(0, 0, 4))
+    compiled = torch.compile(task, backend=collect)(inputs)
+    torch.testing.assert_close(compiled["loss"], task(inputs)["loss"])
+    assert sum("conv2d" in str(node.target) for graph in graphs for node in graph.graph.nodes) == 2  # the encoder's two
+    torch.compiler.reset()
+
+
+def test_one_crop_for_all_tasks():
+    task, batch = _pair(area=(0.3, 0.5)), tiny_batch(4)
+    inputs = task.transform(batch, Draws(0, 0, 4))
+    crops = inputs["match/a+caption/a"]
+    assert crops.shape == batch["image"].shape
+    assert crops.is_floating_point()
+    assert not torch.equal(crops, task.transform(batch, Draws(0, 1, 4))["match/a+caption/a"])
+    assert "match/a+caption/a" in _pair().transform(batch, Draws(0, 0, 4))
+    with pytest.raises(RecipeError, match="no task reads any"):
+        create("combine", tiny_encoders(), tasks={"words": {"name": "masked_language"}}, area=(0.5, 1.0))
+
+
+def test_what_tasks_measure_themselves_is_logged():
+    tasks = {**COCA, "caption": {"name": "captioning", "blind": 7}}
+    assert _pair(tasks).diagnose_every == 7
+    for conflicts, expected in (
+        (0, {"caption/relative_error"}),
+        (3, {"caption/relative_error", "conflict/match_caption", "gradient_share/match", "gradient_share/caption"}),
+    ):
+        task = _pair(tasks, conflicts=conflicts)
+        assert task.diagnose_every == (conflicts or 7)
+        inputs = task.transform(tiny_batch(4), Draws(0, 0, 4))
+        assert diagnosed(task, inputs).keys() == expected
