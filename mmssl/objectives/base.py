@@ -18,6 +18,9 @@ from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder, Features
 from mmssl.ops.draws import Draws
 
+ONCE = 2**62
+"""As `refresh_every`: before the first step and never again."""
+
 
 @dataclass(frozen=True)
 class Chance:
@@ -93,7 +96,7 @@ class Objective(nn.Module):
         coupled: whether rows meet in `loss` (contrastive negatives, queues). Such a task is accumulated by cached
             outputs, any other by plain averaging, and needs at least two rows.
         spec: name and hyper-parameters that build this task again; None where it was not made by `mmssl.objective`.
-        refresh_every: steps between calls of `refresh`; 0 for never.
+        refresh_every: steps between calls of `refresh`; 0 for never, `ONCE` for before the first step alone.
         diagnose_every: steps between calls of `diagnose`; 0 for never.
     """
 
@@ -178,7 +181,12 @@ class Objective(nn.Module):
         """After each optimiser step, without gradient: momentum teachers, clamps. `progress` runs from 0 to 1."""
 
     def refresh(self, batches: Iterable[Batch]) -> None:
-        """A pass over the whole data every `refresh_every` steps: clusters, codebooks."""
+        """Before the first step and every `refresh_every` steps, on the whole data: clusters, codebooks.
+
+        Args:
+            batches: this process's rows; may be read several times, and need not be read to the end, but by every
+                process equally far.
+        """
 
     def diagnose(self, inputs: Batch, gradients: Callable[[Objective, Batch], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Every `diagnose_every` steps, before the step: numbers that cost a backward pass of their own; logged.

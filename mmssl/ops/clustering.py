@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmssl.ops.draws import mix_seed
-from mmssl.ops.gather import gather, process_share
+from mmssl.ops.gather import gather, process_share, total
 
 ENTRIES = 2**24  # of the largest matrix of distances that is held at once
 
@@ -88,24 +88,17 @@ def kmeans(points: Tensor, centers: Tensor, iterations: int = 25) -> tuple[Tenso
     before = own.new_full((len(own),), -1, dtype=torch.long)
     codes, distance = nearest_center(own, centers)
     for _ in range(iterations):
-        if not _sum((codes != before).sum()):
+        if not total((codes != before).sum()):
             break
-        counts = _sum(torch.bincount(codes, minlength=len(centers)))
-        sums = _sum(torch.zeros_like(centers).index_add_(0, codes, own))
+        counts = total(torch.bincount(codes, minlength=len(centers)))
+        sums = total(torch.zeros_like(centers).index_add_(0, codes, own))
         centers = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centers)
         empty = (counts == 0).nonzero()[:, 0]
         if len(empty):
             far, far_distance = _farthest(own, distance, len(empty))
             centers[empty[: len(far)]] = torch.where(far_distance[:, None] > 0, far, centers[empty[: len(far)]])
         before, (codes, distance) = codes, nearest_center(own, centers)
-    return centers, _sum(torch.bincount(codes, minlength=len(centers)))
-
-
-def _sum(value: Tensor) -> Tensor:
-    """Over the processes."""
-    if process_share()[1] > 1:
-        dist.all_reduce(value)
-    return value
+    return centers, total(torch.bincount(codes, minlength=len(centers)))
 
 
 def _farthest(own: Tensor, distance: Tensor, number: int) -> tuple[Tensor, Tensor]:
@@ -123,7 +116,7 @@ def _farthest(own: Tensor, distance: Tensor, number: int) -> tuple[Tensor, Tenso
 class Codebook(nn.Module):
     """Vectors -> the number of the nearest of K centres, and back; random until `fit` is called.
 
-    All state is buffers. The seed of `fit` is drawn when built: it is that of the run.
+    All state is buffers. The seed is drawn when built, so that it is a function of the run's.
 
     Args:
         codes: K.

@@ -51,11 +51,16 @@ def gather(local: Tensor) -> Tensor:
     return _Gather.apply(local.contiguous())
 
 
+def total(value: Tensor) -> Tensor:
+    """Sum over the processes, without gradient; the value itself on one process."""
+    if process_share()[1] == 1:
+        return value.detach()
+    everyone = value.detach().clone()
+    dist.all_reduce(everyone)
+    return everyone
+
+
 def average(value: Tensor) -> Tensor:
     """Mean over the processes, without gradient; the value itself on one process."""
     world = process_share()[1]
-    if world == 1:
-        return value.detach()
-    total = value.detach().clone()
-    dist.all_reduce(total)
-    return total / world
+    return value.detach() if world == 1 else total(value) / world

@@ -142,8 +142,7 @@ def _fit(
         began = time.perf_counter()
         for step in range(done, training.steps):
             if objective.refresh_every and step % objective.refresh_every == 0:
-                epoch = max(1, getattr(loader, "steps_per_epoch", None) or objective.refresh_every)
-                objective.refresh(to_device(batch, accelerator.device) for batch in loader.batches(0, epoch))
+                objective.refresh(WholeData(loader, objective.refresh_every, accelerator.device))
             asked = time.perf_counter()
             batch = to_device(next(batches), accelerator.device)
             clock.waited(time.perf_counter() - asked, training.batch_size)
@@ -213,6 +212,20 @@ def _fit(
             for line in closing_lines(history, chance, training.batch_size):
                 reporter.say(line)
     return history
+
+
+class WholeData:
+    """What `Objective.refresh` reads, from the start at each reading.
+
+    That is an epoch, or where it has no known end as many batches as there are steps until the next refresh.
+    """
+
+    def __init__(self, loader: Loader, refresh_every: int, device: torch.device) -> None:
+        self._loader, self._refresh_every, self._device = loader, refresh_every, device
+
+    def __iter__(self) -> Iterator[Batch]:
+        stop = max(1, getattr(self._loader, "steps_per_epoch", None) or self._refresh_every)
+        return (to_device(batch, self._device) for batch in self._loader.batches(0, stop))
 
 
 def whole_outside_forward(sharded: nn.Module) -> None:

@@ -1,0 +1,241 @@
+"""One side of a masked pair: what of it is hidden, and the head that says what was there."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl.batch import Batch
+from mmssl.encoders.base import Encoder
+from mmssl.encoders.image import ImageEncoder
+from mmssl.encoders.text import TextEncoder
+from mmssl.errors import RecipeError
+from mmssl.objectives.base import Panel
+from mmssl.objectives.reconstruction._patches import patchify, read_picture, take, unpatchify
+from mmssl.ops.clustering import Codebook
+from mmssl.ops.draws import Draws
+from mmssl.ops.gather import process_share, total
+from mmssl.ops.losses import mean_over
+from mmssl.ops.masking import choose_places, corrupt_tokens, mask_blocks
+
+SMALLEST_BLOCK = 16 / 196
+TOKENS_COUNTED = 32  # for each entry of the vocabulary
+
+
+def _guessing(target: Tensor, chosen: Tensor, log_shares: Tensor) -> Batch:
+    """Targets, their number, and the cross-entropy of a histogram."""
+    return {
+        "chosen": chosen,
+        "target": target,
+        "masked_count": chosen.sum(),
+        "prior_count": -(log_shares[target] * chosen).sum(),
+    }
+
+
+def _scores(logits: Tensor, inputs: Batch) -> tuple[dict[str, Tensor], Tensor]:
+    """Cross-entropy, that over the histogram's, the share of right answers; and which are right (B, M)."""
+    chosen, count = inputs["chosen"], inputs["masked_count"]
+    surprise = F.cross_entropy(logits.transpose(1, 2), inputs["target"], reduction="none")
+    right = (logits.argmax(-1) == inputs["target"]).to(logits.dtype)
+    scores = {
+        "loss": mean_over(surprise, chosen, count),
+        "relative_error": mean_over(surprise.detach(), chosen, inputs["prior_count"]),
+        "right": mean_over(right, chosen, count),
+    }
+    return scores, right
+
+
+class HiddenPatches(nn.Module):
+    """Blocks of patches behind a mask token, and a classifier over the codes of a codebook.
+
+    Args:
+        network: of images or sound; it stays outside of this module.
+        width: of the tokens that the head reads.
+        rate: share of the patches that is hidden.
+        codes: entries of the codebook.
+        area, flip, size: see `read_picture`.
+    """
+
+    def __init__(
+        self,
+        network: Encoder,
+        width: int,
+        rate: float,
+        codes: int,
+        *,
+        area: tuple[float, float] | None,
+        flip: float,
+        size: int | None,
+    ) -> None:
+        super().__init__()
+        if network.modality not in ("image", "audio") or not network.subsets or network.patch_size is None:
+            raise RecipeError(
+                f"masked_pair hides patches of images or sound, and {network.spec['model']} has none; take a plain "
+                "vision transformer, such as timm/vit_tiny_patch16_224, or set rate_a: 0"
+            )
+        if codes < 2:
+            raise RecipeError(f"masked_pair: codes = {codes} should be 2 or more")
+        self.rate, self.classes, self.patch = rate, codes, network.patch_size
+        self.area, self.flip, self.size = area, flip, size
+        self.codebook = Codebook(codes, (3 if network.modality == "image" else 1) * self.patch[0] * self.patch[1])
+        self.mask_token = nn.Parameter(torch.zeros(network.width or network.dim))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width), nn.Linear(width, codes))
+
+    def _read(self, network: Encoder, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Tensor | None]:
+        return read_picture(network, batch, draws, area=self.area, flip=self.flip, size=self.size)
+
+    def vectors(self, network: Encoder, batch: Batch, number: int) -> Tensor:
+        """What the codebook learns from: patches (n, d) of the batch, cropped as for training; NaN where padding is."""
+        share, shares = process_share()
+        rows, device = len(batch[network.modality]), self.mask_token.device
+        draws = Draws(int(self.codebook.seed), number, rows, share=share, shares=shares, device=device)
+        _, pixels, valid = self._read(network, batch, draws)
+        patches = patchify(pixels, self.patch)
+        if valid is not None:
+            patches = patches.masked_fill(~valid[:, :, None], math.nan)
+        return patches.flatten(0, 1)
+
+    def hide(self, network: Encoder, batch: Batch, draws: Draws) -> Batch:
+        """What is `seen`, with its `mask` where there is padding, and what is hidden.
+
+        `hidden` bool (B, N), in the grid of patches; `places` (B, M), of which the `chosen` ones count, with the
+        `target` codes. `mistakes_count` is the number of mistakes of the most frequent code.
+        """
+        picture, pixels, valid = self._read(network, batch, draws)
+        grid = (pixels.shape[2] // self.patch[0], pixels.shape[3] // self.patch[1])
+        if min(grid) < 2:
+            raise RecipeError(f"masked_pair: blocks cannot be hidden in a grid of {grid[0]} x {grid[1]} patches")
+        number = grid[0] * grid[1]
+        slots = max(1, round(self.rate * number))
+        hidden = mask_blocks(grid, slots, draws, smallest=max(1, round(SMALLEST_BLOCK * number)))
+        inputs = {"seen": picture, "hidden": hidden}
+        if valid is not None:
+            inputs["mask"] = valid
+            hidden = hidden & valid
+        inputs["places"] = hidden.long().argsort(dim=1, descending=True, stable=True)[:, :slots]
+        chosen = hidden.gather(1, inputs["places"])
+        target = self.codebook(take(patchify(pixels, self.patch), inputs["places"]))
+        inputs["mistakes_count"] = ((target != self.codebook.counts.argmax()) & chosen).sum()
+        return inputs | _guessing(target, chosen, self.codebook.log_shares())
+
+    def forward(self, tokens: Tensor, inputs: Batch) -> Tensor:
+        """Logits (B, M, K) at the hidden places."""
+        logits: Tensor = self.head(take(tokens, inputs["places"]))
+        return logits
+
+    def scores(self, logits: Tensor, inputs: Batch) -> dict[str, Tensor]:
+        """See `_scores`; also the mistakes over those of the most frequent code, and the codebook's perplexity."""
+        scores, right = _scores(logits, inputs)
+        mistakes = mean_over(1 - right, inputs["chosen"], inputs["mistakes_count"])
+        return scores | {"relative_mistakes": mistakes, "perplexity": self.codebook.perplexity()}
+
+    def panels(self, network: Encoder, inputs: Batch, logits: Tensor) -> list[Panel]:
+        """What is seen; answer and target, as the mean patches of codes; the picture."""
+        picture, places, chosen = inputs["seen"], inputs["places"], inputs["chosen"]
+        pixels, scale, shift = picture[:, None], picture.new_ones(()), picture.new_zeros(())
+        if network.modality == "image":
+            normalize = cast(ImageEncoder, network).normalize
+            pixels, scale, shift = normalize(picture), normalize.std[:, None, None], normalize.mean[:, None, None]
+        patches = patchify(pixels, self.patch)
+        decoded = self.codebook.decode(self.codebook(patches))
+
+        def put(values: Tensor, into: Tensor) -> list[Tensor | str]:
+            kept = torch.where(chosen[:, :, None], values.to(into.dtype), take(into, places))
+            whole = into.scatter(1, places[:, :, None].expand_as(kept), kept)
+            image = unpatchify(whole, self.patch, (picture.shape[-2], picture.shape[-1])) * scale + shift
+            return list(image if network.modality == "image" else image[:, 0])
+
+        return [
+            Panel("input", put(pixels.mean().expand(1, 1, patches.shape[2]), patches)),
+            Panel("prediction", put(self.codebook.decode(logits.argmax(-1)), decoded)),
+            Panel("target in codes", put(take(decoded, places), decoded)),
+            Panel("original", put(take(patches, places), patches)),
+        ]
+
+
+class HiddenWords(nn.Module):
+    """Tokens masked as in masked_language, and a classifier tied to the embedding of the text encoder.
+
+    Args:
+        network: of texts; it stays outside of this module.
+        width: of the tokens that the head reads.
+        rate: share of a text's tokens that are predicted.
+    """
+
+    special: Tensor
+    vocabulary: Tensor
+    counts: Tensor
+
+    def __init__(self, network: Encoder, width: int, rate: float) -> None:
+        super().__init__()
+        if network.modality != "text":
+            raise RecipeError(f"masked_pair: b is text, and {network.spec['model']} reads {network.modality}")
+        text = cast(TextEncoder, network)
+        self.rate, self.tokenizer = rate, text.tokenizer
+        if self.tokenizer.mask_id is None:
+            raise RecipeError(
+                "masked_pair needs a mask token, and the tokenizer of the text encoder has none; "
+                "take a masked model's tokenizer, or train:8000 for one made from the texts"
+            )
+        self.mask_id = self.tokenizer.mask_id
+        special = torch.zeros(self.tokenizer.vocab_size, dtype=torch.bool)
+        special[sorted(self.tokenizer.special_ids)] = True
+        self.classes, embedding = text.token_embedding.shape
+        self.register_buffer("special", special, persistent=False)
+        self.register_buffer("vocabulary", (~special).nonzero()[:, 0], persistent=False)
+        self.register_buffer("counts", torch.zeros(self.classes, dtype=torch.long))
+        self.head = nn.Sequential(nn.Linear(width, embedding), nn.GELU(), nn.LayerNorm(embedding))
+        self.bias = nn.Parameter(torch.zeros(self.classes))
+
+    def _maskable(self, batch: Batch) -> Tensor:
+        """Bool (B, L), True for tokens that are neither padding nor special."""
+        text = batch["text"]
+        return batch.get("text_mask", torch.ones_like(text, dtype=torch.bool)) & ~self.special[text]
+
+    def count(self, batch: Batch) -> None:
+        """Add the words of a batch to the histogram, those of all processes."""
+        self.counts += total(torch.bincount(batch["text"][self._maskable(batch)], minlength=self.classes))
+
+    def enough(self) -> bool:
+        """Whether so many words are counted that more say little."""
+        return int(self.counts.sum()) >= TOKENS_COUNTED * self.classes
+
+    def hide(self, batch: Batch, draws: Draws) -> Batch:
+        """What is `seen`, with its `mask`; `places` (B, M), of which the `chosen` ones count, and `target` tokens."""
+        text = batch["text"]
+        mask = batch.get("text_mask", torch.ones_like(text, dtype=torch.bool))
+        count_of = [max(1, round(self.rate * n)) for n in range(text.shape[1] + 1)]
+        counts = torch.tensor(count_of, device=text.device)[mask.sum(1)]
+        places, chosen = choose_places(self._maskable(batch), counts, max(count_of), draws)
+        seen = corrupt_tokens(text, places, chosen, draws, mask_id=self.mask_id, vocabulary=self.vocabulary)
+        smoothed = (self.counts + 1).to(self.bias.dtype)
+        guessing = _guessing(text.gather(1, places), chosen, (smoothed / smoothed.sum()).log())
+        return {"seen": seen, "mask": mask, "places": places, **guessing}
+
+    def forward(self, tokens: Tensor, inputs: Batch, embedding: Tensor) -> Tensor:
+        """Logits (B, M, V) at the chosen places."""
+        return F.linear(self.head(take(tokens, inputs["places"])), embedding, self.bias)
+
+    def scores(self, logits: Tensor, inputs: Batch) -> dict[str, Tensor]:
+        """See `_scores`."""
+        return _scores(logits, inputs)[0]
+
+    def panels(self, inputs: Batch, logits: Tensor) -> list[Panel]:
+        """The corrupted text, the network's choices filled in, the original."""
+        text, places = inputs["seen"], inputs["places"]
+        seen = text.gather(1, places)
+
+        def texts(tokens: Tensor) -> list[Tensor | str]:
+            filled = text.scatter(1, places, torch.where(inputs["chosen"], tokens, seen))
+            return [self.tokenizer.decode(ids[kept]) for ids, kept in zip(filled, inputs["mask"], strict=True)]
+
+        return [
+            Panel("input", texts(seen)),
+            Panel("prediction", texts(logits.argmax(-1))),
+            Panel("target", texts(inputs["target"])),
+        ]

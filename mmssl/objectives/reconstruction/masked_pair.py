@@ -1,0 +1,236 @@
+"""Masked pairs: what was hidden of this image and of its caption, given what is left of both?
+
+Form `flava`: Singh et al. 2022, "FLAVA", arXiv 2112.04482, masked multimodal modelling: 75 of 14 x 14 patches, in
+blocks as in BEiT (arXiv 2106.08254), and 15 % of the words are hidden together; a fusion reads both sides, and each
+hidden place is classified, a word over the vocabulary, a patch over a codebook. Form `beit3`: Wang et al. 2022, "Image
+as a Foreign Language", arXiv 2208.10442, masked data modelling: 40 % of the patches and, beside an image, half of the
+words. One side alone (`b: null` or `a: null`) is masked image or text modelling, through a multiway fusion or, of
+images, without one; a side with rate 0 is seen whole: `rate_a: 0` is the masked language model of ALBEF (arXiv
+2107.07651), whose text layers read the image.
+
+The codebook is learned here, before the first step, in place of the published image tokenizers (DALL-E's dVAE in FLAVA,
+BEiT v2's in BEiT-3): k-means on patches of pixels as the network sees them. Its codes say color and edges, no more. The
+heads are FLAVA's; that of words is tied to the embedding of the text encoder. The number of hidden words and the
+80/10/10 rule are those of masked_language. FLAVA leaves mismatched pairs out of this loss; here `matching` makes its
+mismatches itself, so that all pairs are true ones.
+
+Known traps. The codes of blank patches are far more frequent than others: the level to beat is not 1 / K but the
+histogram, of codes and of words, which is counted before the first step; `relative_error` (chance 1) is each side's
+loss over that of the histogram. Where half of the words are hidden the image has to say which they were; 15 % are often
+told by the words beside them. Each side's loss is a mean over its hidden places in the global batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from mmssl.batch import Batch, under
+from mmssl.encoders.base import Encoder
+from mmssl.encoders.fusion import FusionEncoder
+from mmssl.encoders.text import TextEncoder
+from mmssl.errors import RecipeError
+from mmssl.objectives.base import ONCE, Chance, Objective, Panel
+from mmssl.objectives.reconstruction._hidden import HiddenPatches, HiddenWords
+from mmssl.ops.augment import random_crop
+from mmssl.ops.draws import Draws
+
+PATCHES = {"flava": 75 / 196, "beit3": 0.4}
+WORDS = {"flava": (0.15, 0.15), "beit3": (0.5, 0.15)}  # in a pair, alone
+
+
+class MaskedPair(Objective):
+    """Predict the hidden places of both sides from the fusion of what is left.
+
+    Args:
+        encoders: holds the encoders and the fusion.
+        a: name of the encoder of images or sound, a network of patches; null for text alone.
+        b: name of the text encoder; null for `a` alone.
+        fusion: name of the fusion that reads them; null for `a` alone without one.
+        form: `flava` or `beit3`: whose rates.
+        rate_a: share of the patches that is hidden; the form's where left out, 0 for none.
+        rate_b: share of a text's tokens that is predicted, likewise.
+        codes: entries of the codebook, K.
+        area: smallest and largest share of an image that its crop covers; None for no crop.
+        flip: probability that an image is mirrored.
+        size: of an image crop, in pixels; that of the image where left out.
+    """
+
+    refresh_every = ONCE
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        *,
+        a: str | None = "image",
+        b: str | None = "text",
+        fusion: str | None = "fusion",
+        form: Literal["flava", "beit3"] = "flava",
+        rate_a: float | None = None,
+        rate_b: float | None = None,
+        codes: int = 8192,
+        area: tuple[float, float] | None = (0.9, 1.0),
+        flip: float = 0.0,
+        size: int | None = None,
+    ) -> None:
+        super().__init__(encoders)
+        self.a, self.b, self.fusion, self.area = a, b, fusion, area
+        sides = [name for name in (a, b) if name is not None]
+        self.needs = tuple(dict.fromkeys(self.encoder(name).modality for name in sides))
+        if rate_a is None:
+            rate_a = PATCHES[form] if a is not None else 0.0
+        if rate_b is None:
+            rate_b = WORDS[form][len(sides) == 1] if b is not None else 0.0
+        if not (0 <= rate_a < 1 and 0 <= rate_b < 1):
+            raise RecipeError(f"masked_pair: rate_a = {rate_a} and rate_b = {rate_b} should be shares, 0 to below 1")
+        if (rate_a == 0 or a is None) and (rate_b == 0 or b is None):
+            raise RecipeError("masked_pair hides nothing; give it a side, a or b, whose rate is above 0")
+        self._check_fusion(rate_a)
+        self.patches: HiddenPatches | None = None
+        self.words: HiddenWords | None = None
+        if a is not None and rate_a:
+            width = self.encoder(fusion or a).dim
+            self.patches = HiddenPatches(self.encoder(a), width, rate_a, codes, area=area, flip=flip, size=size)
+        if b is not None and rate_b:
+            self.words = HiddenWords(self.encoder(b), self.encoder(fusion or b).dim, rate_b)
+
+    def _check_fusion(self, rate_a: float) -> None:
+        a, b = self.a, self.b
+        if self.fusion is None:
+            if a is None or b is not None:
+                raise RecipeError(
+                    "masked_pair: without a fusion only patches can be hidden, with b: null; for text alone take "
+                    "masked_language"
+                )
+            return
+        both = self.encoder(self.fusion)
+        if not isinstance(both, FusionEncoder):
+            raise RecipeError(
+                f"masked_pair: fusion = '{self.fusion}' reads {both.modality}; it should be an encoder "
+                f"{{modality: fusion, model: transformers/flava, reads: [{a}, {b}]}}"
+            )
+        if any(name not in (None, read) for name, read in zip((a, b), both.reads, strict=True)):
+            raise RecipeError(
+                f"masked_pair: a = {a} and b = {b}, and the fusion '{self.fusion}' reads {' and '.join(both.reads)}"
+            )
+        if both.kind != "multiway" and (a is None or b is None):
+            raise RecipeError(
+                f"masked_pair: a {both.kind} fusion reads pairs; for one side alone take a multiway one (a timm vision "
+                "transformer), or for images fusion: null"
+            )
+        if both.kind == "cross" and rate_a:
+            raise RecipeError("masked_pair: a cross fusion says nothing of a; set rate_a: 0, or take another kind")
+
+    def _hidden(self) -> dict[str, tuple[str, HiddenPatches | HiddenWords]]:
+        """`a` or `b` -> the encoder's name, under which its numbers are logged, and its head."""
+        sides = {"a": (self.a, self.patches), "b": (self.b, self.words)}
+        return {side: (str(name), head) for side, (name, head) in sides.items() if head is not None}
+
+    def chance(self, rows: int) -> Chance:
+        """Of the loss any code and any token, equally likely; of the others the histogram that was counted."""
+        metrics: dict[str, float] = {}
+        for side, (name, head) in self._hidden().items():
+            metrics |= {f"{name}/loss": math.log(head.classes), f"{name}/relative_error": 1.0}
+            if side == "a":
+                metrics[f"{name}/relative_mistakes"] = 1.0
+        return Chance(sum(math.log(head.classes) for _, head in self._hidden().values()), metrics)
+
+    @torch.no_grad()
+    def refresh(self, batches: Iterable[Batch]) -> None:
+        """Learn the codebook, and count codes and words, on as many batches as that takes."""
+        stream = self._counting(batches)
+        if self.patches is not None:
+            network = self.encoder(cast(str, self.a))
+            self.patches.codebook.fit(self.patches.vectors(network, batch, i) for i, batch in enumerate(stream))
+        while self.words is not None and not self.words.enough() and next(stream, None) is not None:
+            pass
+
+    def _counting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, while their words are counted."""
+        if self.words is not None:
+            self.words.counts.zero_()
+        for batch in batches:
+            if self.words is not None:
+                self.words.count(batch)
+            yield batch
+
+    @torch.no_grad()
+    def transform(self, batch: Batch, draws: Draws) -> Batch:
+        """Of each side `a/seen` and `a/mask`, what its encoder reads; of what is hidden see `HiddenPatches.hide`."""
+        inputs: Batch = {}
+        if self.a is not None:
+            network = self.encoder(self.a)
+            a = self.patches.hide(network, batch, draws) if self.patches is not None else _whole(network, batch)
+            if self.patches is None and network.modality == "image" and self.area is not None:
+                a["seen"] = random_crop(a["seen"], draws, self.area)
+            inputs |= _prefixed("a", a)
+        if self.b is not None:
+            b = self.words.hide(batch, draws) if self.words is not None else _whole(self.encoder(self.b), batch)
+            inputs |= _prefixed("b", b)
+        return inputs
+
+    def predict(self, inputs: Batch) -> Batch:
+        """`a` (B, M, K) and `b` (B, M, V), logits at the hidden places."""
+        given_a, given_b = under(inputs, "a"), under(inputs, "b")
+        a = b = None
+        if self.a is not None:
+            network = self.encoder(self.a)
+            if self.patches is not None:
+                tokens = network.embed(given_a["seen"], given_a["hidden"], self.patches.mask_token)
+                a = network.encode(tokens, given_a.get("mask"))
+            else:
+                a = network(given_a["seen"], given_a.get("mask"))
+        if self.b is not None:
+            b = self.encoder(self.b)(given_b["seen"], given_b.get("mask"))
+        tokens_a, tokens_b = (None if side is None else side.tokens for side in (a, b))
+        if self.fusion is not None:
+            tokens_a, tokens_b, _ = self.encoder(self.fusion)(a, b)
+        outputs: Batch = {}
+        if self.patches is not None and tokens_a is not None:
+            outputs["a"] = self.patches(tokens_a, given_a)
+        if self.words is not None and tokens_b is not None:
+            embedding = cast(TextEncoder, self.encoder(cast(str, self.b))).token_embedding
+            outputs["b"] = self.words(tokens_b, given_b, embedding)
+        return outputs
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        """The sum of both sides' losses; each, and its other scores, under the name of its encoder."""
+        scores: dict[str, Tensor] = {}
+        for side, (name, head) in self._hidden().items():
+            scores |= _prefixed(name, head.scores(outputs[side], under(inputs, side)))
+        return {"loss": torch.stack([scores[f"{name}/loss"] for name, _ in self._hidden().values()]).sum(), **scores}
+
+    def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
+        """Of each side what is seen, what the network makes of it, and what was there."""
+        panels: list[Panel] = []
+        given_a, given_b = under(inputs, "a"), under(inputs, "b")
+        if self.patches is not None:
+            panels += _titled(self.a, self.patches.panels(self.encoder(cast(str, self.a)), given_a, outputs["a"]))
+        elif self.a is not None and given_a["seen"].ndim == 4:
+            images = given_a["seen"]
+            panels.append(Panel(self.a, list(images / 255 if images.dtype == torch.uint8 else images)))
+        if self.words is not None:
+            panels += _titled(self.b, self.words.panels(given_b, outputs["b"]))
+        elif self.b is not None and self.encoder(self.b).modality == "text":
+            decode = cast(TextEncoder, self.encoder(self.b)).tokenizer.decode
+            rows = zip(given_b["seen"], given_b.get("mask", given_b["seen"] >= 0), strict=True)
+            panels.append(Panel(self.b, [decode(ids[kept]) for ids, kept in rows]))
+        return panels
+
+
+def _whole(network: Encoder, batch: Batch) -> Batch:
+    """A side of which nothing is hidden."""
+    names = {network.modality: "seen", f"{network.modality}_mask": "mask"}
+    return {name: batch[key] for key, name in names.items() if key in batch}
+
+
+def _prefixed(name: str, entries: Mapping[str, Tensor]) -> Batch:
+    return {f"{name}/{key}": value for key, value in entries.items()}
+
+
+def _titled(name: str | None, panels: list[Panel]) -> list[Panel]:
+    return [Panel(f"{name}: {panel.title}", panel.cells) for panel in panels]
