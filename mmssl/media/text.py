@@ -97,16 +97,16 @@ class Tokenizer:
 
     def __eq__(self, other: object) -> bool:
         """Whether every id stands for the same piece of text in both."""
-        return isinstance(other, Tokenizer) and (
-            self is other
-            or (
-                (self._open_clip_name == other._open_clip_name and self.special_ids == other.special_ids)
-                and (self._vocabulary is None or self._vocabulary.get_vocab() == other._vocabulary.get_vocab())
-            )
-        )
+        if not isinstance(other, Tokenizer):
+            return NotImplemented
+        return self is other or (self.special_ids == other.special_ids and self._pieces() == other._pieces())
 
     def __hash__(self) -> int:
         return hash((self.vocab_size, self.special_ids))
+
+    def _pieces(self) -> dict[str, int]:
+        pieces: dict[str, int] = self._library.encoder if self._vocabulary is None else self._vocabulary.get_vocab()
+        return pieces
 
     @property
     def pair_ids(self) -> tuple[int, int] | None:
