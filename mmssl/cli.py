@@ -166,10 +166,13 @@ def show(
     from mmssl import runs
     from mmssl.build import build
     from mmssl.report.figures import draw_panels
+    from mmssl.training.loop import WholeData
 
     objective, loader = build(resolved, path if trained else None, where=str(recipe))
     if trained:
         objective = runs.load(path, trust=trust).objective
+    elif objective.refresh_every:
+        objective.refresh(WholeData(loader, objective.refresh_every, "cpu"))
     target = out_ or Path(f"{recipe.resolve().stem}.png")
     state = "trained" if trained else "untrained"
     draw_panels(
