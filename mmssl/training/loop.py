@@ -220,7 +220,7 @@ class WholeData:
     That is an epoch, or where it has no known end as many batches as there are steps until the next refresh.
     """
 
-    def __init__(self, loader: Loader, refresh_every: int, device: torch.device) -> None:
+    def __init__(self, loader: Loader, refresh_every: int, device: torch.device | str) -> None:
         self._loader, self._refresh_every, self._device = loader, refresh_every, device
 
     def __iter__(self) -> Iterator[Batch]:
