@@ -162,7 +162,9 @@ def _texts(recipe: Recipe, key: str, where: str) -> Iterable[str]:
 def _check_sources(recipe: Recipe, objective: Objective, where: str) -> None:
     sources = recipe.sources()
     for need in objective.needs:
-        prefix = need.rpartition("/")[0]
+        prefix, _, key = need.rpartition("/")
+        if key == "fusion":
+            raise RecipeError(f"{where}: objective: a fusion reads two encoders and no data; name an encoder that does")
         if prefix not in sources:
             have = ", ".join(sources) if any(sources) else "one source without a name"
             raise RecipeError(f"{where}: the objective reads the source '{prefix}', and data has {have}")

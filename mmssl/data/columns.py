@@ -112,6 +112,10 @@ class Decoder:
             if key not in (*MODALITIES, "label"):
                 raise RecipeError(f"data.columns: unknown key '{key}'{nearest(key, (*MODALITIES, 'label'))}")
         for key in needs:
+            if key == "fusion":
+                raise RecipeError(
+                    "a fusion reads what two encoders make of their data and none itself; name one of them"
+                )
             if key not in (*MODALITIES, *TEXT_PARTS):
                 raise RecipeError(f"a batch has no key '{key}'{nearest(key, (*MODALITIES, *TEXT_PARTS))}")
         self.parts = tuple(key for key in TEXT_PARTS if key in needs)

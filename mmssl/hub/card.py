@@ -45,7 +45,7 @@ def model_card(run: Run, repo: str | None = None) -> str:
     name, training = recipe.objective["name"], recipe.training
     task = components("objective").get(name)
     sources = recipe.sources()
-    modalities = list(dict.fromkeys(encoder.modality for encoder in run.encoders.values()))
+    modalities = list(dict.fromkeys(e.modality for e in run.encoders.values() if e.modality != "fusion"))
     license, license_name = _license(recipe.license)
     data = ModelCardData(
         library_name="mmssl",

@@ -36,6 +36,11 @@ LOADING = {
         "model.{head} = {kept}  # the classifier was not trained\n"
         'model.load_state_dict(load_file("{path}/model.safetensors"), strict=False)'
     ),
+    "fusion": (
+        "import json, mmssl\n\n"
+        'with open("{path}/fusion.json") as file:\n'
+        '    model = mmssl.encoder(**json.load(file), pretrained="local-dir:{path}")'
+    ),
 }
 HEADING = "# Native encoders, exported by mmssl"
 
@@ -54,7 +59,9 @@ class Native:
 
     @property
     def library(self) -> str:
-        """The library that loads it."""
+        """The library that loads it; `fusion` for one, which only mmssl does."""
+        if self.encoders[0].modality == "fusion":
+            return "fusion"
         return str(self.encoders[0].spec["model"]).partition("/")[0]
 
     def loading(self, path: str) -> str:
@@ -124,7 +131,8 @@ def _write(natives: list[Native], folder: Path) -> None:
     lines = [
         HEADING,
         "",
-        "Each folder loads without mmssl; `preprocessing.json` in it says what the network expects as input. "
+        "Each folder but that of a fusion, which reads what two encoders made of their inputs, loads without mmssl; "
+        "`preprocessing.json` in it says what the network expects as input. "
         "The heads of the pretext task stay in the run.",
     ]
     for native in natives:
