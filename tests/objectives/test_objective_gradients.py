@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_encoders import tiny_batch, tiny_captioners, tiny_encoders, tiny_patches
+from tiny_encoders import TinyText, tiny_batch, tiny_captioners, tiny_encoders, tiny_patches
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -24,11 +24,14 @@ ROWS, SEED, STEP = 16, 5, 3
 ALIGNMENT = {"window": 0.5, "min_shift": 0.3, "width": 8}
 MAE = {"decoder_depth": 1, "decoder_width": 8, "decoder_heads": 2}
 DINO = {"prototypes": 24, "hidden": 16, "bottleneck": 8, "local_crops": 2, "freeze_last": 0.0}
+ALIGN = {"width": 7, "scale": 1.0, "smoothing": 0.1}
 CASES = {
     "rotation": ("rotation", {}),
     "jigsaw": ("jigsaw", {"area": [1.0, 1.0], "size": 36, "orders": 30, "tile_width": 7, "hidden": 16}),
     "relative_position": ("relative_position", {"size": 40, "grids": 1, "pairs": 2, "hidden": 16}),
     "masked_language": ("masked_language", {}),
+    "replaced_token": ("replaced_token", {"generator": "words"}),
+    "replaced_token_apart": ("replaced_token", {"generator": "words", "share": False}),
     "autoencoder": ("autoencoder", {"bottleneck": 5, "noise": 0.1, "width": 64}),
     "colorization": ("colorization", {"width": 64}),
     "colorization_regression": ("colorization", {"form": "regression", "width": 64}),
@@ -52,7 +55,16 @@ CASES = {
     "dino_audio": ("dino", DINO | {"encoder": "audio"}),
     "clip": ("contrastive", {"width": 7}),
     "clip_audio_text": ("contrastive", {"a": "audio", "b": "text", "width": 7}),
+    "clip_chunked": ("contrastive", {"width": 7, "chunk": 3}),
+    "clip_frozen": ("contrastive", {"width": 7}),
     "siglip": ("contrastive", {"form": "siglip", "width": 7}),
+    "siglip_chunked": ("contrastive", {"form": "siglip", "width": 7, "chunk": 3}),
+    "align": ("contrastive", ALIGN),
+    "align_chunked": ("contrastive", ALIGN | {"chunk": 3}),
+    "unicl": ("contrastive", {"width": 7, "positives": "equal"}),
+    "unicl_chunked": ("contrastive", {"width": 7, "positives": "equal", "chunk": 3}),
+    "siglip_equal": ("contrastive", {"form": "siglip", "width": 7, "positives": "equal"}),
+    "siglip_equal_chunked": ("contrastive", {"form": "siglip", "width": 7, "positives": "equal", "chunk": 3}),
     "temporal_alignment": ("temporal_alignment", ALIGNMENT),
     "combine": (
         "combine",
@@ -84,30 +96,39 @@ CASES = {
 VARIANTS = [(2, 1), (4, 1), (1, 4), (2, 4), (4, 4)]  # processes, micro-batches of each
 
 
-def _case(name: str) -> tuple[Objective, dict[str, Tensor]]:
+def case(name: str) -> tuple[Objective, dict[str, Tensor]]:
     kind, hyper = CASES[name]
     torch.manual_seed(1)
     encoders = tiny_patches() if kind == "masked_autoencoder" else tiny_encoders()
     if name in ("captioning", "captioning_audio", "combine_coca"):
         encoders = tiny_captioners(hyper.get("a", "image"))
+    if kind == "replaced_token":
+        encoders["words"] = TinyText(encoders["text"].tokenizer)
     objective = create(kind, encoders, **hyper)
     # In training mode its statistics are those of one pass: of a micro-batch, and on a CPU of one process.
     for module in objective.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
     batch = tiny_batch(ROWS)
+    if name == "clip_frozen":
+        objective.encoder("image").freeze()
+    if hyper.get("positives") == "equal":  # on one process and on several, in one micro-batch and in several
+        for key in ("text", "text_mask"):
+            batch[key][[1, 6, 13]] = batch[key][0].clone()
+        batch["image"][[3, 9]] = batch["image"][2].clone()
     if name == "combine":
         other = tiny_batch(ROWS, seed=1)
         batch = {f"pairs/{k}": v for k, v in batch.items()} | {f"pictures/{k}": v for k, v in other.items()}
     # Encoders that no task asked for would have no gradient.
     used = {"image", "text", "audio", "video"} & {key.rpartition("/")[2] for key in objective.needs} | {"fusion"}
-    for unused in set(objective.encoders) - used:
-        del objective.encoders[unused]
+    for name, encoder in list(objective.encoders.items()):
+        if encoder.modality not in used:
+            del objective.encoders[name]
     return objective, batch
 
 
-def _gradients(name: str, parts: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
-    objective, batch = _case(name)
+def gradients(name: str, parts: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
+    objective, batch = case(name)
     local = ROWS // world
     own = {key: value[rank * local : (rank + 1) * local] for key, value in batch.items()}
     inputs = objective.transform(own, Draws(SEED, STEP, local, share=rank, shares=world))
@@ -124,11 +145,11 @@ def _gradients(name: str, parts: int, rank: int = 0, world: int = 1) -> dict[str
     return results | losses
 
 
-def _process(rank: int, world: int, folder: str) -> None:
+def process(rank: int, world: int, folder: str, names: list[str]) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world)
-    results = {(name, p): _gradients(name, p, rank, world) for name in CASES for w, p in VARIANTS if w == world}
+    results = {(name, p): gradients(name, p, rank, world) for name in names for w, p in VARIANTS if w == world}
     if rank == 0:
         torch.save(results, f"{folder}/{world}.pt")
     dist.barrier()
@@ -143,25 +164,27 @@ def _double():
 
 
 @pytest.fixture(scope="module")
-def distributed(tmp_path_factory) -> dict[int, dict]:
+def distributed(request, tmp_path_factory) -> dict[int, dict]:
     folder: Path = tmp_path_factory.mktemp("gradients")
+    names = [item.callspec.params["name"] for item in request.session.items if item.path == request.path]
     # One server imports torch and forks the processes.
     multiprocessing.set_forkserver_preload(["torch.distributed", "mmssl.objectives.combine", "mmssl.training.step"])
     for world in (2, 4):
-        torch.multiprocessing.start_processes(_process, (world, str(folder)), nprocs=world, start_method="forkserver")
+        arguments = (world, str(folder), names)
+        torch.multiprocessing.start_processes(process, arguments, nprocs=world, start_method="forkserver")
     return {world: torch.load(folder / f"{world}.pt") for world in (2, 4)}
 
 
 @pytest.mark.usefixtures("_double")
 @pytest.mark.parametrize("name", CASES)
 def test_gradient_is_that_of_the_whole_batch(name, distributed):
-    expected = _gradients(name, 1)
+    expected = gradients(name, 1)
     assert all(value is not None for value in expected.values())
-    gradients = [value for key, value in expected.items() if key.startswith("gradient")]
-    assert len(gradients) > 4
-    assert all(value.abs().max() > 1e-5 for value in gradients)
+    learned = [value for key, value in expected.items() if key.startswith("gradient")]
+    assert len(learned) > 4
+    assert all(value.abs().max() > 1e-5 for value in learned)
     for world, parts in VARIANTS:
-        found = _gradients(name, parts) if world == 1 else distributed[world][name, parts]
+        found = gradients(name, parts) if world == 1 else distributed[world][name, parts]
         assert found.keys() == expected.keys()
         for key, value in expected.items():
             if key.rpartition("/")[2] in ("spread", "ranking"):
