@@ -1,0 +1,68 @@
+"""Proof that a network does not see later tokens: its gradient with respect to them, which is exactly zero or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mmssl.encoders.text import TextEncoder
+from mmssl.errors import RecipeError
+
+PROOF_TOKENS = 6
+
+
+def prove_causal(text: TextEncoder, name: str, task: str) -> None:
+    """Run the text encoder once, on a short text.
+
+    Args:
+        text: the network, whatever its weights; without memory (`meta`) they show nothing and pass.
+        name: of the encoder, for the error.
+        task: that asks, for the error.
+
+    Raises:
+        RecipeError: where what stands at a place depends on a later token.
+    """
+    embedding = text.token_embedding
+    if embedding.is_meta:
+        return
+    # Each token stands once, so that a row of the embedding's gradient belongs to one place.
+    words = (i for i in range(len(embedding)) if i not in text.tokenizer.special_ids)
+    ids = torch.tensor(list(islice(words, PROOF_TOKENS)), device=embedding.device)
+    key = next(key for key, parameter in text.named_parameters() if parameter is embedding)
+    leaf = embedding.detach().requires_grad_()  # it may be frozen
+    with torch.enable_grad(), evaluating(text):
+        seen = functional_call(text, {key: leaf}, (ids[None], torch.ones_like(ids[None], dtype=torch.bool)))
+        leaking = leaks(seen.tokens[0], leaf, ids)
+    if leaking:
+        raise RecipeError(
+            f"{task}: the text encoder '{name}' sees later tokens, so that the answer stands in the question; take "
+            "a causal one: transformers/gpt2, transformers/bert with is_decoder: true, or a text tower of open_clip"
+        )
+
+
+def leaks(places: Tensor, source: Tensor, rows: Tensor) -> bool:
+    """Whether one of `places` (L, D) has a gradient on a later one of the rows `rows` (L,) of `source`."""
+    weights = torch.linspace(0.5, 1.5, places.shape[1], device=places.device, dtype=places.dtype)
+    for t in range(len(places) - 1):
+        (gradient,) = torch.autograd.grad(places[t] @ weights, source, retain_graph=True)
+        if gradient.flatten(0, -2)[rows[t + 1 :]].any():
+            return True
+    return False
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """All modules in evaluation mode, and afterwards as they were."""
+    modes = {part: part.training for module in modules for part in module.modules()}
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training

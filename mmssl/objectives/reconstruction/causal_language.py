@@ -1,0 +1,120 @@
+"""Causal language modelling: which token comes next?
+
+Radford, Wu, Child, Luan, Amodei & Sutskever 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2): each
+token of a text is predicted from those before it, by the network's last states and the tied input embedding, without a
+bias. The loss is the mean over all predicted tokens of the global batch: the end token is one of them, padding and the
+first token of a row are not. One row of the data is one text; texts are not packed.
+
+`relative_error`, not the loss or the accuracy, says whether the network reads the text: it is the loss over that of the
+running frequencies of tokens, which fall far below guessing without looking (see `mmssl.ops.unigram`).
+
+Known traps. A network that sees later tokens makes the task trivial, and its loss looks excellent: the gradient with
+respect to later tokens is taken when the task is built, and has to be exactly zero. GPT-2 pads with its end token, and
+open_clip with id 0, which also is `!`: padding is asked of the mask. A mean of each row's mean weighs tokens unequally.
+A causal network knows nothing of what follows: probes pool its tokens, never the first one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl.batch import Batch
+from mmssl.encoders.base import Encoder
+from mmssl.encoders.text import TextEncoder
+from mmssl.errors import RecipeError
+from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.objectives.reconstruction._causal import prove_causal
+from mmssl.ops.draws import Draws
+from mmssl.ops.losses import mean_over
+from mmssl.ops.unigram import Unigram
+
+
+class CausalLanguage(Objective):
+    """Predict each token of a text from those before it.
+
+    Args:
+        encoders: holds the text encoder, which must be causal.
+        encoder: its name.
+    """
+
+    needs = ("text",)
+
+    def __init__(self, encoders: Mapping[str, Encoder], *, encoder: str = "text") -> None:
+        super().__init__(encoders)
+        text = cast(TextEncoder, self.encoder(encoder))
+        if text.modality != "text":
+            raise RecipeError(f"causal_language reads text, and the encoder '{encoder}' reads {text.modality}")
+        prove_causal(text, encoder, "causal_language")
+        self.name, self.tokenizer = encoder, text.tokenizer
+        self.tokens, width = text.token_embedding.shape
+        # Some embeddings are narrower than the network.
+        self.head = nn.Identity() if text.dim == width else nn.Linear(text.dim, width, bias=False)
+        self.unigram = Unigram(self.tokens, self.tokenizer.vocab_size)
+
+    def chance(self, rows: int) -> Chance:
+        """Any token of the embedding table, equally likely; the relative error of knowing how frequent each is."""
+        return Chance(math.log(self.tokens), {"accuracy": 1 / self.tokens, "relative_error": 1.0})
+
+    @torch.no_grad()
+    def transform(self, batch: Batch, draws: Draws) -> Batch:
+        """`text` (B, L) and `text_mask` as they are; nothing is random."""
+        text = batch["text"]
+        mask = batch.get("text_mask", torch.ones_like(text, dtype=torch.bool))
+        target, valid = text[:, 1:], mask[:, 1:]
+        self.unigram.see(target[valid])
+        return {
+            "text": text,
+            "text_mask": mask,
+            "predicted_count": valid.sum(),
+            "unigram_count": (self.unigram.surprise(target) * valid).sum(),
+        }
+
+    def predict(self, inputs: Batch) -> Batch:
+        """Of each next token (B, L - 1): `gain`, nats better than a guess among all, and whether it was `right`.
+
+        Not the logits: outputs of a whole batch may be kept, and a vocabulary is large.
+        """
+        logits, target = self.logits(inputs), inputs["text"][:, 1:]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        surprise = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
+        return {"gain": math.log(self.tokens) - surprise, "right": (logits.argmax(-1) == target).to(surprise.dtype)}
+
+    def logits(self, inputs: Batch) -> Tensor:
+        """Of the token after each but the last, (B, L - 1, V)."""
+        text = cast(TextEncoder, self.encoder(self.name))
+        # The whole text and not all but its last token, so that other tasks can share the pass.
+        tokens = text(inputs["text"], inputs["text_mask"]).tokens[:, :-1]
+        return F.linear(self.head(tokens), text.token_embedding)
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        """Cross-entropy and accuracy, means over the next tokens of the global batch, and the relative error."""
+        valid, count = inputs["text_mask"][:, 1:], inputs["predicted_count"]
+        surprise = math.log(self.tokens) - outputs["gain"]
+        return {
+            "loss": mean_over(surprise, valid, count),
+            "accuracy": mean_over(outputs["right"], valid, count),
+            "relative_error": mean_over(surprise.detach(), valid, inputs["unigram_count"]),
+        }
+
+    def after_step(self, progress: float) -> None:
+        """Count the step's tokens."""
+        self.unigram.update()
+
+    def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
+        """The text, what comes next at each place, and the network's choice there, given the true text before it."""
+        following = inputs["text_mask"][:, 1:]
+
+        def texts(ids: Tensor, masks: Tensor) -> list[Tensor | str]:
+            return [self.tokenizer.decode(row[mask]) for row, mask in zip(ids, masks, strict=True)]
+
+        return [
+            Panel("text", texts(inputs["text"], inputs["text_mask"])),
+            Panel("next tokens", texts(inputs["text"][:, 1:], following)),
+            Panel("prediction", texts(self.logits(inputs).argmax(-1), following)),
+        ]
