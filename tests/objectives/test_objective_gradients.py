@@ -30,6 +30,10 @@ CASES = {
     "jigsaw": ("jigsaw", {"area": [1.0, 1.0], "size": 36, "orders": 30, "tile_width": 7, "hidden": 16}),
     "relative_position": ("relative_position", {"size": 40, "grids": 1, "pairs": 2, "hidden": 16}),
     "masked_language": ("masked_language", {}),
+    "masked_language_words": ("masked_language", {"unit": "word", "rate": 0.3}),
+    "masked_language_spans": ("masked_language", {"unit": "span"}),
+    "masked_language_bernoulli": ("masked_language", {"count": "bernoulli"}),
+    "causal_language": ("causal_language", {}),
     "replaced_token": ("replaced_token", {"generator": "words"}),
     "replaced_token_apart": ("replaced_token", {"generator": "words", "share": False}),
     "autoencoder": ("autoencoder", {"bottleneck": 5, "noise": 0.1, "width": 64}),
@@ -100,7 +104,7 @@ def case(name: str) -> tuple[Objective, dict[str, Tensor]]:
     kind, hyper = CASES[name]
     torch.manual_seed(1)
     encoders = tiny_patches() if kind == "masked_autoencoder" else tiny_encoders()
-    if name in ("captioning", "captioning_audio", "combine_coca"):
+    if name in ("captioning", "captioning_audio", "combine_coca", "causal_language"):
         encoders = tiny_captioners(hyper.get("a", "image"))
     if kind == "replaced_token":
         encoders["words"] = TinyText(encoders["text"].tokenizer)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer as Words
+from tokenizers.models import WordLevel
 from torch import Tensor, nn
 
 from mmssl.encoders import create
 from mmssl.encoders.base import Encoder, Features
 from mmssl.encoders.fusion import Fused
+from mmssl.media.text import SPECIAL_TOKENS, Tokenizer
 
 
 def _floats(x: Tensor, like: Tensor) -> Tensor:
@@ -82,7 +85,7 @@ class TinyTokenizer:
 
 
 class TinyText(Encoder):
-    modality, dim = "text", 6
+    modality, dim, decodes = "text", 6, False
 
     def __init__(self, tokenizer: TinyTokenizer | None = None) -> None:
         super().__init__()
@@ -155,6 +158,40 @@ def tiny_patches() -> dict[str, Encoder]:
     }
 
 
+def tiny_pairs(kind: str = "joint", a: str = "image") -> dict[str, Encoder]:
+    """Patches of `a`, texts, and a fusion of both."""
+    encoders = {a: tiny_patches()[a], "text": TinyText()}
+    layer = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model, sizes = {
+        "joint": ("transformers/flava", layer),
+        "cross": ("transformers/bert", layer | still),
+        "multiway": (
+            "timm/vit_tiny_patch16_224",
+            {"embed_dim": 8, "depth": 2, "num_heads": 2, "mlp_ratio": 1.5, "joint_layers": 1},
+        ),
+    }[kind]
+    widths = {name: encoder.dim for name, encoder in encoders.items()}
+    return encoders | {"fusion": create(model, "fusion", reads=widths, **sizes)}
+
+
+def tiny_text_to_text(kind: str = "t5", sentinels: int = 12) -> Encoder:
+    """An encoder with a decoder, over words that have the ids of `TinyTokenizer`."""
+    from transformers import PreTrainedTokenizerFast  # takes a second, and few tasks need it
+
+    sizes: dict[str, dict[str, float]] = {
+        "t5": {"d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 1, "num_heads": 2, "dropout_rate": 0},
+        "bart": {
+            **{"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 12, "decoder_ffn_dim": 12},
+            **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "dropout": 0},
+        },
+    }
+    words = [*SPECIAL_TOKENS.values(), *map(str, range(5, 30))]
+    model = WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=Words(model), **SPECIAL_TOKENS))
+    return create(f"transformers/{kind}", "text", tokenizer=tokenizer, sentinels=sentinels, decoder=True, **sizes[kind])
+
+
 def tiny_batch(rows: int, seed: int = 0, length: int = 24, size: int = 12, frames: int = 12) -> dict[str, Tensor]:
     """Noise in every modality; texts and sounds are ragged, texts stand between a start and an end token."""
     generator = torch.Generator().manual_seed(seed)
@@ -171,6 +208,8 @@ def tiny_batch(rows: int, seed: int = 0, length: int = 24, size: int = 12, frame
         "image": torch.randint(0, 256, (rows, 3, size, size), generator=generator, dtype=torch.uint8),
         "text": text * text_mask,
         "text_mask": text_mask,
+        # An id that 3 divides goes on with the word before it.
+        "text_word": torch.where(text_mask & (text > 4), ((text % 3 > 0) & (text > 4)).cumsum(1), -1),
         "audio": audio * audio_mask,
         "audio_mask": audio_mask,
         "video": torch.randint(0, 256, (rows, frames, 3, size, size), generator=generator, dtype=torch.uint8),
