@@ -359,8 +359,8 @@ def test_what_tasks_measure_themselves_is_logged():
     tasks = {**COCA, "caption": {"name": "captioning", "blind": 7}}
     assert _pair(tasks).diagnose_every == 7
     for conflicts, expected in (
-        (0, {"caption/relative_error"}),
-        (3, {"caption/relative_error", "conflict/match_caption", "gradient_share/match", "gradient_share/caption"}),
+        (0, {"caption/loss_over_blind"}),
+        (3, {"caption/loss_over_blind", "conflict/match_caption", "gradient_share/match", "gradient_share/caption"}),
     ):
         task = _pair(tasks, conflicts=conflicts)
         assert task.diagnose_every == (conflicts or 7)

@@ -14,8 +14,9 @@ encodes and forwards when it decodes; here a tower does one or the other, and th
 
 Known traps. A tower that sees later tokens makes the task trivial, whatever the fusion masks: its token t holds token
 t + 1 already. So the gradient of both networks is taken once when the task is built. open_clip pads with id 0, which
-also is `!`: padding is asked of the mask. A captioner can lower its loss for long without looking at `a` at all, as a
-language model: `blind` measures how much it looks.
+also is `!`: padding is asked of the mask. A captioner can lower its loss for long without looking at `a` at all:
+`relative_error`, the loss over that of the running frequencies of tokens, says that it reads the text, and `blind`
+measures whether it looks.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from mmssl.ops.augment import random_crop
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import average
 from mmssl.ops.losses import mean_over
+from mmssl.ops.unigram import Unigram
 
 PROOF_TOKENS = 6
 BLIND_ROWS = 64  # of each process: enough for a ratio, little against a step
@@ -55,7 +57,7 @@ class Captioning(Objective):
         fusion: name of the fusion, of kind `cross`, that reads `a` and `b`.
         smoothing: share of the target that is spread over all tokens; 0.1 in BLIP.
         area: smallest and largest share of an image that its random square crop covers; None for the whole image.
-        blind: steps between measurements of `relative_error`, the loss over that with the `a` of another row: 1 where
+        blind: steps between measurements of `loss_over_blind`, the loss over that with the `a` of another row: 1 where
             the network does not look. 0 for never. One costs less than two forward passes of 64 rows.
     """
 
@@ -102,31 +104,43 @@ class Captioning(Objective):
         fused = self.encoder(fusion).dim
         self.head = nn.Sequential(nn.Linear(fused, width), nn.GELU(), nn.LayerNorm(width))
         self.bias = nn.Parameter(torch.zeros(self.tokens))
+        self.unigram = Unigram(self.tokens, self.tokens)
         self._prove_causal()
 
     def chance(self, rows: int) -> Chance:
-        """Any token of the embedding table, equally likely."""
-        return Chance(math.log(self.tokens), {"accuracy": 1 / self.tokens})
+        """Any token of the embedding table, equally likely; the relative error of knowing how frequent each is."""
+        return Chance(math.log(self.tokens), {"accuracy": 1 / self.tokens, "relative_error": 1.0})
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """Both sides as they are, images cropped where asked for: `a`, `b` (B, L), their masks, `caption_count`."""
+        """Both sides as they are, images cropped where asked for: `a`, `b` (B, L), their masks.
+
+        And the number of next tokens, `caption_count`, and how much their frequencies alone do not tell of them,
+        `unigram_count`.
+        """
         seen = batch[self.modality]
         inputs = {"a": seen if self.area is None else random_crop(seen, draws, self.area), "b": batch["text"]}
         for side, key in (("a", f"{self.modality}_mask"), ("b", "text_mask")):
             if key in batch:
                 inputs[f"{side}_mask"] = batch[key]
-        return inputs | {"caption_count": _next_valid(inputs).sum()}
+        valid, target = _next_valid(inputs), inputs["b"][:, 1:]
+        self.unigram.see(target[valid])
+        return inputs | {"caption_count": valid.sum(), "unigram_count": (self.unigram.surprise(target) * valid).sum()}
 
     def predict(self, inputs: Batch) -> Batch:
         """Of each next token (B, L - 1): `gain`, nats better than a guess among all, and whether it was `right`.
 
-        Not the logits: outputs of a whole batch are kept where it is cut into micro-batches, and a vocabulary is large.
+        `gain_unsmoothed` is the gain without label smoothing. Not the logits: outputs of the whole batch are kept where
+        it is cut into micro-batches, and a vocabulary is large.
         """
-        logits, target = self.logits(inputs), inputs["b"][:, 1:]
-        surprise = F.cross_entropy(logits.transpose(1, 2), target, reduction="none", label_smoothing=self.smoothing)
-        right = (logits.argmax(-1) == target).to(surprise.dtype)
-        return {"gain": math.log(self.tokens) - surprise, "right": right}
+        logits, target = self.logits(inputs).transpose(1, 2), inputs["b"][:, 1:]
+        gain = math.log(self.tokens) - F.cross_entropy(logits, target, reduction="none", label_smoothing=self.smoothing)
+        with torch.no_grad():
+            right = (logits.argmax(1) == target).to(gain.dtype)
+            plain = gain.detach()
+            if self.smoothing:
+                plain = math.log(self.tokens) - F.cross_entropy(logits, target, reduction="none")
+        return {"gain": gain, "gain_unsmoothed": plain, "right": right}
 
     def logits(self, inputs: Batch) -> Tensor:
         """Of the token after each but the last, (B, L - 1, V)."""
@@ -143,16 +157,22 @@ class Captioning(Objective):
         return F.linear(self.head(hidden), text.token_embedding, self.bias)
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
-        """Cross-entropy and accuracy, means over the next tokens of the global batch."""
-        valid, count = _next_valid(inputs), inputs["caption_count"]
+        """Cross-entropy and accuracy, means over the next tokens of the global batch, and the relative error."""
+        valid, count, guess = _next_valid(inputs), inputs["caption_count"], math.log(self.tokens)
+        surprise = guess - outputs["gain_unsmoothed"].detach()
         return {
-            "loss": mean_over(math.log(self.tokens) - outputs["gain"], valid, count),
+            "loss": mean_over(guess - outputs["gain"], valid, count),
             "accuracy": mean_over(outputs["right"], valid, count),
+            "relative_error": mean_over(surprise, valid, inputs["unigram_count"]),
         }
+
+    def after_step(self, progress: float) -> None:
+        """Count the step's tokens."""
+        self.unigram.update()
 
     @torch.no_grad()
     def diagnose(self, inputs: Batch, gradients: Callable[[Objective, Batch], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """`relative_error`: the loss over that with the `a` of the next row; of at most 64 rows a process."""
+        """`loss_over_blind`: the loss over that with the `a` of the row before; of at most 64 rows a process."""
         rows = {key: value[:BLIND_ROWS] for key, value in inputs.items() if value.ndim}
         valid, seen = _next_valid(rows), self._see(rows)
         other = Features(
@@ -165,7 +185,7 @@ class Captioning(Objective):
             F.cross_entropy(self._next(side, rows["b"], rows.get("b_mask"))[:, :-1][valid], rows["b"][:, 1:][valid])
             for side in (seen, other)
         )
-        return {"relative_error": average(own / blind)}
+        return {"loss_over_blind": average(own / blind)}
 
     @torch.no_grad()
     def generate(self, a: Tensor, a_mask: Tensor | None = None, *, length: int) -> Tensor:
