@@ -71,7 +71,7 @@ class TinyAudio(Encoder):
 class TinyTokenizer:
     """Ids 0 to 4 are padding, unknown, start, end and mask; the rest are words."""
 
-    vocab_size, pad_id, special_ids = 30, 0, frozenset(range(5))
+    vocab_size, pad_id, special_ids, pair_ids = 30, 0, frozenset(range(5)), (2, 3)
 
     def __init__(self, mask_id: int | None = 4) -> None:
         self.mask_id = mask_id
@@ -85,7 +85,7 @@ class TinyTokenizer:
 
 
 class TinyText(Encoder):
-    modality, dim, decodes = "text", 6, False
+    modality, dim, decodes, embeds_segments = "text", 6, False, False
 
     def __init__(self, tokenizer: TinyTokenizer | None = None) -> None:
         super().__init__()

@@ -1,0 +1,99 @@
+"""Teacher forcing: an encoder reads one text, and its decoder says another one, token by token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmssl.batch import Batch
+from mmssl.encoders.base import Encoder
+from mmssl.encoders.text import TextEncoder
+from mmssl.errors import RecipeError
+from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.ops.losses import mean_over
+
+
+def pack(tokens: Tensor, keep: Tensor, width: int, fill: int) -> tuple[Tensor, Tensor]:
+    """Move the kept tokens of each row together.
+
+    Args:
+        tokens: int64 (B, L).
+        keep: bool (B, L), at most `width` a row.
+        width: of the result, W.
+        fill: what stands behind them.
+
+    Returns:
+        int64 (B, W), and bool (B, W), True where there is a token.
+    """
+    place = torch.where(keep, keep.cumsum(1) - 1, width)
+    packed = tokens.new_full((len(tokens), width + 1), fill).scatter(1, place, tokens)[:, :width]
+    return packed, torch.arange(width, device=keep.device) < keep.sum(1, keepdim=True)
+
+
+class TextToText(Objective):
+    """What the tasks of an encoder-decoder have in common: all but the texts that it reads and says.
+
+    Args:
+        encoders: holds the text encoder, built with its decoder.
+        name: of the encoder.
+        task: of the task, for errors.
+    """
+
+    def __init__(self, encoders: Mapping[str, Encoder], name: str, task: str) -> None:
+        super().__init__(encoders)
+        text = cast(TextEncoder, self.encoder(name))
+        if text.modality != "text":
+            raise RecipeError(f"{task} reads text, and the encoder '{name}' reads {text.modality}")
+        if not text.decodes:
+            raise RecipeError(
+                f"{task} needs a decoder, and the encoder '{name}' has none: set encoders.{name}.decoder: true "
+                "on an encoder-decoder such as transformers/t5 or transformers/bart"
+            )
+        tokenizer = text.tokenizer
+        if tokenizer.end_id is None:
+            raise RecipeError(f"{task} needs a token at the end of a text, and the tokenizer of '{name}' has none")
+        self.name, self.tokenizer, self.tokens = name, tokenizer, len(text.token_embedding)
+        self.start_id, self.end_id = -1 if tokenizer.start_id is None else tokenizer.start_id, tokenizer.end_id
+
+    def chance(self, rows: int) -> Chance:
+        """Any token of the embedding table, equally likely."""
+        return Chance(math.log(self.tokens), {"accuracy": 1 / self.tokens})
+
+    def inside(self, text: Tensor, mask: Tensor) -> Tensor:
+        """Bool (B, L), True where a token is valid and neither the first that starts nor the last that ends a text."""
+        edge = torch.zeros_like(mask[:, :1])
+        first, last = mask & ~torch.cat([edge, mask[:, :-1]], 1), mask & ~torch.cat([mask[:, 1:], edge], 1)
+        return mask & ~(first & (text == self.start_id)) & ~(last & (text == self.end_id))
+
+    def predict(self, inputs: Batch) -> Batch:
+        """`logits` (B, T, V) of every target token from the corrupted text and the target tokens before it."""
+        text, target = cast(TextEncoder, self.encoder(self.name)), inputs["target"]
+        memory = text(inputs["text"], inputs["text_mask"])
+        return {"logits": text.logits(text.decode(text.shift(target), inputs["target_mask"], memory))}
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        """Cross-entropy and accuracy, means over the target tokens of the global batch."""
+        logits, target, said = outputs["logits"], inputs["target"], inputs["target_mask"]
+        surprise = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
+        right = (logits.argmax(-1) == target).to(logits.dtype)
+        return {
+            "loss": mean_over(surprise, said, inputs["target_count"]),
+            "accuracy": mean_over(right, said, inputs["target_count"]),
+        }
+
+    def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
+        """The corrupted text, what should be said, and the likeliest token at each place given those before it."""
+
+        def texts(tokens: Tensor, mask: Tensor) -> list[Tensor | str]:
+            return [self.tokenizer.decode(ids[valid]) for ids, valid in zip(tokens, mask, strict=True)]
+
+        return [
+            Panel("input", texts(inputs["text"], inputs["text_mask"])),
+            Panel("target", texts(inputs["target"], inputs["target_mask"])),
+            Panel("prediction", texts(outputs["logits"].argmax(-1), inputs["target_mask"])),
+        ]
