@@ -52,7 +52,7 @@ def build(recipe: Recipe, directory: Path | None = None, *, where: str = "recipe
     find("objective", recipe.objective["name"], f"{where}: objective")
     torch.manual_seed(training.seed)
     objective = build_objective(recipe, _tokenizers(recipe, directory, where), where=where)
-    if objective.coupled and training.batch_size < 2:
+    if (objective.coupled or objective.mixes) and training.batch_size < 2:
         raise RecipeError(
             f"{where}: training.batch_size = 1: {recipe.objective['name']} compares the rows of a batch and needs 2"
         )

@@ -109,6 +109,7 @@ class TransformersText(nn.Module):
         if name in ENCODER_DECODERS and not decoder:
             self.net.decoder = None
         self.decodes = decoder
+        self.embeds_segments = getattr(config, "type_vocab_size", 1) > 1
         self.dim = int(config.hidden_size)
 
     @property
@@ -117,7 +118,7 @@ class TransformersText(nn.Module):
         weight: nn.Parameter = self.net.get_input_embeddings().weight
         return weight
 
-    def _run(self, ids: Tensor, mask: Tensor, **options: bool) -> Any:
+    def _run(self, ids: Tensor, mask: Tensor, **options: bool | Tensor) -> Any:
         self._check_length(ids)
         net = self.net.get_encoder() if self.net.config.is_encoder_decoder else self.net
         return net(input_ids=ids, attention_mask=attendable(mask).long(), **options)
@@ -130,9 +131,10 @@ class TransformersText(nn.Module):
                 "lower text.length or raise max_position_embeddings"
             )
 
-    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, L) -> tokens (B, L, D), pooled (B, D)."""
-        tokens: Tensor = self._run(ids, mask).last_hidden_state
+        types = {} if segments is None else {"token_type_ids": segments}
+        tokens: Tensor = self._run(ids, mask, **types).last_hidden_state
         return tokens, tokens[:, 0] if self.pooling == "first" else masked_mean(tokens, mask)
 
     def depths(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -82,6 +82,7 @@ class TextEncoder(Encoder):
         self.tokenizer, self.dim = tokenizer, self.backbone.dim
         self.spec = {"model": model, "modality": "text", "tokenizer": tokenizer, **self.backbone.kwargs}
         self.decodes = decoder
+        self.embeds_segments: bool = getattr(self.backbone, "embeds_segments", False)
         if pool is not None:
             self.spec["pool"] = pool
         if decoder:
@@ -93,11 +94,17 @@ class TextEncoder(Encoder):
         weight: nn.Parameter = self.backbone.token_embedding
         return weight
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        """Ids and mask -> Features; see the class."""
+    def forward(self, x: Tensor, mask: Tensor | None = None, segments: Tensor | None = None) -> Features:
+        """Ids and mask -> Features; see the class.
+
+        Args:
+            x: int64 (B, L).
+            mask: bool (B, L).
+            segments: int64 (B, L), 1 in the second part of a pair, else 0; only where the network `embeds_segments`.
+        """
         if mask is None:
             mask = torch.ones_like(x, dtype=torch.bool)
-        tokens, pooled = self.backbone(x, mask)
+        tokens, pooled = self.backbone(x, mask) if segments is None else self.backbone(x, mask, segments)
         return Features(tokens, pooled, (x.shape[1],), mask)
 
     def layers(self, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:

@@ -95,6 +95,7 @@ class Objective(nn.Module):
         needs: batch keys that `transform` reads; checked against the data before step 0.
         coupled: whether rows meet in `loss` (contrastive negatives, queues). Such a task is accumulated by cached
             outputs, any other by plain averaging, and needs at least two rows.
+        mixes: whether rows meet in `transform` already, where a sample is made of two. Needs at least two rows.
         spec: name and hyper-parameters that build this task again; None where it was not made by `mmssl.objective`.
         refresh_every: steps between calls of `refresh`; 0 for never, `ONCE` for before the first step alone.
         diagnose_every: steps between calls of `diagnose`; 0 for never.
@@ -103,6 +104,7 @@ class Objective(nn.Module):
     needs: tuple[str, ...] = ()
     spec: dict[str, Any] | None = None
     coupled: bool = False
+    mixes: bool = False
     refresh_every: int = 0
     diagnose_every: int = 0
 

@@ -108,6 +108,7 @@ class Combine(Objective):
         if area is not None and not any("image" in task.needs for task in built.values()):
             raise RecipeError("combine: area crops images, and no task reads any")
         self.coupled = any(task.coupled for task in built.values())
+        self.mixes = any(task.mixes for task in built.values())
         self.needs = tuple(
             dict.fromkeys(
                 f"{self.sources[name]}/{key}" if self.sources[name] else key

@@ -187,7 +187,7 @@ class ReplacedToken(Objective):
             parts = []
             for mark, run in itertools.groupby(zip(marks, ids, strict=True), key=lambda pair: pair[0]):
                 part = self.tokenizer.decode([token for _, token in run])
-                parts.append(f"«{part}»" if mark else part)
+                parts.append(f"«{part}»" if mark and part else part)
             lines.append(" ".join(filter(None, parts)))
         return lines
 
