@@ -22,14 +22,12 @@ measures whether it looks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder, Features
@@ -37,13 +35,13 @@ from mmssl.encoders.fusion import FusionEncoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.objectives.reconstruction._causal import PROOF_TOKENS, evaluating, leaks, prove_causal
 from mmssl.ops.augment import random_crop
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import average
 from mmssl.ops.losses import mean_over
 from mmssl.ops.unigram import Unigram
 
-PROOF_TOKENS = 6
 BLIND_ROWS = 64  # of each process: enough for a ratio, little against a step
 
 
@@ -105,7 +103,8 @@ class Captioning(Objective):
         self.head = nn.Sequential(nn.Linear(fused, width), nn.GELU(), nn.LayerNorm(width))
         self.bias = nn.Parameter(torch.zeros(self.tokens))
         self.unigram = Unigram(self.tokens, self.tokens)
-        self._prove_causal()
+        prove_causal(text, b, "captioning")
+        self._prove_fusion_causal()
 
     def chance(self, rows: int) -> Chance:
         """Any token of the embedding table, equally likely; the relative error of knowing how frequent each is."""
@@ -134,6 +133,7 @@ class Captioning(Objective):
         it is cut into micro-batches, and a vocabulary is large.
         """
         logits, target = self.logits(inputs).transpose(1, 2), inputs["b"][:, 1:]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         gain = math.log(self.tokens) - F.cross_entropy(logits, target, reduction="none", label_smoothing=self.smoothing)
         with torch.no_grad():
             right = (logits.argmax(1) == target).to(gain.dtype)
@@ -217,31 +217,25 @@ class Captioning(Objective):
             written.append(self.tokenizer.decode(row[: row.index(self.end)] if self.end in row else row))
         return [Panel(self.a, cells), Panel("caption", list[Tensor | str](captions)), Panel("generated", written)]
 
-    def _prove_causal(self) -> None:
-        """Raise RecipeError where what stands at a place has a gradient with respect to a later token."""
-        text, fusion = cast(TextEncoder, self.encoder(self.b)), cast(FusionEncoder, self.encoder(self.fusion))
-        embedding = text.token_embedding
-        if embedding.is_meta:
-            return  # weights without memory show nothing
-        # Each token stands once, so that a row of the embedding's gradient belongs to one place.
-        words = (i for i in range(self.tokens) if i not in self.tokenizer.special_ids)
-        ids = torch.tensor([next(words) for _ in range(PROOF_TOKENS)], device=embedding.device)
-        name = next(name for name, parameter in text.named_parameters() if parameter is embedding)
-        leaf = embedding.detach().requires_grad_()  # it may be frozen
-        with torch.enable_grad(), _evaluating(text, fusion):
-            b = functional_call(text, {name: leaf}, (ids[None], torch.ones_like(ids[None], dtype=torch.bool)))
-            if _leaks(b.tokens[0], leaf, ids):
-                raise RecipeError(
-                    f"captioning: the text encoder '{self.b}' sees later tokens, so that the answer stands in the "
-                    "question; take a causal one, such as transformers/gpt2, transformers/bert with is_decoder: true, "
-                    "or a text tower of open_clip"
-                )
-            leaf = b.tokens.detach().requires_grad_()
-            seen = torch.linspace(-1, 1, 3 * self.encoder(self.a).dim, device=leaf.device, dtype=leaf.dtype)
-            a = Features(seen.view(1, 3, -1), seen.view(1, 3, -1).mean(1), (3,))
-            fused = fusion(a, b._replace(tokens=leaf), causal=True).b
-            if _leaks(fused[0], leaf, torch.arange(PROOF_TOKENS, device=ids.device)):
-                raise RecipeError(f"captioning: the fusion '{self.fusion}' lets a token see later ones")
+    def _prove_fusion_causal(self) -> None:
+        """Raise RecipeError where what the fusion makes of a token has a gradient on a later one."""
+        fusion, text = cast(FusionEncoder, self.encoder(self.fusion)), self.encoder(self.b)
+        like = next(fusion.parameters())
+        if like.is_meta:
+            return
+        with torch.enable_grad(), evaluating(fusion):
+            a, b = (
+                torch.linspace(-1, 1, rows * width, device=like.device, dtype=like.dtype).sin().view(1, rows, width)
+                for rows, width in ((3, self.encoder(self.a).dim), (PROOF_TOKENS, text.dim))
+            )
+            b.requires_grad_()
+            sides = [Features(tokens, tokens.mean(1), tokens.shape[1:2]) for tokens in (a, b)]
+            leaking = leaks(fusion(*sides, causal=True).b[0], b, torch.arange(PROOF_TOKENS, device=like.device))
+        if leaking:
+            raise RecipeError(
+                f"captioning: the fusion '{self.fusion}' lets a token see later ones though it is told not to, so that "
+                "the answer stands in the question; take {model: transformers/bert}"
+            )
 
 
 def _valid(inputs: Batch) -> Tensor:
@@ -251,23 +245,3 @@ def _valid(inputs: Batch) -> Tensor:
 def _next_valid(inputs: Batch) -> Tensor:
     """Where there is a next token to predict, bool (B, L - 1)."""
     return _valid(inputs)[:, 1:]
-
-
-def _leaks(places: Tensor, source: Tensor, rows: Tensor) -> bool:
-    """Whether one of `places` (L, D) has a gradient on a later one of the rows `rows` (L,) of `source`."""
-    weights = torch.linspace(0.5, 1.5, places.shape[1], device=places.device, dtype=places.dtype)
-    for t in range(len(places) - 1):
-        (gradient,) = torch.autograd.grad(places[t] @ weights, source, retain_graph=True)
-        if gradient.flatten(0, -2)[rows[t + 1 :]].any():
-            return True
-    return False
-
-
-@contextmanager
-def _evaluating(*modules: nn.Module) -> Iterator[None]:
-    modes = {part: part.training for module in modules for part in module.modules()}
-    for module in modules:
-        module.eval()
-    yield
-    for part, training in modes.items():
-        part.training = training
