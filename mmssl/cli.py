@@ -107,24 +107,43 @@ def adapt(
     data: Annotated[str, typer.Option(help="Labelled rows: anything that a recipe's data.source may be.")],
     label: Annotated[str, typer.Option(help="Column of the classes.")] = "label",
     test: Annotated[str | None, typer.Option(help="Test rows; the test split of --data by default.")] = None,
-    probe: Annotated[str, typer.Option(help="knn, ridge, logistic or finetune.")] = "knn",
+    probe: Annotated[
+        str, typer.Option(help="knn, ridge, logistic, finetune; of the whole task: retrieval, zero_shot.")
+    ] = "knn",
     layers: Annotated[bool, typer.Option("--layers", help="Probe every depth.")] = False,
     baseline: Annotated[bool, typer.Option(help="Score the same network, random-initialised, as well.")] = True,
     encoder: Annotated[str | None, typer.Option(help="Name of the encoder; the first one by default.")] = None,
-    groups: Annotated[str | None, typer.Option(help="Column that a split must not divide.")] = None,
+    groups: Annotated[
+        str | None, typer.Option(help="Column that a split must not divide; of retrieval: of what belongs together.")
+    ] = None,
     shots: Annotated[int | None, typer.Option(help="Learn from only so many rows a class.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use only so many rows.")] = None,
     seed: Annotated[int, typer.Option(help="First of the seeds.")] = 0,
     seeds: Annotated[int, typer.Option(help="Random-initialised encoders; trainings of finetune.")] = 3,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a hyper-parameter of the probe."),
+    ] = None,
     trust: Trust = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
-    """Score a run's encoder on labelled rows, beside its baselines."""
-    from mmssl import adaptation, runs
+    """Score a run's encoder on labelled rows, or its task on pairs, beside its baselines."""
+    import yaml
 
+    from mmssl import adaptation, registry, runs
+    from mmssl.adaptation.pairs import PairProbe
+
+    options = {key: yaml.safe_load(value) for key, value in _overrides(set_).items()}
     loaded = runs.load(run, trust=trust)
+    whole = issubclass(registry.find("probe", probe), PairProbe)
+    if whole and encoder is not None:
+        raise RecipeError(
+            f"{probe} compares two encoders: name them with --set a=... --set b=... in place of --encoder"
+        )
     name = encoder or next(iter(loaded.encoders))
-    chosen = loaded.objective.encoder(name)
+    if name not in loaded.encoders:
+        raise RecipeError(f"{run} has no encoder '{name}'{nearest(name, loaded.encoders)}")
+    chosen = loaded.objective if whole else loaded.encoders[name]
     decode = next(iter(loaded.recipe.sources().values()))
     scores = adaptation.adapt(
         chosen,
@@ -140,6 +159,7 @@ def adapt(
         seed=seed,
         seeds=seeds,
         data=decode,
+        **options,
     )
     if json_:
         import json

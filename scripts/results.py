@@ -67,7 +67,7 @@ def category(run: Any) -> dict[str, float]:
     """Accuracy of two probes of the category of emoji, on concepts that were not trained on."""
     import mmssl
 
-    numbers = {}
+    numbers: dict[str, float] = {}
     for probe in ("knn", "logistic"):
         scores = mmssl.adapt(
             run.encoders["image"],
@@ -86,32 +86,18 @@ def category(run: Any) -> dict[str, float]:
 
 def emoji_retrieval(run: Any) -> dict[str, float]:
     """Image to text among the distinct names of concepts that were not trained on, and the other way round."""
-    import torch
+    import mmssl
 
-    from mmssl.adaptation.retrieval import retrieve
-    from mmssl.data.loader import read
-
-    images, texts, names = [], [], []
-    data = run.recipe.data.model_copy(update={"split": "test"})
-    for batch in read(data, ("image", "text"), tokenizers=run.tokenizers):
-        with torch.no_grad():
-            z = run.objective.predict({"a": batch["image"], "b": batch["text"], "b_mask": batch["text_mask"]})
-        images.append(z["a"])
-        texts.append(z["b"])
-        names += [tuple(ids.tolist()) for ids in batch["text"]]
-    distinct = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    ids = torch.tensor([distinct[name] for name in names])
-    first = torch.tensor([names.index(name) for name in distinct])
-    gallery, everyone = torch.cat(texts)[first], torch.cat(images)
-    there = retrieve(everyone, gallery, ids, torch.arange(len(distinct)))
-    back = retrieve(gallery, everyone, torch.arange(len(distinct)), ids)
+    scores = mmssl.adapt(run.objective, run.recipe.data, probe="retrieval", baseline=False)
+    there, back = (scores.row("pretrained", query).recall for query in ("image", "text"))
+    by_chance = {query: scores.row("chance", query).recall for query in ("image", "text")}
     return {
-        "image to text R@1": there.recall[1],
-        "image to text R@10": there.recall[10],
-        "image to text R@10 chance": there.chance[10],
-        "text to image R@10": back.recall[10],
-        "text to image R@10 chance": back.chance[10],
-        "gallery": there.gallery,
+        "image to text R@1": there[1],
+        "image to text R@10": there[10],
+        "image to text R@10 chance": by_chance["image"][10],
+        "text to image R@10": back[10],
+        "text to image R@10 chance": by_chance["text"][10],
+        "gallery": scores.items["text"],
     }
 
 
@@ -141,7 +127,7 @@ def language(run: Any) -> dict[str, float]:
         baseline -= unigram[inputs["target"][inputs["chosen"]]].sum().item()
         tokens += count
 
-    numbers = {"held-out loss": ours / tokens, "held-out loss unigram": baseline / tokens}
+    numbers: dict[str, float] = {"held-out loss": ours / tokens, "held-out loss unigram": baseline / tokens}
     files = {split: f"{os.environ['MMSSL_DATA']}/wordnet/{split}.parquet" for split in ("train", "test")}
     nouns = datasets.load_dataset("parquet", data_files=files).filter(
         lambda row: row["category"].startswith("noun.") and row["category"] != "noun.Tops"
@@ -176,7 +162,7 @@ def alignment(run: Any) -> dict[str, float]:
         "pair ranking, frozen frame": lambda batch: {"video": batch["video"][:, :1].expand_as(batch["video"])},
         "pair ranking, silence": lambda batch: {"audio": torch.zeros_like(batch["audio"])},
     }
-    numbers = {}
+    numbers: dict[str, float] = {}
     for name, edit in edits.items():
         ranking = rows = 0.0
         for step, batch in enumerate(batches):

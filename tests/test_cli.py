@@ -187,6 +187,36 @@ def test_adapt_prints_a_table_with_its_baselines(monkeypatch, capsys, finished):
     assert "random" not in text
 
 
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A run of one step on pairs."""
+    import mmssl
+
+    small = {"training.steps": 1, "training.batch_size": 8, "data.limit": 32}
+    return mmssl.run(
+        cli.find_recipe(Path("contrastive_toy")), small, tmp_path_factory.mktemp("cli") / "pairs", quiet=True
+    )
+
+
+def test_adapt_compares_pairs_and_reads_names_of_classes(monkeypatch, capsys, pairs):
+    common = ("adapt", str(pairs.directory), "--data", "toy", "--limit", "48", "--seeds", "1")
+    assert call(monkeypatch, *common, "--probe", "retrieval", "--set", "ks=[2, 3]", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["rows"][0]["recall"]) == ["2", "3"]
+    assert {row["encoder"] for row in found["rows"]} == {"pretrained", "random", "raw", "chance"}
+    assert found["test"] == "toy, split test"
+    named = ("--probe", "zero_shot", "--label", "shape", "--set", "templates=['a {}', '{} there']")
+    assert call(monkeypatch, *common, *named) == 0
+    assert "zero_shot probe of 'shape': nothing learned, 48 test rows, 8 classes" in capsys.readouterr().out
+    for more, sentence in (
+        (("--probe", "retrieval", "--encoder", "image"), "name them with --set a="),
+        (("--probe", "knn", "--encoder", "imag"), "no encoder 'imag' (did you mean 'image'?)"),
+        (("--probe", "knn", "--set", "kk=3"), "unknown key 'kk'"),
+    ):
+        assert call(monkeypatch, *common, *more) == 2
+        assert sentence in capsys.readouterr().err
+
+
 def test_export_and_dry_push_write_their_folders(monkeypatch, tmp_path, finished):
     assert call(monkeypatch, "export", str(finished[0]), "--to", str(tmp_path / "native")) == 0
     assert list((tmp_path / "native").rglob("*.safetensors"))

@@ -5,6 +5,6 @@ from __future__ import annotations
 from mmssl.adaptation.adapt import adapt
 from mmssl.adaptation.during import ProbeDuring
 from mmssl.adaptation.features import features
-from mmssl.adaptation.scores import Row, Scores
+from mmssl.adaptation.scores import RetrievalRow, RetrievalScores, Row, Scores
 
-__all__ = ["ProbeDuring", "Row", "Scores", "adapt", "features"]
+__all__ = ["ProbeDuring", "RetrievalRow", "RetrievalScores", "Row", "Scores", "adapt", "features"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -11,17 +11,29 @@ from torch import Tensor
 from mmssl import registry
 from mmssl.adaptation.features import POOLED, collect, extract
 from mmssl.adaptation.layers import probe_depths
+from mmssl.adaptation.pairs import Asked, PairProbe
 from mmssl.adaptation.probes.base import HELD_OUT, Probe, RawRows, hold_out
 from mmssl.adaptation.rows import Labelled, Rows, groups_of, labels_of, open_pair
-from mmssl.adaptation.scores import CONSTANT, PRETRAINED, RANDOM, Scores, score
+from mmssl.adaptation.scores import CONSTANT, PRETRAINED, RANDOM, RetrievalScores, Scores, score
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.errors import DataError, RecipeError
+from mmssl.objectives.base import Objective
 from mmssl.recipe import Data
 
 
+@overload
 def adapt(
-    encoder: Encoder,
+    encoder: Objective, train: Labelled, test: Labelled | None = None, *, probe: Literal["retrieval"], **settings: Any
+) -> RetrievalScores: ...
+
+
+@overload
+def adapt(encoder: Encoder | Objective, train: Labelled, test: Labelled | None = None, **settings: Any) -> Scores: ...
+
+
+def adapt(
+    encoder: Encoder | Objective,
     train: Labelled,
     test: Labelled | None = None,
     *,
@@ -39,26 +51,31 @@ def adapt(
     batch_size: int = 256,
     workers: int = 0,
     **options: Any,
-) -> Scores:
+) -> Scores | RetrievalScores:
     """Learn classes from labelled rows on top of `encoder`, and score rows that were not seen.
+
+    The probes `retrieval` and `zero_shot` learn nothing: they take a task (`run.objective`) in place of the encoder,
+    and compare pairs of rows, or rows and the names of classes, in the space that the task trained.
 
     Hyper-parameters are chosen on a fifth of the training rows, anew for every encoder and depth, with the first seed;
     then the probe learns from all training rows. Test rows are looked at once, at the end. `encoder` stays as it was.
 
     Args:
-        encoder: pretrained.
+        encoder: pretrained; for `retrieval` and `zero_shot` the task.
         train: a source as in a recipe (`toy`, folder, parquet file, Hub name ...), a `recipe.Data`, a
             `datasets.Dataset`, or batches with the encoder's key and `label`.
         test: likewise; of a source that has a test split, that. Where left out, the `test` split of the training
-            source, or else its `validation` split; where it has neither, a stratified fifth of the training rows.
+            source, or else its `validation` split; where it has neither, a stratified fifth of the training rows, and
+            for `retrieval` and `zero_shot` all of them.
         label: column of the classes, whole numbers or names; of batches it is always `label`.
-        probe: `knn`, `ridge`, `logistic` or `finetune`; `mmssl list` says what each is.
+        probe: `knn`, `ridge`, `logistic`, `finetune`, `retrieval` or `zero_shot`; `mmssl list` says what each is.
         layers: probe every depth as well.
         baseline: score the same network, random-initialised, as well.
         seed: the first of `seeds` consecutive seeds.
         seeds: random-initialised encoders; also draws of `shots`, and trainings of `finetune`.
         shots: learn from only so many rows a class.
-        groups: column (of batches: key) of what a split made here must not divide, such as drawings of one thing.
+        groups: column (of batches: key) of what a split made here must not divide, such as drawings of one thing; for
+            `retrieval`, of rows whose two sides all belong together (without it those of one row, and equal items).
         data: how to decode and name columns; its source is not read.
         columns: batch key -> column, as in a recipe.
         limit: rows of `train` and of `test`, each.
@@ -72,13 +89,24 @@ def adapt(
         RunError: where features are not finite.
     """
     kind = registry.find("probe", probe)
-    learner: Probe = kind(**registry.check_keywords(kind, options, f"probe {probe}"))
-    if layers and not learner.frozen:
-        raise RecipeError(f"layers probes frozen features, and {probe} trains the encoder; use knn, ridge or logistic")
+    learner: Probe | PairProbe = kind(**registry.check_keywords(kind, options, f"probe {probe}"))
     for name, value in {"seeds": seeds, "shots": shots, "limit": limit}.items():
         if value is not None and value < 1:
             raise RecipeError(f"{name} = {value}: expected at least 1")
     every_seed = tuple(range(seed, seed + seeds))
+    if isinstance(learner, PairProbe):
+        if not isinstance(encoder, Objective):
+            raise RecipeError(f"{probe} compares two encoders in the space of their task; give the task: run.objective")
+        if layers or shots:
+            raise RecipeError(f"{probe} learns nothing and looks at no depths; leave layers and shots out")
+        return learner.score(
+            encoder,
+            Asked(train, test, label, baseline, every_seed, groups, data, columns, limit, batch_size, workers),
+        )
+    if not isinstance(encoder, Encoder):
+        raise RecipeError(f"{probe} learns from the features of one encoder; give that: run.encoders[...]")
+    if layers and not learner.frozen:
+        raise RecipeError(f"layers probes frozen features, and {probe} trains the encoder; use knn, ridge or logistic")
     known, asked = open_pair(
         train,
         test,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmssl.batch import MODALITIES, Batch, to_device
 from mmssl.encoders.base import Encoder
@@ -93,9 +93,9 @@ def _look(encoder: Encoder, batch: Batch, layers: bool) -> dict[str, Tensor]:
 
 
 @contextmanager
-def evaluating(encoders: Iterable[Encoder]) -> Iterator[None]:
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Evaluation mode inside; afterwards each module, frozen parts of a training network too, is in its own again."""
-    before = [(module, module.training) for encoder in encoders for module in encoder.modules()]
+    before = [(module, module.training) for whole in modules for module in whole.modules()]
     for module, _ in before:
         module.training = False
     try:

@@ -79,16 +79,91 @@ def open_pair(
         return Rows(train, "batches"), None if test is None else Rows(test, "batches")
     if test is None:
         second = _own_test(first)
-    elif (second := _open(test, data, columns, limit)) is None:
+    elif (second := _open_test(test, data, columns, limit)) is None:
         raise DataError("train is a source and test is batches: their class numbers may differ; give both in one form")
-    elif isinstance(test, str | Path):
-        second = _own_test(second) or second
     if second is not None and second.spec == first.spec and first.spec.source != _DATASET:
         raise DataError(f"train and test are the same rows: {first.where}; leave test out to hold some of them out")
 
     sources = [first] if second is None else [first, second]
     rows = _labelled(sources, encoder, label, groups, batch_size, workers)
     return rows[0], rows[1] if second is not None else None
+
+
+def open_asked(
+    train: Any,
+    test: Any,
+    *,
+    data: Data | None = None,
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+) -> tuple[Opened | None, Opened | None]:
+    """Where training and test rows are, for a probe that can do without training rows; see `mmssl.adapt`.
+
+    Test rows are those of `test`, else those of the training source's test split, else the training rows, of which
+    there are none then.
+
+    Returns:
+        Training source, None where there is none; test source, None for batches.
+
+    Raises:
+        DataError: for a source that is not there.
+    """
+    if test is not None:
+        return _open(train, data, columns, limit), _open_test(test, data, columns, limit)
+    if isinstance(train, str | Path):
+        asked = _open_test(train, data, columns, limit)
+        assert asked is not None  # a name is never batches
+        if asked.spec.split == "train":
+            return None, asked
+        try:
+            return _open(train, data, columns, limit), asked
+        except DataError:
+            return None, asked  # there is a test split alone
+    first = _open(train, data, columns, limit)
+    second = _own_test(first) if first is not None and first.spec.split == "train" else None
+    return (None, first) if second is None else (first, second)
+
+
+def read_rows(
+    opened: Opened,
+    needs: Sequence[str],
+    tokenizers: Mapping[str, Any],
+    *,
+    label: str | None = None,
+    classes: Sequence[str] | Sequence[int] | None = None,
+    groups: str | None = None,
+    batch_size: int = 256,
+    workers: int = 0,
+) -> Rows:
+    """Rows of several modalities; `label` is the column's name as the user gives it.
+
+    Raises:
+        DataError: for a column that is not there, or a label that is none of `classes`.
+    """
+    for name in filter(None, (label and _column(opened, label), groups)):
+        _check_column(opened, name)
+    batches = read(
+        opened.spec,
+        needs,
+        label=label and _column(opened, label),
+        classes=classes,
+        tokenizers=tokenizers,
+        batch_size=batch_size,
+        workers=workers,
+        source=opened.source,
+    )
+    return Rows(batches, opened.where, _numbers(opened.source.values(groups)) if groups else None)
+
+
+def values_of(opened: Opened, column: str) -> list[Any]:
+    """A column's cells; `label` may stand for what the recipe maps to it.
+
+    Raises:
+        DataError: where it is not there.
+    """
+    name = _column(opened, column)
+    _check_column(opened, name)
+    return list(opened.source.values(name))
 
 
 def open_rows(
@@ -145,11 +220,7 @@ def _labelled(
     """Training and test sources, in this order, as rows with common class numbers."""
     for one in opened:
         for name in filter(None, (_column(one, label), groups if one is opened[0] else None)):
-            if name not in one.source.columns:
-                have = ", ".join(one.source.columns)
-                raise DataError(
-                    f"{one.where} has no column '{name}'{nearest(name, one.source.columns)}; it has: {have}"
-                )
+            _check_column(one, name)
     classes = find_classes(chain.from_iterable(one.source.values(_column(one, label)) for one in opened))
     if classes is None:
         raise DataError(f"column '{label}' holds lists: a probe learns one class a row")
@@ -173,8 +244,32 @@ def _labelled(
     ]
 
 
-def _open(given: Any, data: Data | None, columns: Mapping[str, str] | None, limit: int | None) -> Opened | None:
-    """The source, or None for batches."""
+def _check_column(one: Opened, name: str) -> None:
+    if name not in one.source.columns:
+        have = ", ".join(one.source.columns)
+        raise DataError(f"{one.where} has no column '{name}'{nearest(name, one.source.columns)}; it has: {have}")
+
+
+def _open_test(given: Any, data: Data | None, columns: Mapping[str, str] | None, limit: int | None) -> Opened | None:
+    """Test rows: of a name the test split, or else the validation split, or else what is there."""
+    try:
+        found = _open(given, data, columns, limit)
+    except DataError:
+        if not isinstance(given, str | Path):
+            raise
+        for split in ("test", "validation"):  # of a folder that holds nothing else
+            try:
+                return _open(given, data, columns, limit, split)
+            except DataError:
+                continue
+        raise
+    return (_own_test(found) or found) if found is not None and isinstance(given, str | Path) else found
+
+
+def _open(
+    given: Any, data: Data | None, columns: Mapping[str, str] | None, limit: int | None, split: str = "train"
+) -> Opened | None:
+    """The source, or None for batches; `split` is for a name, anything else has its own."""
     changes: dict[str, Any] = {}
     if columns is not None:
         changes["columns"] = dict(columns)
@@ -185,7 +280,7 @@ def _open(given: Any, data: Data | None, columns: Mapping[str, str] | None, limi
     settings = data or Data(source=_DATASET)
     # Of a recipe's data only how to decode and name columns carries over to another source.
     fresh = settings.model_copy(
-        update={"source": _DATASET, "split": "train", "config": None, "streaming": False, "limit": None, **changes}
+        update={"source": _DATASET, "split": split, "config": None, "streaming": False, "limit": None, **changes}
     )
     if isinstance(given, str | Path):
         opened = _opened(fresh.model_copy(update={"source": str(given)}))

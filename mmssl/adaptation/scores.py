@@ -12,6 +12,15 @@ import torch
 from torch import Tensor
 
 PRETRAINED, RANDOM, CONSTANT = "pretrained", "random", "constant"
+RERANKED, RAW, CHANCE = "re-ranked", "raw", "chance"
+NAMES = {
+    PRETRAINED: "pretrained",
+    RERANKED: "pretrained, re-ranked",
+    RANDOM: "random-initialised",
+    RAW: "linear maps of raw inputs",
+    CONSTANT: "constant (majority class)",
+    CHANCE: "chance",
+}
 
 
 @dataclass(frozen=True)
@@ -19,7 +28,8 @@ class Row:
     """One line of the table; shares lie in [0, 1].
 
     Attributes:
-        encoder: `pretrained`, `random` (the same network, random-initialised) or `constant` (the majority class).
+        encoder: `pretrained`, `random` (the same network, random-initialised), `constant` (the majority class) or
+            `chance` (a class at random).
         layer: `pooled`, or the depth that was probed.
         accuracy: mean over the seeds.
         spread: standard deviation over the seeds; None for one seed, or where seeds change nothing.
@@ -27,6 +37,7 @@ class Row:
         interval: 95 % Wilson interval of `accuracy` for this number of test rows.
         setting: hyper-parameters chosen on the validation rows.
         runs: accuracy of each seed.
+        top5: the same as `accuracy` for the five best classes; None for a probe that names one.
     """
 
     encoder: str
@@ -37,11 +48,12 @@ class Row:
     interval: tuple[float, float]
     setting: dict[str, float]
     runs: tuple[float, ...]
+    top5: float | None = None
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What `adapt` returns.
+    """What `adapt` returns of classes.
 
     Attributes:
         rows: the pretrained encoder first, then its baselines, then single depths.
@@ -86,12 +98,10 @@ class Scores:
     def table(self) -> str:
         """Plain text, in percent."""
         head = ("encoder", "layer", "accuracy", "95 % interval", "balanced", "chosen")
-        lines = [head, *(_line(row) for row in self.rows)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        body = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-        ]
+        if not self.train_rows:
+            head = ("encoder", "", "top-1", "95 % interval", "balanced", "top-5")
         learned = f"{self.train_rows} training rows{f' ({self.shots} a class used)' if self.shots else ''}"
+        learned = learned if self.train_rows else "nothing learned"
         notes = [
             f"{self.probe} probe of '{self.label}': {learned}, {self.test_rows} test rows, "
             f"{self.classes} classes, seeds {', '.join(map(str, self.seeds))}",
@@ -99,11 +109,100 @@ class Scores:
             f"margin over the better baseline: {100 * self.margin:+.1f} points",
             *(f"warning: {warning}" for warning in self.warnings),
         ]
-        return "\n".join([notes[0], "", *body, "", *notes[1:]])
+        return "\n".join([notes[0], "", *_columns([head, *map(_line, self.rows)]), "", *notes[1:]])
 
     def to_json(self) -> dict[str, Any]:
         """Everything, with `accuracy`, `baseline` and `margin`, in types that JSON has."""
         return {"accuracy": self.accuracy, "baseline": self.baseline, "margin": self.margin} | asdict(self)
+
+
+@dataclass(frozen=True)
+class RetrievalRow:
+    """One line of the table: one direction; shares lie in [0, 1].
+
+    Attributes:
+        encoder: `pretrained`, `re-ranked` (its best, ordered anew by the network that sees both sides), `random` (the
+            same networks, random-initialised), `raw` (linear maps of raw inputs, learned from training pairs) or
+            `chance` (a random order).
+        query: name of the encoder whose items ask.
+        gallery: name of the one whose items are ranked.
+        recall: k -> share of queries with a right item among the k best; mean over the seeds.
+        spread: k -> standard deviation over the seeds; None for one.
+        interval: k -> 95 % Wilson interval for as many trials as there are independent parts; None for chance.
+        median_rank: of the best right item, from 1; mean over the seeds.
+    """
+
+    encoder: str
+    query: str
+    gallery: str
+    recall: dict[int, float]
+    spread: dict[int, float] | None
+    interval: dict[int, tuple[float, float]] | None
+    median_rank: float
+
+
+@dataclass(frozen=True)
+class RetrievalScores:
+    """What `adapt` returns of retrieval.
+
+    Attributes:
+        rows: both directions of the pretrained networks first, then their baselines, then chance.
+        pairs: number of test rows.
+        items: name of encoder -> number of distinct items, queries and gallery.
+        parts: of the test rows that share no item and no group: independent trials.
+        test: where the test rows come from.
+        seeds: of the random-initialised networks.
+        warnings: what the reader of the table should know.
+    """
+
+    rows: tuple[RetrievalRow, ...]
+    pairs: int
+    items: dict[str, int]
+    parts: int
+    test: str
+    seeds: tuple[int, ...]
+    warnings: tuple[str, ...] = ()
+
+    def row(self, encoder: str, query: str) -> RetrievalRow:
+        """The line of `encoder` in which the items of `query` ask; raises KeyError where there is none."""
+        for row in self.rows:
+            if (row.encoder, row.query) == (encoder, query):
+                return row
+        raise KeyError((encoder, query))
+
+    def table(self) -> str:
+        """Plain text, in percent."""
+        ks = list(self.rows[0].recall)
+        head = ("encoder", "query", "gallery", *(f"R@{k}" for k in ks), "median rank")
+        lines = []
+        for row in self.rows:
+            cells = []
+            for k in ks:
+                cell = f"{100 * row.recall[k]:.1f}"
+                if row.spread is not None:
+                    cell += f" ± {100 * row.spread[k]:.1f}"
+                elif row.interval is not None:
+                    cell += f" ({100 * row.interval[k][0]:.1f} – {100 * row.interval[k][1]:.1f})"
+                cells.append(cell)
+            lines.append((NAMES[row.encoder], row.query, row.gallery, *cells, f"{row.median_rank:g}"))
+        sides = " and ".join(f"{number} {name}" for name, number in self.items.items())
+        notes = [
+            f"retrieval: {self.pairs} pairs of {sides} items, in {self.parts} parts that share nothing",
+            f"test rows: {self.test}",
+            "of several right items the best counts, a tie counts as wrong; in brackets 95 % intervals, after ± one "
+            f"standard deviation over seeds {', '.join(map(str, self.seeds))}",
+            *(f"warning: {warning}" for warning in self.warnings),
+        ]
+        return "\n".join([notes[0], "", *_columns([head, *lines]), "", *notes[1:]])
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, in types that JSON has."""
+        return asdict(self)
+
+
+def _columns(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def score(
@@ -142,10 +241,12 @@ def _line(row: Row) -> tuple[str, ...]:
     spread = f" ± {100 * row.spread:.1f}" if row.spread is not None else ""
     low, high = row.interval
     return (
-        {PRETRAINED: "pretrained", RANDOM: "random-initialised", CONSTANT: "constant (majority class)"}[row.encoder],
-        "" if row.encoder == CONSTANT else row.layer,
+        NAMES[row.encoder],
+        "" if row.encoder in (CONSTANT, CHANCE) else row.layer,
         f"{100 * row.accuracy:.1f}{spread}",
         f"{100 * low:.1f} – {100 * high:.1f}",
         f"{100 * row.balanced:.1f}",
-        ", ".join(f"{key}={value:g}" for key, value in row.setting.items()),
+        ", ".join(f"{key}={value:g}" for key, value in row.setting.items())
+        if row.top5 is None
+        else f"{100 * row.top5:.1f}",
     )

@@ -181,13 +181,21 @@ def test_files_folders_and_their_own_test_split(small, tmp_path):
     assert folder.rows == named.rows
     assert "split test" in folder.test
     assert (folder.train_rows, folder.test_rows) == (120, 60)
+    for split in ("test", "validation"):
+        (tmp_path / split).mkdir()
+        test.to_parquet(str(tmp_path / split / f"{split}.parquet"))
+        alone = adapt(small, tmp_path / "train.parquet", tmp_path / split, **common)
+        assert alone.rows == named.rows
+        assert f"split {split}" in alone.test
     one_file = adapt(small, tmp_path / "train.parquet", groups="thing", **common)
     assert "held out" in one_file.test
     assert one_file.train_rows + one_file.test_rows == 120
     with pytest.raises(DataError, match="the same rows"):
         adapt(small, tmp_path / "train.parquet", tmp_path / "train.parquet", **common)
     with pytest.raises(DataError, match=r"has no column 'kinds'.*did you mean 'kind'"):
-        adapt(small, str(tmp_path), **common | {"label": "kinds"})
+        adapt(small, tmp_path / "train.parquet", tmp_path / "test.parquet", **common | {"label": "kinds"})
+    with pytest.raises(DataError, match="no split 'train'"):
+        adapt(small, tmp_path / "test", **common)
 
 
 def test_column_names_of_the_recipe_do_not_bind_another_source(small, tmp_path):

@@ -1,39 +1,215 @@
-"""Recall at k: right items, ties, chance."""
+"""Retrieval as a probe: what counts as one item and as right, re-ranking, baselines, sentences where it cannot work."""
 
 from __future__ import annotations
 
+import json
+
+import datasets
 import pytest
 import torch
+from known_pairs import LENGTH, NAMES, Colours, rows, table
 
-from mmssl.adaptation.retrieval import retrieve
+import mmssl
+from mmssl.adaptation import adapt
+from mmssl.adaptation.raw import Agreement, agree, bag, frequent, plain
+from mmssl.errors import DataError, RecipeError, RunError
+from mmssl.recipe import Data, ImageDecode, TextDecode
+
+DATA = Data(source="", image=ImageDecode(size=16), text=TextDecode(length=LENGTH))
+RIGHT = list(enumerate(NAMES))
 
 
-def test_equals_sorting() -> None:
+def retrieve(task, pairs, *more, **settings):
+    return adapt(task, pairs, *more, probe="retrieval", **{"baseline": False, **settings})
+
+
+def test_a_perfect_task_finds_everything_both_ways():
+    scores = retrieve(Colours(), rows(RIGHT))
+    for query in ("image", "text"):
+        row = scores.row("pretrained", query)
+        assert row.recall == {1: 1.0, 5: 1.0, 10: 1.0}
+        assert row.median_rank == 1
+        assert scores.row("chance", query).recall[1] == pytest.approx(1 / 6)
+        assert scores.row("chance", query).median_rank == 3
+        low, high = row.interval[1]
+        assert 0.5 < low < 0.7
+        assert high == 1
+    assert (scores.items, scores.pairs, scores.parts) == ({"image": 6, "text": 6}, 6, 6)
+
+
+def test_wrong_pairs_are_never_found():
+    shifted = [(colour, NAMES[(colour + 1) % 6]) for colour in range(6)]
+    scores = retrieve(Colours(), rows(shifted), ks=(1,))
+    assert scores.row("pretrained", "image").recall == scores.row("pretrained", "text").recall == {1: 0.0}
+
+
+def test_equal_items_stand_once_and_are_encoded_once():
+    task = Colours()
+    # Two texts for each of three pictures, and one text that two pictures share.
+    pairs = [(0, "red"), (0, "red paint"), (1, "green"), (1, "green paint"), (2, "blue"), (2, "red")]
+    scores = retrieve(task, rows(pairs), ks=(1, 3))
+    assert scores.items == {"image": 3, "text": 5}
+    assert (task.encoder("image").calls, task.encoder("text").calls) == (3, 5)
+    assert (scores.pairs, scores.parts) == (6, 2)  # red and blue have a text in common
+    assert scores.row("pretrained", "image").recall[1] == 1  # any of the right texts will do
+    assert scores.row("pretrained", "text").recall[1] == 1  # red is right for "red", too
+    chance = scores.row("chance", "image").recall[3]
+    # 2, 2 and 3 of 5 texts are right (red's are 2, blue's 2): the chance that 3 draws miss all.
+    assert chance == pytest.approx(1 - 1 / 10)
+
+
+def test_groups_say_what_belongs_together():
+    pairs = [(colour, NAMES[(colour + 1) % 6]) for colour in range(6)]
+    thing = [0, 0, 0, 1, 1, 1]
+    none, some = retrieve(Colours(), rows(pairs)), retrieve(Colours(), rows(pairs, thing=thing), groups="thing")
+    assert none.row("pretrained", "image").recall[1] == 0
+    # The right name stands in another row of the group, except for 0 and 3, whose names are in the other group.
+    assert some.row("pretrained", "image").recall[1] == pytest.approx(4 / 6)
+    assert some.parts == 2
+    same = retrieve(Colours(), table(pairs, thing=["x", "x", "x", "y", "y", "y"]), groups="thing", data=DATA)
+    assert same.row("pretrained", "image").recall == some.row("pretrained", "image").recall
+    with pytest.raises(DataError, match=r"no column 'thin' .*'thing'"):
+        retrieve(Colours(), table(pairs, thing=thing), groups="thin", data=DATA)
+
+
+def test_the_best_are_ordered_anew_by_what_sees_both():
+    task = Colours(matches=True, contrary=True).train()
+    scores = retrieve(task, rows(RIGHT), rerank=3, ks=(1, 2, 3))
+    assert scores.row("pretrained", "image").recall[1] == 1
+    # Of three candidates the right one comes last.
+    assert scores.row("re-ranked", "image").recall == {1: 0, 2: 0, 3: 1}
+    assert task.matched == 2 * 6 * 3
+    assert task.training
+    agreeing = retrieve(Colours(matches=True), rows(RIGHT), rerank=4)
+    assert agreeing.row("re-ranked", "text").recall[1] == 1
+    with pytest.raises(KeyError):
+        retrieve(Colours(matches=True), rows(RIGHT), rerank=0).row("re-ranked", "text")
+
+
+def test_without_a_common_space_every_pair_is_matched():
+    task = Colours(embeds=False, matches=True)
+    scores = retrieve(task, rows([*RIGHT, (0, "red paint")]), batch_size=5)
+    assert scores.row("pretrained", "text").recall[1] == 1
+    assert task.matched == 2 * 6 * 7
+    assert "re-ranked" not in {row.encoder for row in scores.rows}
+
+
+@pytest.fixture(scope="module")
+def small():
+    torch.manual_seed(0)
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    tokenizer = Colours().encoder("text").tokenizer
+    encoders = {
+        "image": mmssl.encoder("timm/test_resnet", modality="image"),
+        "text": mmssl.encoder("transformers/bert", modality="text", tokenizer=tokenizer, **text),
+    }
+    return mmssl.objective("contrastive", encoders, width=8)
+
+
+def test_baselines_stand_in_the_table(small):
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    train = table([(i % 6, f"{NAMES[i % 6]}{' paint' * (i % 3)}") for i in range(48)])
+    scores = retrieve(small, train, table(RIGHT), data=DATA, baseline=True, seeds=2)
+    assert [row.encoder for row in scores.rows] == [
+        name for name in ("pretrained", "random", "raw", "chance") for _ in range(2)
+    ]
+    assert scores.row("raw", "image").recall[1] == 1  # a linear map of colours and words is all it takes
+    assert scores.row("random", "image").spread is not None
+    assert scores.row("pretrained", "image").spread is None
+    text, read = scores.table(), json.loads(json.dumps(scores.to_json()))
+    assert "random-initialised" in text
+    assert "linear maps of raw inputs" in text
+    assert read["rows"][0]["recall"]["1"] == scores.rows[0].recall[1]
+    assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
+
+
+def test_random_weights_are_those_of_the_seed(small):
+    one = retrieve(small.fresh(4), table(RIGHT), data=DATA)
+    other = retrieve(small, table(RIGHT), data=DATA, baseline=True, seed=4, seeds=1)
+    assert one.row("pretrained", "text").recall == other.row("random", "text").recall
+    assert torch.equal(small.fresh(4).project_a.weight, small.fresh(4).project_a.weight)
+    assert not torch.equal(small.fresh(5).project_a.weight, small.fresh(4).project_a.weight)
+
+
+def test_tasks_together_compare_what_each_does(small):
+    encoders = dict(small.encoders.items())
+    tasks = {"turn": {"name": "rotation"}, "pair": {"name": "contrastive", "width": 8}}
+    both = mmssl.objective("combine", encoders, tasks=tasks)
+    both.tasks["pair"].load_state_dict({k: v for k, v in small.state_dict().items() if not k.startswith("encoders.")})
+    own, shared = retrieve(small, table(RIGHT), data=DATA), retrieve(both, table(RIGHT), data=DATA)
+    assert own.rows == shared.rows
+    assert both.fresh(1).compares()[0][:2] == ("image", "text")
+
+
+@pytest.mark.parametrize("suffix", ["", "/test.parquet"])
+def test_a_test_split_alone_will_do(tmp_path, small, suffix):
+    table(RIGHT).to_parquet(tmp_path / "test.parquet")
+    scores = retrieve(small, f"{tmp_path}{suffix}", data=DATA, baseline=True, seeds=1)
+    assert scores.pairs == 6
+    assert "raw" not in {row.encoder for row in scores.rows}  # there is nothing to learn it from
+    table(RIGHT * 4).to_parquet(tmp_path / "train.parquet")
+    assert "raw" in {row.encoder for row in retrieve(small, tmp_path, data=DATA, baseline=True, seeds=1).rows}
+
+
+def test_sentences_where_it_cannot_work(small):
+    image = small.encoder("image")
+    with pytest.raises(RecipeError, match=r"give the task: run\.objective"):
+        adapt(image, rows(RIGHT), probe="retrieval")
+    with pytest.raises(RecipeError, match=r"give that: run\.encoders"):
+        adapt(small, rows(RIGHT), probe="knn")
+    with pytest.raises(RecipeError, match="Rotation compares no two encoders"):
+        retrieve(mmssl.objective("rotation", {"image": image}), rows(RIGHT))
+    with pytest.raises(RecipeError, match="compares image and text, not sound and anything"):
+        retrieve(Colours(), rows(RIGHT), a="sound")
+    with pytest.raises(RecipeError, match=r"unknown key 'rernk' .*'rerank'"):
+        retrieve(Colours(), rows(RIGHT), rernk=3)
+    with pytest.raises(RecipeError, match="layers and shots"):
+        retrieve(Colours(), rows(RIGHT), layers=True)
+    with pytest.raises(RecipeError, match="baseline=False"):
+        retrieve(Colours(), rows(RIGHT), baseline=True)
+    with pytest.raises(RecipeError, match="ks = "):
+        retrieve(Colours(), rows(RIGHT), ks=(0,))
+    with pytest.raises(DataError, match="reads 'image', the batches have: text"):
+        retrieve(Colours(), [{k: v for k, v in batch.items() if k != "image"} for batch in rows(RIGHT)])
+    with pytest.raises(DataError, match="there are no rows"):
+        retrieve(Colours(), [])
+    broken = Colours()
+    broken.encoder("image").one.data.fill_(torch.nan)
+    with pytest.raises(RunError, match="not finite"):
+        retrieve(broken, rows(RIGHT))
+
+
+def test_linear_maps_find_what_is_linear():
     generator = torch.Generator().manual_seed(0)
-    queries = torch.randn(30, 8, generator=generator)
-    gallery = torch.randn(50, 8, generator=generator)
-    gallery_ids = torch.arange(50) // 2
-    query_ids = torch.randint(0, 25, (30,), generator=generator)
-    got = retrieve(queries, gallery, query_ids, gallery_ids)
-    order = (queries @ gallery.T).argsort(1, descending=True)
-    for k, share in got.recall.items():
-        expected = (gallery_ids[order[:, :k]] == query_ids[:, None]).any(1).double().mean()
-        assert share == pytest.approx(expected.item())
+    hidden = torch.randn(300, 4, generator=generator)
+    a = hidden @ torch.randn(4, 9, generator=generator) + 0.05 * torch.randn(300, 9, generator=generator)
+    b = hidden @ torch.randn(4, 7, generator=generator) + 0.05 * torch.randn(300, 7, generator=generator)
+    index = torch.arange(200)
+    agreement, _ = agree(a, b, (index, index), index % 5 == 0)
+    left, right = agreement(a[200:], b[200:])
+    assert ((left @ right.T).argmax(1) == torch.arange(100)).double().mean() > 0.9
+    # Canonical correlations: the first direction's correlation is the largest there is.
+    tight = Agreement(a, b, 1e-9)
+    x, y = ((side.double() - side.double().mean(0)) @ turn for side, turn in zip((a, b), tight.maps, strict=True))
+    u, v = (torch.linalg.qr(side.double() - side.double().mean(0)).Q for side in (a, b))
+    expected = torch.linalg.svdvals(u.T @ v)[:4]
+    for i in range(4):
+        assert torch.corrcoef(torch.stack([x[:, i], y[:, i]]))[0, 1].item() == pytest.approx(expected[i].item())
 
 
-def test_chance_is_that_of_a_random_order() -> None:
-    got = retrieve(torch.zeros(1, 2), torch.zeros(40, 2), torch.zeros(1).long(), torch.arange(40) // 2, ks=(1, 10))
-    assert got.chance[1] == pytest.approx(2 / 40)
-    hits = [(torch.randperm(40)[:10] < 2).any().item() for _ in range(4000)]
-    assert got.chance[10] == pytest.approx(sum(hits) / 4000, abs=0.03)
+def test_raw_numbers_of_every_modality():
+    assert plain("image", torch.zeros(2, 3, 40, 30, dtype=torch.uint8), None).shape == (2, 768)
+    assert plain("video", torch.zeros(2, 9, 3, 16, 16, dtype=torch.uint8), None).shape == (2, 1536)
+    assert plain("audio", torch.zeros(2, 4000), None).shape == (2, 512)
+    ids, mask = torch.tensor([[5, 9, 5, 0], [7, 5, 0, 0]]), torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]]).bool()
+    seen = plain("text", ids, mask)
+    assert frequent(seen).tolist() == [5, 7, 9]
+    assert bag(seen, torch.tensor([5, 7])).tolist() == [[1, 0], [1, 1]]
 
 
-def test_ties_count_against_the_model() -> None:
-    got = retrieve(torch.ones(4, 2), torch.ones(4, 2), torch.arange(4), torch.arange(4), ks=(1, 4))
-    assert got.recall == {1: 0.0, 4: 1.0}
-    assert got.median_rank == 4
-
-
-def test_a_query_without_an_answer_is_named() -> None:
-    with pytest.raises(ValueError, match="query 1 has no right item"):
-        retrieve(torch.ones(2, 2), torch.ones(2, 2), torch.tensor([0, 9]), torch.arange(2))
+def test_a_wrong_pair_of_sources_is_named(tmp_path):
+    with pytest.raises(DataError, match="there is no such file or folder"):
+        retrieve(Colours(), str(tmp_path / "nothing.parquet"), data=DATA)
+    datasets.Dataset.from_dict({"text": ["red"]}).to_parquet(tmp_path / "test.parquet")
+    with pytest.raises(DataError, match="no column 'image'"):
+        retrieve(Colours(), tmp_path, data=DATA)
