@@ -10,11 +10,11 @@ stands beside that of the same networks random-initialised with the same seed.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -203,10 +203,15 @@ def _cell(values: list[float], unit: str) -> str:
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if "--table" not in arguments:
-        names = [a for a in arguments if a in SEEDS] or list(SEEDS)
-        chosen = [int(a) for a in arguments if a.isdigit()]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", help=f"recipes and seeds; recipes are {', '.join(SEEDS)}")
+    parser.add_argument("--table", action="store_true", help="only the table, into README.md")
+    given = parser.parse_args()
+    if unknown := [word for word in given.what if word not in SEEDS and not word.isdigit()]:
+        parser.error(f"there is no cell of '{unknown[0]}'; recipes are {', '.join(SEEDS)}")
+    if not given.table:
+        names = [word for word in given.what if word in SEEDS] or list(SEEDS)
+        chosen = [int(word) for word in given.what if word.isdigit()]
         for name in names:
             for seed in chosen or SEEDS[name]:
                 cells = json.loads(CELLS.read_text()) if CELLS.exists() else {}

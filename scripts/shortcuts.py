@@ -10,8 +10,8 @@ takes about 15 seconds of one CPU core.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -192,11 +192,16 @@ def tables() -> str:
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if "--table" not in arguments:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", help=f"some of {', '.join(TASKS)}; all where left out")
+    parser.add_argument("--table", action="store_true", help="only the tables, into README.md")
+    given = parser.parse_args()
+    if unknown := [task for task in given.tasks if task not in TASKS]:
+        parser.error(f"there is no task '{unknown[0]}' here; there are {', '.join(TASKS)}")
+    if not given.table:
         for cell in cells():
             stored = json.loads(CELLS.read_text()) if CELLS.exists() else {}
-            if cell.key in stored or (arguments and cell.task not in arguments):
+            if cell.key in stored or (given.tasks and cell.task not in given.tasks):
                 continue
             began = time.process_time()
             finding = run(cell)
