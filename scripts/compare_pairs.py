@@ -1,0 +1,237 @@
+"""Does a second task help pictures find their names? Three tasks on pairs, one budget, real emoji; resumable.
+
+    MMSSL_DATA=path/to/data python scripts/compare_pairs.py                    every missing cell, then the table
+    MMSSL_DATA=path/to/data python scripts/compare_pairs.py contrastive 0 1    some tasks or seeds
+    python scripts/compare_pairs.py --table                                    only the table, into README.md
+
+Two artists' drawings and their names are trained on. Retrieval is then asked for among concepts that were never seen,
+drawn by these two artists and by a third one. A cell is one task and one seed, kept in scripts/compare_pairs.json and
+not run again. All have the same towers, steps, optimiser and pairs a step; nothing is tuned for a task. Beside them
+stand the same towers random-initialised, the linear maps of pixels and words that are learned from the same pairs, and
+chance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+CELLS = ROOT / "scripts" / "compare_pairs.json"
+MARKS = ("<!-- pairs -->", "<!-- /pairs -->")
+SEEDS = (0, 1, 2)
+STYLES = ("google", "twitter")
+UNSEEN = "openmoji"
+TESTS = {"seen": "artists trained on", "unseen": "an artist never seen"}
+SIZE, LENGTH = 32, 16
+STEPS, PAIRS = 300, 128
+RERANK = 16
+LAYER = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256}
+NO_DROPOUT = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
+TOWERS = {
+    "image": {
+        "model": "timm/vit_tiny_patch16_224",
+        "img_size": SIZE,
+        "patch_size": 4,
+        "embed_dim": 64,
+        "depth": 3,
+        "num_heads": 4,
+        "class_token": False,
+        "global_pool": "avg",
+    },
+    "text": {
+        "model": "transformers/bert",
+        "tokenizer": "train:3000",
+        "num_hidden_layers": 2,
+        **LAYER,
+        **NO_DROPOUT,
+    },
+}
+CROSS = {"model": "transformers/bert", "reads": ["image", "text"], "num_hidden_layers": 1, **LAYER, **NO_DROPOUT}
+JOINT = {"model": "transformers/flava", "reads": ["image", "text"], "num_hidden_layers": 1, **LAYER, **NO_DROPOUT}
+CROP = [0.7, 1.0]
+# What a cell trains: the fusion, and the task. Matching holds the contrastive term itself.
+TASKS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
+    "contrastive": (None, {"name": "contrastive", "width": 64, "area": CROP}),
+    "contrastive+matching": (CROSS, {"name": "matching", "width": 64, "area": CROP}),
+    "contrastive+masked_pair": (
+        JOINT,
+        {
+            "name": "combine",
+            "tasks": {
+                "pair": {"name": "contrastive", "width": 64, "area": CROP},
+                "hidden": {"name": "masked_pair", "codes": 256, "area": CROP},
+            },
+        },
+    ),
+}
+BASELINES = {"random": "random-initialised towers", "raw": "linear maps of pixels and words", "chance": "chance"}
+
+
+def split_styles(folder: Path) -> None:
+    """Parquet files without flags, disjoint by concept: two styles to train on; to test, these two or the third."""
+    import datasets
+
+    home = Path(os.environ["MMSSL_DATA"]) / "emoji"
+    for name, styles, files in (
+        ("train", STYLES, ["train"]),
+        ("seen", STYLES, ["validation", "test"]),
+        ("unseen", (UNSEEN,), ["validation", "test"]),
+    ):
+        rows = datasets.load_dataset("parquet", data_files=[str(home / f"{f}.parquet") for f in files], split="train")
+        keep = rows.filter(lambda row, styles=styles: row["style"] in styles and row["category"] != "Flags")
+        keep.to_parquet(folder / f"{name}.parquet")
+
+
+def recipe(task: str, seed: int, folder: str) -> dict[str, Any]:
+    """What a cell trains."""
+    fusion, objective = TASKS[task]
+    return {
+        "encoders": TOWERS if fusion is None else {**TOWERS, "fusion": fusion},
+        "objective": objective,
+        "data": {"source": f"{folder}/train.parquet", "image": {"size": SIZE}, "text": {"length": LENGTH}},
+        "training": {
+            "steps": STEPS,
+            "batch_size": PAIRS,
+            "seed": seed,
+            "log_every": 10,
+            "save_every": STEPS,
+            "clip": 1.0,
+            "optimizer": {"lr": 1e-3, "weight_decay": 0.05},
+            "schedule": {"warmup": 20},
+        },
+    }
+
+
+def measure(task: str, seed: int, folder: str) -> dict[str, Any]:
+    """Numbers of one cell: retrieval on both tests, and how training itself went."""
+    import torch
+
+    import mmssl
+
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as out:
+        run = mmssl.run(recipe(task, seed, folder), out=Path(out) / "run", quiet=True)
+    cell: dict[str, Any] = {"trained": round((time.perf_counter() - began) / 60, 2)}
+    for test in TESTS:
+        asked = run.recipe.data.model_copy(update={"source": f"{folder}/{test}.parquet"})
+        # The linear maps do not depend on the seed, nor random weights on the task: once will do.
+        baseline = task == "contrastive"
+        scores = mmssl.adapt(
+            run.objective,
+            run.recipe.data,
+            asked,
+            probe="retrieval",
+            rerank=RERANK,
+            seed=seed,
+            seeds=1,
+            baseline=baseline,
+        )
+        cell[test] = {
+            "items": scores.items,
+            "parts": scores.parts,
+            "rows": [
+                [row.encoder, row.query, {k: round(share, 4) for k, share in row.recall.items()}, row.median_rank]
+                for row in scores.rows
+            ],
+        }
+    verdicts = [asdict(verdict) for verdict in run.verdict]
+    return cell | {"verdict": verdicts, "minutes": round((time.perf_counter() - began) / 60, 2)}
+
+
+def cell_of(task: str, seed: int, folder: str) -> tuple[str, dict[str, Any]]:
+    return f"{task} {seed}", measure(task, seed, folder)
+
+
+def table(cells: dict[str, dict[str, Any]]) -> str:
+    """Markdown, one table a test: recall both ways, mean and standard deviation over the seeds."""
+    blocks = []
+    for test, title in TESTS.items():
+        first = next(iter(cells.values()))[test]
+        items = ", ".join(f"{number} {name}s" for name, number in first["items"].items())
+        lines = [
+            f"| {title} ({items}) | image to text R@1 | R@5 | R@10 | text to image R@1 | R@5 | R@10 | seeds |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for name, encoder, task in _lines():
+            runs = [cell for key, cell in cells.items() if key.rpartition(" ")[0] == task]
+            found = [_recalls(cell[test]["rows"], encoder) for cell in runs]
+            found = [recalls for recalls in found if recalls]
+            if found:
+                columns = [_spread([100 * recalls[i] for recalls in found]) for i in range(6)]
+                lines.append(f"| {name} | {' | '.join(columns)} | {len(found)} |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _lines() -> list[tuple[str, str, str]]:
+    """Name of a line, the encoder and the task whose cells hold it."""
+    lines = []
+    for task in TASKS:
+        name = task.replace("+", " + ").replace("_", " ")
+        lines += [(name, "pretrained", task), (f"{name}, best {RERANK} re-ranked", "re-ranked", task)]
+    return lines + [(name, encoder, "contrastive") for encoder, name in BASELINES.items()]
+
+
+def _recalls(rows: list[list[Any]], encoder: str) -> list[float]:
+    """Of image to text, then of text to image; empty where the table has no such line."""
+    by_query = {query: recall for name, query, recall, _ in rows if name == encoder}
+    return [by_query[query][k] for query in ("image", "text") for k in ("1", "5", "10")] if by_query else []
+
+
+def _spread(values: list[float]) -> str:
+    varies = len(values) > 1 and statistics.stdev(values) > 0
+    return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if varies else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", help=f"tasks and seeds; tasks are {', '.join(TASKS)}")
+    parser.add_argument("--table", action="store_true", help="only the table, into README.md")
+    parser.add_argument("--workers", type=int, default=2, help="cells side by side, one thread each; 2 by default")
+    given = parser.parse_args()
+    if unknown := [word for word in given.what if word not in TASKS and not word.isdigit()]:
+        parser.error(f"there is no task '{unknown[0]}' here; there are {', '.join(TASKS)}")
+    cells: dict[str, dict[str, Any]] = json.loads(CELLS.read_text()) if CELLS.exists() else {}
+    if not given.table:
+        tasks = [word for word in given.what if word in TASKS] or list(TASKS)
+        seeds = [int(word) for word in given.what if word.isdigit()] or SEEDS
+        missing = [(task, seed) for seed in seeds for task in tasks if f"{task} {seed}" not in cells]
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            ProcessPoolExecutor(given.workers, multiprocessing.get_context("spawn")) as pool,
+        ):
+            split_styles(Path(folder))
+            jobs = [pool.submit(cell_of, *one, folder) for one in missing]
+            try:
+                for done in as_completed(jobs):
+                    key, cell = done.result()
+                    stored = json.loads(CELLS.read_text()) if CELLS.exists() else {}
+                    CELLS.write_text(json.dumps(dict(sorted({**stored, key: cell}.items())), indent=1) + "\n")
+                    print(key, cell, flush=True)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    # As JSON has them, with text for keys.
+    text = table(json.loads(CELLS.read_text())) if CELLS.exists() else ""
+    print(text)
+    readme = ROOT / "README.md"
+    before, mark, rest = readme.read_text().partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    if mark:
+        readme.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
+
+
+if __name__ == "__main__":
+    main()
