@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from tiny_encoders import (
+    TinyCausal,
     TinyText,
     tiny_batch,
     tiny_captioners,
@@ -124,7 +125,7 @@ def case(name: str) -> tuple[Objective, dict[str, Tensor]]:
     kind, hyper = CASES[name]
     torch.manual_seed(1)
     encoders = tiny_patches() if kind == "masked_autoencoder" else tiny_encoders()
-    if name in ("captioning", "captioning_audio", "combine_coca", "causal_language"):
+    if name in ("captioning", "captioning_audio", "combine_coca"):
         encoders = tiny_captioners(hyper.get("a", "image"))
     if kind in ("span_denoising", "denoising"):
         encoders = {"text": tiny_text_to_text()}
@@ -132,6 +133,8 @@ def case(name: str) -> tuple[Objective, dict[str, Tensor]]:
         wish = hyper.get("fusion", "joint")
         encoders = tiny_pairs(wish or "joint", hyper.get("a", "image"))
         hyper = {**hyper, "fusion": wish and "fusion"}
+    if kind == "causal_language":
+        encoders["text"] = TinyCausal()
     if kind == "replaced_token":
         encoders["words"] = TinyText(encoders["text"].tokenizer)
     if kind == "matching":
