@@ -17,6 +17,7 @@ from tiny_encoders import (
     tiny_batch,
     tiny_captioners,
     tiny_encoders,
+    tiny_fused,
     tiny_pairs,
     tiny_patches,
     tiny_text_to_text,

@@ -148,6 +148,23 @@ def tiny_captioners(a: str = "image") -> dict[str, Encoder]:
     return encoders | {"fusion": TinyCross(encoders[a].dim)}
 
 
+def tiny_fused(kind: str, a: str = "image", b: str = "text") -> dict[str, Encoder]:
+    """All of them with a real fusion of `a` and `b`: `cross`, `joint` or `multiway`."""
+    encoders = tiny_encoders()
+    layer = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
+    model, kwargs = {
+        "cross": ("transformers/bert", layer | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}),
+        "joint": ("transformers/flava", layer),
+        "multiway": ("timm/vit_tiny_patch16_224", {"embed_dim": 8, "depth": 2, "num_heads": 2, "joint_layers": 0}),
+    }[kind]
+    reads = {name: encoders[name].dim for name in (a, b)}
+    encoders["fusion"] = create(model, "fusion", reads=reads, **kwargs)
+    for name, parameter in encoders["fusion"].named_parameters():
+        if name.endswith("key.bias"):  # it moves all scores of a softmax alike and has no gradient
+            parameter.requires_grad_(False)
+    return encoders
+
+
 def tiny_patches() -> dict[str, Encoder]:
     """Networks that read their input patch by patch, for tasks that hide patches."""
     vit = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
