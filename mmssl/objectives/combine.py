@@ -50,7 +50,7 @@ class Combine(Objective):
         tasks: name -> `{name: <task>, weight: 1.0, data: <source>, <hyper-parameter>: ...}`. `data` is left out where
             the recipe has one source; rows of all sources have the same global batch size.
         area: smallest and largest share of an image that one random square crop covers, before any task's own
-            augmentation; None for the whole image.
+            augmentation; None for the whole image. Tasks that look for equal images then find none.
         conflicts: steps between measurements of the cosine of each two tasks' gradients on the encoders that they
             share, and of each one's share of the gradient; 0 for never. A measurement takes about as long as a step
             and holds one gradient of the encoders a task. What tasks measure themselves keeps the same pace; without
