@@ -218,6 +218,7 @@ def tiny_batch(rows: int, seed: int = 0, length: int = 24, size: int = 12, frame
     text[:, 0] = 2
     text.scatter_(1, lengths - 1, 3)
     text_mask = place < lengths
+    ends = (text % 5 == 0) & (text > 4)
     samples = 10 * frames
     audio = torch.rand(rows, samples, generator=generator) * 2 - 1
     audio_mask = torch.arange(samples) < torch.randint(samples // 2, samples + 1, (rows, 1), generator=generator)
@@ -227,6 +228,8 @@ def tiny_batch(rows: int, seed: int = 0, length: int = 24, size: int = 12, frame
         "text_mask": text_mask,
         # An id that 3 divides goes on with the word before it.
         "text_word": torch.where(text_mask & (text > 4), ((text % 3 > 0) & (text > 4)).cumsum(1), -1),
+        # An id that 5 divides ends its sentence.
+        "text_sentence": torch.where(text_mask & (text > 4), F.pad(ends.cumsum(1), (1, -1)), -1),
         "audio": audio * audio_mask,
         "audio_mask": audio_mask,
         "video": torch.randint(0, 256, (rows, frames, 3, size, size), generator=generator, dtype=torch.uint8),
