@@ -276,7 +276,7 @@ class Matching(Objective):
         equal = (inputs["items"][:, None] == inputs["items"]).any(2)
         noise = inputs["noise"][:, :, : len(equal)]
         (other_b, found_b), (other_a, found_a) = self._draw(self._similar(outputs, len(equal)), equal, noise)
-        probability = self._three(outputs, other_b, other_a).softmax(1)[:, 1].view(3, -1)
+        probability = self._three(outputs, other_b, other_a).detach().softmax(1)[:, 1].view(3, -1)
         known = torch.stack([torch.ones_like(found_b), found_b, found_a])
         answers = [
             " | ".join(f"{float(p):.2f}" if there else "none" for p, there in zip(*column, strict=True))
