@@ -99,9 +99,9 @@ CASES = {
         },
     ),
     "masked_pair": ("masked_pair", {"codes": 12}),
-    "masked_pair_beit3_audio": ("masked_pair", {"a": "audio", "form": "beit3", "codes": 12, "fusion": "multiway"}),
-    "masked_pair_text": ("masked_pair", {"rate_a": 0, "fusion": "cross"}),
-    "masked_pair_image": ("masked_pair", {"b": None, "fusion": None, "codes": 12}),
+    "masked_pair_audio": ("masked_pair", {"a": "audio", "form": "beit3", "codes": 12}),
+    "masked_pair_words": ("masked_pair", {"rate_a": 0}),
+    "masked_pair_patches": ("masked_pair", {"b": None, "fusion": None, "codes": 12}),
     "captioning": ("captioning", {"smoothing": 0.1}),
     "captioning_audio": ("captioning", {"a": "audio"}),
     "combine_coca": (
@@ -131,11 +131,9 @@ def case(name: str) -> tuple[Objective, dict[str, Tensor]]:
     if kind in ("span_denoising", "denoising"):
         encoders = {"text": tiny_text_to_text()}
     if kind == "masked_pair":
-        wish = hyper.get("fusion", "joint")
-        encoders = tiny_pairs(wish or "joint", hyper.get("a", "image"))
-        hyper = {**hyper, "fusion": wish and "fusion"}
-    if kind == "causal_language":
-        encoders["text"] = TinyCausal()
+        encoders = tiny_pairs("multiway", hyper.get("a", "image"))
+        if "fusion" in hyper:
+            del encoders["fusion"]
     if kind == "replaced_token":
         encoders["words"] = TinyText(encoders["text"].tokenizer)
     if kind == "matching":

@@ -185,7 +185,7 @@ def tiny_pairs(kind: str = "joint", a: str = "image") -> dict[str, Encoder]:
         "cross": ("transformers/bert", layer | still),
         "multiway": (
             "timm/vit_tiny_patch16_224",
-            {"embed_dim": 8, "depth": 2, "num_heads": 2, "mlp_ratio": 1.5, "joint_layers": 1},
+            {"embed_dim": 8, "depth": 1, "num_heads": 2, "mlp_ratio": 1.5, "joint_layers": 0},
         ),
     }[kind]
     widths = {name: encoder.dim for name, encoder in encoders.items()}
