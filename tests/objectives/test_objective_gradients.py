@@ -100,7 +100,6 @@ CASES = {
     ),
     "masked_pair": ("masked_pair", {"codes": 12}),
     "masked_pair_audio": ("masked_pair", {"a": "audio", "form": "beit3", "codes": 12}),
-    "masked_pair_words": ("masked_pair", {"rate_a": 0}),
     "masked_pair_patches": ("masked_pair", {"b": None, "fusion": None, "codes": 12}),
     "captioning": ("captioning", {"smoothing": 0.1}),
     "captioning_audio": ("captioning", {"a": "audio"}),
