@@ -266,7 +266,12 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, ImportError, DatasetsError) as error:
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
-        raise DataError(f"{name}: cannot be read: {' '.join(str(cause).split())}") from error
+        reason = " ".join(str(cause).split())
+        if isinstance(cause, UnicodeDecodeError):
+            reason += "; text should be UTF-8: `iconv -f latin1 -t utf-8` converts it, `iconv -c -t utf-8` cleans it"
+        elif "surrogate" in reason:
+            reason += "; whoever wrote it cut a character in two: in Python, text.encode('utf-8', 'replace').decode()"
+        raise DataError(f"{name}: cannot be read: {reason}") from error
 
 
 def _not_blank(text: str) -> bool:

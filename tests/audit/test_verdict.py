@@ -147,6 +147,15 @@ def test_a_loss_decides_nothing_where_a_metric_can():
     )
 
 
+def test_a_relative_error_decides_alone():
+    """Knowing the frequent answers is enough for an accuracy far above guessing."""
+    history = [{"step": i, "loss": 7.0, "accuracy": 0.06, "relative_error": 1.0 + 0.01 * (-1) ** i} for i in range(40)]
+    chance = Chance(math.log(8000), {"accuracy": 1 / 8000, "relative_error": 1.0})
+    assert (only(history, chance).outcome, only(history, chance).metric) == ("at chance", "relative_error")
+    better = [record | {"relative_error": record["relative_error"] - 0.1} for record in history]
+    assert (only(better, chance).outcome, only(better, chance).metric) == ("learned", "relative_error")
+
+
 def test_values_that_are_missing_or_not_finite_are_left_out():
     history = records([0.25] * 10 + [0.8] * 20)
     for i, record in enumerate(history):

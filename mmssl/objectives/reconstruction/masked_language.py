@@ -28,7 +28,6 @@ from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from torch import Tensor, nn
 
 from mmssl.batch import Batch
@@ -138,7 +137,9 @@ class MaskedLanguage(Objective):
     def _choose(self, batch: Batch, mask: Tensor, candidates: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         length = mask.shape[1]
         if self.count == "bernoulli":
-            slots = min(length, int(stats.binom.isf(OVERFLOW, length, self.rate)) + 1)
+            from scipy.stats import binom
+
+            slots = min(length, int(binom.isf(OVERFLOW, length, self.rate)) + 1)
             return as_places(candidates & draws.chance(self.rate, length), slots)
         spans = self.unit == "span"
         count_of = [math.ceil(self.rate * n) if spans else max(1, round(self.rate * n)) for n in range(length + 1)]
