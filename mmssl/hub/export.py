@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RunError
+from mmssl.objectives.correspondence.contrastive import Contrastive
 
 if TYPE_CHECKING:
     from mmssl.runs import Run
@@ -52,10 +53,13 @@ class Native:
     Attributes:
         directory: its name.
         encoders: of the run that are in it: one, or both towers of a CLIP.
+        head: `logit_scale` and, for SigLIP, `logit_bias` of a task that compares what both towers put out; empty where
+            none does so without layers of its own.
     """
 
     directory: str
     encoders: tuple[Encoder, ...]
+    head: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def library(self) -> str:
@@ -70,6 +74,8 @@ class Native:
         details: dict[str, str] = {"note": "", "auto": "AutoModelForSeq2SeqLM" if decodes else "AutoModel"}
         if self.library == "open_clip" and len(self.encoders) == 1:
             details["note"] = f"  # only its {self.encoders[0].modality} tower was trained"
+        elif self.library == "open_clip" and not self.head:
+            details["note"] = "  # what makes one space of both towers' stays in the run"
         if self.library == "torchvision":
             backbone: Any = self.encoders[0].backbone
             given = "".join(f", {key}={value!r}" for key, value in backbone.kwargs.items())
@@ -97,8 +103,21 @@ def plan(run: Run) -> list[Native]:
         if other is None:
             natives.append(Native(name, (encoder,)))
         else:
-            natives[natives.index(other)] = Native(f"{other.directory}_{name}", (*other.encoders, encoder))
+            both = (*other.encoders, encoder)
+            natives[natives.index(other)] = Native(f"{other.directory}_{name}", both, _head(run.objective, both))
     return natives
+
+
+def _head(objective: nn.Module, both: Collection[Encoder]) -> dict[str, float]:
+    for task in objective.modules():
+        if (
+            isinstance(task, Contrastive)
+            and task.width is None
+            and {task.encoder(task.a), task.encoder(task.b)} == {*both}
+        ):
+            values = dict(task.named_parameters(recurse=False))
+            return {name: float(values[name].detach()) for name in ("logit_scale", "logit_bias") if name in values}
+    return {}
 
 
 def _one_clip(*encoders: Encoder) -> bool:
@@ -143,7 +162,7 @@ def _write(natives: list[Native], folder: Path) -> None:
                 from mmssl.encoders import export_clip_pair
 
                 image, text = sorted(native.encoders, key=lambda encoder: encoder.modality)
-                export_clip_pair(image, text, folder / native.directory)
+                export_clip_pair(image, text, folder / native.directory, **native.head)
         except TypeError as error:
             raise RunError(f"encoder '{native.directory}' cannot be exported: {error}") from error
         lines += ["", f"## {native.directory}", "", "```python", native.loading(native.directory), "```"]

@@ -1,5 +1,6 @@
 """Native files load with the lines that are printed beside them, in a process that cannot import mmssl."""
 
+import math
 import re
 import subprocess
 import sys
@@ -74,6 +75,7 @@ def test_lines_of_the_readme_load_every_library(tmp_path) -> None:
 def test_both_towers_of_a_clip_are_one_model(tmp_path) -> None:
     run = make_run(tmp_path / "run", {**PAIRS, "encoders": {"text": CLIP, "image": CLIP}})
     assert [native.directory for native in plan(run)] == ["text_image"]
+    assert "stays in the run" in plan(run)[0].loading("somewhere")  # two projections
     export(run, tmp_path / "native")
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     ids, mask = zip(*(run.encoders["text"].tokenizer(text, 16) for text in ("a red circle", "two")), strict=True)
@@ -89,6 +91,31 @@ def test_both_towers_of_a_clip_are_one_model(tmp_path) -> None:
         ]
     for mine, theirs in zip(expected, got, strict=True):
         torch.testing.assert_close(theirs, mine, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["clip", "siglip"])
+def test_towers_without_projections_are_a_whole_clip(tmp_path, form) -> None:
+    """open_clip's logits, with scale and bias, are those that the task was trained with."""
+    objective = {"name": "combine", "tasks": {"match": {"name": "contrastive", "form": form, "width": None}}}
+    run = make_run(tmp_path / "run", {**PAIRS, "encoders": {"image": CLIP, "text": CLIP}, "objective": objective})
+    task = run.objective.tasks["match"]
+    with torch.no_grad():
+        task.logit_scale.fill_(1.25)
+        if form == "siglip":
+            task.logit_bias.fill_(-3.5)
+    export(run, tmp_path / "native")
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(run.encoders["image"].spec[key])[:, None, None] for key in ("mean", "std"))
+    got = run_elsewhere(
+        tmp_path / "native",
+        {"image_text": "model.get_logits(inputs['image'], tokenizer(['a red circle', 'two']))[0]"},
+        {"image": (image - mean) / std},
+    )["image_text"]
+    ids, mask = zip(*(run.encoders["text"].tokenizer(text, 16) for text in ("a red circle", "two")), strict=True)
+    with torch.no_grad():
+        z = task.predict({"a": image, "b": torch.stack(ids), "b_mask": torch.stack(mask)})
+        expected = math.exp(1.25) * z["a"] @ z["b"].T + (-3.5 if form == "siglip" else 0)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

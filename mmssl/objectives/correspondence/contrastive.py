@@ -81,7 +81,10 @@ class Contrastive(Objective):
             raise RecipeError(f"contrastive: smoothing = {smoothing} should be a share from 0 to below 1")
         if chunk is not None and chunk < 1:
             raise RecipeError(f"contrastive: chunk = {chunk} should be a number of rows, or null for all at once")
-        self.a, self.b, self.form, self.area = a, b, form, area
+        scale = (1 / 0.07 if form == "clip" else 10.0) if scale is None else scale
+        if not 1 <= scale <= LARGEST_SCALE:
+            raise RecipeError(f"contrastive: scale = {scale} should be from 1 to {LARGEST_SCALE:g}, where it is kept")
+        self.a, self.b, self.form, self.width, self.area = a, b, form, width, area
         self.positives, self.smoothing, self.chunk = positives, smoothing, chunk
         self.modalities = {side: self.encoder(name).modality for side, name in (("a", a), ("b", b))}
         self.needs = tuple(dict.fromkeys(self.modalities.values()))
@@ -95,7 +98,7 @@ class Contrastive(Objective):
             nn.Identity() if width is None else nn.Linear(own, width, bias=False) for own in widths
         )
         # Of one entry each: FSDP2 shards no parameter without dimensions.
-        self.logit_scale = nn.Parameter(torch.tensor([math.log(scale or (1 / 0.07 if form == "clip" else 10.0))]))
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(scale)]))
         if form == "siglip":
             self.logit_bias = nn.Parameter(torch.tensor([bias]))
 
