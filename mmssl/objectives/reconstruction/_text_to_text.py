@@ -95,5 +95,7 @@ class TextToText(Objective):
         return [
             Panel("input", texts(inputs["text"], inputs["text_mask"])),
             Panel("target", texts(inputs["target"], inputs["target_mask"])),
-            Panel("prediction", texts(outputs["logits"].argmax(-1), inputs["target_mask"])),
+            Panel(
+                "prediction, each token given those before", texts(outputs["logits"].argmax(-1), inputs["target_mask"])
+            ),
         ]
