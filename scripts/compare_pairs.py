@@ -123,13 +123,14 @@ def measure(task: str, seed: int, folder: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as out:
         run = mmssl.run(recipe(task, seed, folder), out=Path(out) / "run", quiet=True)
     cell: dict[str, Any] = {"trained": round((time.perf_counter() - began) / 60, 2)}
+    (data,) = run.recipe.sources().values()
     for test in TESTS:
-        asked = run.recipe.data.model_copy(update={"source": f"{folder}/{test}.parquet"})
+        asked = data.model_copy(update={"source": f"{folder}/{test}.parquet"})
         # The linear maps do not depend on the seed, nor random weights on the task: once will do.
         baseline = task == "contrastive"
         scores = mmssl.adapt(
             run.objective,
-            run.recipe.data,
+            data,
             asked,
             probe="retrieval",
             rerank=RERANK,

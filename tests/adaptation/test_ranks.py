@@ -106,12 +106,13 @@ def test_memory_is_bounded_by_cells():
     assert asked == [10] * 4
 
 
-@pytest.mark.parametrize("rows", [7, 64, 129])
-@pytest.mark.parametrize("width", [3, 100])
-def test_a_constant_model_gets_nothing(rows, width):
+@pytest.mark.parametrize("cells", [1, 1000], ids=["row by row", "in chunks"])
+@pytest.mark.parametrize(("rows", "width"), [(7, 100), (7, 512), (37, 3), (129, 64)])
+def test_a_constant_model_gets_nothing(rows, width, cells):
     vector = F.normalize(torch.randn(1, width, generator=torch.Generator().manual_seed(rows)), dim=1)
     same = vector.expand(rows, -1).clone()
-    found = rank(by_vectors(same, same), one_to_one(rows))
+    # In single precision equal products differ by the place at which they stand, row by row at these sizes.
+    found = rank(by_vectors(same, same), one_to_one(rows), cells=cells)
     assert (found.rank == rows).all()
     assert found.recall(rows - 1) == 0
     # Right items are not in each other's way.
