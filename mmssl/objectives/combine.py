@@ -6,12 +6,16 @@ draws random numbers of its own, so that adding one leaves what the others see u
 Tasks whose `transform` hands the same tensor on, such as the caption of a pair, have one entry of the inputs together,
 `match/b+caption/b`; an encoder that two of them hand the same entries to runs once (see `one_pass`). Images are such a
 tensor where no task crops them by itself: `area` crops them once for all.
+
+Tasks may take turns: in stages (`steps`), as where masked modelling comes first and contrastive pairs second, or one
+source a step (`pick`), as in FLAVA. A task whose turn it is not makes no inputs and runs no network; parameters that no
+task trained at a step stay as they are, untouched by momentum and weight decay. In evaluation mode all tasks take part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +25,8 @@ from mmssl.batch import Batch, under
 from mmssl.encoders.base import Encoder, one_pass
 from mmssl.errors import RecipeError
 from mmssl.objectives import create
-from mmssl.objectives.base import Chance, Objective, Pair, Panel
+from mmssl.objectives._mixing import Mixing, Refreshes, Stage, read_stage
+from mmssl.objectives.base import ONCE, Chance, Objective, Pair, Panel
 from mmssl.ops.augment import random_crop
 from mmssl.ops.draws import Draws
 
@@ -48,7 +53,11 @@ class Combine(Objective):
     Args:
         encoders: shared by all tasks.
         tasks: name -> `{name: <task>, weight: 1.0, data: <source>, <hyper-parameter>: ...}`. `data` is left out where
-            the recipe has one source; rows of all sources have the same global batch size.
+            the recipe has one source; rows of all sources have the same global batch size. With `steps: [start, stop]`
+            a task trains from the one to before the other, null for the end. With `heads: <task>` its modules that have
+            the names of that task's modules are those: one codebook and one classifier for images alone and in pairs.
+        pick: `all` tasks train at each step, or those of `one` source, drawn anew with equal odds; or name of source
+            -> its odds. Where the recipe has one source, one task is picked.
         area: smallest and largest share of an image that one random square crop covers, before any task's own
             augmentation; None for the whole image. Tasks that look for equal images then find none.
         conflicts: steps between measurements of the cosine of each two tasks' gradients on the encoders that they
@@ -62,6 +71,7 @@ class Combine(Objective):
         encoders: Mapping[str, Encoder],
         *,
         tasks: dict[str, dict[str, Any]],
+        pick: Literal["all", "one"] | dict[str, float] = "all",
         area: tuple[float, float] | None = None,
         conflicts: int = 0,
     ) -> None:
@@ -76,6 +86,8 @@ class Combine(Objective):
         built: dict[str, Objective] = {}
         self.weights: dict[str, float] = {}
         self.sources: dict[str, str] = {}
+        stages: dict[str, Stage] = {}
+        lenders: dict[str, str] = {}
         for name, given in tasks.items():
             hyper = dict(given)
             where = f"tasks.{name}"
@@ -90,17 +102,34 @@ class Combine(Objective):
                 raise RecipeError(f"{where}: weight = {weight!r} should be a number above 0")
             if not isinstance(source, str):
                 raise RecipeError(f"{where}: data = {source!r} should be the name of a source of the recipe")
+            stages[name] = read_stage(hyper.pop("steps", (0, None)), where)
+            lender = hyper.pop("heads", None)
             try:
                 task = create(kind, encoders, **hyper)
             except (RecipeError, ValueError) as error:
                 raise RecipeError(f"{where}: {error}") from error
-            if task.refresh_every:
-                raise RecipeError(f"{where}: {kind} passes over its whole data and needs a run of its own")
             # The encoders are this module's: registered once, so that weights and state have one name each.
             del task.encoders
             object.__setattr__(task, "encoders", self.encoders)
+            if lender is not None:
+                if lender not in built:
+                    raise RecipeError(f"{where}: heads = {lender!r} should be a task above this one")
+                if stages[name][0] < stages[lender][0]:
+                    raise RecipeError(f"{where}: heads: {lender} begins later, and its heads are not ready before")
+                _lend(built[lender], task, where)
+                lenders[name] = lender
             built[name], self.weights[name], self.sources[name] = task, float(weight), source
         self.tasks = nn.ModuleDict(built)
+        groups = self.sources if any(self.sources.values()) else {name: name for name in built}
+        self.mixing = Mixing(stages, groups, pick)
+        self.alternates = self.mixing.alternates
+        self._active = list(built)
+        # What is lent is refreshed by the task that it belongs to.
+        periods = {name: 0 if name in lenders else task.refresh_every for name, task in built.items()}
+        self.refreshes = Refreshes(stages, periods, ONCE)
+        self.refresh_every = self.refreshes.every
+        if self.refresh_every:
+            self.register_buffer("refreshed", torch.zeros((), dtype=torch.long))
         self.diagnose_every = conflicts or min(
             (t.diagnose_every for t in built.values() if t.diagnose_every), default=0
         )
@@ -117,16 +146,20 @@ class Combine(Objective):
             )
         )
 
-    def _each(self) -> list[tuple[str, Objective]]:
-        return [(name, cast(Objective, task)) for name, task in self.tasks.items()]
+    refreshed: Tensor
+
+    def _each(self, inputs: Batch | None = None) -> list[tuple[str, Objective]]:
+        """The tasks, or those that have inputs."""
+        names = None if inputs is None else {n.partition("/")[0] for joined in inputs for n in joined.split("+")}
+        return [(name, cast(Objective, task)) for name, task in self.tasks.items() if names is None or name in names]
 
     def compares(self) -> tuple[Pair, ...]:
         """Every task's own."""
         return tuple(pair for _, task in self._each() for pair in task.compares())
 
     def chance(self, rows: int) -> Chance:
-        """The weighted sum, and each task's own levels under its name."""
-        total: float | None = 0.0
+        """The weighted sum, which has no level where tasks take turns; each task's own levels under its name."""
+        total: float | None = None if self.alternates else 0.0
         metrics: dict[str, float] = {}
         for name, task in self._each():
             own = task.chance(rows)
@@ -136,14 +169,18 @@ class Combine(Objective):
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """Each task's inputs from its source, as `task/key`; one entry for tasks that hand the same tensor on."""
+        """Each task's inputs from its source, as `task/key`; one entry for tasks that hand the same tensor on.
+
+        In training those of the tasks whose turn it is at the step of `draws`.
+        """
         if self.area is not None:
-            batch = {
-                key: random_crop(value, draws, self.area) if key.rpartition("/")[2] == "image" else value
-                for key, value in batch.items()
-            }
+            images = [need for need in self.needs if need.rpartition("/")[2] == "image"]
+            batch = batch | {key: random_crop(batch[key], draws, self.area) for key in images}
         inputs: Batch = {}
+        self._active = self.mixing.active(draws.seed, draws.step) if self.training else list(self.tasks)
         for name, task in self._each():
+            if name not in self._active:
+                continue
             rows = under(batch, self.sources[name]) if self.sources[name] else batch
             inputs |= _prefixed(name, task.transform(rows, draws.named(name)))
         return _joined(inputs)
@@ -152,7 +189,7 @@ class Combine(Objective):
         """Each task's outputs, as `task/key`."""
         outputs: Batch = {}
         with one_pass(self.encoder(name) for name in self.encoders):
-            for name, task in self._each():
+            for name, task in self._each(inputs):
                 outputs |= _prefixed(name, task.predict(_own(inputs, name)))
         return outputs
 
@@ -160,16 +197,24 @@ class Combine(Objective):
         """The weighted sum, and each task's own entries as `task/key`."""
         logs: dict[str, Tensor] = {}
         terms = []
-        for name, task in self._each():
+        for name, task in self._each(inputs):
             losses = task.loss(under(outputs, name), _own(inputs, name))
             terms.append(self.weights[name] * losses["loss"])
             logs |= _prefixed(name, losses)
         return {"loss": torch.stack(terms).sum(), **logs}
 
     def after_step(self, progress: float) -> None:
-        """Each task's own."""
-        for _, task in self._each():
-            task.after_step(progress)
+        """Each task's own, of those that trained."""
+        for name, task in self._each():
+            if name in self._active:
+                task.after_step(progress)
+
+    def refresh(self, batches: Iterable[Batch]) -> None:
+        """Each task's own at its own pace, counted from its first step, on the rows of its source."""
+        step = 0 if self.refresh_every == ONCE else int(self.refreshed) * self.refresh_every
+        self.refreshed += 1
+        for name in self.refreshes.due(step):
+            cast(Objective, self.tasks[name]).refresh(_Source(batches, self.sources[name]))
 
     def diagnose(self, inputs: Batch, gradients: Callable[[Objective, Batch], dict[str, Tensor]]) -> dict[str, Tensor]:
         """What the tasks measure themselves, as `task/key`, and conflicts where they are asked for.
@@ -178,22 +223,45 @@ class Combine(Objective):
         """
         found: dict[str, Batch] = {}
         numbers: Batch = {}
-        for name, task in self._each():
+        for name, task in self._each(inputs):
             own = _own(inputs, name)
             if task.diagnose_every:
                 numbers |= _prefixed(name, task.diagnose(own, gradients))
             if self.conflicts:
                 alone = gradients(_Alone(self.encoders, task), own)
                 found[name] = {k: self.weights[name] * v for k, v in alone.items() if k.startswith("encoders.")}
-        return numbers | (compare(found) if self.conflicts else {})
+        return numbers | (compare(found) if len(found) > 1 else {})
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Each task's columns, beside each other."""
         return [
             Panel(f"{name}: {panel.title}", panel.cells)
-            for name, task in self._each()
+            for name, task in self._each(inputs)
             for panel in task.preview(_own(inputs, name), under(outputs, name))
         ]
+
+
+class _Source:
+    """The batches of one source, as often as they are asked for."""
+
+    def __init__(self, batches: Iterable[Batch], name: str) -> None:
+        self._batches, self._name = batches, name
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (under(batch, self._name) if self._name else batch for batch in self._batches)
+
+
+def _lend(lender: Objective, task: Objective, where: str) -> None:
+    """Put the lender's modules in place of those of the same name; they stay registered with the lender alone."""
+    names = [n for n, _ in task.named_children() if n != "encoders" and n in dict(lender.named_children())]
+    if not names:
+        raise RecipeError(f"{where}: heads: the two tasks have no modules of the same name")
+    for name in names:
+        own, other = task.get_submodule(name), lender.get_submodule(name)
+        if {k: v.shape for k, v in own.state_dict().items()} != {k: v.shape for k, v in other.state_dict().items()}:
+            raise RecipeError(f"{where}: heads: '{name}' has another size in the other task")
+        delattr(task, name)
+        object.__setattr__(task, name, other)
 
 
 def _prefixed(name: str, entries: Mapping[str, Tensor]) -> Batch:

@@ -88,7 +88,8 @@ class Captioning(Objective):
             raise RecipeError(f"captioning: area crops images, and the encoder '{a}' reads {self.modality}")
         if blind < 0:
             raise RecipeError(f"captioning: blind = {blind} should be a number of steps, or 0 for never")
-        ids, mask = text.tokenizer("", 3)
+        with torch.device("cpu"):  # also where a network without memory is built
+            ids, mask = text.tokenizer("", 3)
         if mask.sum() != 2:
             raise RecipeError(
                 f"captioning needs a start and an end token around each text, and the tokenizer of '{b}' sets none; "
