@@ -166,10 +166,15 @@ def test_what_was_trained_is_loaded_as_a_language_model(tmp_path):
         torch.testing.assert_close(task.logits(inputs), expected)
 
 
-def test_preview_shows_what_comes_next():
+def test_preview_shows_what_was_foreseen(monkeypatch):
     task = create("causal_language", {"text": gpt2()}).eval()
     inputs = task.transform(texts(), Draws(0, 0, 4))
-    text, following, prediction = task.preview(inputs, task.predict(inputs))
-    assert text.cells[0] == "the cat"
-    assert "cat" in following.cells[1] or following.cells[0].endswith("cat")
-    assert len(prediction.cells) == 4
+    following = inputs["text"][:, 1:]
+    choices = F.one_hot(following, WORDS.vocab_size)
+    choices[1, 0] = choices[1, 1] = F.one_hot(torch.tensor(7), WORDS.vocab_size)
+    monkeypatch.setattr(task, "logits", lambda inputs: choices)
+    text, foreseen, prediction = task.preview(inputs, {})
+    assert text.cells[:2] == [*foreseen.cells[:1], "a dog sat on the mat"] == ["the cat", "a dog sat on the mat"]
+    assert prediction.cells[0] == "the cat"
+    ids = following[1][inputs["text_mask"][1, 1:]]
+    assert foreseen.cells[1].split() == ["_", "_", *WORDS.decode(ids[2:]).split()]

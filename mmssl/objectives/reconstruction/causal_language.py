@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import groupby
 from typing import cast
 
 import torch
@@ -107,14 +108,20 @@ class CausalLanguage(Objective):
         self.unigram.update()
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
-        """The text, what comes next at each place, and the network's choice there, given the true text before it."""
-        following = inputs["text_mask"][:, 1:]
-
-        def texts(ids: Tensor, masks: Tensor) -> list[Tensor | str]:
-            return [self.tokenizer.decode(row[mask]) for row, mask in zip(ids, masks, strict=True)]
-
-        return [
-            Panel("text", texts(inputs["text"], inputs["text_mask"])),
-            Panel("next tokens", texts(inputs["text"][:, 1:], following)),
-            Panel("prediction", texts(self.logits(inputs).argmax(-1), following)),
+        """The text, the same with `_` for what the network did not foresee, and its choices, given the true text."""
+        following, masks = inputs["text"][:, 1:], inputs["text_mask"][:, 1:]
+        choices = self.logits(inputs).argmax(-1)
+        rows = list(zip(following, choices, masks, strict=True))
+        texts = [
+            self.tokenizer.decode(ids[mask]) for ids, mask in zip(inputs["text"], inputs["text_mask"], strict=True)
         ]
+        return [
+            Panel("text", texts),
+            Panel("foreseen", [self._foreseen(ids[mask], choice[mask]) for ids, choice, mask in rows]),
+            Panel("prediction", [self.tokenizer.decode(choice[mask]) for _, choice, mask in rows]),
+        ]
+
+    def _foreseen(self, ids: Tensor, choices: Tensor) -> str:
+        pairs = zip(ids.tolist(), (ids == choices).tolist(), strict=True)
+        runs = [(right, [i for i, _ in run]) for right, run in groupby(pairs, key=lambda pair: pair[1])]
+        return " ".join(self.tokenizer.decode(run) if right else "_ " * len(run) for right, run in runs).strip()
