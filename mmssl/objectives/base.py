@@ -97,6 +97,7 @@ class Objective(nn.Module):
             outputs, any other by plain averaging, and needs at least two rows.
         mixes: whether rows meet in `transform` already, where a sample is made of two. Needs at least two rows.
         spec: name and hyper-parameters that build this task again; None where it was not made by `mmssl.objective`.
+        alternates: whether a step may leave some of the parameters without gradient, which then stay as they are.
         refresh_every: steps between calls of `refresh`; 0 for never, `ONCE` for before the first step alone.
         diagnose_every: steps between calls of `diagnose`; 0 for never.
     """
@@ -105,6 +106,7 @@ class Objective(nn.Module):
     spec: dict[str, Any] | None = None
     coupled: bool = False
     mixes: bool = False
+    alternates: bool = False
     refresh_every: int = 0
     diagnose_every: int = 0
 

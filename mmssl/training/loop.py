@@ -95,7 +95,7 @@ def _fit(
     quiet: bool,
     stop: _StopFlag,
 ) -> list[dict[str, Any]]:
-    accelerator = _accelerator(training, directory)
+    accelerator = _accelerator(training, directory, objective.alternates)
     _check_sharding(accelerator, probe_every if probe else 0, objective.diagnose_every)
     share, shares = process_share()
     main = accelerator.is_main_process
@@ -248,7 +248,7 @@ def check_trackers(training: Training) -> None:
             raise RecipeError(f"training.trackers: '{name}' is not installed or not known{nearest(name, available)}")
 
 
-def _accelerator(training: Training, directory: Path | None) -> Accelerator:
+def _accelerator(training: Training, directory: Path | None, alternates: bool) -> Accelerator:
     # Accelerate keeps the mixed precision of the first Accelerator of a process; a second fit may want another.
     start_processes()
     AcceleratorState._reset_state()
@@ -259,7 +259,7 @@ def _accelerator(training: Training, directory: Path | None) -> Accelerator:
         log_with=others or None if directory else None,
         project_dir=str(directory) if directory else None,
         # Every process computes the same buffers: sending a queue of keys along with each forward pass is waste.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=alternates)],
     )
 
 

@@ -376,7 +376,7 @@ def test_the_codebook_is_learned_once_from_crops_as_they_are_trained_on():
     assert "patches.codebook.centers" in task.state_dict()
     assert "words.counts" in task.state_dict()
     # Quantised patches are nearer to the picture than its mean is.
-    patches = task.patches.vectors(task.encoder("image"), batch, 0)
+    patches = task.patches.vectors(task.encoder("image"), batch, 0, task.crop)
     error = (patches - task.patches.codebook.decode(task.patches.codebook(patches))).square().mean()
     assert error < 0.95 * patches.var()
 

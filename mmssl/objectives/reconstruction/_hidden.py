@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import TypedDict, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,14 @@ from mmssl.ops.masking import choose_places, corrupt_tokens, mask_blocks
 
 SMALLEST_BLOCK = 16 / 196
 TOKENS_COUNTED = 32  # for each entry of the vocabulary
+
+
+class Crop(TypedDict):
+    """See `read_picture`."""
+
+    area: tuple[float, float] | None
+    flip: float
+    size: int | None
 
 
 def _guessing(target: Tensor, chosen: Tensor, log_shares: Tensor) -> Batch:
@@ -55,22 +63,10 @@ class HiddenPatches(nn.Module):
     Args:
         network: of images or sound; it stays outside of this module.
         width: of the tokens that the head reads.
-        rate: share of the patches that is hidden.
         codes: entries of the codebook.
-        area, flip, size: see `read_picture`.
     """
 
-    def __init__(
-        self,
-        network: Encoder,
-        width: int,
-        rate: float,
-        codes: int,
-        *,
-        area: tuple[float, float] | None,
-        flip: float,
-        size: int | None,
-    ) -> None:
+    def __init__(self, network: Encoder, width: int, codes: int) -> None:
         super().__init__()
         if network.modality not in ("image", "audio") or not network.subsets or network.patch_size is None:
             raise RecipeError(
@@ -79,39 +75,35 @@ class HiddenPatches(nn.Module):
             )
         if codes < 2:
             raise RecipeError(f"masked_pair: codes = {codes} should be 2 or more")
-        self.rate, self.classes, self.patch = rate, codes, network.patch_size
-        self.area, self.flip, self.size = area, flip, size
+        self.classes, self.patch = codes, network.patch_size
         self.codebook = Codebook(codes, (3 if network.modality == "image" else 1) * self.patch[0] * self.patch[1])
         self.mask_token = nn.Parameter(torch.zeros(network.width or network.dim))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width), nn.Linear(width, codes))
 
-    def _read(self, network: Encoder, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Tensor | None]:
-        return read_picture(network, batch, draws, area=self.area, flip=self.flip, size=self.size)
-
-    def vectors(self, network: Encoder, batch: Batch, number: int) -> Tensor:
+    def vectors(self, network: Encoder, batch: Batch, number: int, crop: Crop) -> Tensor:
         """What the codebook learns from: patches (n, d) of the batch, cropped as for training; NaN where padding is."""
         share, shares = process_share()
         rows, device = len(batch[network.modality]), self.mask_token.device
         draws = Draws(int(self.codebook.seed), number, rows, share=share, shares=shares, device=device)
-        _, pixels, valid = self._read(network, batch, draws)
+        _, pixels, valid = read_picture(network, batch, draws, **crop)
         patches = patchify(pixels, self.patch)
         if valid is not None:
             patches = patches.masked_fill(~valid[:, :, None], math.nan)
         return patches.flatten(0, 1)
 
-    def hide(self, network: Encoder, batch: Batch, draws: Draws) -> Batch:
-        """What is `seen`, with its `mask` where there is padding, and what is hidden.
+    def hide(self, network: Encoder, batch: Batch, draws: Draws, rate: float, crop: Crop) -> Batch:
+        """What is `seen`, with its `mask` where there is padding, and what is hidden, a share `rate` of the patches.
 
         `hidden` bool (B, N), in the grid of patches; `places` (B, M), of which the `chosen` ones count, with the
         `target` codes. `mistakes_count` is the number of mistakes of the most frequent code.
         """
-        picture, pixels, valid = self._read(network, batch, draws)
+        picture, pixels, valid = read_picture(network, batch, draws, **crop)
         grid = (pixels.shape[2] // self.patch[0], pixels.shape[3] // self.patch[1])
         if min(grid) < 2:
             raise RecipeError(f"masked_pair: blocks cannot be hidden in a grid of {grid[0]} x {grid[1]} patches")
         number = grid[0] * grid[1]
-        slots = max(1, round(self.rate * number))
+        slots = max(1, round(rate * number))
         hidden = mask_blocks(grid, slots, draws, smallest=max(1, round(SMALLEST_BLOCK * number)))
         inputs = {"seen": picture, "hidden": hidden}
         if valid is not None:
@@ -164,19 +156,18 @@ class HiddenWords(nn.Module):
     Args:
         network: of texts; it stays outside of this module.
         width: of the tokens that the head reads.
-        rate: share of a text's tokens that are predicted.
     """
 
     special: Tensor
     vocabulary: Tensor
     counts: Tensor
 
-    def __init__(self, network: Encoder, width: int, rate: float) -> None:
+    def __init__(self, network: Encoder, width: int) -> None:
         super().__init__()
         if network.modality != "text":
             raise RecipeError(f"masked_pair: b is text, and {network.spec['model']} reads {network.modality}")
         text = cast(TextEncoder, network)
-        self.rate, self.tokenizer = rate, text.tokenizer
+        self.tokenizer = text.tokenizer
         if self.tokenizer.mask_id is None:
             raise RecipeError(
                 "masked_pair needs a mask token, and the tokenizer of the text encoder has none; "
@@ -205,11 +196,14 @@ class HiddenWords(nn.Module):
         """Whether so many words are counted that more say little."""
         return int(self.counts.sum()) >= TOKENS_COUNTED * self.classes
 
-    def hide(self, batch: Batch, draws: Draws) -> Batch:
-        """What is `seen`, with its `mask`; `places` (B, M), of which the `chosen` ones count, and `target` tokens."""
+    def hide(self, batch: Batch, draws: Draws, rate: float) -> Batch:
+        """What is `seen`, with its `mask`; `places` (B, M), of which the `chosen` ones count, and `target` tokens.
+
+        Of a text of n tokens max(1, round(rate * n)) are chosen.
+        """
         text = batch["text"]
         mask = batch.get("text_mask", torch.ones_like(text, dtype=torch.bool))
-        count_of = [max(1, round(self.rate * n)) for n in range(text.shape[1] + 1)]
+        count_of = [max(1, round(rate * n)) for n in range(text.shape[1] + 1)]
         counts = torch.tensor(count_of, device=text.device)[mask.sum(1)]
         places, chosen = choose_places(self._maskable(batch), counts, max(count_of), draws)
         seen = corrupt_tokens(text, places, chosen, draws, mask_id=self.mask_id, vocabulary=self.vocabulary)

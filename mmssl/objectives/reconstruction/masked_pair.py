@@ -35,7 +35,7 @@ from mmssl.encoders.fusion import FusionEncoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import ONCE, Chance, Objective, Panel
-from mmssl.objectives.reconstruction._hidden import HiddenPatches, HiddenWords
+from mmssl.objectives.reconstruction._hidden import Crop, HiddenPatches, HiddenWords
 from mmssl.ops.augment import random_crop
 from mmssl.ops.draws import Draws
 
@@ -78,7 +78,8 @@ class MaskedPair(Objective):
         size: int | None = None,
     ) -> None:
         super().__init__(encoders)
-        self.a, self.b, self.fusion, self.area = a, b, fusion, area
+        self.a, self.b, self.fusion = a, b, fusion
+        self.crop: Crop = {"area": area, "flip": flip, "size": size}
         sides = [name for name in (a, b) if name is not None]
         self.needs = tuple(dict.fromkeys(self.encoder(name).modality for name in sides))
         if rate_a is None:
@@ -89,16 +90,16 @@ class MaskedPair(Objective):
             raise RecipeError(f"masked_pair: rate_a = {rate_a} and rate_b = {rate_b} should be shares, 0 to below 1")
         if (rate_a == 0 or a is None) and (rate_b == 0 or b is None):
             raise RecipeError("masked_pair hides nothing; give it a side, a or b, whose rate is above 0")
-        self._check_fusion(rate_a)
+        self.rate_a, self.rate_b = rate_a, rate_b
+        self._check_fusion()
         self.patches: HiddenPatches | None = None
         self.words: HiddenWords | None = None
         if a is not None and rate_a:
-            width = self.encoder(fusion or a).dim
-            self.patches = HiddenPatches(self.encoder(a), width, rate_a, codes, area=area, flip=flip, size=size)
+            self.patches = HiddenPatches(self.encoder(a), self.encoder(fusion or a).dim, codes)
         if b is not None and rate_b:
-            self.words = HiddenWords(self.encoder(b), self.encoder(fusion or b).dim, rate_b)
+            self.words = HiddenWords(self.encoder(b), self.encoder(fusion or b).dim)
 
-    def _check_fusion(self, rate_a: float) -> None:
+    def _check_fusion(self) -> None:
         a, b = self.a, self.b
         if self.fusion is None:
             if a is None or b is not None:
@@ -122,7 +123,7 @@ class MaskedPair(Objective):
                 f"masked_pair: a {both.kind} fusion reads pairs; for one side alone take a multiway one (a timm vision "
                 "transformer), or for images fusion: null"
             )
-        if both.kind == "cross" and rate_a:
+        if both.kind == "cross" and self.rate_a:
             raise RecipeError("masked_pair: a cross fusion says nothing of a; set rate_a: 0, or take another kind")
 
     def _hidden(self) -> dict[str, tuple[str, HiddenPatches | HiddenWords]]:
@@ -145,7 +146,8 @@ class MaskedPair(Objective):
         stream = self._counting(batches)
         if self.patches is not None:
             network = self.encoder(cast(str, self.a))
-            self.patches.codebook.fit(self.patches.vectors(network, batch, i) for i, batch in enumerate(stream))
+            vectors = (self.patches.vectors(network, batch, i, self.crop) for i, batch in enumerate(stream))
+            self.patches.codebook.fit(vectors)
         while self.words is not None and not self.words.enough() and next(stream, None) is not None:
             pass
 
@@ -164,12 +166,18 @@ class MaskedPair(Objective):
         inputs: Batch = {}
         if self.a is not None:
             network = self.encoder(self.a)
-            a = self.patches.hide(network, batch, draws) if self.patches is not None else _whole(network, batch)
-            if self.patches is None and network.modality == "image" and self.area is not None:
-                a["seen"] = random_crop(a["seen"], draws, self.area)
+            if self.patches is not None:
+                a = self.patches.hide(network, batch, draws, self.rate_a, self.crop)
+            else:
+                a = _whole(network, batch)
+                if network.modality == "image" and self.crop["area"] is not None:
+                    a["seen"] = random_crop(a["seen"], draws, self.crop["area"])
             inputs |= _prefixed("a", a)
         if self.b is not None:
-            b = self.words.hide(batch, draws) if self.words is not None else _whole(self.encoder(self.b), batch)
+            if self.words is not None:
+                b = self.words.hide(batch, draws, self.rate_b)
+            else:
+                b = _whole(self.encoder(self.b), batch)
             inputs |= _prefixed("b", b)
         return inputs
 

@@ -1,0 +1,110 @@
+"""Which tasks of a combination train at a step: stages, and one source at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import accumulate
+from typing import Any, Literal
+
+from mmssl.errors import RecipeError
+from mmssl.ops.draws import mix_seed
+
+Stage = tuple[int, int | None]
+
+
+def read_stage(given: Any, where: str) -> Stage:
+    """The steps of a task, `[start, stop]`, the last one not among them; null for the end of the run."""
+    two = isinstance(given, list | tuple) and len(given) == 2
+    start, stop = given if two else (None, None)
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (start, stop) if n is not None)
+    if not two or not whole or start is None or start < 0 or (stop is not None and stop <= start):
+        raise RecipeError(
+            f"{where}: steps = {given!r} should be the first step and the one behind the last, such as [0, 1000], "
+            "with null for the end of the run"
+        )
+    return start, stop
+
+
+class Mixing:
+    """Stages and groups of tasks.
+
+    Args:
+        stages: task -> first step and the one behind its last.
+        groups: task -> what it is picked with: its source, or itself where there is one source.
+        pick: `all`, `one` group a step, or group -> how often it is picked, in proportion.
+
+    Attributes:
+        alternates: whether there is a step at which a task does not train.
+
+    Raises:
+        RecipeError: where at some step no task would train, or a group has no odds.
+    """
+
+    def __init__(
+        self,
+        stages: Mapping[str, Stage],
+        groups: Mapping[str, str],
+        pick: Literal["all", "one"] | Mapping[str, float],
+    ) -> None:
+        self.stages, self.groups, self.pick = dict(stages), dict(groups), pick
+        names = list(dict.fromkeys(groups.values()))
+        if isinstance(pick, str):
+            self.odds = dict.fromkeys(names, 1.0)
+        else:
+            if sorted(pick) != sorted(names) or not all(
+                isinstance(odds, int | float) and not isinstance(odds, bool) and odds > 0 for odds in pick.values()
+            ):
+                raise RecipeError(
+                    f"combine: pick = {dict(pick)} should give a number above 0 to each of {', '.join(names)}"
+                )
+            self.odds = {name: float(pick[name]) for name in names}
+        self.alternates = any(stage != (0, None) for stage in stages.values()) or (pick != "all" and len(names) > 1)
+        idle = 0
+        for start, stop in sorted(stages.values(), key=lambda stage: stage[0]):
+            if start > idle:
+                break
+            if stop is None:
+                return
+            idle = max(idle, stop)
+        raise RecipeError(f"combine: no task is trained at step {idle}; steps: [{idle}, null] makes one go on")
+
+    def active(self, seed: int, step: int) -> list[str]:
+        """The tasks that train at `step`; a function of both arguments, and so the same on every process."""
+        due = [name for name, (start, stop) in self.stages.items() if start <= step and (stop is None or step < stop)]
+        if self.pick == "all":
+            return due
+        names = list(dict.fromkeys(self.groups[name] for name in due))
+        bounds = list(accumulate(self.odds[name] for name in names))
+        dice = mix_seed(seed, step, "pick") / 2**63 * bounds[-1]
+        picked = next((name for name, bound in zip(names, bounds, strict=True) if dice < bound), names[-1])
+        return [name for name in due if self.groups[name] == picked]
+
+
+class Refreshes:
+    """When which task refreshes: each at its first step, and every so many steps of its own from there.
+
+    Args:
+        stages: see `Mixing`.
+        periods: task -> its `refresh_every`; those with 0 are passed over.
+        once: the period of what refreshes at its first step alone.
+
+    Attributes:
+        every: steps between the times at which one may be due; 0 where none ever is.
+    """
+
+    def __init__(self, stages: Mapping[str, Stage], periods: Mapping[str, int], once: int) -> None:
+        self.stages, self.periods, self._once = dict(stages), {k: v for k, v in periods.items() if v}, once
+        times = [self.stages[name][0] for name in self.periods]
+        times += [period for period in self.periods.values() if period != once]
+        self.every = (math.gcd(*times) or once) if times else 0
+
+    def due(self, step: int) -> list[str]:
+        """The tasks that refresh before `step`."""
+        found = []
+        for name, period in self.periods.items():
+            start, stop = self.stages[name]
+            since = step - start
+            if since == 0 or (since > 0 and period != self._once and since % period == 0 and (not stop or step < stop)):
+                found.append(name)
+        return found
