@@ -160,6 +160,7 @@ def tiny_fused(kind: str, a: str = "image", b: str = "text") -> dict[str, Encode
     reads = {name: encoders[name].dim for name in (a, b)}
     encoders["fusion"] = create(model, "fusion", reads=reads, **kwargs)
     for name, parameter in encoders["fusion"].named_parameters():
+        nn.init.normal_(parameter, std=0.5)  # far from where every token says the same
         if name.endswith("key.bias"):  # it moves all scores of a softmax alike and has no gradient
             parameter.requires_grad_(False)
     return encoders
