@@ -65,7 +65,7 @@ class TransformersText(nn.Module):
             raise RecipeError(f"{self.model} has no decoder; take one of {', '.join(ENCODER_DECODERS)}")
         kind = CONFIG_MAPPING[name]
         default = kind().to_dict()
-        vocabulary = _vocabulary(default, tokenizer) if name in ENCODER_DECODERS else {}
+        vocabulary = _vocabulary(default, tokenizer) if name in ENCODER_DECODERS else _ends(default, tokenizer)
         vocabulary |= {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
         if default.get("is_encoder_decoder") and name not in ENCODER_DECODERS:
             raise RecipeError(f"model '{self.model}' {NO_TEXT_ENCODER}")
@@ -175,6 +175,12 @@ class TransformersText(nn.Module):
         """
         self.net.save_pretrained(directory)
         tokenizer.save(directory)
+
+
+def _ends(default: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, int | None]:
+    """The start and end token of a model that writes, which would else look for those of its published weights."""
+    own = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.end_id}
+    return {key: value for key, value in own.items() if default.get(key) is not None}
 
 
 def _vocabulary(default: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, int | None]:

@@ -159,6 +159,7 @@ def test_what_was_trained_is_loaded_as_a_language_model(tmp_path):
     task = create("causal_language", {"text": text}).eval()
     text.export(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert (model.config.bos_token_id, model.config.eos_token_id) == (WORDS.start_id, WORDS.end_id)
     batch = texts()
     inputs = task.transform(batch, Draws(0, 0, 4))
     with torch.no_grad():
