@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
-from tiny_encoders import tiny_batch, tiny_encoders
+from tiny_encoders import tiny_batch, tiny_encoders, tiny_pairs
 
 from mmssl.errors import RecipeError
 from mmssl.objectives import create
@@ -216,3 +217,19 @@ def test_refuses_one_encoder_for_both_sides():
     ):
         with pytest.raises(RecipeError, match=message):
             create("contrastive", tiny_encoders(), **wrong)
+
+
+def test_through_a_multiway_network_each_side_goes_alone():
+    torch.manual_seed(0)
+    encoders, batch = tiny_pairs("multiway"), tiny_batch(4)
+    task = create("contrastive", encoders, fusion="fusion", width=7, area=None).eval()
+    inputs = task.transform(batch, Draws(0, 0, 4))
+    outputs = task.predict(inputs)
+    image, text = encoders["image"](batch["image"]), encoders["text"](batch["text"], batch["text_mask"])
+    network = encoders["fusion"]
+    torch.testing.assert_close(outputs["a"], F.normalize(task.project_a(network(image, None).pooled), dim=-1))
+    torch.testing.assert_close(outputs["b"], F.normalize(task.project_b(network(None, text).pooled), dim=-1))
+    (pair,) = task.compares()
+    torch.testing.assert_close(pair.embed[1](text), outputs["b"])
+    with pytest.raises(RecipeError, match="fusion = 'fusion' should take one side alone"):
+        create("contrastive", tiny_pairs("joint"), fusion="fusion")

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder, Features
+from mmssl.encoders.fusion import FusionEncoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import Chance, Objective, Pair, Panel
@@ -42,6 +43,8 @@ class Contrastive(Objective):
         encoders: holds both encoders.
         a: name of the first encoder.
         b: name of the second.
+        fusion: name of a multiway fusion through which each side goes alone, as in BEiT-3 (arXiv 2208.10442); null for
+            the encoders themselves.
         form: `clip` or `siglip`.
         width: of the shared space; None for the encoders' own, where it is one: towers of open_clip then leave as a
             whole CLIP, with the scale and the bias.
@@ -63,6 +66,7 @@ class Contrastive(Objective):
         *,
         a: str = "image",
         b: str = "text",
+        fusion: str | None = None,
         form: Literal["clip", "siglip"] = "clip",
         width: int | None = 512,
         scale: float | None = None,
@@ -84,11 +88,19 @@ class Contrastive(Objective):
         scale = (1 / 0.07 if form == "clip" else 10.0) if scale is None else scale
         if not 1 <= scale <= LARGEST_SCALE:
             raise RecipeError(f"contrastive: scale = {scale} should be from 1 to {LARGEST_SCALE:g}, where it is kept")
-        self.a, self.b, self.form, self.width, self.area = a, b, form, width, area
+        both = None if fusion is None else self.encoder(fusion)
+        if both is not None and not (
+            isinstance(both, FusionEncoder) and both.kind == "multiway" and list(both.reads) == [a, b]
+        ):
+            raise RecipeError(
+                f"contrastive: fusion = '{fusion}' should take one side alone, and be a timm vision transformer: "
+                f"{{modality: fusion, model: timm/vit_base_patch16_224, reads: [{a}, {b}]}}"
+            )
+        self.a, self.b, self.form, self.width, self.area, self.fusion = a, b, form, width, area, fusion
         self.positives, self.smoothing, self.chunk = positives, smoothing, chunk
         self.modalities = {side: self.encoder(name).modality for side, name in (("a", a), ("b", b))}
         self.needs = tuple(dict.fromkeys(self.modalities.values()))
-        widths = self.encoder(a).dim, self.encoder(b).dim
+        widths = (both.dim, both.dim) if both is not None else (self.encoder(a).dim, self.encoder(b).dim)
         if width is None and widths[0] != widths[1]:
             raise RecipeError(
                 f"contrastive: width = null keeps the encoders' own, and '{a}' has {widths[0]} and '{b}' {widths[1]}; "
@@ -136,11 +148,13 @@ class Contrastive(Objective):
 
     def embed_a(self, features: Features) -> Tensor:
         """Unit vectors (B, width) in the shared space."""
-        return F.normalize(self.project_a(features.pooled), dim=-1)
+        pooled = features.pooled if self.fusion is None else self.encoder(self.fusion)(features, None).pooled
+        return F.normalize(self.project_a(pooled), dim=-1)
 
     def embed_b(self, features: Features) -> Tensor:
         """Unit vectors (B, width) in the shared space."""
-        return F.normalize(self.project_b(features.pooled), dim=-1)
+        pooled = features.pooled if self.fusion is None else self.encoder(self.fusion)(None, features).pooled
+        return F.normalize(self.project_b(pooled), dim=-1)
 
     def compares(self) -> tuple[Pair, ...]:
         """Both encoders, by the cosine in the shared space."""
