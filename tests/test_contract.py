@@ -198,3 +198,41 @@ def test_its_preview_can_be_drawn(built, tmp_path):
     assert len(panels) >= 2
     assert all(panel.title and len(panel.cells) == ROWS for panel in panels)
     assert draw_panels(panels, tmp_path / "panels.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_it_can_be_made_afresh(built):
+    objective, _ = built
+    one, same, other = (objective.fresh(seed).state_dict() for seed in (1, 1, 2))
+    assert one.keys() == objective.state_dict().keys()
+    assert not list(differing(one, same))
+    assert list(differing(one, other))
+
+
+def test_what_it_compares_it_compares_row_by_row(built):
+    objective, batch = built
+    if not objective.compares():
+        pytest.skip("it compares no two encoders")
+    encoders = objective.transfers()
+    for pair in objective.compares():
+        assert pair.embed or pair.match
+        sides = []
+        for name in (pair.a, pair.b):
+            key = next(key for key in batch if key.rpartition("/")[2] == encoders[name].modality)
+            with torch.no_grad():
+                sides.append(encoders[name](batch[key], batch.get(f"{key}_mask")))
+        if pair.embed is not None:
+            a, b = (embed(side) for embed, side in zip(pair.embed, sides, strict=True))
+            assert a.shape == b.shape
+            torch.testing.assert_close(torch.cat([a, b]).norm(dim=1), torch.ones(2 * ROWS))
+        if pair.match is not None:
+            logits = pair.match(*sides)
+            assert logits.shape == (ROWS,)
+            turned = [
+                side._replace(
+                    tokens=side.tokens.flip(0),
+                    pooled=side.pooled.flip(0),
+                    mask=None if side.mask is None else side.mask.flip(0),
+                )
+                for side in sides
+            ]
+            torch.testing.assert_close(pair.match(*turned), logits.flip(0), atol=1e-5, rtol=1e-4)
