@@ -91,7 +91,7 @@ class NextSentence(Objective):
         length_a = (content & (sentence < first[:, None])).sum(1)
         a = _Part(words, length_a.clamp(max=text.shape[1] - 3))
         b = _Part(_from(words, length_a), (content.sum(1) - length_a).minimum(text.shape[1] - 3 - a.length))
-        valid = sentences > 1
+        valid = (sentences > 1) & (b.length > 0)
         if self.form == "sop":
             pairs = self._pair(a, b), self._pair(b, a)
         else:
@@ -99,7 +99,7 @@ class NextSentence(Objective):
             shorter = b.length.minimum(other.length)
             half = (shorter + 1) // 2
             length = half + (draws.uniform() * (shorter - half + 1)).long()
-            valid = valid & found & (length > 0)
+            valid = valid & found
             pairs = self._pair(a, _Part(b.ids, length)), self._pair(a, _Part(other.ids, length))
         valid = valid & (pairs[0]["text"] != pairs[1]["text"]).any(1)
         answer = draws.chance(0.5)
