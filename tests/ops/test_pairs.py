@@ -154,24 +154,34 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("form", ["clip", "unicl", "siglip"])
-def test_in_chunks_nothing_of_the_whole_matrix_is_made(form):
+def test_in_chunks_nothing_of_the_whole_matrix_is_made_or_kept(form):
     rows, chunk = 256, 16
-    a, b = torch.randn(2, rows, WIDTH).unbind()
-    a.requires_grad_(), b.requires_grad_()
+    a, b = (torch.randn(rows, WIDTH).requires_grad_() for _ in range(2))
     scale = torch.ones((), requires_grad=True)
     items = torch.arange(rows).remainder(100)[:, None] if form == "unicl" else None
 
-    def largest(chunk):
-        with Largest() as found:
+    def elements(chunk: int | None) -> tuple[int, int]:
+        """Of the largest tensor that is made, and of all that wait for the backward pass."""
+        kept = {}
+
+        def keep(value):
+            kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes() // 4
+            return value
+
+        with Largest() as largest, torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
             if form == "siglip":
                 loss = sigmoid_pairs(a, b, scale, scale - 2, chunk=chunk)[0]
             else:
                 loss = info_nce(a, b, scale, items=items, chunk=chunk)[0]
             loss.backward()
-        return found.elements
+        return largest.elements, sum(kept.values())
 
-    assert largest(None) == rows * rows
-    assert largest(chunk) == chunk * rows
+    made, kept = elements(None)
+    assert made == rows * rows
+    assert kept > rows * rows
+    made, kept = elements(chunk)
+    assert made == chunk * rows
+    assert kept < 4 * rows * WIDTH < rows * rows
 
 
 def test_fingerprints_are_those_of_the_bytes():
