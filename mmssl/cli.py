@@ -131,7 +131,7 @@ def adapt(
     import yaml
 
     from mmssl import adaptation, registry, runs
-    from mmssl.adaptation.pairs import PairProbe
+    from mmssl.adaptation.pairs import PairProbe, network_of
 
     options = {key: yaml.safe_load(value) for key, value in _overrides(set_).items()}
     loaded = runs.load(run, trust=trust)
@@ -143,8 +143,8 @@ def adapt(
     name = encoder or next(iter(loaded.encoders))
     if name not in loaded.encoders:
         raise RecipeError(f"{run} has no encoder '{name}'{nearest(name, loaded.encoders)}")
-    chosen = loaded.objective if whole else loaded.encoders[name]
-    decode = next(iter(loaded.recipe.sources().values()))
+    chosen: Any = loaded.objective if whole else loaded.encoders[name]
+    reads = network_of(chosen, options.get("a"), options.get("b")).modalities if whole else (chosen.modality,)
     scores = adaptation.adapt(
         chosen,
         data,
@@ -158,7 +158,7 @@ def adapt(
         limit=limit,
         seed=seed,
         seeds=seeds,
-        data=decode,
+        data=loaded.decoding(*reads),
         **options,
     )
     if json_:

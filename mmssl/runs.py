@@ -64,6 +64,14 @@ class Run:
 
         return judge(self.history, self.chance, self.recipe.training.batch_size)
 
+    def decoding(self, *modalities: str) -> Data:
+        """The first source from which the task takes all of these modalities: how rows of them are decoded."""
+        sources = self.recipe.sources()
+        for name, data in sources.items():
+            if {f"{name}/{key}" if name else key for key in modalities} <= set(self.objective.needs):
+                return data
+        return next(iter(sources.values()))
+
     @property
     def probes(self) -> dict[str, Any] | None:
         """The probe table of probes.json, or None where the recipe asks for none."""
@@ -244,15 +252,13 @@ def _probe_during(run: Run) -> Any:
     from mmssl.adaptation import ProbeDuring
 
     name = spec.encoder or next(iter(run.encoders))
-    return ProbeDuring(spec, run.encoders[name], _probe_data(run.recipe))
+    return ProbeDuring(spec, run.encoders[name], _probe_data(run, name))
 
 
-def _probe_data(recipe: Recipe) -> Data:
-    """The probe's source, decoded as the training data is."""
-    first = next(iter(recipe.sources().values()))
-    if recipe.probe is None or recipe.probe.data is None:
-        return first
-    return first.model_copy(update={"source": recipe.probe.data})
+def _probe_data(run: Run, encoder: str) -> Data:
+    """The probe's source, decoded as the encoder's training data is."""
+    own, probe = run.decoding(run.encoders[encoder].modality), run.recipe.probe
+    return own if probe is None or probe.data is None else own.model_copy(update={"source": probe.data})
 
 
 def _finish(run: Run, loader: Loader) -> None:
@@ -272,7 +278,7 @@ def _finish(run: Run, loader: Loader) -> None:
         name = spec.encoder or next(iter(run.encoders))
         scores = adapt(
             run.encoders[name],
-            _probe_data(run.recipe),
+            _probe_data(run, name),
             label=spec.label,
             probe=spec.probe,
             groups=spec.groups,

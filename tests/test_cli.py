@@ -217,6 +217,37 @@ def test_adapt_compares_pairs_and_reads_names_of_classes(monkeypatch, capsys, pa
         assert sentence in capsys.readouterr().err
 
 
+def test_rows_are_decoded_as_those_that_the_encoder_was_trained_on():
+    from mmssl import recipe, runs
+    from mmssl.build import build_objective
+    from mmssl.media.text import Tokenizer
+
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    tree = {
+        "encoders": {"image": {"model": "timm/test_resnet"}, "text": {"model": "transformers/bert", **small}},
+        "objective": {
+            "name": "combine",
+            "tasks": {
+                "turn": {"name": "rotation", "data": "pictures"},
+                "pair": {"name": "contrastive", "width": 8, "data": "pairs"},
+                "words": {"name": "masked_language", "data": "texts"},
+            },
+        },
+        "data": {
+            "pictures": {"source": "toy", "image": {"size": 48}},
+            "texts": {"source": "toy", "text": {"length": 24}},
+            "pairs": {"source": "toy", "image": {"size": 32}, "text": {"length": 16}},
+        },
+    }
+    resolved = recipe.load(tree)
+    objective = build_objective(resolved, {"text": Tokenizer.train(["a red square"] * 4, 60)}, where="here")
+    run = runs.Run(Path(), resolved, objective, objective.transfers())
+    assert run.decoding("image").image.size == 48
+    assert run.decoding("text").text.length == 24
+    pair = run.decoding("image", "text")
+    assert (pair.image.size, pair.text.length) == (32, 16)
+
+
 def test_export_and_dry_push_write_their_folders(monkeypatch, tmp_path, finished):
     assert call(monkeypatch, "export", str(finished[0]), "--to", str(tmp_path / "native")) == 0
     assert list((tmp_path / "native").rglob("*.safetensors"))
