@@ -29,11 +29,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     run = mmssl.load(parser.parse_args().run)
+    (data,) = run.recipe.sources().values()
     task, size = run.objective.eval(), run.tokenizers["text"].vocab_size
     special = np.isin(np.arange(size), sorted(run.tokenizers["text"].special_ids))
 
     pairs = np.zeros((size, size), dtype=np.float32)
-    for batch in read(run.recipe.data, ("text",), tokenizers=run.tokenizers):
+    for batch in read(data, ("text",), tokenizers=run.tokenizers):
         for row, mask in zip(batch["text"].numpy(), batch["text_mask"].numpy(), strict=True):
             np.add.at(pairs, (row[mask][:-1], row[mask][1:]), 1)
     count = pairs.sum(0) * ~special
@@ -41,7 +42,7 @@ def main() -> None:
     unigram /= unigram.sum()
     given = _conditional(pairs, np.where(special, pairs.sum(0) + 1, count + 1))
 
-    held_out = run.recipe.data.model_copy(update={"split": "test", "limit": ROWS})
+    held_out = data.model_copy(update={"split": "test", "limit": ROWS})
     names = ("network", "unigram", "left neighbour", "bigram")
     visible: dict[str, list[float]] = {name: [] for name in names}
     masked: dict[str, list[float]] = {name: [] for name in names}
