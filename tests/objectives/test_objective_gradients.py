@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from tiny_encoders import (
-    TinyCausal,
     TinyText,
     tiny_batch,
     tiny_captioners,
