@@ -25,8 +25,9 @@ def retrieve(task, pairs, *more, **settings):
 
 def test_a_perfect_task_finds_everything_both_ways():
     scores = retrieve(Colours(), rows(RIGHT))
-    for query in ("image", "text"):
+    for query, gallery in (("image", "text"), ("text", "image")):
         row = scores.row("pretrained", query)
+        assert row.gallery == scores.row("chance", query).gallery == gallery
         assert row.recall == {1: 1.0, 5: 1.0, 10: 1.0}
         assert row.median_rank == 1
         assert scores.row("chance", query).recall[1] == pytest.approx(1 / 6)

@@ -163,7 +163,7 @@ def class_vectors(network: Network, text: int, names: Sequence[str], templates: 
             _, vectors = look(network, text, {"text": torch.stack(ids), "text_mask": torch.stack(masks)})
             assert vectors is not None  # zero_shot asked for the space
             parts.append(vectors)
-    each = F.normalize(torch.cat(parts), dim=1).unflatten(0, (len(names), len(templates)))
+    each = torch.cat(parts).unflatten(0, (len(names), len(templates)))
     return F.normalize(each.mean(1), dim=1)
 
 
