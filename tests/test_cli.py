@@ -78,7 +78,7 @@ def test_list_names_everything_there_is(monkeypatch, capsys):
     objectives = {p.stem: p.parent.name for p in (ROOT / "objectives").glob("*/*.py") if not p.stem.startswith("_")}
     assert {name: entry["family"] for name, entry in found["objectives"].items() if "family" in entry} == objectives
     assert set(found["recipes"]) == {p.stem for p in RECIPES.rglob("*.yaml")}
-    assert {"image", "text", "audio", "video"} == set(found["encoders"])
+    assert {"image", "text", "audio", "video", "fusion"} == set(found["encoders"])
     assert {"knn", "ridge", "logistic", "finetune"} <= set(found["probes"])
     assert all(entry["summary"] for kind in found.values() for entry in kind.values())
 

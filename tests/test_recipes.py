@@ -47,7 +47,9 @@ def test_it_lies_in_the_folder_of_its_task_and_is_named_after_it(path: Path):
     if path.parent.name != "recipes":
         assert path.parent.name == (task.family or task.name)
         # A combination may bear the name of the paper that it is from, which its head begins with: CoCa, BLIP.
-        paper = re.match(r"[\w-]*", catalogue.head(path)[0])[0].lower() if task.name == "combine" else None
+        paper = (
+            re.match(r"[\w-]*", catalogue.head(path)[0])[0].lower().replace("-", "") if task.name == "combine" else None
+        )
         assert path.stem.startswith("_".join(tasks_of(loaded)[1:]) or task.name) or path.stem.partition("_")[0] == paper
 
 

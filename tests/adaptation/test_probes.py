@@ -25,9 +25,10 @@ def blobs(rows: int, classes: int = 4, width: int = 12, noise: float = 1.0, seed
 
 
 def test_every_probe_is_found_by_name():
-    assert set(registry.components("probe")) == {"knn", "ridge", "logistic", "finetune"}
+    known = {"knn", "ridge", "logistic", "finetune", "retrieval", "zero_shot"}
+    assert set(registry.components("probe")) == known
     for name in registry.components("probe"):
-        assert registry.find("probe", name).__name__.lower() == name
+        assert registry.find("probe", name).__name__.lower() == name.replace("_", "")
 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.5])

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from tiny_encoders import (
+    TinyCausal,
     TinyText,
     tiny_batch,
     tiny_captioners,
@@ -132,6 +133,8 @@ def case(name: str) -> tuple[Objective, dict[str, Tensor]]:
         encoders = tiny_pairs("multiway", hyper.get("a", "image"))
         if "fusion" in hyper:
             del encoders["fusion"]
+    if kind == "causal_language":
+        encoders["text"] = TinyCausal()
     if kind == "replaced_token":
         encoders["words"] = TinyText(encoders["text"].tokenizer)
     if kind == "matching":
