@@ -11,11 +11,11 @@ tasks have the same steps, optimiser and number of pictures through the encoder 
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
 import statistics
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -249,9 +249,16 @@ def _spread(values: list[float]) -> str:
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("only", nargs="*", help="tasks, networks or seeds; all where left out")
+    parser.add_argument("--table", action="store_true", help="only the tables, into README.md")
+    given = parser.parse_args()
+    arguments: list[str] = given.only
+    known = [*BASELINES, *TASKS, *NETWORKS, *map(str, SEEDS)]
+    if unknown := [word for word in arguments if word not in known]:
+        parser.error(f"there is no '{unknown[0]}' here; there are {', '.join(known)}")
     cells: dict[str, dict[str, Any]] = json.loads(CELLS.read_text()) if CELLS.exists() else {}
-    if "--table" not in arguments:
+    if not given.table:
         tasks = [a for a in arguments if a in (*TASKS, *BASELINES)] or [*BASELINES, *TASKS]
         networks = [a for a in arguments if a in NETWORKS] or list(NETWORKS)
         seeds = [int(a) for a in arguments if a.isdigit()] or SEEDS
