@@ -14,20 +14,18 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss, SigLipLoss
+from readme import write_tables
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmssl.ops.pairs import info_nce, sigmoid_pairs
 
-README = Path(__file__).resolve().parent.parent / "README.md"
-MARKS = ("<!-- memory -->", "<!-- /memory -->")
 ROWS, WIDTH, CHUNK = (512, 1024, 2048, 4096, 8192), 512, 256
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 LOSSES: dict[str, Loss] = {
@@ -105,9 +103,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"MiB held / at the peak, open_clip {version('open-clip-torch')}")
     text = table()
-    before, _, rest = README.read_text().partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    README.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
+    write_tables("memory", text)
 
 
 if __name__ == "__main__":

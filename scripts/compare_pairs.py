@@ -25,9 +25,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from readme import write_tables
+
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ROOT / "scripts" / "compare_pairs.json"
-MARKS = ("<!-- pairs -->", "<!-- /pairs -->")
 SEEDS = (0, 1, 2)
 STYLES = ("google", "twitter")
 UNSEEN = "openmoji"
@@ -227,11 +228,7 @@ def main() -> None:
     # As JSON has them, with text for keys.
     text = table(json.loads(CELLS.read_text())) if CELLS.exists() else ""
     print(text)
-    readme = ROOT / "README.md"
-    before, mark, rest = readme.read_text().partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    if mark:
-        readme.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
+    write_tables("pairs", text)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from readme import write_tables
+
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ROOT / "scripts" / "compare_tasks.json"
-MARKS = ("<!-- tasks -->", "<!-- /tasks -->")
 SEEDS = (0, 1, 2)
 STYLES = ("google", "twitter")
 UNSEEN = "openmoji"
@@ -283,10 +284,7 @@ def main() -> None:
                 raise
     text = tables(cells)
     print(text)
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    readme.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
+    write_tables("tasks", text)
 
 
 if __name__ == "__main__":

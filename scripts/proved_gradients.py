@@ -31,12 +31,12 @@ sys.path.insert(0, str(ROOT / "tests" / "objectives"))
 
 import test_objective_gradients as proofs  # noqa: E402 - lies beside its tiny encoders
 from open_clip.loss import ClipLoss, SigLipLoss  # noqa: E402
+from readme import write_tables  # noqa: E402
 
 from mmssl.batch import Batch, split_rows  # noqa: E402
 from mmssl.objectives import Objective  # noqa: E402
 from mmssl.ops.draws import Draws  # noqa: E402
 
-MARKS = ("<!-- gradients -->", "<!-- /gradients -->")
 TASKS = ("contrastive", "matching", "captioning", "masked_pair")
 LAYOUTS = [(1, 1), (1, 4), (2, 1), (2, 4), (4, 1), (4, 4)]  # processes, micro-batches of each
 CHUNKED = "_chunked"
@@ -167,10 +167,7 @@ def table() -> str:
 def main() -> None:
     text = table()
     print(text)
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    readme.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
+    write_tables("gradients", text)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from readme import write_tables
+
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ROOT / "scripts" / "results.json"
 SEEDS = {
@@ -31,7 +33,6 @@ SEEDS = {
     "temporal_alignment_folder": (0,),
 }
 CLIPS = {"train": 400, "test": 150}
-MARKS = ("<!-- results -->", "<!-- /results -->")
 
 
 def measure(name: str, seed: int) -> dict[str, float]:
@@ -224,10 +225,7 @@ def main() -> None:
                 print(name, seed, cells[f"{name} {seed}"], flush=True)
     text = table(json.loads(CELLS.read_text()))
     print(text)
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    readme.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
+    write_tables("results", text)
 
 
 if __name__ == "__main__":

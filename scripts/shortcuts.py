@@ -16,13 +16,14 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from readme import write_tables
+
 from mmssl import recipe
 from mmssl.audit.nulls import FILES, Arm
 from mmssl.audit.shortcuts import Finding, control_of, judge, measure
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ROOT / "scripts" / "shortcuts.json"
-MARKS = ("<!-- shortcuts -->", "<!-- /shortcuts -->")
 
 
 class Task(NamedTuple):
@@ -214,10 +215,7 @@ def main() -> None:
             )
     text = tables()
     print(text)
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    readme.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
+    write_tables("shortcuts", text)
 
 
 if __name__ == "__main__":
