@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss, SigLipLoss
-from readme import write_tables
+from tables import write_tables
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

@@ -14,18 +14,14 @@ chance.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import os
-import statistics
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from readme import write_tables
+from tables import Cells, fill_cells, read_cells, spread, write_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ROOT / "scripts" / "compare_pairs.json"
@@ -34,16 +30,16 @@ STYLES = ("google", "twitter")
 UNSEEN = "openmoji"
 TESTS = {"seen": "artists trained on", "unseen": "an artist never seen"}
 SIZE, LENGTH = 32, 16
-STEPS, PAIRS = 300, 128
+STEPS, PAIRS, WIDTH = 500, 128, 128
 RERANK = 16
-LAYER = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256}
+LAYER = {"hidden_size": WIDTH, "num_attention_heads": 4, "intermediate_size": 256}
 NO_DROPOUT = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
 TOWERS = {
     "image": {
         "model": "timm/vit_tiny_patch16_224",
         "img_size": SIZE,
-        "patch_size": 4,
-        "embed_dim": 64,
+        "patch_size": 8,
+        "embed_dim": WIDTH,
         "depth": 3,
         "num_heads": 4,
         "class_token": False,
@@ -57,19 +53,21 @@ TOWERS = {
         **NO_DROPOUT,
     },
 }
-CROSS = {"model": "transformers/bert", "reads": ["image", "text"], "num_hidden_layers": 1, **LAYER, **NO_DROPOUT}
-JOINT = {"model": "transformers/flava", "reads": ["image", "text"], "num_hidden_layers": 1, **LAYER, **NO_DROPOUT}
-CROP = [0.7, 1.0]
+# Wider than the usual 0.02, at which so narrow a layer hardly looks at the other side.
+BOTH = {"reads": ["image", "text"], "num_hidden_layers": 1, "initializer_range": 0.05, **LAYER, **NO_DROPOUT}
+CROSS = {"model": "transformers/bert", **BOTH}
+JOINT = {"model": "transformers/flava", **BOTH}
+CROP = [0.5, 1.0]
 # What a cell trains: the fusion, and the task. Matching holds the contrastive term itself.
 TASKS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
-    "contrastive": (None, {"name": "contrastive", "width": 64, "area": CROP}),
-    "contrastive+matching": (CROSS, {"name": "matching", "width": 64, "area": CROP}),
+    "contrastive": (None, {"name": "contrastive", "width": WIDTH, "area": CROP}),
+    "contrastive+matching": (CROSS, {"name": "matching", "width": WIDTH, "area": CROP}),
     "contrastive+masked_pair": (
         JOINT,
         {
             "name": "combine",
             "tasks": {
-                "pair": {"name": "contrastive", "width": 64, "area": CROP},
+                "pair": {"name": "contrastive", "width": WIDTH, "area": CROP},
                 "hidden": {"name": "masked_pair", "codes": 256, "area": CROP},
             },
         },
@@ -151,11 +149,7 @@ def measure(task: str, seed: int, folder: str) -> dict[str, Any]:
     return cell | {"verdict": verdicts, "minutes": round((time.perf_counter() - began) / 60, 2)}
 
 
-def cell_of(task: str, seed: int, folder: str) -> tuple[str, dict[str, Any]]:
-    return f"{task} {seed}", measure(task, seed, folder)
-
-
-def table(cells: dict[str, dict[str, Any]]) -> str:
+def table(cells: Cells) -> str:
     """Markdown, one table a test: recall both ways, mean and standard deviation over the seeds."""
     blocks = []
     for test, title in TESTS.items():
@@ -170,7 +164,7 @@ def table(cells: dict[str, dict[str, Any]]) -> str:
             found = [_recalls(cell[test]["rows"], encoder) for cell in runs]
             found = [recalls for recalls in found if recalls]
             if found:
-                columns = [_spread([100 * recalls[i] for recalls in found]) for i in range(6)]
+                columns = [spread([100 * recalls[i] for recalls in found]) for i in range(6)]
                 lines.append(f"| {name} | {' | '.join(columns)} | {len(found)} |")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
@@ -191,11 +185,6 @@ def _recalls(rows: list[list[Any]], encoder: str) -> list[float]:
     return [by_query[query][k] for query in ("image", "text") for k in ("1", "5", "10")] if by_query else []
 
 
-def _spread(values: list[float]) -> str:
-    varies = len(values) > 1 and statistics.stdev(values) > 0
-    return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if varies else "")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help=f"tasks and seeds; tasks are {', '.join(TASKS)}")
@@ -204,31 +193,14 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := [word for word in given.what if word not in TASKS and not word.isdigit()]:
         parser.error(f"there is no task '{unknown[0]}' here; there are {', '.join(TASKS)}")
-    cells: dict[str, dict[str, Any]] = json.loads(CELLS.read_text()) if CELLS.exists() else {}
     if not given.table:
         tasks = [word for word in given.what if word in TASKS] or list(TASKS)
         seeds = [int(word) for word in given.what if word.isdigit()] or SEEDS
-        missing = [(task, seed) for seed in seeds for task in tasks if f"{task} {seed}" not in cells]
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            ProcessPoolExecutor(given.workers, multiprocessing.get_context("spawn")) as pool,
-        ):
+        with tempfile.TemporaryDirectory() as folder:
             split_styles(Path(folder))
-            jobs = [pool.submit(cell_of, *one, folder) for one in missing]
-            try:
-                for done in as_completed(jobs):
-                    key, cell = done.result()
-                    stored = json.loads(CELLS.read_text()) if CELLS.exists() else {}
-                    CELLS.write_text(json.dumps(dict(sorted({**stored, key: cell}.items())), indent=1) + "\n")
-                    print(key, cell, flush=True)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-    # As JSON has them, with text for keys.
-    text = table(json.loads(CELLS.read_text())) if CELLS.exists() else ""
-    print(text)
-    write_tables("pairs", text)
+            wanted = [(task, seed) for seed in seeds for task in tasks]
+            fill_cells(CELLS, wanted, measure, folder, workers=given.workers)
+    write_tables("pairs", table(read_cells(CELLS)))
 
 
 if __name__ == "__main__":

@@ -12,18 +12,15 @@ tasks have the same steps, optimiser and number of pictures through the encoder 
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from readme import write_tables
+from tables import Cells, fill_cells, read_cells, spread, write_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ROOT / "scripts" / "compare_tasks.json"
@@ -188,16 +185,12 @@ def pixels() -> Any:
     return Pixels()
 
 
-def cell_of(task: str, network: str, seed: int, folder: str) -> tuple[str, dict[str, Any]]:
-    return f"{task} {network} {seed}", measure(task, network, seed, folder)
-
-
 def possible(task: str, network: str) -> bool:
     """Masked tasks need tokens that can be left out."""
     return network == "vit" or not task.startswith("masked_autoencoder")
 
 
-def tables(cells: dict[str, dict[str, Any]]) -> str:
+def tables(cells: Cells) -> str:
     """Markdown, one table a network: mean and standard deviation over the seeds, the best task first."""
     blocks = []
     for network in NETWORKS:
@@ -219,12 +212,13 @@ def tables(cells: dict[str, dict[str, Any]]) -> str:
             row = [_cell(runs, "knn", "pooled"), _cell(runs, "logistic", "pooled")]
             row += [_cell(runs, "logistic", depth) for depth in depths]
             verdicts = " / ".join(dict.fromkeys(word for run in runs for word in _outcomes(run)))
-            row.append(_spread([100 * run["knn, artists seen"] for run in runs if "knn, artists seen" in run]))
+            seen = [100 * run["knn, artists seen"] for run in runs if "knn, artists seen" in run]
+            row.append(spread(seen) if seen else "")
             lines.append(f"| {task.replace('_', ' ')} | {' | '.join(row)} | {verdicts} | {len(runs)} |")
         if "supervised" in found:
             values = [100 * run["finetune"] for run in found["supervised"]]
             dash = " | ".join("" for _ in depths)
-            lines.append(f"| supervised | | {_spread(values)} | {dash} | | | {len(values)} |")
+            lines.append(f"| supervised | | {spread(values)} | {dash} | | | {len(values)} |")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
@@ -240,13 +234,7 @@ def _mean(runs: list[dict[str, Any]], probe: str, depth: str) -> float:
 
 def _cell(runs: list[dict[str, Any]], probe: str, depth: str) -> str:
     values = [100 * run[probe][depth] for run in runs if depth in run[probe]]
-    return _spread(values) if values else ""
-
-
-def _spread(values: list[float]) -> str:
-    if not values:
-        return ""
-    return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+    return spread(values) if values else ""
 
 
 def main() -> None:
@@ -258,33 +246,15 @@ def main() -> None:
     known = [*BASELINES, *TASKS, *NETWORKS, *map(str, SEEDS)]
     if unknown := [word for word in arguments if word not in known]:
         parser.error(f"there is no '{unknown[0]}' here; there are {', '.join(known)}")
-    cells: dict[str, dict[str, Any]] = json.loads(CELLS.read_text()) if CELLS.exists() else {}
     if not given.table:
         tasks = [a for a in arguments if a in (*TASKS, *BASELINES)] or [*BASELINES, *TASKS]
         networks = [a for a in arguments if a in NETWORKS] or list(NETWORKS)
         seeds = [int(a) for a in arguments if a.isdigit()] or SEEDS
         wanted = [(t, n, s) for s in seeds for t in tasks for n in networks if possible(t, n)]
-        missing = [w for w in wanted if " ".join(map(str, w)) not in cells]
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cells side by side, one thread each
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool,
-        ):
+        with tempfile.TemporaryDirectory() as folder:
             split_styles(Path(folder))
-            jobs = [pool.submit(cell_of, *one, folder) for one in missing]
-            try:
-                for done in as_completed(jobs):
-                    key, cell = done.result()
-                    cells = json.loads(CELLS.read_text()) if CELLS.exists() else {}
-                    cells[key] = cell
-                    CELLS.write_text(json.dumps(dict(sorted(cells.items())), indent=1) + "\n")
-                    print(key, cell, flush=True)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-    text = tables(cells)
-    print(text)
-    write_tables("tasks", text)
+            fill_cells(CELLS, wanted, measure, folder)
+    write_tables("tasks", tables(read_cells(CELLS)))
 
 
 if __name__ == "__main__":

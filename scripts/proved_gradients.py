@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT / "tests" / "objectives"))
 
 import test_objective_gradients as proofs  # noqa: E402 - lies beside its tiny encoders
 from open_clip.loss import ClipLoss, SigLipLoss  # noqa: E402
-from readme import write_tables  # noqa: E402
+from tables import write_tables  # noqa: E402
 
 from mmssl.batch import Batch, split_rows  # noqa: E402
 from mmssl.objectives import Objective  # noqa: E402
@@ -166,7 +166,6 @@ def table() -> str:
 
 def main() -> None:
     text = table()
-    print(text)
     write_tables("gradients", text)
 
 

@@ -21,7 +21,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from readme import write_tables
+from tables import write_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ROOT / "scripts" / "results.json"
@@ -224,7 +224,6 @@ def main() -> None:
                 CELLS.write_text(json.dumps(dict(sorted(cells.items())), indent=1) + "\n")
                 print(name, seed, cells[f"{name} {seed}"], flush=True)
     text = table(json.loads(CELLS.read_text()))
-    print(text)
     write_tables("results", text)
 
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from readme import write_tables
+from tables import write_tables
 
 from mmssl import recipe
 from mmssl.audit.nulls import FILES, Arm
@@ -214,7 +214,6 @@ def main() -> None:
                 f"{cell.key}: {finding.accuracy:.1%} {finding.verdict} {time.process_time() - began:.0f} s", flush=True
             )
     text = tables()
-    print(text)
     write_tables("shortcuts", text)
 
 

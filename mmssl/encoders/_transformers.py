@@ -178,8 +178,9 @@ class TransformersText(nn.Module):
 
 
 def _ends(default: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, int | None]:
-    """The start and end token of a model that writes, which would else look for those of its published weights."""
-    own = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.end_id}
+    """Start and end of a text for models that name them, which would else look for those of their published weights."""
+    first, last = tokenizer.start_id, tokenizer.end_id
+    own = {"bos_token_id": first, "eos_token_id": last, "cls_token_id": first, "sep_token_id": last}
     return {key: value for key, value in own.items() if default.get(key) is not None}
 
 

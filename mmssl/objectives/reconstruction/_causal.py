@@ -1,10 +1,13 @@
-"""Proof that a network does not see later tokens: its gradient with respect to them, which is exactly zero or not."""
+"""Proof that a network does not see later tokens, and a picture of what it foresees.
+
+The proof is its gradient with respect to later tokens, which is exactly zero or not.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import groupby, islice
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +15,7 @@ from torch.func import functional_call
 
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
+from mmssl.media.text import Tokenizer
 
 PROOF_TOKENS = 6
 
@@ -66,3 +70,13 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes.items():
             part.training = training
+
+
+def foreseen(tokenizer: Tokenizer, ids: Tensor, choices: Tensor) -> str:
+    """The text of `ids` (L,) with `_` for each of them that is not the one in `choices` (L,).
+
+    An untrained network with tied embeddings says again what it has just read: its choices alone look like the text.
+    """
+    pairs = zip(ids.tolist(), (ids == choices).tolist(), strict=True)
+    runs = [(right, [i for i, _ in run]) for right, run in groupby(pairs, key=lambda pair: pair[1])]
+    return " ".join(tokenizer.decode(run) if right else "_ " * len(run) for right, run in runs).strip()

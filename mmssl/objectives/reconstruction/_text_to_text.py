@@ -15,6 +15,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.objectives.reconstruction._causal import foreseen
 from mmssl.ops.losses import mean_over
 
 
@@ -87,15 +88,16 @@ class TextToText(Objective):
         }
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
-        """The corrupted text, what should be said, and the likeliest token at each place given those before it."""
+        """The corrupted text, what should be said, the same with `_` for what the decoder did not foresee, its choices.
 
-        def texts(tokens: Tensor, mask: Tensor) -> list[Tensor | str]:
-            return [self.tokenizer.decode(ids[valid]) for ids, valid in zip(tokens, mask, strict=True)]
-
+        Each token is chosen given the true ones before it.
+        """
+        decode, (target, said) = self.tokenizer.decode, (inputs["target"], inputs["target_mask"])
+        rows = list(zip(target, outputs["logits"].argmax(-1), said, strict=True))
+        read = zip(inputs["text"], inputs["text_mask"], strict=True)
         return [
-            Panel("input", texts(inputs["text"], inputs["text_mask"])),
-            Panel("target", texts(inputs["target"], inputs["target_mask"])),
-            Panel(
-                "prediction, each token given those before", texts(outputs["logits"].argmax(-1), inputs["target_mask"])
-            ),
+            Panel("input", [decode(ids[mask]) for ids, mask in read]),
+            Panel("target", [decode(ids[mask]) for ids, _, mask in rows]),
+            Panel("foreseen", [foreseen(self.tokenizer, ids[mask], choice[mask]) for ids, choice, mask in rows]),
+            Panel("prediction", [decode(choice[mask]) for _, choice, mask in rows]),
         ]

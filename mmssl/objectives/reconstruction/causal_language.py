@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import groupby
 from typing import cast
 
 import torch
@@ -30,7 +29,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.objectives.reconstruction._causal import prove_causal
+from mmssl.objectives.reconstruction._causal import foreseen, prove_causal
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import mean_over
 from mmssl.ops.unigram import Unigram
@@ -117,11 +116,6 @@ class CausalLanguage(Objective):
         ]
         return [
             Panel("text", texts),
-            Panel("foreseen", [self._foreseen(ids[mask], choice[mask]) for ids, choice, mask in rows]),
+            Panel("foreseen", [foreseen(self.tokenizer, ids[mask], choice[mask]) for ids, choice, mask in rows]),
             Panel("prediction", [self.tokenizer.decode(choice[mask]) for _, choice, mask in rows]),
         ]
-
-    def _foreseen(self, ids: Tensor, choices: Tensor) -> str:
-        pairs = zip(ids.tolist(), (ids == choices).tolist(), strict=True)
-        runs = [(right, [i for i, _ in run]) for right, run in groupby(pairs, key=lambda pair: pair[1])]
-        return " ".join(self.tokenizer.decode(run) if right else "_ " * len(run) for right, run in runs).strip()

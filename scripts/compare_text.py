@@ -1,0 +1,249 @@
+"""Do tasks on text learn more than counting does? Definitions and sentences in five languages; resumable.
+
+    MMSSL_DATA=path/to/data python scripts/compare_text.py                      every missing cell, then the tables
+    MMSSL_DATA=path/to/data python scripts/compare_text.py masked_language 0 1  some tasks or seeds
+    python scripts/compare_text.py --table                                      only the tables, into README.md
+
+A cell is one task on one corpus with one seed, kept in scripts/compare_text.json and not run again. Each is scored on
+texts that were not trained on, at the tokens that it cannot see: masked language modelling where the text shows the
+mask token, span denoising at the removed tokens (not at sentinels and the end). Beside it stand models that count the
+training texts. `unigram` knows how frequent a token is; `bigram` what follows the token to the left; `both neighbours`,
+for the masks, what follows the left one and precedes the right one, P(token | left) P(right | token) normalised, which
+is the exact answer of a bigram model. Bigrams are smoothed by absolute discounting with the unigrams; where a neighbour
+is hidden too, they do without it. The decoder of span denoising knows a span's earlier tokens, and so does its bigram.
+
+Then the class of the noun that a definition of WordNet defines (25 classes, 10 and 100 labels a class) is read off the
+frozen encoder by logistic regression, beside the same network random-initialised and TF-IDF of the words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tables import Cells, fill_cells, read_cells, spread, write_tables
+
+ROOT = Path(__file__).resolve().parent.parent
+CELLS = ROOT / "scripts" / "compare_text.json"
+SEEDS = (0, 1, 2)
+TASKS = ("masked_language", "span_denoising")
+# Of the corpora's recipes, which are those of WordNet, what differs.
+CORPORA: dict[str, dict[str, Any]] = {
+    "wordnet": {},
+    "stamps": {
+        "data.source": "$MMSSL_DATA/stamps",
+        "encoders.text.tokenizer": "train:3000",
+        "training.steps": 600,
+        "training.save_every": 600,
+    },
+}
+TFIDF = "TF-IDF of words"
+SHOTS = (10, 100)
+DISCOUNT = 0.75
+HELD_OUT = 4096
+NOUNS = {"train": 12000, "test": 4000}
+
+
+def measure(corpus: str, task: str, seed: int) -> dict[str, Any]:
+    """Numbers of one cell: losses at hidden tokens of unseen texts, and for WordNet the probe."""
+    import torch
+
+    import mmssl
+
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    if task == TFIDF:
+        return _tfidf(seed)
+    with tempfile.TemporaryDirectory() as out:
+        recipe = ROOT / "recipes" / "reconstruction" / f"{task}_wordnet.yaml"
+        changes = {"training.seed": seed, **CORPORA[corpus]}
+        run = mmssl.run(recipe, set=changes, out=Path(out) / "run", quiet=True)
+    cell: dict[str, Any] = {"trained": round((time.perf_counter() - began) / 60, 2), **losses(run)}
+    if corpus == "wordnet":
+        train, test = _nouns()
+        for shots in SHOTS:
+            scores = mmssl.adapt(
+                run.encoders["text"],
+                train,
+                test,
+                label="category",
+                probe="logistic",
+                shots=shots,
+                seed=seed,
+                seeds=1,
+                data=run.recipe.data,
+            )
+            for row in scores.rows:
+                cell.setdefault(row.encoder, {})[str(shots)] = round(row.accuracy, 4)
+    return cell | {"minutes": round((time.perf_counter() - began) / 60, 2)}
+
+
+def losses(run: Any) -> dict[str, float]:
+    """Mean surprise in nats at the hidden tokens of unseen texts: the network's, and that of models that count."""
+    import torch
+
+    from mmssl.data.loader import read
+    from mmssl.ops.draws import Draws
+
+    (data,) = run.recipe.sources().values()
+    task, tokenizer = run.objective.eval(), run.tokenizers["text"]
+    size = tokenizer.vocab_size
+    special = np.isin(np.arange(size), sorted({*tokenizer.special_ids, *tokenizer.sentinel_ids}))
+    pairs = np.zeros((size, size), dtype=np.float32)
+    for batch in read(data, ("text",), tokenizers=run.tokenizers):
+        for row, mask in zip(batch["text"].numpy(), batch["text_mask"].numpy(), strict=True):
+            np.add.at(pairs, (row[mask][:-1], row[mask][1:]), 1)
+    count = pairs.sum(0) + 1
+    unigram = count * ~special / count[~special].sum()
+    kept = np.maximum(pairs - DISCOUNT, 0) / np.maximum(pairs.sum(1, keepdims=True), 1)
+    given = kept + (1 - kept.sum(1, keepdims=True)) * count / count.sum()  # P(column | row)
+
+    sums: dict[str, float] = {"network": 0.0, "unigram": 0.0, "bigram": 0.0, "both neighbours": 0.0}
+    tokens = 0
+    held_out = data.model_copy(update={"split": "test", "limit": HELD_OUT})
+    for step, batch in enumerate(read(held_out, task.needs, tokenizers=run.tokenizers)):
+        with torch.no_grad():
+            inputs = task.transform(batch, Draws(0, step, len(batch["id"])))
+            surprise = -task.predict(inputs)["logits"].log_softmax(-1)
+        hidden = hidden_tokens if "target_mask" in inputs else masked_tokens
+        for row, place, target, left, right in hidden(inputs, task, special):
+            # The network is free to name special tokens, too: what it gives them away counts against it.
+            sums["network"] += float(surprise[row, place, target])
+            sums["unigram"] -= math.log(unigram[target])
+            on_left = given[left] if left is not None else unigram
+            sums["bigram"] -= math.log(on_left[target] / on_left[~special].sum())
+            both = on_left * given[:, right] if right is not None else on_left
+            sums["both neighbours"] -= math.log(both[target] / both[~special].sum())
+            tokens += 1
+    if "target_mask" in inputs:
+        del sums["both neighbours"]  # where the span ends is not known yet
+    return {name: round(total / tokens, 4) for name, total in sums.items()} | {"tokens": tokens}
+
+
+Hidden = Iterator[tuple[int, int, int, int | None, int | None]]
+"""Row and place of the logits, the token that is hidden there, and the tokens beside it as far as they are known."""
+
+
+def masked_tokens(inputs: Any, task: Any, special: np.ndarray) -> Hidden:
+    """Tokens of masked language modelling that the text shows as the mask token."""
+    for row, slot in inputs["chosen"].nonzero().tolist():
+        place = int(inputs["places"][row, slot])
+        left, own, right = (int(token) for token in inputs["text"][row, place - 1 : place + 2])
+        if own == task.mask_id:
+            seen = (None if token == task.mask_id else token for token in (left, right))
+            yield row, slot, int(inputs["target"][row, slot]), *seen
+
+
+def hidden_tokens(inputs: Any, task: Any, special: np.ndarray) -> Hidden:
+    """Tokens of span denoising that were removed; to the left of a span's first one is what stands before its gap."""
+    sentinels = set(task.tokenizer.sentinel_ids)
+    for row, (target, said) in enumerate(zip(inputs["target"], inputs["target_mask"], strict=True)):
+        shown = inputs["text"][row].tolist()
+        left = None
+        for place, token in enumerate(target[said].tolist()):
+            if token in sentinels:
+                gap = shown.index(token)
+                left = None if gap == 0 or shown[gap - 1] in sentinels else shown[gap - 1]
+            elif not special[token]:
+                yield row, place, token, left, None
+                left = token
+
+
+def _nouns() -> Any:
+    """Definitions of nouns to learn from and to be asked for; 25 classes."""
+    import datasets
+
+    files = {split: f"{os.environ['MMSSL_DATA']}/wordnet/{split}.parquet" for split in NOUNS}
+    nouns = datasets.load_dataset("parquet", data_files=files).filter(
+        lambda row: row["category"].startswith("noun.") and row["category"] != "noun.Tops"
+    )
+    return tuple(nouns[split].shuffle(seed=0).select(range(rows)) for split, rows in NOUNS.items())
+
+
+def _tfidf(seed: int) -> dict[str, Any]:
+    """The probe's protocol on sparse words: the same draw of labels, C chosen on a fifth of them."""
+    import datasets
+    import torch
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    from mmssl.adaptation.probes.base import HELD_OUT as SHARE
+    from mmssl.adaptation.probes.base import draw_shots, hold_out
+
+    train, test = _nouns()
+    home = f"{os.environ['MMSSL_DATA']}/wordnet/train.parquet"
+    every = datasets.load_dataset("parquet", data_files=home, split="train")["text"]
+    words = TfidfVectorizer(sublinear_tf=True).fit(every)
+    known, asked = words.transform(train["text"]), words.transform(test["text"])
+    classes = sorted(set(train["category"]))
+    labels = torch.tensor([classes.index(name) for name in train["category"]])
+    truth = np.array([classes.index(name) for name in test["category"]])
+    found = {}
+    for shots in SHOTS:
+        pick = draw_shots(labels, shots, seed)
+        rows, own = known[pick.numpy()], labels[pick]
+        held = hold_out(own, SHARE, seed).numpy()
+        accuracy = {
+            c: LogisticRegression(C=c, max_iter=2000).fit(rows[~held], own[~held]).score(rows[held], own[held])
+            for c in (0.1, 1.0, 10.0, 100.0)
+        }
+        best = LogisticRegression(C=max(accuracy, key=lambda c: accuracy[c]), max_iter=2000).fit(rows, own)
+        found[str(shots)] = round(float(best.score(asked, truth)), 4)
+    return {"pretrained": found}
+
+
+def tables(cells: Cells) -> str:
+    """Markdown: the losses, then the probe; mean and standard deviation over the seeds."""
+    lines = [
+        "| unseen texts, nats a hidden token | network | unigram | bigram | both neighbours | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    probes = [
+        f"| class of the noun, right of 25 | {' | '.join(f'{shots} labels a class' for shots in SHOTS)} | seeds |",
+        "|---|---|---|---|",
+    ]
+    for corpus in CORPORA:
+        for task in (*TASKS, TFIDF):
+            runs = [cell for key, cell in cells.items() if key.rpartition(" ")[0] == f"{corpus} {task}"]
+            name = f"{corpus}: `{task}`"
+            if runs and "network" in runs[0]:
+                columns = [
+                    spread([run[model] for run in runs], 2) if model in runs[0] else ""
+                    for model in ("network", "unigram", "bigram", "both neighbours")
+                ]
+                lines.append(f"| {name} | {' | '.join(columns)} | {len(runs)} |")
+            for encoder in ("pretrained", "random"):
+                if runs and encoder in runs[0]:
+                    right = [spread([100 * run[encoder][str(shots)] for run in runs]) for shots in SHOTS]
+                    what = task if task == TFIDF else f"`{task}`" if encoder == "pretrained" else "the same, untrained"
+                    probes.append(f"| {what} | {' | '.join(right)} | {len(runs)} |")
+    return "\n".join([*lines, "", *probes])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", help=f"tasks, corpora and seeds: {', '.join([*TASKS, *CORPORA])}")
+    parser.add_argument("--table", action="store_true", help="only the tables, into README.md")
+    parser.add_argument("--workers", type=int, default=2, help="cells side by side, one thread each; 2 by default")
+    given = parser.parse_args()
+    known = [*TASKS, *CORPORA]
+    if unknown := [word for word in given.what if word not in known and not word.isdigit()]:
+        parser.error(f"there is no '{unknown[0]}' here; there are {', '.join(known)}")
+    if not given.table:
+        tasks = [word for word in given.what if word in TASKS] or [*TASKS, TFIDF]
+        corpora = [word for word in given.what if word in CORPORA] or list(CORPORA)
+        seeds = [int(word) for word in given.what if word.isdigit()] or SEEDS
+        wanted = [(c, t, s) for s in seeds for c in corpora for t in tasks if c == "wordnet" or t != TFIDF]
+        fill_cells(CELLS, wanted, measure, workers=given.workers)
+    write_tables("text", tables(read_cells(CELLS)))
+
+
+if __name__ == "__main__":
+    main()
