@@ -11,17 +11,12 @@ stands beside that of the same networks random-initialised with the same seed.
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import os
-import statistics
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tables import write_tables
+from tables import Cells, fill_cells, read_cells, spread, write_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ROOT / "scripts" / "results.json"
@@ -29,7 +24,6 @@ SEEDS = {
     "simclr_emoji": (0, 1, 2),
     "rotation_emoji": (0, 1, 2),
     "contrastive_emoji": (0, 1, 2),
-    "masked_language_wordnet": (0,),
     "temporal_alignment_folder": (0,),
 }
 CLIPS = {"train": 400, "test": 150}
@@ -52,16 +46,14 @@ def measure(name: str, seed: int) -> dict[str, float]:
         began = time.perf_counter()
         run = mmssl.run(find_recipe(Path(name)), set=changes, out=Path(folder) / name, quiet=True)
         minutes = (time.perf_counter() - began) / 60
-        if name == "masked_language_wordnet":
-            numbers = language(run)
-        elif name == "temporal_alignment_folder":
+        if name == "temporal_alignment_folder":
             numbers = alignment(run)
         else:
             numbers = category(run)
             if name == "contrastive_emoji":
                 numbers |= emoji_retrieval(run)
     last = {f"pretext {key}": run.history[-1][key] for key in run.chance.metrics if key in run.history[-1]}
-    return numbers | last | {"minutes": minutes}
+    return {key: round(value, 6) for key, value in (numbers | last | {"minutes": minutes}).items()}
 
 
 def category(run: Any) -> dict[str, float]:
@@ -102,54 +94,6 @@ def emoji_retrieval(run: Any) -> dict[str, float]:
     }
 
 
-def language(run: Any) -> dict[str, float]:
-    """Masked loss on unseen definitions beside the unigram model's, and probes of the class of the defined noun."""
-    import datasets
-    import torch
-
-    import mmssl
-    from mmssl.data.loader import read
-    from mmssl.ops.draws import Draws
-
-    counts: Counter[int] = Counter()
-    for batch in read(run.recipe.data, ("text",), tokenizers=run.tokenizers):
-        counts.update(batch["text"][batch["text_mask"]].tolist())
-    size = run.tokenizers["text"].vocab_size
-    total = sum(counts.values()) + size
-    unigram = torch.tensor([math.log((counts[token] + 1) / total) for token in range(size)])
-    ours = baseline = tokens = 0.0
-    held_out = run.recipe.data.model_copy(update={"split": "test", "limit": 4096})
-    for step, batch in enumerate(read(held_out, ("text",), tokenizers=run.tokenizers)):
-        with torch.no_grad():
-            inputs = run.objective.transform(batch, Draws(0, step, len(batch["id"])))
-            loss = run.objective(inputs)["loss"].item()
-        count = float(inputs["masked_count"])
-        ours += loss * count
-        baseline -= unigram[inputs["target"][inputs["chosen"]]].sum().item()
-        tokens += count
-
-    numbers: dict[str, float] = {"held-out loss": ours / tokens, "held-out loss unigram": baseline / tokens}
-    files = {split: f"{os.environ['MMSSL_DATA']}/wordnet/{split}.parquet" for split in ("train", "test")}
-    nouns = datasets.load_dataset("parquet", data_files=files).filter(
-        lambda row: row["category"].startswith("noun.") and row["category"] != "noun.Tops"
-    )
-    train, test = (nouns[split].shuffle(seed=0).select(range(n)) for split, n in (("train", 12000), ("test", 4000)))
-    for shots in (10, 100):
-        scores = mmssl.adapt(
-            run.encoders["text"],
-            train,
-            test,
-            label="category",
-            probe="logistic",
-            shots=shots,
-            data=run.recipe.data,
-        )
-        by_name = {row.encoder: row.accuracy for row in scores.rows}
-        numbers |= {f"noun class, {shots} a class": by_name["pretrained"]}
-        numbers |= {f"noun class, {shots} a class random": by_name["random"]}
-    return numbers
-
-
 def alignment(run: Any) -> dict[str, float]:
     """Pair ranking on unseen clips read back from mp4, and what is left of it without motion and without sound."""
     import torch
@@ -176,7 +120,7 @@ def alignment(run: Any) -> dict[str, float]:
     return numbers
 
 
-def table(cells: dict[str, dict[str, float]]) -> str:
+def table(cells: Cells) -> str:
     """Markdown: a row a recipe and number, mean and standard deviation over the seeds, beside its baseline."""
     lines = [
         "| recipe | measured on unseen rows | pretrained | random-initialised, chance or baseline | seeds |",
@@ -185,22 +129,12 @@ def table(cells: dict[str, dict[str, float]]) -> str:
     for name, seeds in SEEDS.items():
         runs = [cells[f"{name} {seed}"] for seed in seeds if f"{name} {seed}" in cells]
         for key in runs[0] if runs else ():
-            beside = next(
-                (f"{key} {word}" for word in ("random", "chance", "unigram") if f"{key} {word}" in runs[0]), ""
-            )
+            beside = next((f"{key} {word}" for word in ("random", "chance") if f"{key} {word}" in runs[0]), "")
             if beside:
-                own, other = ([run[k] for run in runs] for k in (key, beside))
+                own, other = ([100 * run[k] for run in runs] for k in (key, beside))
                 what = f"{key} probe of category" if key in ("knn", "logistic") else key
-                unit = "" if "loss" in key else " %"
-                lines.append(f"| `{name}` | {what} | {_cell(own, unit)} | {_cell(other, unit)} | {len(runs)} |")
+                lines.append(f"| `{name}` | {what} | {spread(own)} % | {spread(other)} % | {len(runs)} |")
     return "\n".join(lines)
-
-
-def _cell(values: list[float], unit: str) -> str:
-    values = [value * 100 for value in values] if unit else values
-    digits = 1 if unit else 3
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 and statistics.stdev(values) > 0 else ""
-    return f"{statistics.fmean(values):.{digits}f}{spread}{unit}"
 
 
 def main() -> None:
@@ -213,18 +147,8 @@ def main() -> None:
     if not given.table:
         names = [word for word in given.what if word in SEEDS] or list(SEEDS)
         chosen = [int(word) for word in given.what if word.isdigit()]
-        for name in names:
-            for seed in chosen or SEEDS[name]:
-                cells = json.loads(CELLS.read_text()) if CELLS.exists() else {}
-                if f"{name} {seed}" in cells:
-                    continue
-                numbers = measure(name, seed)
-                cells = json.loads(CELLS.read_text()) if CELLS.exists() else {}
-                cells[f"{name} {seed}"] = {key: round(value, 6) for key, value in numbers.items()}
-                CELLS.write_text(json.dumps(dict(sorted(cells.items())), indent=1) + "\n")
-                print(name, seed, cells[f"{name} {seed}"], flush=True)
-    text = table(json.loads(CELLS.read_text()))
-    write_tables("results", text)
+        fill_cells(CELLS, [(name, seed) for name in names for seed in chosen or SEEDS[name]], measure, workers=1)
+    write_tables("results", table(read_cells(CELLS)))
 
 
 if __name__ == "__main__":
