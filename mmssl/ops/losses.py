@@ -55,6 +55,18 @@ def off_diagonal(a: Tensor, b: Tensor) -> Tensor:
     return everything - (a * b).sum(0).square().sum()
 
 
+def token_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of every token, (B, M).
+
+    Tokens are laid out in one row: PyTorch's kernel takes five times as long on a CPU with the classes in second place.
+
+    Args:
+        logits: (B, M, V).
+        target: int64 (B, M).
+    """
+    return F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+
+
 def mean_over(values: Tensor, valid: Tensor, count: Tensor) -> Tensor:
     """Sum of the valid `values` over `count`, the number of valid ones that the whole batch has on average a part.
 

@@ -19,7 +19,7 @@ from mmssl.objectives.reconstruction._patches import patchify, read_picture, tak
 from mmssl.ops.clustering import Codebook
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import process_share, total
-from mmssl.ops.losses import mean_over
+from mmssl.ops.losses import mean_over, token_cross_entropy
 from mmssl.ops.masking import choose_places, corrupt_tokens, mask_blocks
 
 SMALLEST_BLOCK = 16 / 196
@@ -47,7 +47,7 @@ def _guessing(target: Tensor, chosen: Tensor, log_shares: Tensor) -> Batch:
 def _scores(logits: Tensor, inputs: Batch) -> tuple[dict[str, Tensor], Tensor]:
     """Cross-entropy, that over the histogram's, the share of right answers; and which are right (B, M)."""
     chosen, count = inputs["chosen"], inputs["masked_count"]
-    surprise = F.cross_entropy(logits.transpose(1, 2), inputs["target"], reduction="none")
+    surprise = token_cross_entropy(logits, inputs["target"])
     right = (logits.argmax(-1) == inputs["target"]).to(logits.dtype)
     scores = {
         "loss": mean_over(surprise, chosen, count),

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.batch import Batch
@@ -16,7 +15,7 @@ from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.objectives.reconstruction._causal import foreseen
-from mmssl.ops.losses import mean_over
+from mmssl.ops.losses import mean_over, token_cross_entropy
 
 
 def pack(tokens: Tensor, keep: Tensor, width: int, fill: int) -> tuple[Tensor, Tensor]:
@@ -80,7 +79,7 @@ class TextToText(Objective):
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy and accuracy, means over the target tokens of the global batch."""
         logits, target, said = outputs["logits"], inputs["target"], inputs["target_mask"]
-        surprise = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
+        surprise = token_cross_entropy(logits, target)
         right = (logits.argmax(-1) == target).to(logits.dtype)
         return {
             "loss": mean_over(surprise, said, inputs["target_count"]),

@@ -31,7 +31,7 @@ from mmssl.errors import RecipeError
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.objectives.reconstruction._causal import foreseen, prove_causal
 from mmssl.ops.draws import Draws
-from mmssl.ops.losses import mean_over
+from mmssl.ops.losses import mean_over, token_cross_entropy
 from mmssl.ops.unigram import Unigram
 
 
@@ -82,7 +82,7 @@ class CausalLanguage(Objective):
         """
         logits, target = self.logits(inputs), inputs["text"][:, 1:]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        surprise = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
+        surprise = token_cross_entropy(logits, target)
         return {"gain": math.log(self.tokens) - surprise, "right": (logits.argmax(-1) == target).to(surprise.dtype)}
 
     def logits(self, inputs: Batch) -> Tensor:

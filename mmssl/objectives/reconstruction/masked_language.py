@@ -36,7 +36,7 @@ from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
-from mmssl.ops.losses import mean_over
+from mmssl.ops.losses import mean_over, token_cross_entropy
 from mmssl.ops.masking import choose_places, corrupt_tokens
 from mmssl.ops.unigram import Unigram
 from mmssl.ops.words import as_places, choose_spans, choose_words, run_of
@@ -164,7 +164,7 @@ class MaskedLanguage(Objective):
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy and accuracy, means over the masked tokens of the global batch, and the relative error."""
         logits, target, chosen = outputs["logits"], inputs["target"], inputs["chosen"]
-        surprise = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
+        surprise = token_cross_entropy(logits, target)
         right = (logits.argmax(-1) == target).to(logits.dtype)
         return {
             "loss": mean_over(surprise, chosen, inputs["masked_count"]),

@@ -34,7 +34,7 @@ from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
-from mmssl.ops.losses import mean_over
+from mmssl.ops.losses import mean_over, token_cross_entropy
 from mmssl.ops.masking import choose_places, corrupt_tokens
 
 
@@ -155,7 +155,7 @@ class ReplacedToken(Objective):
         language, replaced = outputs["language"], outputs["replaced"]
         text, chosen, mask = inputs["text"], inputs["chosen"], inputs["text_mask"]
         target, changed = text.gather(1, inputs["places"]), _filled(inputs, outputs["sampled"].long()) != text
-        surprise = F.cross_entropy(language.transpose(1, 2), target, reduction="none")
+        surprise = token_cross_entropy(language, target)
         doubt = F.binary_cross_entropy_with_logits(replaced, changed.to(replaced.dtype), reduction="none")
         generator = mean_over(surprise, chosen, inputs["chosen_count"])
         discriminator = mean_over(doubt, mask, inputs["token_count"])
