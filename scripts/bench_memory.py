@@ -11,6 +11,7 @@ recompute.
 
 from __future__ import annotations
 
+import argparse
 import weakref
 from collections.abc import Callable
 from importlib.metadata import version
@@ -100,10 +101,10 @@ def table() -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     print(f"MiB held / at the peak, open_clip {version('open-clip-torch')}")
-    text = table()
-    write_tables("memory", text)
+    write_tables("memory", table())
 
 
 if __name__ == "__main__":

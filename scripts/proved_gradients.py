@@ -13,6 +13,7 @@ what the gradient is multiplied by: that of the towers, then that of the scale (
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import sys
 import tempfile
@@ -165,8 +166,8 @@ def table() -> str:
 
 
 def main() -> None:
-    text = table()
-    write_tables("gradients", text)
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    write_tables("gradients", table())
 
 
 if __name__ == "__main__":
