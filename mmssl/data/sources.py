@@ -168,7 +168,9 @@ def open_source(spec: Data) -> Source:
         found = ", ".join(sorted(suffixes))
         raise DataError(f"{where}: expected files of one kind out of {', '.join(builders)}, found {found or 'none'}")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", where) or path.suffix.lower() in builders:
-        raise DataError(f"{where}: there is no such file or folder (looked from {Path.cwd()})")
+        unset = re.search(r"\$\{?(\w+)", where)
+        hint = f"set {unset[1]}, which the environment lacks" if unset else f"looked from {Path.cwd()}"
+        raise DataError(f"{where}: there is no such file or folder ({hint})")
     return _load(spec, where, {})
 
 

@@ -197,6 +197,7 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path, monkeypatch):
     for source, words in {
         "/no/such/folder": "there is no such file or folder",
         "nothing.parquet": "there is no such file or folder",
+        "$NO_SUCH_PLACE/emoji": r"there is no such file or folder \(set NO_SUCH_PLACE, which the environment lacks\)",
         "missing/*.tar": "there is no such file or folder",
         "empty": "holds no usable file; known are .parquet",
         "one.png": "is one file; name the folder",

@@ -288,7 +288,7 @@ class Matching(Objective):
             Panel(self.names["b"], b),
             Panel(f"other {self.names['b']}", [b[int(i)] for i in other_b]),
             Panel(f"other {self.names['a']}", [a[int(i)] for i in other_a]),
-            Panel("a pair? own | b | a", answers),
+            Panel(f"a pair? own | other {self.names['b']} | other {self.names['a']}", answers),
         ]
 
     def _cells(self, inputs: Batch, side: str) -> list[Tensor | str]:
