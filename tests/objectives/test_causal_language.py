@@ -15,7 +15,7 @@ from mmssl.encoders import create as encoder
 from mmssl.errors import RecipeError
 from mmssl.media.text import Tokenizer
 from mmssl.objectives import create
-from mmssl.objectives.reconstruction._causal import leaks
+from mmssl.objectives._causal import leaks
 from mmssl.ops.draws import Draws
 
 WORDS = Tokenizer.train(["the cat sat on the mat", "a dog and a cat"] * 2, 60)

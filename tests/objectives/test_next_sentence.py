@@ -301,6 +301,10 @@ def test_refuses_what_cannot_make_pairs():
     gpt = create_encoder("transformers/gpt2", "text", tokenizer=Tokenizer(words), n_embd=8, n_layer=1, n_head=1)
     with pytest.raises(RecipeError, match="no such tokens"):
         create("next_sentence", {"text": gpt})
+    trained = Tokenizer.train(["the cat sat on the mat"] * 4, 60)
+    causal = create_encoder("transformers/gpt2", "text", tokenizer=trained, n_embd=8, n_layer=1, n_head=1)
+    with pytest.raises(RecipeError, match="'text' is causal, so that this one sees no other"):
+        create("next_sentence", {"text": causal})
     assert Tokenizer.open_clip("ViT-B-32").pair_ids is None
     toy = ROOT.parent / "recipes" / "correspondence" / "next_sentence_toy.yaml"
     with pytest.raises(RecipeError, match="needs 2"):

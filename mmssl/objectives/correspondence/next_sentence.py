@@ -31,6 +31,7 @@ from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
+from mmssl.objectives._causal import sees_later
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import gather
@@ -69,6 +70,11 @@ class NextSentence(Objective):
             raise RecipeError(
                 f"next_sentence puts [CLS] before and [SEP] behind the parts of a pair, and the tokenizer of the "
                 f"encoder '{encoder}' has no such tokens; take a masked model's, or train:8000 for one made here"
+            )
+        if sees_later(text) is False:
+            raise RecipeError(
+                f"next_sentence judges a pair by its first token, and the encoder '{encoder}' is causal, so that this "
+                "one sees no other; take transformers/bert"
             )
         self.name, self.form, self.pair_ids = encoder, form, self.tokenizer.pair_ids
         self.mixes = form == "nsp"

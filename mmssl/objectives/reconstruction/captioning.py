@@ -34,8 +34,8 @@ from mmssl.encoders.base import Encoder, Features
 from mmssl.encoders.fusion import FusionEncoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
+from mmssl.objectives._causal import PROOF_TOKENS, evaluating, leaks, prove_causal
 from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.objectives.reconstruction._causal import PROOF_TOKENS, evaluating, leaks, prove_causal
 from mmssl.ops.augment import random_crop
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import average

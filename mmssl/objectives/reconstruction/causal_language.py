@@ -28,8 +28,8 @@ from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
+from mmssl.objectives._causal import foreseen, prove_causal
 from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.objectives.reconstruction._causal import foreseen, prove_causal
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import mean_over, token_cross_entropy
 from mmssl.ops.unigram import Unigram

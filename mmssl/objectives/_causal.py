@@ -20,20 +20,15 @@ from mmssl.media.text import Tokenizer
 PROOF_TOKENS = 6
 
 
-def prove_causal(text: TextEncoder, name: str, task: str) -> None:
-    """Run the text encoder once, on a short text.
+def sees_later(text: TextEncoder) -> bool | None:
+    """Whether what stands at a place depends on a later token, by one run on a short text.
 
     Args:
-        text: the network, whatever its weights; without memory (`meta`) they show nothing and pass.
-        name: of the encoder, for the error.
-        task: that asks, for the error.
-
-    Raises:
-        RecipeError: where what stands at a place depends on a later token.
+        text: the network, whatever its weights; without memory (`meta`) they show nothing, and the answer is None.
     """
     embedding = text.token_embedding
     if embedding.is_meta:
-        return
+        return None
     # Each token stands once, so that a row of the embedding's gradient belongs to one place.
     words = (i for i in range(len(embedding)) if i not in text.tokenizer.special_ids)
     ids = torch.tensor(list(islice(words, PROOF_TOKENS)), device=embedding.device)
@@ -41,8 +36,16 @@ def prove_causal(text: TextEncoder, name: str, task: str) -> None:
     leaf = embedding.detach().requires_grad_()  # it may be frozen
     with torch.enable_grad(), evaluating(text):
         seen = functional_call(text, {key: leaf}, (ids[None], torch.ones_like(ids[None], dtype=torch.bool)))
-        leaking = leaks(seen.tokens[0], leaf, ids)
-    if leaking:
+        return leaks(seen.tokens[0], leaf, ids)
+
+
+def prove_causal(text: TextEncoder, name: str, task: str) -> None:
+    """Refuse a text encoder, by its name and for a task, that sees later tokens; see `sees_later`.
+
+    Raises:
+        RecipeError: where what stands at a place depends on a later token.
+    """
+    if sees_later(text):
         raise RecipeError(
             f"{task}: the text encoder '{name}' sees later tokens, so that the answer stands in the question; take "
             "a causal one: transformers/gpt2, transformers/bert with is_decoder: true, or a text tower of open_clip"
