@@ -91,6 +91,7 @@ def losses(run: Any) -> dict[str, float]:
 
     from mmssl.data.loader import read
     from mmssl.ops.draws import Draws
+    from mmssl.ops.losses import token_cross_entropy
 
     (data,) = run.recipe.sources().values()
     task, tokenizer = run.objective.eval(), run.tokenizers["text"]
@@ -111,11 +112,14 @@ def losses(run: Any) -> dict[str, float]:
     for step, batch in enumerate(read(held_out, task.needs, tokenizers=run.tokenizers)):
         with torch.no_grad():
             inputs = task.transform(batch, Draws(0, step, len(batch["id"])))
-            surprise = -task.predict(inputs)["logits"].log_softmax(-1)
-        hidden = hidden_tokens if "target_mask" in inputs else masked_tokens
+            outputs = task.predict(inputs)
+        # The network is free to name special tokens, too: what it gives them away counts against it.
+        if "surprise" in outputs:
+            surprise, hidden = outputs["surprise"], hidden_tokens
+        else:
+            surprise, hidden = token_cross_entropy(outputs["logits"], inputs["target"]), masked_tokens
         for row, place, target, left, right in hidden(inputs, task, special):
-            # The network is free to name special tokens, too: what it gives them away counts against it.
-            sums["network"] += float(surprise[row, place, target])
+            sums["network"] += float(surprise[row, place])
             sums["unigram"] -= math.log(unigram[target])
             on_left = given[left] if left is not None else unigram
             sums["bigram"] -= math.log(on_left[target] / on_left[~special].sum())

@@ -217,13 +217,12 @@ def test_the_preview_reads_well():
     batch = {"text": ids, "text_mask": masks}
     batch |= {key: torch.stack([row[key] for row in rows]) for key in ("text_word", "text_sentence")}
     inputs = task.transform(batch, Draws(0, 0, 2))
-    logits = torch.nn.functional.one_hot(inputs["target"], task.tokens).float()
-    seen, target, foreseen, prediction = task.preview(inputs, {"logits": logits})
+    seen, target, foreseen, prediction = task.preview(inputs, {"choice": inputs["target"]})
     whole = [words.decode(i[m]) for i, m in zip(ids, masks, strict=True)]
     assert target.cells == foreseen.cells == prediction.cells == whole
     assert all("[MASK]" in cell for cell in seen.cells)
     # One that says what it has just read foresees nothing, whatever its choices look like.
-    _, target, foreseen, _ = task.preview(inputs, {"logits": logits.roll(1, dims=1)})
+    _, target, foreseen, _ = task.preview(inputs, {"choice": inputs["target"].roll(1, dims=1)})
     assert [cell.count("_") for cell in foreseen.cells] == inputs["target_mask"].sum(1).tolist()
 
 

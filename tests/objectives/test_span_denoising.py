@@ -166,8 +166,7 @@ def test_a_tokenizer_made_from_texts_names_the_sentinels_in_the_preview():
     task = create("span_denoising", {"text": encoder})
     ids, masks = (torch.stack(part) for part in zip(*(encoder.tokenizer(t, 40) for t in texts), strict=True))
     inputs = task.transform({"text": ids, "text_mask": masks}, Draws(0, 0, 2))
-    logits = torch.nn.functional.one_hot(inputs["target"], task.tokens).float()
-    seen, target, _, prediction = task.preview(inputs, {"logits": logits})
+    seen, target, _, prediction = task.preview(inputs, {"choice": inputs["target"]})
     assert target.cells == prediction.cells
     for row in range(2):
         assert "<extra_id_0>" in seen.cells[row]

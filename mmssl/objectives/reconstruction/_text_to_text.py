@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.batch import Batch
@@ -15,7 +16,7 @@ from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.objectives._causal import foreseen
 from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.ops.losses import mean_over, token_cross_entropy
+from mmssl.ops.losses import mean_over
 
 
 def pack(tokens: Tensor, keep: Tensor, width: int, fill: int) -> tuple[Tensor, Tensor]:
@@ -71,16 +72,24 @@ class TextToText(Objective):
         return mask & ~(first & (text == self.start_id)) & ~(last & (text == self.end_id))
 
     def predict(self, inputs: Batch) -> Batch:
-        """`logits` (B, T, V) of every target token from the corrupted text and the target tokens before it."""
-        text, target = cast(TextEncoder, self.encoder(self.name)), inputs["target"]
+        """What the decoder says at every target token, from the corrupted text and the target tokens before it.
+
+        `surprise` float (B, T), its cross-entropy, and `choice` int64 (B, T), the likeliest token; 0 at padding, for
+        which nothing is computed: the logits of a vocabulary are most of the work.
+        """
+        text, target, said = cast(TextEncoder, self.encoder(self.name)), inputs["target"], inputs["target_mask"]
         memory = text(inputs["text"], inputs["text_mask"])
-        return {"logits": text.logits(text.decode(text.shift(target), inputs["target_mask"], memory))}
+        logits = text.logits(text.decode(text.shift(target), said, memory)[said])
+        surprise = F.cross_entropy(logits, target[said], reduction="none")
+        return {
+            "surprise": surprise.new_zeros(target.shape).masked_scatter(said, surprise),
+            "choice": torch.zeros_like(target).masked_scatter(said, logits.argmax(-1)),
+        }
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy and accuracy, means over the target tokens of the global batch."""
-        logits, target, said = outputs["logits"], inputs["target"], inputs["target_mask"]
-        surprise = token_cross_entropy(logits, target)
-        right = (logits.argmax(-1) == target).to(logits.dtype)
+        surprise, said = outputs["surprise"], inputs["target_mask"]
+        right = (outputs["choice"] == inputs["target"]).to(surprise.dtype)
         return {
             "loss": mean_over(surprise, said, inputs["target_count"]),
             "accuracy": mean_over(right, said, inputs["target_count"]),
@@ -92,7 +101,7 @@ class TextToText(Objective):
         Each token is chosen given the true ones before it.
         """
         decode, (target, said) = self.tokenizer.decode, (inputs["target"], inputs["target_mask"])
-        rows = list(zip(target, outputs["logits"].argmax(-1), said, strict=True))
+        rows = list(zip(target, outputs["choice"], said, strict=True))
         read = zip(inputs["text"], inputs["text_mask"], strict=True)
         return [
             Panel("input", [decode(ids[mask]) for ids, mask in read]),
