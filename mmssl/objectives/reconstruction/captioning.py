@@ -39,7 +39,7 @@ from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.augment import random_crop
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import average
-from mmssl.ops.losses import mean_over
+from mmssl.ops.losses import mean_over, token_cross_entropy
 from mmssl.ops.unigram import Unigram
 
 BLIND_ROWS = 64  # of each process: enough for a ratio, little against a step
@@ -133,14 +133,14 @@ class Captioning(Objective):
         `gain_unsmoothed` is the gain without label smoothing. Not the logits: outputs of the whole batch are kept where
         it is cut into micro-batches, and a vocabulary is large.
         """
-        logits, target = self.logits(inputs).transpose(1, 2), inputs["b"][:, 1:]
+        logits, target = self.logits(inputs), inputs["b"][:, 1:]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        gain = math.log(self.tokens) - F.cross_entropy(logits, target, reduction="none", label_smoothing=self.smoothing)
+        gain = math.log(self.tokens) - token_cross_entropy(logits, target, self.smoothing)
         with torch.no_grad():
-            right = (logits.argmax(1) == target).to(gain.dtype)
+            right = (logits.argmax(-1) == target).to(gain.dtype)
             plain = gain.detach()
             if self.smoothing:
-                plain = math.log(self.tokens) - F.cross_entropy(logits, target, reduction="none")
+                plain = math.log(self.tokens) - token_cross_entropy(logits, target)
         return {"gain": gain, "gain_unsmoothed": plain, "right": right}
 
     def logits(self, inputs: Batch) -> Tensor:
