@@ -206,8 +206,8 @@ def _tfidf(seed: int) -> dict[str, Any]:
 def tables(cells: Cells) -> str:
     """Markdown: the losses, then the probe; mean and standard deviation over the seeds."""
     lines = [
-        "| unseen texts, nats a hidden token | network | unigram | bigram | both neighbours | seeds |",
-        "|---|---|---|---|---|---|",
+        "| unseen texts, nats a hidden token | network | unigram | bigram | both neighbours | tokens | seeds |",
+        "|---|---|---|---|---|---|---|",
     ]
     probes = [
         f"| class of the noun, right of 25 | {' | '.join(f'{shots} labels a class' for shots in SHOTS)} | seeds |",
@@ -222,7 +222,7 @@ def tables(cells: Cells) -> str:
                     spread([run[model] for run in runs], 2) if model in runs[0] else ""
                     for model in ("network", "unigram", "bigram", "both neighbours")
                 ]
-                lines.append(f"| {name} | {' | '.join(columns)} | {len(runs)} |")
+                lines.append(f"| {name} | {' | '.join(columns)} | {runs[0]['tokens']} | {len(runs)} |")
             for encoder in ("pretrained", "random"):
                 if runs and encoder in runs[0]:
                     right = [spread([100 * run[encoder][str(shots)] for run in runs]) for shots in SHOTS]
