@@ -116,8 +116,8 @@ def losses(run: Any) -> dict[str, float]:
             inputs = task.transform(batch, Draws(0, step, len(batch["id"])))
             outputs = task.predict(inputs)
         # The network is free to name special tokens, too: what it gives them away counts against it.
-        if "surprise" in outputs:
-            surprise, hidden = outputs["surprise"], hidden_tokens
+        if "gain" in outputs:
+            surprise, hidden = math.log(task.tokens) - outputs["gain"], hidden_tokens
         else:
             surprise, hidden = token_cross_entropy(outputs["logits"], inputs["target"]), masked_tokens
         for row, place, target, left, right in hidden(inputs, task, special):

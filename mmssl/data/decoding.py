@@ -158,8 +158,9 @@ def decode(rows: Rows, tasks: Iterator[dict[str, Task]]) -> Iterator[dict[str, D
     )
     try:
         yield from loader
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, ConnectionError) as error:
+        # The loader notices a death, or the tensors of a batch can no longer be fetched from the dead.
+        if not isinstance(error, ConnectionError) and not str(error).startswith("DataLoader worker"):
             raise
         raise DataError(
             f"a worker process that decodes data died ({' '.join(str(error).split())}); either memory or shared memory "

@@ -325,6 +325,17 @@ def test_the_death_of_a_worker_is_explained(rows):
         list(loader.batches(0, 4))
 
 
+def test_a_batch_that_a_dead_worker_still_held_is_explained(rows, monkeypatch):
+    def reset(self):
+        raise ConnectionResetError(104, "Connection reset by peer")
+        yield
+
+    monkeypatch.setattr(decoding.DataLoader, "__iter__", reset)
+    loader = Loader({"": make_spec(rows)}, ("text",), batch_size=50, seed=1, tokenizers={"text": Letters()})
+    with pytest.raises(DataError, match=r"a worker process that decodes data died .*Connection reset by peer"):
+        list(loader.batches(0, 1))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_read_gives_every_row_once(rows, kind, workers, caplog):

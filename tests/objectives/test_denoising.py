@@ -202,7 +202,7 @@ def test_loss_and_gradient_are_those_of_transformers(kind):
         torch.set_default_dtype(torch.float32)
 
 
-def test_the_preview_reads_well():
+def test_the_preview_reads_well(monkeypatch):
     texts = [
         "The cat sat on the mat. The dog lay on the rug! Was it red?",
         "One more sentence is here. And another one.",
@@ -217,12 +217,15 @@ def test_the_preview_reads_well():
     batch = {"text": ids, "text_mask": masks}
     batch |= {key: torch.stack([row[key] for row in rows]) for key in ("text_word", "text_sentence")}
     inputs = task.transform(batch, Draws(0, 0, 2))
-    seen, target, foreseen, prediction = task.preview(inputs, {"choice": inputs["target"]})
+    answers = torch.nn.functional.one_hot(inputs["target"], task.tokens)
+    monkeypatch.setattr(task, "logits", lambda inputs: answers[inputs["target_mask"]])
+    seen, target, foreseen, prediction = task.preview(inputs, {})
     whole = [words.decode(i[m]) for i, m in zip(ids, masks, strict=True)]
     assert target.cells == foreseen.cells == prediction.cells == whole
     assert all("[MASK]" in cell for cell in seen.cells)
     # One that says what it has just read foresees nothing, whatever its choices look like.
-    _, target, foreseen, _ = task.preview(inputs, {"choice": inputs["target"].roll(1, dims=1)})
+    monkeypatch.setattr(task, "logits", lambda inputs: answers.roll(1, dims=1)[inputs["target_mask"]])
+    _, target, foreseen, _ = task.preview(inputs, {})
     assert [cell.count("_") for cell in foreseen.cells] == inputs["target_mask"].sum(1).tolist()
 
 

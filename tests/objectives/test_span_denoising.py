@@ -157,7 +157,7 @@ def test_loss_and_gradient_are_those_of_transformers():
         torch.set_default_dtype(torch.float32)
 
 
-def test_a_tokenizer_made_from_texts_names_the_sentinels_in_the_preview():
+def test_a_tokenizer_made_from_texts_names_the_sentinels_in_the_preview(monkeypatch):
     texts = ["the cat sat on the mat and the dog lay on the rug", "a red square is left of a blue circle"]
     words = Tokenizer.train(texts * 4, 120)
     encoder = create_encoder(
@@ -166,7 +166,9 @@ def test_a_tokenizer_made_from_texts_names_the_sentinels_in_the_preview():
     task = create("span_denoising", {"text": encoder})
     ids, masks = (torch.stack(part) for part in zip(*(encoder.tokenizer(t, 40) for t in texts), strict=True))
     inputs = task.transform({"text": ids, "text_mask": masks}, Draws(0, 0, 2))
-    seen, target, _, prediction = task.preview(inputs, {"choice": inputs["target"]})
+    answers = torch.nn.functional.one_hot(inputs["target"], task.tokens)
+    monkeypatch.setattr(task, "logits", lambda inputs: answers[inputs["target_mask"]])
+    seen, target, _, prediction = task.preview(inputs, {})
     assert target.cells == prediction.cells
     for row in range(2):
         assert "<extra_id_0>" in seen.cells[row]

@@ -72,27 +72,30 @@ class TextToText(Objective):
         return mask & ~(first & (text == self.start_id)) & ~(last & (text == self.end_id))
 
     def predict(self, inputs: Batch) -> Batch:
-        """What the decoder says at every target token, from the corrupted text and the target tokens before it.
+        """Of each target token (B, T): `gain`, nats better than a guess among all, and whether it was `right`.
 
-        `surprise` float (B, T), its cross-entropy, and `choice` int64 (B, T), the likeliest token; 0 at padding, for
-        which nothing is computed: the logits of a vocabulary are most of the work.
+        Both are 0 at padding. Not the logits: outputs of the whole batch are kept where it is cut into micro-batches,
+        and a vocabulary is large.
         """
+        logits, said = self.logits(inputs), inputs["target_mask"]
+        target = inputs["target"][said]
+        gain = math.log(self.tokens) - F.cross_entropy(logits, target, reduction="none")
+        right = (logits.argmax(-1) == target).to(gain.dtype)
+        nothing = gain.new_zeros(said.shape)
+        return {"gain": nothing.masked_scatter(said, gain), "right": nothing.masked_scatter(said, right)}
+
+    def logits(self, inputs: Batch) -> Tensor:
+        """Of all N valid target tokens, row by row, given the corrupted text and the true tokens before: (N, V)."""
         text, target, said = cast(TextEncoder, self.encoder(self.name)), inputs["target"], inputs["target_mask"]
         memory = text(inputs["text"], inputs["text_mask"])
-        logits = text.logits(text.decode(text.shift(target), said, memory)[said])
-        surprise = F.cross_entropy(logits, target[said], reduction="none")
-        return {
-            "surprise": surprise.new_zeros(target.shape).masked_scatter(said, surprise),
-            "choice": torch.zeros_like(target).masked_scatter(said, logits.argmax(-1)),
-        }
+        return text.logits(text.decode(text.shift(target), said, memory)[said])
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy and accuracy, means over the target tokens of the global batch."""
-        surprise, said = outputs["surprise"], inputs["target_mask"]
-        right = (outputs["choice"] == inputs["target"]).to(surprise.dtype)
+        said, count = inputs["target_mask"], inputs["target_count"]
         return {
-            "loss": mean_over(surprise, said, inputs["target_count"]),
-            "accuracy": mean_over(right, said, inputs["target_count"]),
+            "loss": mean_over(math.log(self.tokens) - outputs["gain"], said, count),
+            "accuracy": mean_over(outputs["right"], said, count),
         }
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
@@ -101,11 +104,12 @@ class TextToText(Objective):
         Each token is chosen given the true ones before it.
         """
         decode, (target, said) = self.tokenizer.decode, (inputs["target"], inputs["target_mask"])
-        rows = list(zip(target, outputs["choice"], said, strict=True))
+        choices = self.logits(inputs).argmax(-1).split(said.sum(1).tolist())
+        rows = list(zip(target, choices, said, strict=True))
         read = zip(inputs["text"], inputs["text_mask"], strict=True)
         return [
             Panel("input", [decode(ids[mask]) for ids, mask in read]),
             Panel("target", [decode(ids[mask]) for ids, _, mask in rows]),
-            Panel("foreseen", [foreseen(self.tokenizer, ids[mask], choice[mask]) for ids, choice, mask in rows]),
-            Panel("prediction", [decode(choice[mask]) for _, choice, mask in rows]),
+            Panel("foreseen", [foreseen(self.tokenizer, ids[mask], choice) for ids, choice, mask in rows]),
+            Panel("prediction", [decode(choice) for _, choice, _ in rows]),
         ]
