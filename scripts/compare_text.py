@@ -11,6 +11,9 @@ training texts. `unigram` knows how frequent a token is; `bigram` what follows t
 for the masks, what follows the left one and precedes the right one, P(token | left) P(right | token) normalised, which
 is the exact answer of a bigram model. Bigrams are smoothed by absolute discounting with the unigrams; where a neighbour
 is hidden too, they do without it. The decoder of span denoising knows a span's earlier tokens, and so does its bigram.
+All are asked which token it is, given that it is one of a text: chances of sentinels, of the end and of the other
+special tokens are taken out and the rest made to add up, the network's as well as the counts'. That a span goes on is
+nothing that counts of whole texts could say.
 
 Then the class of the noun that a definition of WordNet defines (25 classes, 10 and 100 labels a class) is read off the
 frozen encoder by logistic regression, beside the same network random-initialised and TF-IDF of the words.
@@ -44,7 +47,13 @@ STAMPS = {
 }
 CHANGES: dict[tuple[str, str], dict[str, Any]] = {
     ("stamps", "masked_language"): STAMPS,
-    ("stamps", "span_denoising"): {**STAMPS, "encoders.text.dropout": 0.3},
+    ("stamps", "span_denoising"): {
+        **STAMPS,
+        "training.steps": 300,
+        "training.save_every": 300,
+        "encoders.text.dropout": 0.3,
+        "training.optimizer.weight_decay": 0.3,
+    },
 }
 TFIDF = "TF-IDF of words"
 SHOTS = (10, 100)
@@ -87,48 +96,78 @@ def measure(corpus: str, task: str, seed: int) -> dict[str, Any]:
     return cell | {"minutes": round((time.perf_counter() - began) / 60, 2)}
 
 
+class Counts:
+    """Models that count: how frequent each token is, and what follows it.
+
+    Args:
+        special: bool (V,), the tokens that are never hidden; the models give them no chance.
+        discount: what each pair seen is taken off for pairs never seen, which share it as the tokens are frequent.
+    """
+
+    def __init__(self, special: np.ndarray, discount: float = DISCOUNT) -> None:
+        self.special, self.discount = special, discount
+        self.pairs = np.zeros((len(special), len(special)), dtype=np.float32)
+
+    def see(self, text: np.ndarray) -> None:
+        """Count the tokens of one text, start and end included, (N,)."""
+        np.add.at(self.pairs, (text[:-1], text[1:]), 1)
+
+    def fit(self) -> Counts:
+        """Turn counts into probabilities."""
+        count = self.pairs.sum(0) + 1
+        self.unigram = count * ~self.special / count[~self.special].sum()
+        kept = np.maximum(self.pairs - self.discount, 0) / np.maximum(self.pairs.sum(1, keepdims=True), 1)
+        self.follows = kept + (1 - kept.sum(1, keepdims=True)) * count / count.sum()  # P(column | row)
+        return self
+
+    def chances(self, left: int | None, right: int | None) -> dict[str, np.ndarray]:
+        """Each model's chances of all V tokens between two others, None where one is not known."""
+        on_left = self.unigram if left is None else self.follows[left]
+        models = {
+            "unigram": self.unigram,
+            "bigram": on_left,
+            "both neighbours": on_left if right is None else on_left * self.follows[:, right],
+        }
+        return {name: chance * ~self.special / chance[~self.special].sum() for name, chance in models.items()}
+
+
 def losses(run: Any) -> dict[str, float]:
     """Mean surprise in nats at the hidden tokens of unseen texts: the network's, and that of models that count."""
     import torch
+    import torch.nn.functional as F
 
     from mmssl.data.loader import read
     from mmssl.ops.draws import Draws
-    from mmssl.ops.losses import token_cross_entropy
 
     (data,) = run.recipe.sources().values()
     task, tokenizer = run.objective.eval(), run.tokenizers["text"]
-    size = tokenizer.vocab_size
-    special = np.isin(np.arange(size), sorted({*tokenizer.special_ids, *tokenizer.sentinel_ids}))
-    pairs = np.zeros((size, size), dtype=np.float32)
+    special = np.isin(np.arange(tokenizer.vocab_size), sorted({*tokenizer.special_ids, *tokenizer.sentinel_ids}))
+    counts = Counts(special)
     for batch in read(data, ("text",), tokenizers=run.tokenizers):
         for row, mask in zip(batch["text"].numpy(), batch["text_mask"].numpy(), strict=True):
-            np.add.at(pairs, (row[mask][:-1], row[mask][1:]), 1)
-    count = pairs.sum(0) + 1
-    unigram = count * ~special / count[~special].sum()
-    kept = np.maximum(pairs - DISCOUNT, 0) / np.maximum(pairs.sum(1, keepdims=True), 1)
-    given = kept + (1 - kept.sum(1, keepdims=True)) * count / count.sum()  # P(column | row)
+            counts.see(row[mask])
+    counts.fit()
 
-    sums: dict[str, float] = {"network": 0.0, "unigram": 0.0, "bigram": 0.0, "both neighbours": 0.0}
+    sums: dict[str, float] = {}
     tokens = 0
     held_out = data.model_copy(update={"split": "test", "limit": HELD_OUT})
     for step, batch in enumerate(read(held_out, task.needs, tokenizers=run.tokenizers)):
         with torch.no_grad():
             inputs = task.transform(batch, Draws(0, step, len(batch["id"])))
-            outputs = task.predict(inputs)
-        # The network is free to name special tokens, too: what it gives them away counts against it.
-        if "gain" in outputs:
-            surprise, hidden = math.log(task.tokens) - outputs["gain"], hidden_tokens
-        else:
-            surprise, hidden = token_cross_entropy(outputs["logits"], inputs["target"]), masked_tokens
-        for row, place, target, left, right in hidden(inputs, task, special):
-            sums["network"] += float(surprise[row, place])
-            sums["unigram"] -= math.log(unigram[target])
-            on_left = given[left] if left is not None else unigram
-            sums["bigram"] -= math.log(on_left[target] / on_left[~special].sum())
-            both = on_left * given[:, right] if right is not None else on_left
-            sums["both neighbours"] -= math.log(both[target] / both[~special].sum())
+            if span := "target_mask" in inputs:
+                asked, logits = inputs["target_mask"], task.logits(inputs)
+            else:
+                asked, logits = inputs["chosen"], task.predict(inputs)["logits"][inputs["chosen"]]
+        hidden = removed_tokens(inputs, task.tokenizer) if span else masked_tokens(inputs, task.tokenizer)
+        words = logits[:, : len(special)].masked_fill(torch.from_numpy(special), -math.inf)
+        nats = F.cross_entropy(words, inputs["target"][asked], reduction="none")
+        surprise = torch.zeros(asked.shape).masked_scatter(asked, nats)
+        for row, place, target, left, right in hidden:
+            found = {name: -math.log(chance[target]) for name, chance in counts.chances(left, right).items()}
+            for name, own in {"network": float(surprise[row, place]), **found}.items():
+                sums[name] = sums.get(name, 0.0) + own
             tokens += 1
-    if "target_mask" in inputs:
+    if span:
         del sums["both neighbours"]  # where the span ends is not known yet
     return {name: round(total / tokens, 4) for name, total in sums.items()} | {"tokens": tokens}
 
@@ -137,19 +176,19 @@ Hidden = Iterator[tuple[int, int, int, int | None, int | None]]
 """Row and place of the logits, the token that is hidden there, and the tokens beside it as far as they are known."""
 
 
-def masked_tokens(inputs: Any, task: Any, special: np.ndarray) -> Hidden:
+def masked_tokens(inputs: Any, tokenizer: Any) -> Hidden:
     """Tokens of masked language modelling that the text shows as the mask token."""
     for row, slot in inputs["chosen"].nonzero().tolist():
         place = int(inputs["places"][row, slot])
         left, own, right = (int(token) for token in inputs["text"][row, place - 1 : place + 2])
-        if own == task.mask_id:
-            seen = (None if token == task.mask_id else token for token in (left, right))
+        if own == tokenizer.mask_id:
+            seen = (None if token == tokenizer.mask_id else token for token in (left, right))
             yield row, slot, int(inputs["target"][row, slot]), *seen
 
 
-def hidden_tokens(inputs: Any, task: Any, special: np.ndarray) -> Hidden:
+def removed_tokens(inputs: Any, tokenizer: Any) -> Hidden:
     """Tokens of span denoising that were removed; to the left of a span's first one is what stands before its gap."""
-    sentinels = set(task.tokenizer.sentinel_ids)
+    sentinels = set(tokenizer.sentinel_ids)
     for row, (target, said) in enumerate(zip(inputs["target"], inputs["target_mask"], strict=True)):
         shown = inputs["text"][row].tolist()
         left = None
@@ -157,7 +196,7 @@ def hidden_tokens(inputs: Any, task: Any, special: np.ndarray) -> Hidden:
             if token in sentinels:
                 gap = shown.index(token)
                 left = None if gap == 0 or shown[gap - 1] in sentinels else shown[gap - 1]
-            elif not special[token]:
+            elif token not in tokenizer.special_ids:
                 yield row, place, token, left, None
                 left = token
 
