@@ -37,12 +37,22 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """AdamW, SGD with momentum, or LARS (You et al. 2017; not adapted where weight decay is 0, as in SimCLR)."""
+    """AdamW, SGD with momentum, LARS (You et al. 2017) or LAMB (You et al. 2019).
+
+    The last two do not adapt the step where weight decay is 0, as SimCLR and ALBERT do. LAMB is that of ALBERT's
+    published code: moments are not corrected for their start at 0, which warm-up makes up for. Clipping is the loop's.
+    """
     groups = parameter_groups(module, settings.weight_decay)
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+    if settings.name == "lamb":
+        from timm.optim.lamb import Lamb
+
+        kwargs = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
+        # A count of steps would be state of the optimiser outside of its parameters.
+        return Lamb(groups, bias_correction=False, max_grad_norm=None, **kwargs)
     from timm.optim.lars import Lars
 
     return Lars(groups, lr=settings.lr, momentum=settings.momentum, eps=settings.eps)

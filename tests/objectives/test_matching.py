@@ -287,7 +287,7 @@ def test_temperature_stays_in_its_bounds():
     for value, expected in ((9.0, 0.5), (-1.0, 0.001), (0.2, 0.2)):
         task.temperature.data.fill_(value)
         task.after_step(0.5)
-        assert math.isclose(task.temperature, expected)
+        assert math.isclose(task.temperature.item(), expected)
 
 
 def test_pairs_can_be_matched_one_by_one_for_re_ranking():
@@ -356,6 +356,36 @@ def test_any_two_encoders_make_a_pair(pair):
     assert f"accuracy_{a}_to_{b}" in losses
 
 
+def _bert(chunk: int | None):
+    """A fusion with dropout, its matching loss and gradients, and the numbers that were held for the backward pass."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    encoders = tiny_encoders()
+    reads = {name: encoders[name].dim for name in ("image", "text")}
+    fusion = create_encoder("transformers/bert", "fusion", reads=reads, hidden_dropout_prob=0.5, **size)
+    task = create("matching", {**encoders, "fusion": fusion}, width=7, chunk=chunk)
+    inputs = task.transform(tiny_batch(8), Draws(0, 0, 8))
+    held = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = task(inputs)
+    losses["loss"].backward()
+    gradients = {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
+    return losses["matching"], gradients, sum(tensor.untyped_storage().nbytes() for tensor in held.values())
+
+
+def test_chunks_hold_less_and_repeat_their_dropout():
+    loss, gradients, held = _bert(None)
+    at_once, same, _ = _bert(24)
+    torch.testing.assert_close(at_once, loss)
+    torch.testing.assert_close(same, gradients)
+    assert _bert(3)[2] < 0.3 * held
+
+
 def test_what_cannot_work_is_refused_when_built():
     encoders = tiny_fused("cross")
     for hyper, message in (
@@ -368,6 +398,7 @@ def test_what_cannot_work_is_refused_when_built():
         ({"momentum": 0.9, "queue": -1}, "numbers from 0"),
         ({"temperature": 0.9}, "between 0.001 and 0.5"),
         ({"negatives": "easy"}, "negatives = 'easy'"),
+        ({"chunk": 0}, "chunk = 0 should be a number of pairs"),
     ):
         with pytest.raises(RecipeError, match=message):
             create("matching", encoders, **hyper)

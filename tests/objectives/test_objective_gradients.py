@@ -84,6 +84,7 @@ CASES = {
     "siglip_equal": ("contrastive", {"form": "siglip", "width": 7, "positives": "equal"}),
     "siglip_equal_chunked": ("contrastive", {"form": "siglip", "width": 7, "positives": "equal", "chunk": 3}),
     "matching": ("matching", {"width": 7}),
+    "matching_chunked": ("matching", {"width": 7, "chunk": 5}),
     "matching_uniform_joint": ("matching", {"contrastive": 0.0, "negatives": "uniform"}),
     "matching_multiway": ("matching", {"a": "video", "b": "audio", "width": 7}),
     "matching_distilled": ("matching", {"width": 7, "momentum": 0.9, "queue": 21, "ramp": 2}),

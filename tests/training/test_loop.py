@@ -137,9 +137,12 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert metrics_a == metrics_b
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_resumed_run_has_the_same_bits(task: str, tmp_path: Path) -> None:
-    fit(make(TASKS[task]), MemoryLoader(), settings(), tmp_path / "whole", quiet=True)
+@pytest.mark.parametrize(
+    ("task", "optimizer"), [*((task, "adamw") for task in TASKS), *(("pull", name) for name in ("sgd", "lars", "lamb"))]
+)
+def test_resumed_run_has_the_same_bits(task: str, optimizer: str, tmp_path: Path) -> None:
+    training = settings(optimizer={"name": optimizer, "lr": 0.02})
+    fit(make(TASKS[task]), MemoryLoader(), training, tmp_path / "whole", quiet=True)
 
     class Stops(MemoryLoader):
         def batches(self, start: int, stop: int):  # type: ignore[no-untyped-def]
@@ -149,9 +152,9 @@ def test_resumed_run_has_the_same_bits(task: str, tmp_path: Path) -> None:
                 yield batch
 
     with pytest.raises(ConnectionError):
-        fit(make(TASKS[task]), Stops(), settings(), tmp_path / "parts", quiet=True)
+        fit(make(TASKS[task]), Stops(), training, tmp_path / "parts", quiet=True)
     assert checkpoint.newest(tmp_path / "parts").name == "step_00000010"
-    history = fit(make(TASKS[task], seed=7), MemoryLoader(), settings(), tmp_path / "parts", resume=True, quiet=True)
+    history = fit(make(TASKS[task], seed=7), MemoryLoader(), training, tmp_path / "parts", resume=True, quiet=True)
     assert [record["step"] for record in history] == list(range(1, 21))
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 

@@ -66,7 +66,30 @@ def test_lars_does_not_adapt_what_is_not_decayed() -> None:
     assert torch.allclose(step, 0.001 * ratio * (torch.ones(4, 4) + 1e-4 * before["weight"]), rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_lamb_is_alberts() -> None:
+    """You et al. 2019 without bias correction: the norm of a weight over that of its Adam step scales the step."""
+    torch.manual_seed(0)
+    module = nn.Linear(4, 3)
+    b1, b2, eps, lr, decay = 0.8, 0.9, 1e-3, 0.3, 0.2
+    optimizer = make_optimizer(module, Optimizer(name="lamb", lr=lr, weight_decay=decay, betas=(b1, b2), eps=eps))
+    expected = {name: p.detach().clone() for name, p in module.named_parameters()}
+    m, v = ({name: torch.zeros_like(p) for name, p in expected.items()} for _ in range(2))
+    for _ in range(3):
+        for name, p in module.named_parameters():
+            p.grad = 10 * torch.randn_like(p)  # longer than 1: nothing clips it
+            m[name] = b1 * m[name] + (1 - b1) * p.grad
+            v[name] = b2 * v[name] + (1 - b2) * p.grad**2
+            step, own = m[name] / (v[name].sqrt() + eps), expected[name]
+            if name == "weight":
+                step = step + decay * own
+                step = step * own.norm() / step.norm()
+            expected[name] = own - lr * step
+        optimizer.step()
+    for name, p in module.named_parameters():
+        torch.testing.assert_close(p.detach(), expected[name])
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars", "lamb"])
 def test_weight_decay_follows_a_cosine_and_leaves_biases_alone(name: str) -> None:
     module = nn.Linear(2, 3)
     settings = Optimizer(name=name, weight_decay=0.0, weight_decay_end=0.4)

@@ -15,7 +15,8 @@ mean, and `negatives` says which share of them there was.
 Known traps. Zeroing after the softmax leaves a row of zeros once similarities saturate, and `multinomial` then stops
 the run; so does a batch of one. A small constant inside the softmax changes nothing. Negatives of one's own process
 alone get easier with the number of processes. Answering "no" is right for 2 of 3. The fusion runs inside the loss, on
-3B pairs at once and in float32: accumulation does not cut its memory. ALBEF distils its masked language model, too.
+3B pairs and in float32: accumulation does not cut its memory, `chunk` does. ALBEF distils its masked language model,
+too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder, Features
@@ -61,6 +63,8 @@ class Matching(Objective):
         alpha: share of the contrastive target that the copy decides.
         ramp: steps over which that share rises linearly from 0; one epoch in ALBEF.
         area: smallest and largest share of an image that its random square crop covers; None for the whole image.
+        chunk: pairs that the fusion looks at at a time, whose activations alone are then held, for a second pass; None
+            for all 3B at once. Loss and gradient are the same.
     """
 
     coupled = True
@@ -81,6 +85,7 @@ class Matching(Objective):
         alpha: float = 0.4,
         ramp: int = 0,
         area: tuple[float, float] | None = (0.9, 1.0),
+        chunk: int | None = None,
     ) -> None:
         super().__init__(encoders)
         both = self.encoder(fusion)
@@ -104,8 +109,10 @@ class Matching(Objective):
             raise RecipeError("matching: momentum and alpha are shares from 0 to 1, queue and ramp numbers from 0")
         if not COLDEST <= temperature <= WARMEST:
             raise RecipeError(f"matching: temperature = {temperature} should lie between {COLDEST} and {WARMEST}")
+        if chunk is not None and chunk < 1:
+            raise RecipeError(f"matching: chunk = {chunk} should be a number of pairs, or null for all at once")
         self.names, self.fusion = {"a": a, "b": b}, fusion
-        self.negatives, self.weight, self.area = negatives, contrastive, area
+        self.negatives, self.weight, self.area, self.chunk = negatives, contrastive, area, chunk
         self.needs = tuple(dict.fromkeys(self.encoder(name).modality for name in (a, b)))
         self.head = nn.Linear(both.dim, 2)
         self.distillation: Distillation | None = None
@@ -226,19 +233,22 @@ class Matching(Objective):
 
     def _three(self, outputs: Batch, other_b: Tensor, other_a: Tensor) -> Tensor:
         """Logits (3B, 2) of the rows' own pairs, of those with another `b`, of those with another `a`."""
-        sides = []
-        for side, other in (("a", other_a), ("b", other_b)):
-            tokens = outputs[f"{side}_tokens"]
-            others = gather(tokens)[other]
-            # Pairs of one fusion pass, and which of their tokens are valid.
-            joined = torch.cat([tokens, tokens, others] if side == "a" else [tokens, others, tokens])
-            mask = None
-            if f"{side}_valid" in outputs:
-                valid = outputs[f"{side}_valid"].detach()
-                others = gather(valid)[other]
-                mask = torch.cat([valid, valid, others] if side == "a" else [valid, others, valid]) > 0.5
-            sides.append(Features(joined, joined[:, 0], (), mask))
-        return self._judge(*sides)
+        own = own_rows(len(other_b), other_b.device)
+        rows = {"a": torch.cat([own, own, other_a]), "b": torch.cat([own, other_b, own])}
+        tokens = {side: gather(outputs[f"{side}_tokens"]) for side in SIDES}
+        valid = {side: gather(outputs[f"{side}_valid"].detach()) > 0.5 for side in SIDES if f"{side}_valid" in outputs}
+
+        def judge(*rows: Tensor) -> Tensor:
+            sides = []
+            for side, row in zip(SIDES, rows, strict=True):
+                mask = valid[side][row] if side in valid else None
+                sides.append(Features(tokens[side][row], tokens[side][row, 0], (), mask))
+            return self._judge(*sides)
+
+        if self.chunk is None:
+            return judge(*rows.values())
+        parts = zip(*(row.split(self.chunk) for row in rows.values()), strict=True)
+        return torch.cat([checkpoint(judge, *part, use_reentrant=False) for part in parts])
 
     def _judge(self, a: Features, b: Features) -> Tensor:
         """Logits (B, 2) of no pair and of a pair."""
