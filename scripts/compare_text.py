@@ -154,11 +154,10 @@ def losses(run: Any) -> dict[str, float]:
     for step, batch in enumerate(read(held_out, task.needs, tokenizers=run.tokenizers)):
         with torch.no_grad():
             inputs = task.transform(batch, Draws(0, step, len(batch["id"])))
-            if span := "target_mask" in inputs:
-                asked, logits = inputs["target_mask"], task.logits(inputs)
-            else:
-                asked, logits = inputs["chosen"], task.predict(inputs)["logits"][inputs["chosen"]]
+            logits = task.logits(inputs)
+        span = "target_mask" in inputs
         hidden = removed_tokens(inputs, task.tokenizer) if span else masked_tokens(inputs, task.tokenizer)
+        asked = inputs["target_mask" if span else "chosen"]
         words = logits[:, : len(special)].masked_fill(torch.from_numpy(special), -math.inf)
         nats = F.cross_entropy(words, inputs["target"][asked], reduction="none")
         surprise = torch.zeros(asked.shape).masked_scatter(asked, nats)

@@ -28,6 +28,11 @@ def choose_places(candidates: Tensor, counts: Tensor, slots: int, draws: Draws) 
     return places, torch.arange(slots, device=counts.device) < counts[:, None]
 
 
+def take(tokens: Tensor, index: Tensor) -> Tensor:
+    """Those at places `index` (B, n) among tokens (B, N, D): (B, n, D)."""
+    return tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[2]))
+
+
 def corrupt_tokens(
     tokens: Tensor,
     places: Tensor,

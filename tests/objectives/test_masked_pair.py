@@ -273,15 +273,15 @@ def test_what_is_hidden_is_what_is_asked_and_cannot_be_seen():
     assert torch.equal(torch.zeros_like(hidden).scatter(1, inputs["a/places"], inputs["a/chosen"]), hidden)
     assert inputs["a/masked_count"] == hidden.sum()
     # Other pixels behind the mask, and other words behind the mask token, change no answer.
-    answers = task.predict(inputs)
+    answers = task.logits(inputs)
     pixels = hidden.view(ROWS, 3, 3).repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
     noise = torch.randint(0, 256, batch["image"].shape, dtype=torch.uint8)
-    unseen = task.predict({**inputs, "a/seen": torch.where(pixels, noise, batch["image"])})
-    seen = task.predict({**inputs, "a/seen": torch.where(pixels, batch["image"], noise)})
+    unseen = task.logits({**inputs, "a/seen": torch.where(pixels, noise, batch["image"])})
+    seen = task.logits({**inputs, "a/seen": torch.where(pixels, batch["image"], noise)})
     for side in "ab":
         torch.testing.assert_close(unseen[side], answers[side])
         assert (seen[side] - answers[side]).abs().max() > 1e-3  # both sides look at the image
-    words = task.predict({**inputs, "b/seen": torch.where(batch["text_mask"], 7, 0)})
+    words = task.logits({**inputs, "b/seen": torch.where(batch["text_mask"], 7, 0)})
     assert (words["a"] - answers["a"]).abs().max() > 1e-3
     b = _side(inputs, "b")
     restored = torch.where(b["chosen"], b["target"], b["seen"].gather(1, b["places"]))
@@ -313,7 +313,8 @@ def test_rates_are_those_of_the_form(form, sides, share_a, share_b):
     else:
         assert "b/chosen" not in inputs
     outputs = task.predict(inputs)
-    assert outputs.keys() == {side for side, share in (("a", share_a), ("b", share_b)) if share}
+    sides = {side for side, share in (("a", share_a), ("b", share_b)) if share}
+    assert outputs.keys() == {f"{side}/{name}" for side in sides for name in ("gain", "right")}
     # Whole sides go through the encoder as they are, which a combination then runs once for several tasks.
     if task.a is not None and not share_a:
         assert inputs["a/seen"] is batch["image"]
@@ -334,19 +335,24 @@ def test_padding_behind_a_sound_is_never_asked_for_nor_learned_from():
 # What the levels mean.
 
 
-def test_the_histogram_scores_one_and_the_most_frequent_code_makes_all_its_mistakes():
+def test_the_histogram_scores_one_and_the_most_frequent_code_makes_all_its_mistakes(monkeypatch):
     task, batch = _task(area=None), tiny_batch(64)
     batch["image"][:, :, :, :8] = 255  # blank patches
     task.refresh([batch])
     inputs = task.transform(batch, Draws(0, 0, 64))
     task.double()
-    blind = {"a": torch.zeros(64, 3, CODES), "b": torch.zeros(64, inputs["b/places"].shape[1], 30)}
-    uniform = task.loss(blind, inputs)
+    blind = {
+        "a": torch.zeros(int(inputs["a/masked_count"]), CODES),
+        "b": torch.zeros(int(inputs["b/masked_count"]), 30),
+    }
+    monkeypatch.setattr(task, "logits", lambda inputs: blind)
+    uniform = task(inputs)
     assert float(uniform["loss"]) == pytest.approx(task.chance(64).loss)
     assert float(uniform["loss"]) == pytest.approx(math.log(CODES) + math.log(30), rel=1e-6)
     codes, words = task.patches.codebook.counts + 1, task.words.counts + 1
     shares = {"a": (codes / codes.sum()).log(), "b": (words / words.sum()).log()}
-    counted = task.loss({side: shares[side].expand_as(blind[side]).clone() for side in "ab"}, inputs)
+    blind = {side: shares[side].expand_as(blind[side]) for side in "ab"}
+    counted = task(inputs)
     for name in ("image", "text"):
         assert float(counted[f"{name}/relative_error"]) == pytest.approx(1, rel=1e-5)
     assert float(counted["image/relative_mistakes"]) == pytest.approx(1, rel=1e-5)

@@ -15,12 +15,12 @@ from mmssl.encoders.image import ImageEncoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import Panel
-from mmssl.objectives.reconstruction._patches import patchify, read_picture, take, unpatchify
+from mmssl.objectives.reconstruction._patches import patchify, read_picture, unpatchify
 from mmssl.ops.clustering import Codebook
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import process_share, total
-from mmssl.ops.losses import mean_over, token_cross_entropy
-from mmssl.ops.masking import choose_places, corrupt_tokens, mask_blocks
+from mmssl.ops.losses import mean_over
+from mmssl.ops.masking import choose_places, corrupt_tokens, mask_blocks, take
 
 SMALLEST_BLOCK = 16 / 196
 TOKENS_COUNTED = 32  # for each entry of the vocabulary
@@ -44,17 +44,14 @@ def _guessing(target: Tensor, chosen: Tensor, log_shares: Tensor) -> Batch:
     }
 
 
-def _scores(logits: Tensor, inputs: Batch) -> tuple[dict[str, Tensor], Tensor]:
-    """Cross-entropy, that over the histogram's, the share of right answers; and which are right (B, M)."""
-    chosen, count = inputs["chosen"], inputs["masked_count"]
-    surprise = token_cross_entropy(logits, inputs["target"])
-    right = (logits.argmax(-1) == inputs["target"]).to(logits.dtype)
-    scores = {
+def _scores(outputs: Batch, inputs: Batch, classes: int) -> dict[str, Tensor]:
+    """Cross-entropy, that over the histogram's, and the share of right answers."""
+    chosen, count, surprise = inputs["chosen"], inputs["masked_count"], math.log(classes) - outputs["gain"]
+    return {
         "loss": mean_over(surprise, chosen, count),
         "relative_error": mean_over(surprise.detach(), chosen, inputs["prior_count"]),
-        "right": mean_over(right, chosen, count),
+        "right": mean_over(outputs["right"], chosen, count),
     }
-    return scores, right
 
 
 class HiddenPatches(nn.Module):
@@ -116,15 +113,15 @@ class HiddenPatches(nn.Module):
         return inputs | _guessing(target, chosen, self.codebook.log_shares())
 
     def forward(self, tokens: Tensor, inputs: Batch) -> Tensor:
-        """Logits (B, M, K) at the hidden places."""
-        logits: Tensor = self.head(take(tokens, inputs["places"]))
+        """Logits (N, K) at all N hidden places, row by row."""
+        logits: Tensor = self.head(take(tokens, inputs["places"])[inputs["chosen"]])
         return logits
 
-    def scores(self, logits: Tensor, inputs: Batch) -> dict[str, Tensor]:
+    def scores(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """See `_scores`; also the mistakes over those of the most frequent code, and the codebook's perplexity."""
-        scores, right = _scores(logits, inputs)
-        mistakes = mean_over(1 - right, inputs["chosen"], inputs["mistakes_count"])
-        return scores | {"relative_mistakes": mistakes, "perplexity": self.codebook.perplexity()}
+        mistakes = mean_over(1 - outputs["right"], inputs["chosen"], inputs["mistakes_count"])
+        found = {"relative_mistakes": mistakes, "perplexity": self.codebook.perplexity()}
+        return _scores(outputs, inputs, self.classes) | found
 
     def panels(self, network: Encoder, inputs: Batch, logits: Tensor) -> list[Panel]:
         """What is seen; answer and target, as the mean patches of codes; the picture."""
@@ -135,6 +132,7 @@ class HiddenPatches(nn.Module):
             pixels, scale, shift = normalize(picture), normalize.std[:, None, None], normalize.mean[:, None, None]
         patches = patchify(pixels, self.patch)
         decoded = self.codebook.decode(self.codebook(patches))
+        codes = inputs["target"].masked_scatter(chosen, logits.argmax(-1))
 
         def put(values: Tensor, into: Tensor) -> list[Tensor | str]:
             kept = torch.where(chosen[:, :, None], values.to(into.dtype), take(into, places))
@@ -144,7 +142,7 @@ class HiddenPatches(nn.Module):
 
         return [
             Panel("input", put(pixels.mean().expand(1, 1, patches.shape[2]), patches)),
-            Panel("prediction", put(self.codebook.decode(logits.argmax(-1)), decoded)),
+            Panel("prediction", put(self.codebook.decode(codes), decoded)),
             Panel("target in codes", put(take(decoded, places), decoded)),
             Panel("original", put(take(patches, places), patches)),
         ]
@@ -212,24 +210,24 @@ class HiddenWords(nn.Module):
         return {"seen": seen, "mask": mask, "places": places, **guessing}
 
     def forward(self, tokens: Tensor, inputs: Batch, embedding: Tensor) -> Tensor:
-        """Logits (B, M, V) at the chosen places."""
-        return F.linear(self.head(take(tokens, inputs["places"])), embedding, self.bias)
+        """Logits (N, V) at all N chosen places, row by row."""
+        return F.linear(self.head(take(tokens, inputs["places"])[inputs["chosen"]]), embedding, self.bias)
 
-    def scores(self, logits: Tensor, inputs: Batch) -> dict[str, Tensor]:
+    def scores(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """See `_scores`."""
-        return _scores(logits, inputs)[0]
+        return _scores(outputs, inputs, self.classes)
 
     def panels(self, inputs: Batch, logits: Tensor) -> list[Panel]:
         """The corrupted text, the network's choices filled in, the original."""
-        text, places = inputs["seen"], inputs["places"]
+        text, places, chosen = inputs["seen"], inputs["places"], inputs["chosen"]
         seen = text.gather(1, places)
 
         def texts(tokens: Tensor) -> list[Tensor | str]:
-            filled = text.scatter(1, places, torch.where(inputs["chosen"], tokens, seen))
+            filled = text.scatter(1, places, seen.masked_scatter(chosen, tokens))
             return [self.tokenizer.decode(ids[kept]) for ids, kept in zip(filled, inputs["mask"], strict=True)]
 
         return [
-            Panel("input", texts(seen)),
+            Panel("input", texts(seen[chosen])),
             Panel("prediction", texts(logits.argmax(-1))),
-            Panel("target", texts(inputs["target"])),
+            Panel("target", texts(inputs["target"][chosen])),
         ]

@@ -93,11 +93,6 @@ class PatchDecoder(nn.Module):
         return pixels
 
 
-def take(tokens: Tensor, index: Tensor) -> Tensor:
-    """Those at places `index` (B, n) among tokens (B, N, D): (B, n, D)."""
-    return tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[2]))
-
-
 def patchify(pixels: Tensor, patch: tuple[int, int]) -> Tensor:
     """(B, C, H, W) -> patches in rows (B, N, p·q·C), within one: rows, columns, channels."""
     cut = pixels.unflatten(3, (-1, patch[1])).unflatten(2, (-1, patch[0]))

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.batch import Batch
@@ -16,7 +15,7 @@ from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.objectives._causal import foreseen
 from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.ops.losses import mean_over
+from mmssl.ops.losses import mean_over, token_gains
 
 
 def pack(tokens: Tensor, keep: Tensor, width: int, fill: int) -> tuple[Tensor, Tensor]:
@@ -74,15 +73,10 @@ class TextToText(Objective):
     def predict(self, inputs: Batch) -> Batch:
         """Of each target token (B, T): `gain`, nats better than a guess among all, and whether it was `right`.
 
-        Both are 0 at padding. Not the logits: outputs of the whole batch are kept where it is cut into micro-batches,
-        and a vocabulary is large.
+        See `token_gains`.
         """
-        logits, said = self.logits(inputs), inputs["target_mask"]
-        target = inputs["target"][said]
-        gain = math.log(self.tokens) - F.cross_entropy(logits, target, reduction="none")
-        right = (logits.argmax(-1) == target).to(gain.dtype)
-        nothing = gain.new_zeros(said.shape)
-        return {"gain": nothing.masked_scatter(said, gain), "right": nothing.masked_scatter(said, right)}
+        gain, right = token_gains(self.logits(inputs), inputs["target"], inputs["target_mask"])
+        return {"gain": gain, "right": right}
 
     def logits(self, inputs: Batch) -> Tensor:
         """Of all N valid target tokens, row by row, given the corrupted text and the true tokens before: (N, V)."""

@@ -39,7 +39,7 @@ from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.augment import random_crop
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import average
-from mmssl.ops.losses import mean_over, token_cross_entropy
+from mmssl.ops.losses import mean_over, token_gains
 from mmssl.ops.unigram import Unigram
 
 BLIND_ROWS = 64  # of each process: enough for a ratio, little against a step
@@ -130,32 +130,29 @@ class Captioning(Objective):
     def predict(self, inputs: Batch) -> Batch:
         """Of each next token (B, L - 1): `gain`, nats better than a guess among all, and whether it was `right`.
 
-        `gain_unsmoothed` is the gain without label smoothing. Not the logits: outputs of the whole batch are kept where
-        it is cut into micro-batches, and a vocabulary is large.
+        `gain_unsmoothed` is the gain without label smoothing. See `token_gains`.
         """
-        logits, target = self.logits(inputs), inputs["b"][:, 1:]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        gain = math.log(self.tokens) - token_cross_entropy(logits, target, self.smoothing)
-        with torch.no_grad():
-            right = (logits.argmax(-1) == target).to(gain.dtype)
-            plain = gain.detach()
-            if self.smoothing:
-                plain = math.log(self.tokens) - token_cross_entropy(logits, target)
+        logits, target, valid = self.logits(inputs), inputs["b"][:, 1:], _next_valid(inputs)
+        gain, right = token_gains(logits, target, valid, self.smoothing)
+        plain, _ = token_gains(logits.detach(), target, valid) if self.smoothing else (gain.detach(), None)
         return {"gain": gain, "gain_unsmoothed": plain, "right": right}
 
     def logits(self, inputs: Batch) -> Tensor:
-        """Of the token after each but the last, (B, L - 1, V)."""
+        """Of all N valid next tokens, row by row, (N, V)."""
         # The tower reads the whole text, and not all but its last token, so that other tasks can share the pass.
-        return self._next(self._see(inputs), inputs["b"], inputs.get("b_mask"))[:, :-1]
+        hidden = self._read(self._see(inputs), inputs["b"], inputs.get("b_mask"))
+        return self._say(hidden[:, :-1][_next_valid(inputs)])
 
     def _see(self, inputs: Batch) -> Features:
         features: Features = self.encoder(self.a)(inputs["a"], inputs.get("a_mask"))
         return features
 
-    def _next(self, seen: Features, ids: Tensor, mask: Tensor | None) -> Tensor:
-        text, fusion = cast(TextEncoder, self.encoder(self.b)), cast(FusionEncoder, self.encoder(self.fusion))
-        hidden = fusion(seen, text(ids, mask), causal=True).b
-        return F.linear(self.head(hidden), text.token_embedding, self.bias)
+    def _read(self, seen: Features, ids: Tensor, mask: Tensor | None) -> Tensor:
+        fusion = cast(FusionEncoder, self.encoder(self.fusion))
+        return fusion(seen, self.encoder(self.b)(ids, mask), causal=True).b
+
+    def _say(self, hidden: Tensor) -> Tensor:
+        return F.linear(self.head(hidden), cast(TextEncoder, self.encoder(self.b)).token_embedding, self.bias)
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy and accuracy, means over the next tokens of the global batch, and the relative error."""
@@ -183,7 +180,9 @@ class Captioning(Objective):
             None if seen.mask is None else seen.mask.roll(1, 0),
         )
         own, blind = (
-            F.cross_entropy(self._next(side, rows["b"], rows.get("b_mask"))[:, :-1][valid], rows["b"][:, 1:][valid])
+            F.cross_entropy(
+                self._say(self._read(side, rows["b"], rows.get("b_mask"))[:, :-1][valid]), rows["b"][:, 1:][valid]
+            )
             for side in (seen, other)
         )
         return {"loss_over_blind": average(own / blind)}
@@ -203,7 +202,7 @@ class Captioning(Objective):
         seen = self.encoder(self.a)(a, a_mask)
         ids = torch.full((len(a), 1), self.start, device=a.device)
         for _ in range(length - 1):
-            new = self._next(seen, ids, None)[:, -1].argmax(-1)
+            new = self._say(self._read(seen, ids, None)[:, -1]).argmax(-1)
             ended = (ids == self.end).any(1)
             ids = torch.cat([ids, torch.where(ended, self.tokenizer.pad_id, new)[:, None]], 1)
         return ids

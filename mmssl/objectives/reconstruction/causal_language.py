@@ -31,7 +31,7 @@ from mmssl.errors import RecipeError
 from mmssl.objectives._causal import foreseen, prove_causal
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
-from mmssl.ops.losses import mean_over, token_cross_entropy
+from mmssl.ops.losses import mean_over, token_gains
 from mmssl.ops.unigram import Unigram
 
 
@@ -78,19 +78,17 @@ class CausalLanguage(Objective):
     def predict(self, inputs: Batch) -> Batch:
         """Of each next token (B, L - 1): `gain`, nats better than a guess among all, and whether it was `right`.
 
-        Not the logits: outputs of a whole batch may be kept, and a vocabulary is large.
+        See `token_gains`.
         """
-        logits, target = self.logits(inputs), inputs["text"][:, 1:]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        surprise = token_cross_entropy(logits, target)
-        return {"gain": math.log(self.tokens) - surprise, "right": (logits.argmax(-1) == target).to(surprise.dtype)}
+        gain, right = token_gains(self.logits(inputs), inputs["text"][:, 1:], inputs["text_mask"][:, 1:])
+        return {"gain": gain, "right": right}
 
     def logits(self, inputs: Batch) -> Tensor:
-        """Of the token after each but the last, (B, L - 1, V)."""
+        """Of all N valid next tokens, row by row, (N, V)."""
         text = cast(TextEncoder, self.encoder(self.name))
         # The whole text and not all but its last token, so that other tasks can share the pass.
         tokens = text(inputs["text"], inputs["text_mask"]).tokens[:, :-1]
-        return F.linear(self.head(tokens), text.token_embedding)
+        return F.linear(self.head(tokens[inputs["text_mask"][:, 1:]]), text.token_embedding)
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy and accuracy, means over the next tokens of the global batch, and the relative error."""
@@ -109,13 +107,13 @@ class CausalLanguage(Objective):
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """The text, the same with `_` for what the network did not foresee, and its choices, given the true text."""
         following, masks = inputs["text"][:, 1:], inputs["text_mask"][:, 1:]
-        choices = self.logits(inputs).argmax(-1)
+        choices = self.logits(inputs).argmax(-1).split(masks.sum(1).tolist())
         rows = list(zip(following, choices, masks, strict=True))
         texts = [
             self.tokenizer.decode(ids[mask]) for ids, mask in zip(inputs["text"], inputs["text_mask"], strict=True)
         ]
         return [
             Panel("text", texts),
-            Panel("foreseen", [foreseen(self.tokenizer, ids[mask], choice[mask]) for ids, choice, mask in rows]),
-            Panel("prediction", [self.tokenizer.decode(choice[mask]) for _, choice, mask in rows]),
+            Panel("foreseen", [foreseen(self.tokenizer, ids[mask], choice) for ids, choice, mask in rows]),
+            Panel("prediction", [self.tokenizer.decode(choice) for _, choice, _ in rows]),
         ]

@@ -37,11 +37,11 @@ from mmssl.objectives.reconstruction._patches import (
     patchify,
     read_picture,
     standardize,
-    take,
     unpatchify,
 )
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import mean_over
+from mmssl.ops.masking import take
 
 RATIO = {"mae": 0.75, "simmim": 0.6}
 SIMMIM_UNIT = 32

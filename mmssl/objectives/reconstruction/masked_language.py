@@ -36,8 +36,8 @@ from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
-from mmssl.ops.losses import mean_over, token_cross_entropy
-from mmssl.ops.masking import choose_places, corrupt_tokens
+from mmssl.ops.losses import mean_over, token_gains
+from mmssl.ops.masking import choose_places, corrupt_tokens, take
 from mmssl.ops.unigram import Unigram
 from mmssl.ops.words import as_places, choose_spans, choose_words, run_of
 
@@ -155,20 +155,26 @@ class MaskedLanguage(Objective):
         return as_places(chosen, slots)
 
     def predict(self, inputs: Batch) -> Batch:
-        """`logits` (B, M, V) at the chosen places only: transform, GELU, norm, then the tied embedding and a bias."""
+        """Of each chosen token (B, M): `gain`, nats better than a guess among all, and whether it was `right`.
+
+        See `token_gains`.
+        """
+        gain, right = token_gains(self.logits(inputs), inputs["target"], inputs["chosen"])
+        return {"gain": gain, "right": right}
+
+    def logits(self, inputs: Batch) -> Tensor:
+        """Of all N chosen tokens, row by row, (N, V): transform, GELU, norm, then the tied embedding and a bias."""
         text = cast(TextEncoder, self.encoder(self.name))
         tokens = text(inputs["text"], inputs["text_mask"]).tokens
-        hidden = tokens.gather(1, inputs["places"][..., None].expand(-1, -1, tokens.shape[-1]))
-        return {"logits": F.linear(self.head(hidden), text.token_embedding, self.bias)}
+        hidden = take(tokens, inputs["places"])[inputs["chosen"]]
+        return F.linear(self.head(hidden), text.token_embedding, self.bias)
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy and accuracy, means over the masked tokens of the global batch, and the relative error."""
-        logits, target, chosen = outputs["logits"], inputs["target"], inputs["chosen"]
-        surprise = token_cross_entropy(logits, target)
-        right = (logits.argmax(-1) == target).to(logits.dtype)
+        chosen, surprise = inputs["chosen"], math.log(self.tokens) - outputs["gain"]
         return {
             "loss": mean_over(surprise, chosen, inputs["masked_count"]),
-            "accuracy": mean_over(right, chosen, inputs["masked_count"]),
+            "accuracy": mean_over(outputs["right"], chosen, inputs["masked_count"]),
             "relative_error": mean_over(surprise.detach(), chosen, inputs["unigram_count"]),
         }
 
@@ -178,16 +184,15 @@ class MaskedLanguage(Objective):
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """The corrupted text, the original, and the text with the network's choices filled in."""
+        # Unchosen places keep the token that the network saw there, which is the original.
+        seen = inputs["text"].gather(1, inputs["places"])
 
         def texts(tokens: Tensor) -> list[Tensor | str]:
-            # Unchosen places get the token that the network saw there, which is the original.
-            seen = inputs["text"].gather(1, inputs["places"])
-            filled = inputs["text"].scatter(1, inputs["places"], torch.where(inputs["chosen"], tokens, seen))
+            filled = inputs["text"].scatter(1, inputs["places"], seen.masked_scatter(inputs["chosen"], tokens))
             return [self.tokenizer.decode(ids[mask]) for ids, mask in zip(filled, inputs["text_mask"], strict=True)]
 
-        seen = inputs["text"].gather(1, inputs["places"])
         return [
-            Panel("input", texts(seen)),
-            Panel("target", texts(inputs["target"])),
-            Panel("prediction", texts(outputs["logits"].argmax(-1))),
+            Panel("input", texts(seen[inputs["chosen"]])),
+            Panel("target", texts(inputs["target"][inputs["chosen"]])),
+            Panel("prediction", texts(self.logits(inputs).argmax(-1))),
         ]

@@ -38,6 +38,7 @@ from mmssl.objectives.base import ONCE, Chance, Objective, Panel
 from mmssl.objectives.reconstruction._hidden import Crop, HiddenPatches, HiddenWords
 from mmssl.ops.augment import random_crop
 from mmssl.ops.draws import Draws
+from mmssl.ops.losses import token_gains
 
 PATCHES = {"flava": 75 / 196, "beit3": 0.4}
 WORDS = {"flava": (0.15, 0.15), "beit3": (0.5, 0.15)}  # in a pair, alone
@@ -182,7 +183,16 @@ class MaskedPair(Objective):
         return inputs
 
     def predict(self, inputs: Batch) -> Batch:
-        """`a` (B, M, K) and `b` (B, M, V), logits at the hidden places."""
+        """Of each hidden place of a side (B, M): `a/gain` and `a/right`, `b/gain` and `b/right`; see `token_gains`."""
+        outputs: Batch = {}
+        for side, logits in self.logits(inputs).items():
+            given = under(inputs, side)
+            gain, right = token_gains(logits, given["target"], given["chosen"])
+            outputs |= _prefixed(side, {"gain": gain, "right": right})
+        return outputs
+
+    def logits(self, inputs: Batch) -> dict[str, Tensor]:
+        """Of all hidden places of a side, row by row: `a` (N, K), `b` (N, V)."""
         given_a, given_b = under(inputs, "a"), under(inputs, "b")
         a = b = None
         if self.a is not None:
@@ -197,32 +207,33 @@ class MaskedPair(Objective):
         tokens_a, tokens_b = (None if side is None else side.tokens for side in (a, b))
         if self.fusion is not None:
             tokens_a, tokens_b, _ = self.encoder(self.fusion)(a, b)
-        outputs: Batch = {}
+        logits: dict[str, Tensor] = {}
         if self.patches is not None and tokens_a is not None:
-            outputs["a"] = self.patches(tokens_a, given_a)
+            logits["a"] = self.patches(tokens_a, given_a)
         if self.words is not None and tokens_b is not None:
             embedding = cast(TextEncoder, self.encoder(cast(str, self.b))).token_embedding
-            outputs["b"] = self.words(tokens_b, given_b, embedding)
-        return outputs
+            logits["b"] = self.words(tokens_b, given_b, embedding)
+        return logits
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """The sum of both sides' losses; each, and its other scores, under the name of its encoder."""
         scores: dict[str, Tensor] = {}
         for side, (name, head) in self._hidden().items():
-            scores |= _prefixed(name, head.scores(outputs[side], under(inputs, side)))
+            scores |= _prefixed(name, head.scores(under(outputs, side), under(inputs, side)))
         return {"loss": torch.stack([scores[f"{name}/loss"] for name, _ in self._hidden().values()]).sum(), **scores}
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Of each side what is seen, what the network makes of it, and what was there."""
         panels: list[Panel] = []
+        logits = self.logits(inputs)
         given_a, given_b = under(inputs, "a"), under(inputs, "b")
         if self.patches is not None:
-            panels += _titled(self.a, self.patches.panels(self.encoder(cast(str, self.a)), given_a, outputs["a"]))
+            panels += _titled(self.a, self.patches.panels(self.encoder(cast(str, self.a)), given_a, logits["a"]))
         elif self.a is not None and given_a["seen"].ndim == 4:
             images = given_a["seen"]
             panels.append(Panel(self.a, list(images / 255 if images.dtype == torch.uint8 else images)))
         if self.words is not None:
-            panels += _titled(self.b, self.words.panels(given_b, outputs["b"]))
+            panels += _titled(self.b, self.words.panels(given_b, logits["b"]))
         elif self.b is not None and self.encoder(self.b).modality == "text":
             decode = cast(TextEncoder, self.encoder(self.b)).tokenizer.decode
             rows = zip(given_b["seen"], given_b.get("mask", given_b["seen"] >= 0), strict=True)

@@ -34,8 +34,8 @@ from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
-from mmssl.ops.losses import mean_over, token_cross_entropy
-from mmssl.ops.masking import choose_places, corrupt_tokens
+from mmssl.ops.losses import mean_over, token_gains
+from mmssl.ops.masking import choose_places, corrupt_tokens, take
 
 
 class ReplacedToken(Objective):
@@ -100,7 +100,7 @@ class ReplacedToken(Objective):
         self.register_buffer("vocabulary", (~special).nonzero()[:, 0], persistent=False)
         tokens, width = small.token_embedding.shape
         self.language_head = nn.Sequential(nn.Linear(small.dim, width), nn.GELU(), nn.LayerNorm(width, eps=1e-12))
-        self.language_bias = nn.Parameter(torch.zeros(tokens))
+        self.language_bias, self.guess = nn.Parameter(torch.zeros(tokens)), math.log(tokens)
         self.head = nn.Sequential(nn.Linear(text.dim, text.dim), nn.GELU(), nn.Linear(text.dim, 1))
 
     def chance(self, rows: int) -> Chance:
@@ -140,31 +140,32 @@ class ReplacedToken(Objective):
         }
 
     def predict(self, inputs: Batch) -> Batch:
-        """Logits `language` (B, M, V) and `replaced` (B, L); `sampled` (B, M), the numbers of the drawn tokens."""
+        """`gain` and `right` (B, M) of the generator, see `token_gains`; `sampled` (B, M), the tokens that it drew.
+
+        Of the encoder the logits `replaced` (B, L).
+        """
         text, small = (cast(TextEncoder, self.encoder(name)) for name in (self.name, self.generator))
-        mask, places = inputs["text_mask"], inputs["places"]
-        tokens = small(inputs["hidden"], mask).tokens
-        read = self.language_head(tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1])))
-        language = F.linear(read, small.token_embedding, self.language_bias)
-        sampled = draw_tokens(language, inputs["dice"])
+        mask, places, chosen = inputs["text_mask"], inputs["places"], inputs["chosen"]
+        hidden = take(small(inputs["hidden"], mask).tokens, places)[chosen]
+        logits = F.linear(self.language_head(hidden), small.token_embedding, self.language_bias)
+        original = inputs["text"].gather(1, places)
+        gain, right = token_gains(logits, original, chosen)
+        sampled = original.masked_scatter(chosen, draw_tokens(logits, inputs["dice"][chosen]))
         replaced = self.head(text(_filled(inputs, sampled), mask).tokens)[..., 0]
-        return {"language": language, "replaced": replaced, "sampled": sampled.float()}
+        return {"gain": gain, "right": right, "sampled": sampled.float(), "replaced": replaced}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy at the chosen places, plus `weight` times the binary one at every valid token."""
-        language, replaced = outputs["language"], outputs["replaced"]
-        text, chosen, mask = inputs["text"], inputs["chosen"], inputs["text_mask"]
-        target, changed = text.gather(1, inputs["places"]), _filled(inputs, outputs["sampled"].long()) != text
-        surprise = token_cross_entropy(language, target)
+        replaced, text, chosen, mask = outputs["replaced"], inputs["text"], inputs["chosen"], inputs["text_mask"]
+        changed, surprise = _filled(inputs, outputs["sampled"].long()) != text, self.guess - outputs["gain"]
         doubt = F.binary_cross_entropy_with_logits(replaced, changed.to(replaced.dtype), reduction="none")
         generator = mean_over(surprise, chosen, inputs["chosen_count"])
         discriminator = mean_over(doubt, mask, inputs["token_count"])
-        right = (language.argmax(-1) == target).to(language.dtype)
         return {
             "loss": generator + self.weight * discriminator,
             "generator_loss": generator,
             "discriminator_loss": discriminator,
-            "generator_accuracy": mean_over(right, chosen, inputs["chosen_count"]),
+            "generator_accuracy": mean_over(outputs["right"], chosen, inputs["chosen_count"]),
             "replaced": mean_over(changed.to(replaced.dtype), mask, inputs["token_count"]),
             "ranking": _ranking(replaced, mask & changed, mask & ~changed),
         }
