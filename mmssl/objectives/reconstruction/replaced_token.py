@@ -98,9 +98,9 @@ class ReplacedToken(Objective):
         special[sorted(self.tokenizer.special_ids)] = True
         self.register_buffer("special", special, persistent=False)
         self.register_buffer("vocabulary", (~special).nonzero()[:, 0], persistent=False)
-        tokens, width = small.token_embedding.shape
+        self.tokens, width = small.token_embedding.shape
         self.language_head = nn.Sequential(nn.Linear(small.dim, width), nn.GELU(), nn.LayerNorm(width, eps=1e-12))
-        self.language_bias, self.guess = nn.Parameter(torch.zeros(tokens)), math.log(tokens)
+        self.language_bias = nn.Parameter(torch.zeros(self.tokens))
         self.head = nn.Sequential(nn.Linear(text.dim, text.dim), nn.GELU(), nn.Linear(text.dim, 1))
 
     def chance(self, rows: int) -> Chance:
@@ -157,7 +157,8 @@ class ReplacedToken(Objective):
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy at the chosen places, plus `weight` times the binary one at every valid token."""
         replaced, text, chosen, mask = outputs["replaced"], inputs["text"], inputs["chosen"], inputs["text_mask"]
-        changed, surprise = _filled(inputs, outputs["sampled"].long()) != text, self.guess - outputs["gain"]
+        changed = _filled(inputs, outputs["sampled"].long()) != text
+        surprise = math.log(self.tokens) - outputs["gain"]
         doubt = F.binary_cross_entropy_with_logits(replaced, changed.to(replaced.dtype), reduction="none")
         generator = mean_over(surprise, chosen, inputs["chosen_count"])
         discriminator = mean_over(doubt, mask, inputs["token_count"])
