@@ -49,10 +49,8 @@ CHANGES: dict[tuple[str, str], dict[str, Any]] = {
     ("stamps", "masked_language"): STAMPS,
     ("stamps", "span_denoising"): {
         **STAMPS,
-        "training.steps": 300,
-        "training.save_every": 300,
         "encoders.text.dropout": 0.3,
-        "training.optimizer.weight_decay": 0.3,
+        "training.optimizer.weight_decay": 1.0,
     },
 }
 TFIDF = "TF-IDF of words"
