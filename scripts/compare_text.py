@@ -47,11 +47,7 @@ STAMPS = {
 }
 CHANGES: dict[tuple[str, str], dict[str, Any]] = {
     ("stamps", "masked_language"): STAMPS,
-    ("stamps", "span_denoising"): {
-        **STAMPS,
-        "encoders.text.dropout": 0.3,
-        "training.optimizer.weight_decay": 1.0,
-    },
+    ("stamps", "span_denoising"): {**STAMPS, "encoders.text.dropout": 0.3, "training.optimizer.weight_decay": 1.0},
 }
 TFIDF = "TF-IDF of words"
 SHOTS = (10, 100)
