@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import statistics
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -39,7 +40,7 @@ def fill_cells(
     kept = read_cells(path)
     missing = [one for one in wanted if _key(one) not in kept]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent) as pool:
         jobs = {pool.submit(measure, *one, *shared): _key(one) for one in missing}
         try:
             for job in as_completed(jobs):
@@ -49,6 +50,18 @@ def fill_cells(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """Else a worker goes on for the rest of its cell when the script is killed, on a core that others time."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _key(one: tuple[Any, ...]) -> str:
