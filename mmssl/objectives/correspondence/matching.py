@@ -64,7 +64,7 @@ class Matching(Objective):
         ramp: steps over which that share rises linearly from 0; one epoch in ALBEF.
         area: smallest and largest share of an image that its random square crop covers; None for the whole image.
         chunk: pairs that the fusion looks at at a time, whose activations alone are then held, for a second pass; None
-            for all 3B at once. Loss and gradient are the same.
+            for all 3B at once. Loss and gradient are the same, but for how dropout falls.
     """
 
     coupled = True
