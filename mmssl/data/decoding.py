@@ -11,7 +11,9 @@ import math
 import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,11 +158,16 @@ def decode(rows: Rows, tasks: Iterator[dict[str, Task]]) -> Iterator[dict[str, D
         # Its own, for the loader takes a number from it, and the global one belongs to the training.
         generator=torch.Generator(),
     )
+    workers: Sequence[BaseProcess] = ()
     try:
-        yield from loader
+        batches = iter(loader)
+        workers = getattr(batches, "_workers", ())
+        yield from batches
     except (RuntimeError, ConnectionError) as error:
-        # The loader notices a death, or the tensors of a batch can no longer be fetched from the dead.
-        if not isinstance(error, ConnectionError) and not str(error).startswith("DataLoader worker"):
+        # The loader notices a death, or the tensors of a batch can no longer be fetched from the dead. A stream, read
+        # in this process, may lose its connection, too.
+        reset = isinstance(error, ConnectionError) and bool(wait([worker.sentinel for worker in workers], timeout=1))
+        if not (reset or str(error).startswith("DataLoader worker")):
             raise
         raise DataError(
             f"a worker process that decodes data died ({' '.join(str(error).split())}); either memory or shared memory "
