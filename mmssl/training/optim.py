@@ -50,9 +50,14 @@ def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimi
     if settings.name == "lamb":
         from timm.optim.lamb import Lamb
 
-        kwargs = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
-        # A count of steps would be state of the optimiser outside of its parameters.
-        return Lamb(groups, bias_correction=False, max_grad_norm=None, **kwargs)
+        return Lamb(
+            groups,
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            bias_correction=False,  # its count of steps would not be among the parameters' state, which is saved
+            max_grad_norm=None,
+        )
     from timm.optim.lars import Lars
 
     return Lars(groups, lr=settings.lr, momentum=settings.momentum, eps=settings.eps)
