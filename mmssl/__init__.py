@@ -2,7 +2,7 @@
 
     run = mmssl.run("recipes/quickstart.yaml", out="runs/first")           # pretrain -> Run
     run = mmssl.load("runs/first")                                         # or a Hub id
-    scores = mmssl.adapt(run.encoders["image"], "toy", label="shape")      # probe, beside a random-initialised encoder
+    scores = mmssl.adapt(run.encoders["image"], "toy", label="shape")      # probe, beside a random-initialized encoder
     encoder = mmssl.encoder("timm/resnet18", modality="image")             # random weights unless pretrained=...
     task = mmssl.objective("rotation", {"image": encoder})                 # an nn.Module
 

@@ -2,7 +2,7 @@
 
 | key | dtype | shape | meaning |
 |---|---|---|---|
-| `image` | uint8 | (B, 3, H, W) | RGB, fixed decode size, not normalised |
+| `image` | uint8 | (B, 3, H, W) | RGB, fixed decode size, not normalized |
 | `text`, `text_mask` | int64, bool | (B, L) | token ids; True where valid |
 | `text_word`, `text_sentence` | int64 | (B, L) | number of the word or sentence, -1 beside text; only where asked for |
 | `audio`, `audio_mask` | float32, bool | (B, S) | mono in [-1, 1] at the recipe's sample rate; mask only where ragged |

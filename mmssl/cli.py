@@ -86,7 +86,7 @@ def run_command(
     probes = result.probes
     if probes:
         random = next((row for row in probes["rows"] if row["encoder"] == "random"), None)
-        beside = f", random-initialised {random['accuracy']:.1%}" if random else ""
+        beside = f", random-initialized {random['accuracy']:.1%}" if random else ""
         out.print(
             f"\n{probes['probe']} probe of '{probes['label']}': pretrained {probes['accuracy']:.1%}{beside} "
             f"({probes['test_rows']} test rows)"
@@ -97,21 +97,21 @@ def run_command(
     out.print("\nnext, the same on your own folder of files:")
     source = "data.source" if "" in result.recipe.sources() else f"data.{next(iter(result.recipe.sources()))}.source"
     out.print(f"  mmssl run {recipe} --set {source}=path/to/folder --set probe=null --out runs/mine")
-    out.print("or what the encoder knows about labelled rows:")
-    out.print(f"  mmssl adapt {result.directory} --data path/to/labelled --label label --probe logistic --layers")
+    out.print("or what the encoder knows about labeled rows:")
+    out.print(f"  mmssl adapt {result.directory} --data path/to/labeled --label label --probe logistic --layers")
 
 
 @app.command()
 def adapt(
     run: RunPath,
-    data: Annotated[str, typer.Option(help="Labelled rows: anything that a recipe's data.source may be.")],
+    data: Annotated[str, typer.Option(help="Labeled rows: anything that a recipe's data.source may be.")],
     label: Annotated[str, typer.Option(help="Column of the classes.")] = "label",
     test: Annotated[str | None, typer.Option(help="Test rows; the test split of --data by default.")] = None,
     probe: Annotated[
         str, typer.Option(help="knn, ridge, logistic, finetune; of the whole task: retrieval, zero_shot.")
     ] = "knn",
     layers: Annotated[bool, typer.Option("--layers", help="Probe every depth.")] = False,
-    baseline: Annotated[bool, typer.Option(help="Score the same network, random-initialised, as well.")] = True,
+    baseline: Annotated[bool, typer.Option(help="Score the same network, random-initialized, as well.")] = True,
     encoder: Annotated[str | None, typer.Option(help="Name of the encoder; the first one by default.")] = None,
     groups: Annotated[
         str | None, typer.Option(help="Column that a split must not divide; of retrieval: of what belongs together.")
@@ -119,7 +119,7 @@ def adapt(
     shots: Annotated[int | None, typer.Option(help="Learn from only so many rows a class.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use only so many rows.")] = None,
     seed: Annotated[int, typer.Option(help="First of the seeds.")] = 0,
-    seeds: Annotated[int, typer.Option(help="Random-initialised encoders; trainings of finetune.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Random-initialized encoders; trainings of finetune.")] = 3,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a hyper-parameter of the probe."),
@@ -127,7 +127,7 @@ def adapt(
     trust: Trust = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
-    """Score a run's encoder on labelled rows, or its task on pairs, beside its baselines."""
+    """Score a run's encoder on labeled rows, or its task on pairs, beside its baselines."""
     import yaml
 
     from mmssl import adaptation, registry, runs
@@ -209,16 +209,16 @@ def list_command(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Name objectives by family, encoders, probes and recipes; with NAME, tell all about one."""
-    from mmssl import catalogue
+    from mmssl import catalog
 
     if name is not None:
-        typer.echo(catalogue.describe(name, as_json=json_))
+        typer.echo(catalog.describe(name, as_json=json_))
     elif json_:
         import json
 
-        typer.echo(json.dumps(catalogue.everything(), indent=1))
+        typer.echo(json.dumps(catalog.everything(), indent=1))
     else:
-        typer.echo(catalogue.table())
+        typer.echo(catalog.table())
 
 
 @app.command()
@@ -264,11 +264,11 @@ def find_recipe(path: Path) -> Path:
     Raises:
         RecipeError: naming the nearest.
     """
-    from mmssl import catalogue
+    from mmssl import catalog
 
     if path.is_file():
         return path
-    known = {recipe.stem: recipe for recipe in catalogue.recipe_files()}
+    known = {recipe.stem: recipe for recipe in catalog.recipe_files()}
     if path.stem in known and len(path.parts) == 1:
         return known[path.stem]
     close = nearest(path.stem, known)

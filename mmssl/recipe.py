@@ -26,7 +26,7 @@ class _Section(BaseModel):
 
 
 class ImageDecode(_Section):
-    """Decode size of images, in pixels; the short side is resized to it and the centre square is cut.
+    """Decode size of images, in pixels; the short side is resized to it and the center square is cut.
 
     `fit: pad` keeps the whole picture on a white square instead.
     """
@@ -104,7 +104,7 @@ OneOrMany = Annotated[
 
 
 class Optimizer(_Section):
-    """Optimiser settings; weight decay leaves out biases, norms and scalars.
+    """Optimizer settings; weight decay leaves out biases, norms and scalars.
 
     `lr` is the peak learning rate for the recipe's global batch; it is not rescaled. With `weight_decay_end` the weight
     decay moves there along a cosine over the run.
@@ -131,13 +131,13 @@ class Training(_Section):
     """The loop.
 
     Attributes:
-        steps: optimiser steps.
+        steps: optimizer steps.
         batch_size: rows of the global batch, whatever the number of processes and micro-batches.
         accumulate: micro-batches into which each process cuts its rows.
         precision: of the forward pass; `fp64` runs everything in double precision, for proofs.
         clip: largest norm of the whole gradient; none by default.
         compile: torch.compile the objective's forward.
-        seed: of initialisation, order and every draw.
+        seed: of initialization, order and every draw.
         workers: processes that decode; 0 decodes in the main one.
         save_every, log_every: in steps; the last step is always saved and logged.
         trackers: beside metrics.jsonl and TensorBoard, by accelerate's names: wandb, mlflow, trackio ...
@@ -167,10 +167,10 @@ class Training(_Section):
 
 
 class Probe(_Section):
-    """A probe on labelled rows, during training and in the report.
+    """A probe on labeled rows, during training and in the report.
 
     Attributes:
-        data: labelled source with the same decode settings as the training data; `none` uses the training source.
+        data: labeled source with the same decode settings as the training data; `none` uses the training source.
         label: column of the label.
         encoder: whose features are probed; the first encoder where left out.
         groups: column of what the choice of hyper-parameters must not divide, such as drawings of one thing.
@@ -196,7 +196,7 @@ class Recipe(_Section):
         objective: `{name: ..., hyper-parameter: value, ...}`.
         data: one source, or name -> source where an objective mixes several.
         training: the loop.
-        probe: optional labelled set.
+        probe: optional labeled set.
         license: of the weights, for the model card.
     """
 

@@ -2,7 +2,7 @@
 
     python scripts/bench_augment.py [--sizes 64,96,224] [--rounds 5]
 
-Both do the same operations with the same probabilities: random resized crop (antialiased), flip, colour jitter in
+Both do the same operations with the same probabilities: random resized crop (antialiased), flip, color jitter in
 random order, gray, Gaussian blur. One thread, CPU time, the two alternating; the best round of each counts.
 """
 

@@ -3,7 +3,7 @@
     python scripts/bench_loop.py            on the CPU or the first GPU
     python scripts/bench_loop.py --rounds 9 --steps 60
 
-Prints the median time of a step in both and the median ratio of neighbouring runs; the bare loop does what anybody
+Prints the median time of a step in both and the median ratio of neighboring runs; the bare loop does what anybody
 would write: transform, forward, backward, step.
 """
 

@@ -5,7 +5,7 @@
 
 The first call makes an environment for lightly in build/peers: `python -m venv`, a .pth file that shows it the packages
 of this Python (torch is 6 GB), then `pip install lightly`. Pictures are scenes of the toy world, written once to
-build/peers-data. Both sides read the same files and train the same network of timm with the same batch and optimiser,
+build/peers-data. Both sides read the same files and train the same network of timm with the same batch and optimizer,
 in one process, taking turns; every file is decoded once, and the first steps are not counted. lightly's side is the
 training loop of its documentation: `LightlyDataset`, `SimCLRTransform` and its like, `DataLoader`, its heads and
 losses. mmssl's is `fit`.
@@ -18,7 +18,7 @@ bicubically; its SimCLR head has two BatchNorms more.
 
 The ratio is of CPU seconds of all processes, workers included, so that a busy machine changes little. "In time" is that
 of seconds on the clock. Without workers, the time of an image is shown in parts: decoding, augmentation, network with
-loss and gradient, optimiser.
+loss and gradient, optimizer.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / "build" / "peers"
 PEER = "lightly==1.6.0"
 WARM_UP = 2
-PARTS = "decoding + augmentation + network + optimiser"
+PARTS = "decoding + augmentation + network + optimizer"
 COLUMNS = ("method", "pictures", "workers", "images/s of a core, lightly", "mmssl", "ratio", "in time")
 COLUMNS = (*COLUMNS, f"lightly, ms: {PARTS}", "mmssl")
 VIT = {"patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3}
@@ -320,7 +320,7 @@ def race(case: Case, workers: int, rounds: int) -> list[str]:
 
             def leave(*_: Any, entered: list[float] = entered, watch: Watch = watch) -> None:
                 if watch.running:
-                    watch.parts["optimiser"] += time.process_time() - entered[0]
+                    watch.parts["optimizer"] += time.process_time() - entered[0]
 
             hooks = [register_optimizer_step_pre_hook(enter), register_optimizer_step_post_hook(leave)]
             run(case, workers, watch)
@@ -336,13 +336,13 @@ def race(case: Case, workers: int, rounds: int) -> list[str]:
 
 
 def shown(watches: tuple[Watch, ...], images: int) -> str:
-    """Milliseconds an image: decoding, augmentation, network, optimiser."""
+    """Milliseconds an image: decoding, augmentation, network, optimizer."""
     parts = {
-        name: statistics.median(w.parts[name] for w in watches) for name in ("decoding", "augmentation", "optimiser")
+        name: statistics.median(w.parts[name] for w in watches) for name in ("decoding", "augmentation", "optimizer")
     }
     total = statistics.median(watch.cpu for watch in watches)
     network = total - sum(parts.values())
-    row = (parts["decoding"], parts["augmentation"], network, parts["optimiser"])
+    row = (parts["decoding"], parts["augmentation"], network, parts["optimizer"])
     return " + ".join(f"{1000 * part / images:.2f}" for part in row)
 
 

@@ -10,7 +10,7 @@ hidden layers are narrower than published, which leaves an overhead more to show
 
 The two take turns step by step, on one thread; CPU time there, wall time on a GPU. The ratio is the median over the
 rounds with its quartiles, above 1 where mmssl is faster. "Rest" is the same without the transforms: network, loss,
-gradient, optimiser. Both losses are means over the same steps; that they agree tells that both do the same.
+gradient, optimizer. Both losses are means over the same steps; that they agree tells that both do the same.
 """
 
 from __future__ import annotations

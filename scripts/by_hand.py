@@ -22,7 +22,7 @@ Net = Callable[[Tensor], Tensor]
 
 
 class Hand(NamedTuple):
-    """A task by hand: bytes -> inputs, without gradient; inputs -> loss; what follows the optimiser."""
+    """A task by hand: bytes -> inputs, without gradient; inputs -> loss; what follows the optimizer."""
 
     transform: Callable[[Tensor], tuple[Tensor, ...]]
     loss: Callable[..., Tensor]
@@ -339,9 +339,9 @@ def vicreg(task: Any, net: Net, size: int) -> Hand:
 
 
 def dino(task: Any, net: Net, size: int) -> Hand:
-    taught, centre, patch = trunk(task.teacher["encoder"]), task.centre, task.encoders["image"].patch_size[0]
+    taught, center, patch = trunk(task.teacher["encoder"]), task.center, task.encoders["image"].patch_size[0]
     large, small = byol_views(size, (0.4, 1.0)), view(round(size * 96 / 224 / patch) * patch, (0.05, 0.4))
-    mean = centre
+    mean = center
 
     def head(part: Any, pooled: Tensor) -> Tensor:
         return F.linear(F.normalize(part.mlp(pooled), dim=-1), F.normalize(part.prototypes.weight, dim=-1))
@@ -352,13 +352,13 @@ def dino(task: Any, net: Net, size: int) -> Hand:
         student = (head(task.head, torch.cat([net(whole), net(part)])) / 0.1).log_softmax(-1).split(rows)
         with torch.no_grad():
             logits = head(task.teacher["head"], taught(whole))
-            teacher, mean = ((logits - centre) / 0.04).softmax(-1).split(rows), logits.mean(0)
+            teacher, mean = ((logits - center) / 0.04).softmax(-1).split(rows), logits.mean(0)
         pairs = [-(t * s).sum(-1).mean() for i, t in enumerate(teacher) for j, s in enumerate(student) if i != j]
         return torch.stack(pairs).mean()
 
     def after() -> None:
         follow(task.teacher, [task.encoders["image"], task.head], 0.996)
-        centre.mul_(0.9).add_(mean, alpha=0.1)
+        center.mul_(0.9).add_(mean, alpha=0.1)
 
     return Hand(lambda x: (*large(x), torch.cat([each(small, x) for _ in range(8)])), loss, after)
 

@@ -6,7 +6,7 @@
 
 Two artists' drawings are pretrained on; the category is then probed on a third artist's drawings of concepts that were
 never seen. A cell is one task, one network and one seed, kept in scripts/compare_tasks.json and not run again. All
-tasks have the same steps, optimiser and number of pictures through the encoder a step; nothing is tuned for a task.
+tasks have the same steps, optimizer and number of pictures through the encoder a step; nothing is tuned for a task.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     },
 }
 RATES = {"cnn": 2e-3, "vit": 1e-3}
-# Crops alike for all tasks; views as SimCLR's for pictures of 32 pixels: weaker colours, no blur.
+# Crops alike for all tasks; views as SimCLR's for pictures of 32 pixels: weaker colors, no blur.
 CROP = {"area": [0.2, 1.0]}
 VIEWS = {"views": {"strength": 0.5, "blur": 0, "solarize": 0, **CROP}}
 HEAD = {"hidden": 512, "width": 128}
@@ -165,7 +165,7 @@ def measure(task: str, network: str, seed: int, folder: str) -> dict[str, Any]:
 
 
 def pixels() -> Any:
-    """An encoder that only shrinks: its features are 16 x 16 colours."""
+    """An encoder that only shrinks: its features are 16 x 16 colors."""
     import torch
     import torch.nn.functional as F
 

@@ -5,18 +5,18 @@
     python scripts/compare_text.py --table                                      only the tables, into README.md
 
 A cell is one task on one corpus with one seed, kept in scripts/compare_text.json and not run again. Each is scored on
-texts that were not trained on, at the tokens that it cannot see: masked language modelling where the text shows the
+texts that were not trained on, at the tokens that it cannot see: masked language modeling where the text shows the
 mask token, span denoising at the removed tokens (not at sentinels and the end). Beside it stand models that count the
-training texts. `unigram` knows how frequent a token is; `bigram` what follows the token to the left; `both neighbours`,
-for the masks, what follows the left one and precedes the right one, P(token | left) P(right | token) normalised, which
-is the exact answer of a bigram model. Bigrams are smoothed by absolute discounting with the unigrams; where a neighbour
+training texts. `unigram` knows how frequent a token is; `bigram` what follows the token to the left; `both neighbors`,
+for the masks, what follows the left one and precedes the right one, P(token | left) P(right | token) normalized, which
+is the exact answer of a bigram model. Bigrams are smoothed by absolute discounting with the unigrams; where a neighbor
 is hidden too, they do without it. The decoder of span denoising knows a span's earlier tokens, and so does its bigram.
 All are asked which token it is, given that it is one of a text: chances of sentinels, of the end and of the other
 special tokens are taken out and the rest made to add up, the network's as well as the counts'. That a span goes on is
 nothing that counts of whole texts could say.
 
 Then the class of the noun that a definition of WordNet defines (25 classes, 10 and 100 labels a class) is read off the
-frozen encoder by logistic regression, beside the same network random-initialised and TF-IDF of the words.
+frozen encoder by logistic regression, beside the same network random-initialized and TF-IDF of the words.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Counts:
         models = {
             "unigram": self.unigram,
             "bigram": on_left,
-            "both neighbours": on_left if right is None else on_left * self.follows[:, right],
+            "both neighbors": on_left if right is None else on_left * self.follows[:, right],
         }
         return {name: chance * ~self.special / chance[~self.special].sum() for name, chance in models.items()}
 
@@ -162,7 +162,7 @@ def losses(run: Any) -> dict[str, float]:
                 sums[name] = sums.get(name, 0.0) + own
             tokens += 1
     if span:
-        del sums["both neighbours"]  # where the span ends is not known yet
+        del sums["both neighbors"]  # where the span ends is not known yet
     return {name: round(total / tokens, 4) for name, total in sums.items()} | {"tokens": tokens}
 
 
@@ -171,7 +171,7 @@ Hidden = Iterator[tuple[int, int, int, int | None, int | None]]
 
 
 def masked_tokens(inputs: Any, tokenizer: Any) -> Hidden:
-    """Tokens of masked language modelling that the text shows as the mask token."""
+    """Tokens of masked language modeling that the text shows as the mask token."""
     for row, slot in inputs["chosen"].nonzero().tolist():
         place = int(inputs["places"][row, slot])
         left, own, right = (int(token) for token in inputs["text"][row, place - 1 : place + 2])
@@ -241,7 +241,7 @@ def _tfidf(seed: int) -> dict[str, Any]:
 def tables(cells: Cells) -> str:
     """Markdown: the losses, then the probe; mean and standard deviation over the seeds."""
     lines = [
-        "| unseen texts, nats a hidden token | network | unigram | bigram | both neighbours | tokens | seeds |",
+        "| unseen texts, nats a hidden token | network | unigram | bigram | both neighbors | tokens | seeds |",
         "|---|---|---|---|---|---|---|",
     ]
     probes = [
@@ -255,7 +255,7 @@ def tables(cells: Cells) -> str:
             if runs and "network" in runs[0]:
                 columns = [
                     spread([run[model] for run in runs], 2) if model in runs[0] else ""
-                    for model in ("network", "unigram", "bigram", "both neighbours")
+                    for model in ("network", "unigram", "bigram", "both neighbors")
                 ]
                 lines.append(f"| {name} | {' | '.join(columns)} | {runs[0]['tokens']} | {len(runs)} |")
             for encoder in ("pretrained", "random"):

@@ -5,7 +5,7 @@
     python scripts/results.py --table                                     only the table, into README.md
 
 A cell is one recipe with one seed: pretrain from the recipe, then measure on rows that were not trained on. Each number
-stands beside that of the same networks random-initialised with the same seed.
+stands beside that of the same networks random-initialized with the same seed.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def alignment(run: Any) -> dict[str, float]:
 def table(cells: Cells) -> str:
     """Markdown: a row a recipe and number, mean and standard deviation over the seeds, beside its baseline."""
     lines = [
-        "| recipe | measured on unseen rows | pretrained | random-initialised, chance or baseline | seeds |",
+        "| recipe | measured on unseen rows | pretrained | random-initialized, chance or baseline | seeds |",
         "|---|---|---|---|---|",
     ]
     for name, seeds in SEEDS.items():

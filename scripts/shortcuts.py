@@ -41,11 +41,11 @@ class Cell(NamedTuple):
     @property
     def key(self) -> str:
         arm = self.arm
-        return f"{self.task} | {self.words} | {arm.null} | {arm.file} | {arm.artefact} | {arm.scale:g}"
+        return f"{self.task} | {self.words} | {arm.null} | {arm.file} | {arm.artifact} | {arm.scale:g}"
 
 
 # Small heads and one grid, for speed, and few orders, with which a small network soon learns where a tile belongs. What
-# hides artefacts is as by default.
+# hides artifacts is as by default.
 TASKS = {
     "rotation": Task({"name": "rotation"}, 48, {}),
     "jigsaw": Task(
@@ -80,8 +80,8 @@ POSITION_COLOR: dict[str, dict[str, Any]] = {
     "defaults": {},
 }
 BRIGHTNESS = {
-    "standardised tiles": {"standardize": True},
-    "standardised tiles, flat_field": {"standardize": True, "flat_field": True},
+    "standardized tiles": {"standardize": True},
+    "standardized tiles, flat_field": {"standardize": True, "flat_field": True},
 }
 REMEDIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("jigsaw", "green shift"): JIGSAW_COLOR,
@@ -114,8 +114,8 @@ def cells() -> list[Cell]:
     """All of them; the controls first, then what remedies do, then every kind of file."""
     plain = [Cell(task, "defaults", {}, arm) for task in TASKS for arm in PLAIN]
     planted = [
-        Cell(task, words, options, arm_of(artefact))
-        for (task, artefact), remedies in REMEDIES.items()
+        Cell(task, words, options, arm_of(artifact))
+        for (task, artifact), remedies in REMEDIES.items()
         for words, options in remedies.items()
     ]
     padded = [Cell(task, PAD, {}, Arm()) for task in TASKS]
@@ -125,12 +125,12 @@ def cells() -> list[Cell]:
     return list({cell.key: cell for cell in [*controls, *padded, *planted, *plain]}.values())
 
 
-def arm_of(artefact: str) -> Arm:
+def arm_of(artifact: str) -> Arm:
     """Planted in pictures that are larger than the decode size, for a lens blurs nothing finer than they show.
 
     Squashed noise shows its direction only while its finest detail is there.
     """
-    return Arm(artefact=artefact, scale=1 if artefact == "squash" else 2)
+    return Arm(artifact=artifact, scale=1 if artifact == "squash" else 2)
 
 
 def run(cell: Cell) -> Finding:
@@ -162,7 +162,7 @@ def findings() -> dict[str, Finding]:
 
 
 def tables() -> str:
-    """Two in Markdown: every kind of file with the defaults of each task, and planted artefacts with each remedy."""
+    """Two in Markdown: every kind of file with the defaults of each task, and planted artifacts with each remedy."""
     found = findings()
 
     def entry(cell: Cell) -> str:
@@ -179,16 +179,16 @@ def tables() -> str:
     for arm in PLAIN:
         size = " larger than the decode size" if arm.scale != 1 else ""
         row = [entry(Cell(task, "defaults", {}, arm)) for task in TASKS]
-        lines.append(f"| {names.get(arm.null, 'one colour')}, {arm.file}{size} | " + " | ".join(row) + " |")
+        lines.append(f"| {names.get(arm.null, 'one color')}, {arm.file}{size} | " + " | ".join(row) + " |")
     row = [entry(Cell(task, PAD, {}, Arm())) for task in TASKS]
     lines.append("| white noise, 4:3 png, `fit: pad` | " + " | ".join(row) + " |")
     row = [entry(Cell(task, "defaults", {}, control_of(Arm()))) for task in TASKS]
     lines.append("| white noise, png, rings planted: the control | " + " | ".join(row) + " |")
 
     lines += ["", "| planted | task | what is done about it: right answers |", "|---|---|---|"]
-    for (task, artefact), remedies in REMEDIES.items():
-        each = [f"{words} {entry(Cell(task, words, options, arm_of(artefact)))}" for words, options in remedies.items()]
-        lines.append(f"| {artefact} | `{task}` | " + ", ".join(each) + " |")
+    for (task, artifact), remedies in REMEDIES.items():
+        each = [f"{words} {entry(Cell(task, words, options, arm_of(artifact)))}" for words, options in remedies.items()]
+        lines.append(f"| {artifact} | `{task}` | " + ", ".join(each) + " |")
     return "\n".join(lines)
 
 

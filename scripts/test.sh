@@ -8,5 +8,6 @@ install "[test]"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
+.venv/bin/codespell
 # One thread a worker: two workers of many threads each would fight for the cores.
 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" .venv/bin/python -m pytest -n 2 "$@"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmssl import catalogue, cli, doctor
+from mmssl import catalog, cli, doctor
 from mmssl.errors import Interrupted
 from mmssl.registry import ROOT
 
@@ -127,7 +127,7 @@ def test_an_error_is_one_line_on_stderr_and_exit_code_2(monkeypatch, capsys, tmp
 
 def test_debug_shows_where_an_error_comes_from(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["mmssl", "--debug", "list", "rotatoin"])
-    with pytest.raises(catalogue.RecipeError):
+    with pytest.raises(catalog.RecipeError):
         cli.main()
 
 
@@ -136,7 +136,7 @@ def test_an_interrupted_call_ends_with_130(monkeypatch, error):
     def interrupted() -> str:
         raise error
 
-    monkeypatch.setattr(catalogue, "table", interrupted)
+    monkeypatch.setattr(catalog, "table", interrupted)
     assert call(monkeypatch, "list") == 130
 
 

@@ -66,10 +66,10 @@ def test_it_needs_modalities_and_never_a_label(built):
     assert {need.rpartition("/")[2] for need in objective.needs} <= {*MODALITIES, *TEXT_PARTS}
     if any("/" in need for need in objective.needs):
         pytest.skip("a combination hands all entries of a source on; its tasks are tested alone")
-    labelled = Watched(batch | {"label": torch.zeros(ROWS, dtype=torch.long)})
-    objective.transform(labelled, Draws(0, 0, ROWS))
-    assert labelled.read
-    assert "label" not in labelled.read
+    labeled = Watched(batch | {"label": torch.zeros(ROWS, dtype=torch.long)})
+    objective.transform(labeled, Draws(0, 0, ROWS))
+    assert labeled.read
+    assert "label" not in labeled.read
 
 
 def test_the_transform_draws_from_seed_and_step_alone(built, monkeypatch):

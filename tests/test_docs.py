@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from mmssl import catalogue, cli
+from mmssl import catalog, cli
 from mmssl.registry import ROOT
 
 PROJECT = ROOT.parent
@@ -28,7 +28,7 @@ def test_the_walk_through_quotes_all_three_files():
 @each
 def test_commands_are_those_of_the_command_line(document):
     program = get_command(cli.app)
-    recipes = {path.stem for path in catalogue.recipe_files()}
+    recipes = {path.stem for path in catalog.recipe_files()}
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", document.read_text(), re.DOTALL))
     calls = re.findall(r"^(?:torchrun .* -m )?mmssl (.*?)(?:\s*#.*)?$", blocks, re.MULTILINE)
     assert calls

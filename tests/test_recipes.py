@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmssl import catalogue, recipe
+from mmssl import catalog, recipe
 from mmssl.batch import MODALITIES
 from mmssl.build import build_objective
 from mmssl.cli import find_recipe
@@ -27,7 +27,7 @@ def tasks_of(loaded: Recipe) -> list[str]:
 
 @each
 def test_the_head_says_what_how_and_with_which_result(path: Path):
-    head = catalogue.head(path)
+    head = catalog.head(path)
     assert head[0].endswith((".", "?", ":"))
     assert "" in head
     facts = dict(
@@ -48,7 +48,7 @@ def test_it_lies_in_the_folder_of_its_task_and_is_named_after_it(path: Path):
         assert path.parent.name == (task.family or task.name)
         # A combination may bear the name of the paper that it is from, which its head begins with: CoCa, BLIP.
         paper = (
-            re.match(r"[\w-]*", catalogue.head(path)[0])[0].lower().replace("-", "") if task.name == "combine" else None
+            re.match(r"[\w-]*", catalog.head(path)[0])[0].lower().replace("-", "") if task.name == "combine" else None
         )
         assert path.stem.startswith("_".join(tasks_of(loaded)[1:]) or task.name) or path.stem.partition("_")[0] == paper
 

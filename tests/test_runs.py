@@ -43,7 +43,7 @@ SENTENCES = [f"the {a} {b} {c}" for a in ("red", "blue", "old") for b in ("cat",
 
 
 def write(path: Path, tree: dict[str, Any]) -> Path:
-    path.write_text(yaml.safe_dump(tree, sort_keys=False))  # order of tasks is order of initialisation
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))  # order of tasks is order of initialization
     return path
 
 

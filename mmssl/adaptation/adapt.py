@@ -1,4 +1,4 @@
-"""The one adaptation call: an encoder, labelled rows, a probe; out comes a table with its baselines."""
+"""The one adaptation call: an encoder, labeled rows, a probe; out comes a table with its baselines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmssl.adaptation.features import POOLED, collect, extract
 from mmssl.adaptation.layers import probe_depths
 from mmssl.adaptation.pairs import Asked, PairProbe
 from mmssl.adaptation.probes.base import HELD_OUT, Probe, RawRows, hold_out
-from mmssl.adaptation.rows import Labelled, Rows, groups_of, labels_of, open_pair
+from mmssl.adaptation.rows import Labeled, Rows, groups_of, labels_of, open_pair
 from mmssl.adaptation.scores import CONSTANT, PRETRAINED, RANDOM, RetrievalScores, Scores, score
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
@@ -24,18 +24,18 @@ from mmssl.recipe import Data
 
 @overload
 def adapt(
-    encoder: Objective, train: Labelled, test: Labelled | None = None, *, probe: Literal["retrieval"], **settings: Any
+    encoder: Objective, train: Labeled, test: Labeled | None = None, *, probe: Literal["retrieval"], **settings: Any
 ) -> RetrievalScores: ...
 
 
 @overload
-def adapt(encoder: Encoder | Objective, train: Labelled, test: Labelled | None = None, **settings: Any) -> Scores: ...
+def adapt(encoder: Encoder | Objective, train: Labeled, test: Labeled | None = None, **settings: Any) -> Scores: ...
 
 
 def adapt(
     encoder: Encoder | Objective,
-    train: Labelled,
-    test: Labelled | None = None,
+    train: Labeled,
+    test: Labeled | None = None,
     *,
     label: str = "label",
     probe: str = "knn",
@@ -52,7 +52,7 @@ def adapt(
     workers: int = 0,
     **options: Any,
 ) -> Scores | RetrievalScores:
-    """Learn classes from labelled rows on top of `encoder`, and score rows that were not seen.
+    """Learn classes from labeled rows on top of `encoder`, and score rows that were not seen.
 
     The probes `retrieval` and `zero_shot` learn nothing: they take a task (`run.objective`) in place of the encoder,
     and compare pairs of rows, or rows and the names of classes, in the space that the task trained.
@@ -70,9 +70,9 @@ def adapt(
         label: column of the classes, whole numbers or names; of batches it is always `label`.
         probe: `knn`, `ridge`, `logistic`, `finetune`, `retrieval` or `zero_shot`; `mmssl list` says what each is.
         layers: probe every depth as well.
-        baseline: score the same network, random-initialised, as well.
+        baseline: score the same network, random-initialized, as well.
         seed: the first of `seeds` consecutive seeds.
-        seeds: random-initialised encoders; also draws of `shots`, and trainings of `finetune`.
+        seeds: random-initialized encoders; also draws of `shots`, and trainings of `finetune`.
         shots: learn from only so many rows a class.
         groups: column (of batches: key) of what a split made here must not divide, such as drawings of one thing; for
             `retrieval`, of rows whose two sides all belong together (without it those of one row, and equal items).

@@ -26,7 +26,7 @@ class ProbeDuring:
     Args:
         spec: of the recipe.
         encoder: in training; its mode and statistics are left as they are.
-        data: labelled source and decode settings.
+        data: labeled source and decode settings.
         seed: of both splits, which are the same at every call.
         batch_size: rows that go through the encoder at a time.
     """

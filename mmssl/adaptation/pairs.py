@@ -134,7 +134,7 @@ def fresh_tasks(task: Objective, seeds: Iterable[int]) -> list[Objective]:
     try:
         return [task.fresh(seed).to(device) for seed in seeds]
     except TypeError as error:
-        raise RecipeError(f"{error}; or leave the random-initialised baseline out (baseline=False)") from error
+        raise RecipeError(f"{error}; or leave the random-initialized baseline out (baseline=False)") from error
 
 
 @dataclass

@@ -23,7 +23,7 @@ RIDGES = (10.0, 1.0, 0.1, 0.01, 0.001)
 def plain(modality: str, x: Tensor, mask: Tensor | None) -> Tensor:
     """Rows of a batch as vectors, float32 (B, D); of text its ids (B, L), -1 where not valid, for `bag`.
 
-    Images are shrunk to 16 x 16 colours, clips to 8 moments of 8 x 8, sounds to 8 moments of 64 linear bands of the log
+    Images are shrunk to 16 x 16 colors, clips to 8 moments of 8 x 8, sounds to 8 moments of 64 linear bands of the log
     spectrum.
     """
     if modality == "text":

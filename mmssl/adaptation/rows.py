@@ -1,4 +1,4 @@
-"""Labelled rows for adaptation, from whatever the caller has: a source, a data set or batches."""
+"""Labeled rows for adaptation, from whatever the caller has: a source, a data set or batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mmssl.recipe import Data
 if TYPE_CHECKING:
     import datasets
 
-Labelled: TypeAlias = "str | Path | Data | datasets.Dataset | datasets.IterableDataset | Iterable[Batch]"
+Labeled: TypeAlias = "str | Path | Data | datasets.Dataset | datasets.IterableDataset | Iterable[Batch]"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Rows:
-    """Labelled batches.
+    """Labeled batches.
 
     Attributes:
         batches: with `label` and the encoder's key.
@@ -85,7 +85,7 @@ def open_pair(
         raise DataError(f"train and test are the same rows: {first.where}; leave test out to hold some of them out")
 
     sources = [first] if second is None else [first, second]
-    rows = _labelled(sources, encoder, label, groups, batch_size, workers)
+    rows = _labeled(sources, encoder, label, groups, batch_size, workers)
     return rows[0], rows[1] if second is not None else None
 
 
@@ -172,7 +172,7 @@ def open_rows(
     """The rows of one source alone; see `open_pair`."""
     first = _open(data, None, None, limit)
     assert first is not None  # only batches have no source
-    return _labelled([first], encoder, label, groups, batch_size, 0)[0]
+    return _labeled([first], encoder, label, groups, batch_size, 0)[0]
 
 
 def groups_of(rows: Rows, rest: Batch, groups: str | None) -> Tensor | None:
@@ -214,7 +214,7 @@ def labels_of(rows: Rows, rest: Batch) -> Tensor:
 _DATASET = "dataset"
 
 
-def _labelled(
+def _labeled(
     opened: Sequence[Opened], encoder: Encoder, label: str, groups: str | None, batch_size: int, workers: int
 ) -> list[Rows]:
     """Training and test sources, in this order, as rows with common class numbers."""

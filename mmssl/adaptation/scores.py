@@ -16,7 +16,7 @@ RERANKED, RAW, CHANCE = "re-ranked", "raw", "chance"
 NAMES = {
     PRETRAINED: "pretrained",
     RERANKED: "pretrained, re-ranked",
-    RANDOM: "random-initialised",
+    RANDOM: "random-initialized",
     RAW: "linear maps of raw inputs",
     CONSTANT: "constant (majority class)",
     CHANCE: "chance",
@@ -28,7 +28,7 @@ class Row:
     """One line of the table; shares lie in [0, 1].
 
     Attributes:
-        encoder: `pretrained`, `random` (the same network, random-initialised), `constant` (the majority class) or
+        encoder: `pretrained`, `random` (the same network, random-initialized), `constant` (the majority class) or
             `chance` (a class at random).
         layer: `pooled`, or the depth that was probed.
         accuracy: mean over the seeds.
@@ -63,7 +63,7 @@ class Scores:
         shots: rows a class that were learned from; None for all.
         test: where the test rows come from.
         validation: where the hyper-parameters were chosen.
-        seeds: of initialisation and of the probes.
+        seeds: of initialization and of the probes.
         warnings: what the reader of the table should know.
     """
 
@@ -86,7 +86,7 @@ class Scores:
 
     @property
     def baseline(self) -> float:
-        """The better of the random-initialised encoder and the constant answer, with the same probe and layer."""
+        """The better of the random-initialized encoder and the constant answer, with the same probe and layer."""
         layer = self.rows[0].layer
         return max(row.accuracy for row in self.rows if row.encoder != PRETRAINED and row.layer == layer)
 
@@ -122,7 +122,7 @@ class RetrievalRow:
 
     Attributes:
         encoder: `pretrained`, `re-ranked` (its best, ordered anew by the network that sees both sides), `random` (the
-            same networks, random-initialised), `raw` (linear maps of raw inputs, learned from training pairs) or
+            same networks, random-initialized), `raw` (linear maps of raw inputs, learned from training pairs) or
             `chance` (a random order).
         query: name of the encoder whose items ask.
         gallery: name of the one whose items are ranked.
@@ -151,7 +151,7 @@ class RetrievalScores:
         items: name of encoder -> number of distinct items, queries and gallery.
         parts: of the test rows that share no item and no group: independent trials.
         test: where the test rows come from.
-        seeds: of the random-initialised networks.
+        seeds: of the random-initialized networks.
         warnings: what the reader of the table should know.
     """
 
@@ -232,9 +232,9 @@ def balanced_accuracy(right: Tensor, labels: Tensor) -> float:
 
 def wilson(share: float, rows: int, z: float = 1.959964) -> tuple[float, float]:
     """Interval of a share observed on `rows` independent rows (Wilson 1927); 95 % by default."""
-    centre = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
+    center = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
     half = z / (1 + z**2 / rows) * math.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def _line(row: Row) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 As in Yu et al. 2020, "Gradient Surgery for Multi-Task Learning", arXiv 2001.06782: the cosine between two tasks'
 gradients on the parameters that both train. Below 0 a step for the one undoes part of a step for the other. Gradients
-of one batch are noisy, and the noise pulls every cosine towards 0; so a single measurement says little, and the closing
+of one batch are noisy, and the noise pulls every cosine toward 0; so a single measurement says little, and the closing
 line gives a mean with its interval.
 """
 

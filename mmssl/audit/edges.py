@@ -64,11 +64,11 @@ def _solved(task: Objective, inputs: Batch) -> Tensor:
 def _distances(tiles: Tensor) -> tuple[Tensor, Tensor]:
     """(B, K, K) twice: how badly the left edge of b continues the right one of a, and the upper of b the lower of a.
 
-    Edges are grey, for each tile may have kept a channel of its own.
+    Edges are gray, for each tile may have kept a channel of its own.
     """
-    grey = tiles.float().mean(2)
+    gray = tiles.float().mean(2)
 
     def squares(first: Tensor, second: Tensor) -> Tensor:
         return (first[:, :, None] - second[:, None]).square().mean(-1)
 
-    return squares(grey[..., -1], grey[..., 0]), squares(grey[..., -1, :], grey[..., 0, :])
+    return squares(gray[..., -1], gray[..., 0]), squares(gray[..., -1, :], gray[..., 0, :])

@@ -1,7 +1,7 @@
-"""Pictures without structure, artefacts to plant in them, and the files that they are written to.
+"""Pictures without structure, artifacts to plant in them, and the files that they are written to.
 
 Nothing in these pictures tells which way is up or where a part of them lies, so whatever a task finds in them was put
-there by files, decoder, resize, crop or transform, or by the artefact that was planted on purpose. They are drawn
+there by files, decoder, resize, crop or transform, or by the artifact that was planted on purpose. They are drawn
 larger than they are kept: noise made by a Fourier transform meets itself at its border, and a square cut out of a 4:3
 picture would then be closed in one direction only, which is a structure.
 """
@@ -22,7 +22,7 @@ from mmssl.ops.draws import mix_seed
 # What of each channel's variance is common to all three, as in photographs; chromatic aberration shows by it.
 COMMON = 0.8
 DEVIATION = 0.18
-# Amplitude of the positive control, and its rings: in the lower corners of the centre square one is as wide as a
+# Amplitude of the positive control, and its rings: in the lower corners of the center square one is as wide as a
 # ninth of the side.
 CONTROL = 0.09
 RINGS = 2.0
@@ -36,13 +36,13 @@ class Arm:
     Attributes:
         null: how pictures are made, see `NULLS`.
         file: how they are stored, see `FILES`.
-        artefact: what is planted, see `ARTEFACTS`; `none` for nothing.
+        artifact: what is planted, see `ARTIFACTS`; `none` for nothing.
         scale: short side of the file's picture over the decode size; 1 is data that was resized to it beforehand.
     """
 
     null: str = "white"
     file: str = "png"
-    artefact: str = "none"
+    artifact: str = "none"
     scale: float = 1.0
 
 
@@ -63,7 +63,7 @@ def natural(rng: np.random.Generator, height: int, width: int, texture: np.ndarr
 
 
 def phases(rng: np.random.Generator, height: int, width: int, texture: np.ndarray | None) -> np.ndarray:
-    """The spectrum and colours of a real picture with random phases: white noise convolved with it.
+    """The spectrum and colors of a real picture with random phases: white noise convolved with it.
 
     (Galerne, Gousseau & Morel 2011, "Random Phase Textures", asymptotic discrete spot noise.) Photographs hold more
     horizontal and vertical lines than others, so the picture is turned and mirrored at random beforehand: over the data
@@ -85,12 +85,12 @@ def phases(rng: np.random.Generator, height: int, width: int, texture: np.ndarra
 
 
 def constant(rng: np.random.Generator, height: int, width: int, texture: np.ndarray | None) -> np.ndarray:
-    """One colour."""
+    """One color."""
     return np.broadcast_to(rng.random(3, dtype=np.float32), (height, width, 3)).copy()
 
 
 def _colored(noise: np.ndarray) -> np.ndarray:
-    """(H, W, 4) of unit variance -> colours in [0, 1] of which a part is common to the channels."""
+    """(H, W, 4) of unit variance -> colors in [0, 1] of which a part is common to the channels."""
     mixed = COMMON**0.5 * noise[..., :1] + (1 - COMMON) ** 0.5 * noise[..., 1:]
     return np.clip(0.5 + DEVIATION * mixed, 0, 1)
 
@@ -106,7 +106,7 @@ def red_blue_shift(picture: np.ndarray) -> np.ndarray:
 
 
 def vignetting(picture: np.ndarray) -> np.ndarray:
-    """Brightness falls with the square of the distance from the centre, to half of it in the corners."""
+    """Brightness falls with the square of the distance from the center, to half of it in the corners."""
     down, across = _places(picture)
     aspect = picture.shape[1] / picture.shape[0]
     square = (down**2 + (aspect * across) ** 2) / (1 + aspect**2)
@@ -114,7 +114,7 @@ def vignetting(picture: np.ndarray) -> np.ndarray:
 
 
 def watermark(picture: np.ndarray) -> np.ndarray:
-    """A white sign like an F, a sixth of the short side high, in the lower right corner of the centre square."""
+    """A white sign like an F, a sixth of the short side high, in the lower right corner of the center square."""
     height, width = picture.shape[:2]
     side = min(height, width)
     stroke = max(1, round(side / 36))
@@ -138,7 +138,7 @@ def zone_plate(picture: np.ndarray) -> np.ndarray:
     """Rings about the middle of the upper edge, the positive control.
 
     Direction and spacing of the rings are those of one place alone, and a mirror image has the same. Nothing that a
-    task does against known artefacts (grey, one channel, jitter, standardised tiles) takes them away.
+    task does against known artifacts (gray, one channel, jitter, standardized tiles) takes them away.
     """
     down, across = _places(picture)
     aspect = picture.shape[1] / picture.shape[0]
@@ -147,7 +147,7 @@ def zone_plate(picture: np.ndarray) -> np.ndarray:
 
 
 def _places(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel centres in half heights and half widths from the centre: -1 to 1, (H, 1) and (1, W)."""
+    """Pixel centers in half heights and half widths from the center: -1 to 1, (H, 1) and (1, W)."""
     height, width = picture.shape[:2]
     down = (2 * np.arange(height, dtype=np.float32) + 1) / height - 1
     across = (2 * np.arange(width, dtype=np.float32) + 1) / width - 1
@@ -155,15 +155,15 @@ def _places(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _magnified(picture: np.ndarray, factors: Sequence[float]) -> np.ndarray:
-    """Each channel magnified about the centre, from inside the picture, with cubic splines."""
-    centre = (np.array(picture.shape[:2]) - 1) / 2
+    """Each channel magnified about the center, from inside the picture, with cubic splines."""
+    center = (np.array(picture.shape[:2]) - 1) / 2
     magnified = picture.copy()
     for channel, factor in enumerate(factors):
         if factor != 1:
             ndimage.affine_transform(
                 picture[..., channel],
                 np.full(2, 1 / factor),
-                centre * (1 - 1 / factor),
+                center * (1 - 1 / factor),
                 output=magnified[..., channel],
                 order=3,
                 mode="nearest",
@@ -180,12 +180,12 @@ def _png(picture: np.ndarray, rng: np.random.Generator) -> Image.Image:
 
 
 def _palette(picture: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    """64 colours of its own."""
+    """64 colors of its own."""
     return Image.fromarray(_bytes(picture)).quantize(64, Image.Quantize.FASTOCTREE)
 
 
 def _dithered(picture: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    """The 216 colours of the web, each pixel's error handed on to the right and below (Floyd-Steinberg)."""
+    """The 216 colors of the web, each pixel's error handed on to the right and below (Floyd-Steinberg)."""
     return Image.fromarray(_bytes(picture)).convert("P", palette=Image.Palette.WEB)
 
 
@@ -199,7 +199,7 @@ Draw = Callable[[np.random.Generator, int, int, np.ndarray | None], np.ndarray]
 Encode = Callable[[np.ndarray, np.random.Generator], Image.Image]
 
 NULLS: Mapping[str, Draw] = {"white": white, "natural": natural, "phases": phases, "constant": constant}
-ARTEFACTS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+ARTIFACTS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "none": lambda picture: picture,
     "green shift": green_shift,
     "red-blue shift": red_blue_shift,
@@ -234,7 +234,7 @@ def encode(arm: Arm, size: int, seed: int, row: int, texture: np.ndarray | None 
     rng = np.random.default_rng(mix_seed(seed, row))
     height = round(size * arm.scale)
     width = int(rng.integers(height, 2 * height)) if arm.file == "any width" else round(height * 4 / 3)
-    picture = ARTEFACTS[arm.artefact](NULLS[arm.null](rng, height, width, texture))
+    picture = ARTIFACTS[arm.artifact](NULLS[arm.null](rng, height, width, texture))
     make, suffix, options = FILES[arm.file]
     stream = io.BytesIO()
     make(picture, rng).save(stream, {"jpg": "jpeg"}.get(suffix, suffix), **options)

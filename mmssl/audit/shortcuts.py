@@ -2,11 +2,11 @@
 
 A small network learns the task on pictures without structure, through everything that real pictures go through: bytes
 of a file, decoder, resize, crop, the task's own transform, the loop. What it gets right above chance on pictures that
-it has not seen, it knows from an artefact, and the features of any network trained on this task may be of no more use
+it has not seen, it knows from an artifact, and the features of any network trained on this task may be of no more use
 than that. The opposite proves something only if the audit can see: rings planted in the same pictures must be found.
 
     audit(recipe)                                      every kind of file, white noise
-    audit(recipe, [Arm(artefact="vignetting")])        does the task resist it?
+    audit(recipe, [Arm(artifact="vignetting")])        does the task resist it?
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def audit(
 
 def control_of(arm: Arm) -> Arm:
     """The same pictures in lossless files, with the rings planted."""
-    return Arm(null=arm.null, artefact="zone plate", scale=arm.scale)
+    return Arm(null=arm.null, artifact="zone plate", scale=arm.scale)
 
 
 def judge(finding: Finding, control: Finding) -> Finding:
@@ -154,7 +154,7 @@ def measure(
         steps: of training.
         batch_size: pictures a step.
         rows: pictures that are trained on, over and over, and as many others that are tested.
-        seed: of pictures, initialisation and draws.
+        seed: of pictures, initialization and draws.
 
     Raises:
         RecipeError: for a task that reads something else than images of one source, or logs no accuracy.
@@ -220,7 +220,7 @@ def table(findings: Sequence[Finding]) -> str:
     for f in findings:
         size = "" if f.arm.scale == 1 else f", {f.arm.scale:g}x the size"
         lines.append(
-            f"| {f.arm.null} | {f.arm.file}{size} | {f.arm.artefact} | {f.accuracy:.1%} | {f.low:.1%} to {f.high:.1%} "
+            f"| {f.arm.null} | {f.arm.file}{size} | {f.arm.artifact} | {f.accuracy:.1%} | {f.low:.1%} to {f.high:.1%} "
             f"| {f.chance:.1%} | {f.z:.1f} | {f.verdict} |"
         )
     return "\n".join(lines)
@@ -229,9 +229,9 @@ def table(findings: Sequence[Finding]) -> str:
 def wilson(share: float, trials: int) -> tuple[float, float]:
     """The 99 % interval of a binomial probability of which `share` was seen in `trials` (Wilson 1927)."""
     square = QUANTILE**2 / trials
-    centre = share + square / 2
+    center = share + square / 2
     half = QUANTILE * math.sqrt(share * (1 - share) / trials + square / (4 * trials))
-    return (centre - half) / (1 + square), (centre + half) / (1 + square)
+    return (center - half) / (1 + square), (center + half) / (1 + square)
 
 
 def _accuracy(objective: Objective) -> tuple[str, float]:

@@ -7,7 +7,7 @@ whose scatter is the noise. The 1 % of false alarms that is allowed is divided b
 that a long run at chance stays there.
 
 Where a task logs `relative_error`, its error over that of the best answer which ignores the input, that alone decides:
-knowing how frequent each answer is already takes accuracy and loss far from guessing, with colours as with words. The
+knowing how frequent each answer is already takes accuracy and loss far from guessing, with colors as with words. The
 loss decides only where nothing else has a level: that of embeddings falls by their being close together. Where all are
 one point, `spread` says so.
 

@@ -21,7 +21,7 @@ from mmssl.errors import DataError
 from mmssl.ops.draws import mix_seed
 
 # Rows after an undecodable one that are tried in its place.
-NEIGHBOURS = 100
+NEIGHBORS = 100
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class MapOrder:
             yield Picked(self.present[places].tolist(), None, partial(self._after, places))
 
     def _after(self, places: np.ndarray, position: int) -> Iterator[tuple[int, Row | None]]:
-        for distance in range(1, min(NEIGHBOURS + 1, len(self.present))):
+        for distance in range(1, min(NEIGHBORS + 1, len(self.present))):
             yield int(self.present[(places[position] + distance) % len(self.present)]), None
 
 
@@ -169,7 +169,7 @@ def _pick(waiting: list[tuple[_Block, int]]) -> Picked:
 
 
 def _after(block: _Block, place: int) -> Iterator[tuple[int, Row | None]]:
-    for distance in range(1, min(NEIGHBOURS + 1, len(block.rows))):
+    for distance in range(1, min(NEIGHBORS + 1, len(block.rows))):
         other = (place + distance) % len(block.rows)
         yield block.first + other, block.rows[other]
 

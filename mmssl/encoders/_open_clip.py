@@ -168,8 +168,8 @@ def write_clip(
     """Write `open_clip_config.json` and `open_clip_model.safetensors`; `random` says which weights are not trained."""
     directory.mkdir(parents=True, exist_ok=True)
     save_file(native_state(clip), directory / "open_clip_model.safetensors")
-    normalisation = {key: list(preprocessing[key]) for key in ("mean", "std") if key in preprocessing}
-    content: dict[str, Any] = {"model_cfg": {**config, "custom_text": True}, "preprocess_cfg": normalisation}
+    normalization = {key: list(preprocessing[key]) for key in ("mean", "std") if key in preprocessing}
+    content: dict[str, Any] = {"model_cfg": {**config, "custom_text": True}, "preprocess_cfg": normalization}
     if random:
         content["untrained"] = random
     write_json(directory / "open_clip_config.json", content)

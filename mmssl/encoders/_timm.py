@@ -131,11 +131,11 @@ class TimmBackbone(TimmNetwork):
 
     def export(self, directory: Path, preprocessing: Mapping[str, Any]) -> None:
         """`timm.create_model("local-dir:" + directory, pretrained=True)` loads it, constructor arguments included."""
-        normalisation = {"mean": list(preprocessing["mean"]), "std": list(preprocessing["std"])}
+        normalization = {"mean": list(preprocessing["mean"]), "std": list(preprocessing["std"])}
         save_for_hf(
             self.net,
             directory,
-            model_config={"pretrained_cfg": normalisation},
+            model_config={"pretrained_cfg": normalization},
             model_args=dict(self.kwargs),
             safe_serialization=True,
         )

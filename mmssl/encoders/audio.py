@@ -20,9 +20,9 @@ class AudioEncoder(Encoder):
 
     `forward`, `embed` and `layers` tell the two apart by their number of dimensions, so that a task may augment
     spectrograms: `encoder(augment(encoder.spectrogram(x)))`. A mask is (B, S) with a waveform and (B, T) with a
-    spectrogram. Frame `t` is centred on sample `t * hop`.
+    spectrogram. Frame `t` is centered on sample `t * hop`.
 
-    The default normalisation is that of log(power mel + 1e-6) with AST's constants: mean -4.2677, twice the standard
+    The default normalization is that of log(power mel + 1e-6) with AST's constants: mean -4.2677, twice the standard
     deviation 4.569 (AudioMAE, SSAST and Synchformer divide by 2·std, CAV-MAE by std).
 
     Args:
@@ -110,7 +110,7 @@ class AudioEncoder(Encoder):
         return torch.cat([spectrogram, silence.expand(-1, -1, extra)], dim=2)
 
     def spectrogram(self, x: Tensor) -> Tensor:
-        """Waveforms (B, S) -> normalised log-mel spectrograms (B, M, T), T = S // hop + 1.
+        """Waveforms (B, S) -> normalized log-mel spectrograms (B, M, T), T = S // hop + 1.
 
         For a network of patches T is rounded up to whole patches with silence.
         """
@@ -119,7 +119,7 @@ class AudioEncoder(Encoder):
             return self._pad(self._scale(self.mel(x.to(self.mean.dtype))))
 
     def frame_mask(self, mask: Tensor) -> Tensor:
-        """Mask of samples (B, S) -> of frames (B, S // hop + 1): a valid sample is within half a hop of the centre."""
+        """Mask of samples (B, S) -> of frames (B, S // hop + 1): a valid sample is within half a hop of the center."""
         frames = mask.shape[1] // self.hop + 1
         near = F.pad(mask.unsqueeze(1).float(), (self.hop // 2, self.hop))
         return F.max_pool1d(near, self.hop, self.hop)[:, 0, :frames] > 0
@@ -155,7 +155,7 @@ class AudioEncoder(Encoder):
     def export(self, directory: Path) -> None:
         """Write the network's native files, and `preprocessing.json` beside them; see the base class."""
         channels = self.backbone.channels
-        # To its library the network reads spectrograms that are normalised already.
+        # To its library the network reads spectrograms that are normalized already.
         picture = {"mean": [0.0] * channels, "std": [1.0] * channels}
         self.backbone.export(Path(directory), picture)
         preprocessing = {

@@ -1,6 +1,6 @@
 """What the backbones of all libraries share: names, errors, weights from files, and the contract of image networks.
 
-An image network (`VisionBackbone`) reads normalised pictures: photographs, spectrograms or single frames. Its
+An image network (`VisionBackbone`) reads normalized pictures: photographs, spectrograms or single frames. Its
 `forward` is the library's own, cut where tokens can be left out.
 """
 
@@ -37,7 +37,7 @@ Pretrained = bool | str | None
 
 
 class VisionBackbone(nn.Module):
-    """A network of one library over normalised pictures (B, C, H, W).
+    """A network of one library over normalized pictures (B, C, H, W).
 
     Attributes:
         net: the library's module, without its classifier.
@@ -48,7 +48,7 @@ class VisionBackbone(nn.Module):
         width: of the tokens of `embed`, where there are any.
         channels: channels C of a picture.
         kwargs: what the constructor was given, the network's part of `Encoder.spec`.
-        mean, std: normalisation that the weights, or the library's default for them, expect; one value a channel.
+        mean, std: normalization that the weights, or the library's default for them, expect; one value a channel.
     """
 
     # The libraries are untyped.

@@ -1,7 +1,7 @@
 """The contract of every encoder: one modality in, tokens of one width out.
 
 An encoder *is* a backbone of timm, torchvision, open_clip or transformers, unchanged inside, so that it can leave as
-one. Around it stands only what has to travel with the weights: normalisation constants, the spectrogram recipe, the
+one. Around it stands only what has to travel with the weights: normalization constants, the spectrogram recipe, the
 tokenizer.
 """
 
@@ -71,7 +71,7 @@ class Encoder(nn.Module):
         return result
 
     def freeze(self, frozen: bool = True) -> Self:
-        """Stay as it is, or learn again: no gradient, so no optimiser and no weight decay, and always evaluation mode.
+        """Stay as it is, or learn again: no gradient, so no optimizer and no weight decay, and always evaluation mode.
 
         What is frozen also keeps BatchNorm's running statistics and drops nothing, whatever `train` is called with.
         """

@@ -7,9 +7,9 @@ with cross-attention. `multiway`: all attend together, then each modality has a 
 have a third one in the top layers, as in VLMo and BEiT-3 (Bao et al. 2022, arXiv 2111.02358; Wang et al. 2022, arXiv
 2208.10442): blocks of a timm vision transformer.
 
-Known traps. A padding token that may be attended to changes a row with the length of its neighbours. transformers
+Known traps. A padding token that may be attended to changes a row with the length of its neighbors. transformers
 starts weights with a standard deviation of 0.02, made for a width of 768: in narrow layers `b` hardly sees `a` at
-first, and whether they match is learnt late. An `initializer_range` of 0.02 · sqrt(768 / width) starts them alike: at
+first, and whether they match is learned late. An `initializer_range` of 0.02 · sqrt(768 / width) starts them alike: at
 width 32, two layers on synthetic pairs stood at a loss of 0.43 after 300 steps with 0.02, and at 0.02 with 0.1. An
 expert that sees no token has no gradient, which distributed training waits for; here it gets one of 0. torchscale's
 code for BEiT-3 splits the projections of attention and its norms by modality, too, and has no expert for pairs; here,

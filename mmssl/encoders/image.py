@@ -1,4 +1,4 @@
-"""Images: a network of timm, torchvision or open_clip, behind its normalisation."""
+"""Images: a network of timm, torchvision or open_clip, behind its normalization."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ImageEncoder(Encoder):
     Args:
         model: `timm/...`, `torchvision/...` or `open_clip/...`.
         pretrained: see `mmssl.encoders.create`.
-        mean: normalisation, one value a channel; the library's constants for these weights where left out.
+        mean: normalization, one value a channel; the library's constants for these weights where left out.
         std: likewise.
         **kwargs: of the network's constructor, for instance `img_size`, `patch_size`, `embed_dim`, `depth`.
     """

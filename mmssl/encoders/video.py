@@ -23,7 +23,7 @@ class VideoEncoder(Encoder):
             each frame alone.
         pretrained: see `mmssl.encoders.create`.
         temporal: how the frames of an image network become one vector: `mean` (default) or `max` over time.
-        mean: normalisation, one value a channel; the library's constants for these weights where left out.
+        mean: normalization, one value a channel; the library's constants for these weights where left out.
         std: likewise.
         **kwargs: of the network's constructor.
     """

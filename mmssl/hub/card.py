@@ -119,7 +119,7 @@ def _probe_table(probes: Mapping[str, Any] | None) -> dict[str, Any] | None:
         low, high = row["interval"]
         rows.append(
             [
-                {"random": "random-initialised"}.get(row["encoder"], cell(row["encoder"])),
+                {"random": "random-initialized"}.get(row["encoder"], cell(row["encoder"])),
                 cell(row["layer"]) if row["layer"] else "",
                 f"{100 * row['accuracy']:.1f}{spread}",
                 f"{100 * low:.1f} – {100 * high:.1f}",
@@ -230,7 +230,7 @@ def _longest_run(text: str) -> int:
 
 
 def _license(stated: str | None) -> tuple[str | None, str | None]:
-    """`license` and `license_name` of the front matter; a licence that the Hub cannot know is `other` with its name."""
+    """`license` and `license_name` of the front matter; a license that the Hub cannot know is `other` with its name."""
     if stated is None:
         return None, None
     name = one_line(stated)

@@ -36,7 +36,7 @@ def push(
 ) -> str:
     """Write the model card and upload the run, or write the same files to a folder.
 
-    Optimiser state, logs of undecodable rows and tracker files stay here. Local paths in the recipe and in probes.json
+    Optimizer state, logs of undecodable rows and tracker files stay here. Local paths in the recipe and in probes.json
     are reduced to their last part, URLs lose passwords and query strings.
 
     Args:

@@ -30,7 +30,7 @@ def decode_clip(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Decode a window of a clip: sample `s` and frame `t` happen `s / rate` and `t / fps` seconds after one instant.
 
-    Each track's own start is honoured. The window lies where all wanted tracks are present; its start falls on the
+    Each track's own start is honored. The window lies where all wanted tracks are present; its start falls on the
     nearest sample of the sound.
 
     Args:
@@ -161,14 +161,14 @@ def codecs() -> dict[str, bool]:
 
 
 def _survives(path: Path, video: str | None, audio: str) -> bool:
-    """Whether a grey picture with a steady tone comes back as loud and as bright."""
+    """Whether a gray picture with a steady tone comes back as loud and as bright."""
     from mmssl.recipe import AudioDecode, VideoDecode
 
     rate, fps = 48_000, 25
     tone = np.sin(np.arange(rate) / 20).astype(np.float32) / 2
-    grey = np.full((fps, 32, 32, 3), 128, np.uint8) if video else None
+    gray = np.full((fps, 32, 32, 3), 128, np.uint8) if video else None
     try:
-        write_clip(path, grey, fps, tone, rate, audio_codec=audio, video_codec=video or "")
+        write_clip(path, gray, fps, tone, rate, audio_codec=audio, video_codec=video or "")
         settings = VideoDecode(size=16, fps=fps, frames=4) if video else None
         sound, _, frames = decode_clip(path, audio=AudioDecode(rate=16_000, seconds=0.2), video=settings, window=0.5)
     except (DataError, ImportError):

@@ -23,7 +23,7 @@ def decode_image(cell: Any, size: int, fit: Fit = "crop") -> Tensor:
         cell: bytes, a path, `{"bytes", "path"}`, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of
             uint8, uint16, bool, or floats in [0, 1].
         size: side of the square in pixels.
-        fit: `crop` scales the short side to `size` and cuts the centre; `pad` scales the long side and adds white.
+        fit: `crop` scales the short side to `size` and cuts the center; `pad` scales the long side and adds white.
 
     Returns:
         uint8 (3, size, size), RGB.
@@ -51,7 +51,7 @@ def decode_image(cell: Any, size: int, fit: Fit = "crop") -> Tensor:
         raise
     except Exception as error:
         raise DataError(f"cannot decode {name}: {_reason(error)}") from error
-    # NumPy makes planes of colours in two thirds of the time that torch takes.
+    # NumPy makes planes of colors in two thirds of the time that torch takes.
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 

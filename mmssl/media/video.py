@@ -29,7 +29,7 @@ def decode_video(cell: Any, size: int, fps: float, frames: int, window: float = 
         fps: frame rate wanted, in 1/s.
         frames: number of frames, T; past the end of the video the last picture stays.
         window: which part of a longer video, in [0, 1): 0 is the start, 0.5 the middle.
-        fit: `crop` scales the short side to `size` and cuts the centre; `pad` scales the long side and adds white.
+        fit: `crop` scales the short side to `size` and cuts the center; `pad` scales the long side and adds white.
 
     Returns:
         uint8 (T, 3, size, size), RGB, turned and stretched as the container says.

@@ -84,7 +84,7 @@ class Objective(nn.Module):
     """One pretext task over named encoders.
 
     Subclasses take the encoders and keyword-only hyper-parameters whose defaults are the paper's: the signature is the
-    schema of the recipe. All state (queues, teachers, centres) is parameters and buffers, so that checkpoints hold it.
+    schema of the recipe. All state (queues, teachers, centers) is parameters and buffers, so that checkpoints hold it.
 
     Every tensor of `inputs` and `outputs` has the batch's rows first (views of a row stand in the second dimension).
     A 0-dim entry of `inputs` whose name ends in `count` is what a mean divides by, for instance the number of masked
@@ -160,7 +160,7 @@ class Objective(nn.Module):
         raise TypeError(f"{type(self).__name__} has no predict")
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
-        """`loss` is minimised, the other 0-dim entries are logged; each is a mean over this process's rows."""
+        """`loss` is minimized, the other 0-dim entries are logged; each is a mean over this process's rows."""
         raise TypeError(f"{type(self).__name__} has no loss")
 
     def forward(
@@ -182,7 +182,7 @@ class Objective(nn.Module):
             return {"loss": torch.stack(terms).sum()}
 
     def after_step(self, progress: float) -> None:
-        """After each optimiser step, without gradient: momentum teachers, clamps. `progress` runs from 0 to 1."""
+        """After each optimizer step, without gradient: momentum teachers, clamps. `progress` runs from 0 to 1."""
 
     def refresh(self, batches: Iterable[Batch]) -> None:
         """Before the first step and every `refresh_every` steps, on the whole data: clusters, codebooks.

@@ -7,7 +7,7 @@ Tasks whose `transform` hands the same tensor on, such as the caption of a pair,
 `match/b+caption/b`; an encoder that two of them hand the same entries to runs once (see `one_pass`). Images are such a
 tensor where no task crops them by itself: `area` crops them once for all.
 
-Tasks may take turns: in stages (`steps`), as where masked modelling comes first and contrastive pairs second, or one
+Tasks may take turns: in stages (`steps`), as where masked modeling comes first and contrastive pairs second, or one
 source a step (`pick`), as in FLAVA. A task whose turn it is not makes no inputs and runs no network; parameters that no
 task trained at a step stay as they are, untouched by momentum and weight decay. In evaluation mode all tasks take part.
 """

@@ -30,7 +30,7 @@ def draw_crops(
     """Random boxes with the distribution of torchvision's RandomResizedCrop.
 
     Share of the area and log of the aspect ratio are uniform among boxes that fit; the first of ten that fits is taken,
-    the largest centred one otherwise.
+    the largest centered one otherwise.
 
     Args:
         draws: source of randomness.
@@ -77,9 +77,9 @@ def resize_matrix(start: Tensor, length: Tensor, source: int, size: int, mirror:
     if mirror is not None:
         place = torch.where(mirror[:, None], size - place, place)
     scale = (length.to(dtype) / size)[:, None]
-    centre = (start[:, None] + place * scale)[..., None]
+    center = (start[:, None] + place * scale)[..., None]
     pixel = torch.arange(source, device=start.device, dtype=dtype) + 0.5
-    weight = (1 - (pixel - centre).abs_() / scale.clamp(min=1)[..., None]).clamp_(min=0)
+    weight = (1 - (pixel - center).abs_() / scale.clamp(min=1)[..., None]).clamp_(min=0)
     inside = (pixel > start[:, None]) & (pixel < (start + length)[:, None])
     weight *= inside[:, None, :]
     return weight / weight.sum(-1, keepdim=True)
@@ -254,7 +254,7 @@ def random_views(
         size: of a view, in pixels.
         area: smallest and largest share of the image that a crop covers.
         flip: probability.
-        jitter: probability of colour jitter.
+        jitter: probability of color jitter.
         strength: see `draw_jitter`.
         saturation: see `draw_jitter`.
         grayscale: probability.

@@ -62,10 +62,10 @@ def random_stretch(
     """Crop each spectrogram in frequency and time and resize it back: other pitch and tempo (BYOL-A's resize crop).
 
     The crop is taken from a canvas 1.5 times as long, with the spectrogram in its middle and 0, the mean of a
-    normalised spectrogram, around it. Bilinear, where the published code is bicubic.
+    normalized spectrogram, around it. Bilinear, where the published code is bicubic.
 
     Args:
-        spectrograms: normalised, (B, V, M, T).
+        spectrograms: normalized, (B, V, M, T).
         mask: bool (B, V, T), True for valid frames.
         draws: source of randomness.
         scale: smallest and largest height and width of the crop, relative to the spectrogram's (uniform).

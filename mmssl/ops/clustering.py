@@ -1,7 +1,7 @@
 """k-means over what all processes hold, and the codebook that it fills.
 
 Lloyd 1982 from a k-means++ start (Arthur & Vassilvitskii 2007). Sums are taken over all processes, so that each has the
-same centres and any number of them makes the same ones up to rounding.
+same centers and any number of them makes the same ones up to rounding.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ENTRIES = 2**24  # of the largest matrix of distances that is held at once
 
 
 def nearest_center(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest centre of each point, the first of several.
+    """The nearest center of each point, the first of several.
 
     Args:
         points: (N, D).
@@ -39,11 +39,11 @@ def nearest_center(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def choose_centers(points: Tensor, number: int, seed: int) -> Tensor:
-    """k-means++: each next centre is a point, drawn with a probability in proportion to its squared distance.
+    """k-means++: each next center is a point, drawn with a probability in proportion to its squared distance.
 
     Args:
         points: (N, D), the same on every process.
-        number: K. Where fewer points differ, some centres are equal.
+        number: K. Where fewer points differ, some centers are equal.
         seed: of the draws.
 
     Returns:
@@ -59,7 +59,7 @@ def choose_centers(points: Tensor, number: int, seed: int) -> Tensor:
         last = points[chosen[-1]]
         distance = torch.minimum(distance, (squared - 2 * (points @ last) + last.square().sum()).clamp(min=0))
         weight = distance.double().cumsum(0)
-        # Where no point is left apart from the centres, any will do.
+        # Where no point is left apart from the centers, any will do.
         weight = torch.where(weight[-1] > 0, weight, torch.arange(1.0, len(points) + 1, device=points.device))
         place = torch.searchsorted(weight, dice[i : i + 1] * weight[-1], right=True).clamp(max=len(points) - 1)
         chosen = torch.cat([chosen, place])
@@ -70,9 +70,9 @@ def choose_centers(points: Tensor, number: int, seed: int) -> Tensor:
 
 
 def kmeans(points: Tensor, centers: Tensor, iterations: int = 25) -> tuple[Tensor, Tensor]:
-    """Lloyd's iterations, until no point changes its centre.
+    """Lloyd's iterations, until no point changes its center.
 
-    A centre without points moves to the point that is farthest from its own, if that has any distance.
+    A center without points moves to the point that is farthest from its own, if that has any distance.
 
     Args:
         points: (N, D), the same on every process, each of which works on a part of them.
@@ -80,7 +80,7 @@ def kmeans(points: Tensor, centers: Tensor, iterations: int = 25) -> tuple[Tenso
         iterations: at most so many.
 
     Returns:
-        (K, D) centres, and the number of points of each, int64 (K,).
+        (K, D) centers, and the number of points of each, int64 (K,).
     """
     share, shares = process_share()
     size = math.ceil(len(points) / shares)
@@ -114,7 +114,7 @@ def _farthest(own: Tensor, distance: Tensor, number: int) -> tuple[Tensor, Tenso
 
 
 class Codebook(nn.Module):
-    """Vectors -> the number of the nearest of K centres, and back; random until `fit` is called.
+    """Vectors -> the number of the nearest of K centers, and back; random until `fit` is called.
 
     All state is buffers. The seed is drawn when built, so that it is a function of the run's.
 
@@ -141,7 +141,7 @@ class Codebook(nn.Module):
     def fit(self, batches: Iterable[Tensor], points: int = 64, iterations: int = 25) -> None:
         """k-means on the first vectors of `batches`, which are read no further than needed.
 
-        A second call goes on from the centres there are, so that codes keep their meaning.
+        A second call goes on from the centers there are, so that codes keep their meaning.
 
         Args:
             batches: (n, D) each, this process's share of a global batch; a vector with a NaN is left out. Every
@@ -173,7 +173,7 @@ class Codebook(nn.Module):
         return nearest_center(vectors.flatten(0, -2), self.centers)[0].view(vectors.shape[:-1])
 
     def decode(self, codes: Tensor) -> Tensor:
-        """int64 (...) -> their centres (..., D)."""
+        """int64 (...) -> their centers (..., D)."""
         return self.centers[codes]
 
     def log_shares(self) -> Tensor:

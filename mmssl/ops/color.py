@@ -1,7 +1,7 @@
-"""CIE Lab on the device, and Zhang's 313 colours.
+"""CIE Lab on the device, and Zhang's 313 colors.
 
 Lab is that of scikit-image: sRGB, illuminant D65, 2° observer. Lightness L lies in 0..100; a (green to red) and
-b (blue to yellow) of an sRGB colour in -86.2..98.3 and -107.9..94.5.
+b (blue to yellow) of an sRGB color in -86.2..98.3 and -107.9..94.5.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _FROM_XYZ = np.linalg.inv(_TO_XYZ)
 _WHITE = np.array([[0.95047], [1.0], [1.08883]])
 
 # Rows of Zhang's published table `pts_in_hull`: lowest and highest b for each a from -90 to 100 in tens. They hold the
-# 261 colours that sRGB rounded to tens has, and a border of 52; no rule makes them.
+# 261 colors that sRGB rounded to tens has, and a border of 52; no rule makes them.
 _ROWS = (
     *((50, 90), (20, 90), (0, 90), (-20, 90), (-30, 100), (-40, 100), (-50, 100), (-50, 100), (-60, 100), (-70, 100)),
     *(
@@ -46,7 +46,7 @@ def rgb_to_lab(images: Tensor) -> Tensor:
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
-    """Lab (..., 3, H, W) -> sRGB in [0, 1], (..., 3, H, W); colours outside of sRGB are clipped channel by channel."""
+    """Lab (..., 3, H, W) -> sRGB in [0, 1], (..., 3, H, W); colors outside of sRGB are clipped channel by channel."""
     light, a, b = lab.unbind(-3)
     y = (light + 16) / 116
     curve = torch.stack([y + a / 500, y, (y - b / 200).clamp(min=0)], -3)
@@ -63,7 +63,7 @@ def _mix(matrix: np.ndarray, images: Tensor) -> list[Tensor]:
 
 
 def color_bins() -> Tensor:
-    """The 313 colours of Zhang et al. 2016 (arXiv 1603.08511, section 2.2): their a and b, float (313, 2)."""
+    """The 313 colors of Zhang et al. 2016 (arXiv 1603.08511, section 2.2): their a and b, float (313, 2)."""
     table = [
         (a, b) for a, (low, high) in zip(range(-90, 101, 10), _ROWS, strict=True) for b in range(low, high + 1, 10)
     ]
@@ -71,15 +71,15 @@ def color_bins() -> Tensor:
 
 
 def bins_nearby(bins: Tensor, neighbors: int) -> Tensor:
-    """For each cell of the plane, all bins that can be among the nearest of a colour in it, int64 (cells, C).
+    """For each cell of the plane, all bins that can be among the nearest of a color in it, int64 (cells, C).
 
-    Of 313 bins 17 are left for 10 neighbours.
+    Of 313 bins 17 are left for 10 neighbors.
     """
     line = torch.arange(-_REACH, _REACH, _CELL, device="cpu") + _CELL / 2
     apart = (torch.cartesian_prod(line, line)[:, None] - bins).abs()
     closest = (apart - _CELL / 2).clamp(min=0).norm(dim=-1)
     farthest = (apart + _CELL / 2).norm(dim=-1)
-    # One is out where so many others are nearer wherever in the cell the colour is.
+    # One is out where so many others are nearer wherever in the cell the color is.
     possible = closest <= farthest.topk(neighbors, largest=False).values[:, -1:]
     return closest.topk(int(possible.sum(1).max()), largest=False).indices
 
@@ -87,15 +87,15 @@ def bins_nearby(bins: Tensor, neighbors: int) -> Tensor:
 def soft_encode(
     ab: Tensor, bins: Tensor, nearby: Tensor, *, neighbors: int = 10, sigma: float = 5.0
 ) -> tuple[Tensor, Tensor]:
-    """Spread each colour over its nearest bins, with a Gaussian of the distance.
+    """Spread each color over its nearest bins, with a Gaussian of the distance.
 
-    The paper's text says 5 neighbours; its code, and its author asked about it, 10.
+    The paper's text says 5 neighbors; its code, and its author asked about it, 10.
 
     Args:
         ab: (B, 2, h, w), from -110 to 110.
         bins: (Q, 2).
-        nearby: of `bins_nearby` for this number of neighbours.
-        neighbors: K, bins a colour is spread over.
+        nearby: of `bins_nearby` for this number of neighbors.
+        neighbors: K, bins a color is spread over.
         sigma: of the Gaussian, in units of Lab.
 
     Returns:
@@ -112,7 +112,7 @@ def soft_encode(
 
 
 def annealed_mean(logits: Tensor, bins: Tensor, *, temperature: float = 0.38) -> Tensor:
-    """One colour from a distribution: the mean after sharpening it (Zhang et al. 2016, equation 5).
+    """One color from a distribution: the mean after sharpening it (Zhang et al. 2016, equation 5).
 
     Between the mean (temperature 1), which is grayish, and the mode (0), which is patchy.
 

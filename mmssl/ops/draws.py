@@ -26,7 +26,7 @@ class Draws:
 
     Args:
         seed: of the run.
-        step: number of the optimiser step, from 0.
+        step: number of the optimizer step, from 0.
         rows: rows on this process, B.
         share: which share of the global batch this process holds, from 0.
         shares: number of processes; the global batch has `rows * shares` rows.

@@ -15,7 +15,7 @@ from mmssl.ops.gather import gather, own_rows, process_share
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Normalised temperature-scaled cross-entropy (Chen et al. 2020, arXiv 2002.05709, equation 1).
+    """Normalized temperature-scaled cross-entropy (Chen et al. 2020, arXiv 2002.05709, equation 1).
 
     Every view of the global batch is compared with its partner and the 2N - 2 views of other rows. A view's similarity
     with itself is masked with -inf, which also removes its gradient; subtracting exp(1 / temperature) does not. The
@@ -106,7 +106,7 @@ def ranking(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def spread(z: Tensor) -> Tensor:
-    """Standard deviation of the normalised vectors, averaged over dimensions, times sqrt(D), 0-dim.
+    """Standard deviation of the normalized vectors, averaged over dimensions, times sqrt(D), 0-dim.
 
     1 where they are spread over the whole sphere, 0 where all are the same: the measure of collapse of SimSiam (Chen &
     He 2021, arXiv 2011.10566, section 4.1), whose std is that over sqrt(D). Vectors along one line reach 1 / sqrt(D).

@@ -24,7 +24,7 @@ def momentum_copy(module: Module) -> Module:
 
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module | Mapping[str, nn.Module], momentum: float) -> None:
-    """Move every parameter of `teacher` towards that of the same name in `student`.
+    """Move every parameter of `teacher` toward that of the same name in `student`.
 
     Args:
         teacher: made by `momentum_copy`.

@@ -1,7 +1,7 @@
 """Cut grids of tiles out of images and take from them what gives their place away without a look at the content.
 
-Neighbouring tiles continue each other's edges: a gap between them and a random place in their cell. Lenses shift the
-colours outwards (chromatic aberration) and darken the corners (vignetting): `recolor`, `flat_field` and `standardize`.
+Neighboring tiles continue each other's edges: a gap between them and a random place in their cell. Lenses shift the
+colors outwards (chromatic aberration) and darken the corners (vignetting): `recolor`, `flat_field` and `standardize`.
 Everything works on whole batches, with one draw a tile or a row.
 """
 
@@ -36,7 +36,7 @@ def draw_corners(
         jitter: largest distance of a tile from the corner of its cell, in pixels.
         room: largest top and left of the origin, in pixels.
         grids: G, grids a row.
-        shift: largest further distance of each colour channel, in pixels; 0 for the same place in all.
+        shift: largest further distance of each color channel, in pixels; 0 for the same place in all.
 
     Returns:
         int64 (B, G, g², 3, 2), top and left of each channel; the tiles in rows. The channels' dimension is 1 where
@@ -119,7 +119,7 @@ def recolor(
 
 
 def projection_matrix() -> Tensor:
-    """I - aᵀa / (a aᵀ) with a = (-1, 2, -1): colours without their green-magenta part (Doersch et al. 2015).
+    """I - aᵀa / (a aᵀ) with a = (-1, 2, -1): colors without their green-magenta part (Doersch et al. 2015).
 
     It takes the fringe that a lens leaves by treating green unlike red and blue. Green's shifted copy stays, now in all
     channels, and so does red shifted against blue.

@@ -94,6 +94,6 @@ def as_places(chosen: Tensor, slots: int) -> tuple[Tensor, Tensor]:
 
 
 def run_of(places: Tensor) -> Tensor:
-    """int64 (B, M): which run of neighbours each of these increasing places belongs to, from 0."""
+    """int64 (B, M): which run of neighbors each of these increasing places belongs to, from 0."""
     begins = places[:, 1:] != places[:, :-1] + 1
     return torch.nn.functional.pad(begins.long().cumsum(1), (1, 0))

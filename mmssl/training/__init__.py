@@ -1,1 +1,1 @@
-"""The one training loop: steps, optimisers, checkpoints, progress."""
+"""The one training loop: steps, optimizers, checkpoints, progress."""

@@ -144,7 +144,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
-    """Restore the optimiser's state from a checkpoint of the same recipe.
+    """Restore the optimizer's state from a checkpoint of the same recipe.
 
     Raises:
         RunError: where the file is damaged or speaks of parameters that the module does not have.

@@ -69,7 +69,7 @@ def fit(
         training: the recipe's settings.
         directory: of the run: checkpoints, metrics.jsonl, TensorBoard; None writes nothing.
         resume: go on from the last whole checkpoint in `directory`, or start where there is none.
-        probe: a labelled probe, logged under `probe/`.
+        probe: a labeled probe, logged under `probe/`.
         probe_every: steps between its calls; 0 for never.
         quiet: print nothing.
 
@@ -108,7 +108,7 @@ def _fit(
     if last:
         checkpoint.load_weights(objective, last / checkpoint.WEIGHTS)
     if shares > 1:
-        _synchronise_batch_norm(objective, accelerator)
+        _synchronize_batch_norm(objective, accelerator)
     if training.compile:
         objective.compile()
     objective.to(accelerator.device)
@@ -269,7 +269,7 @@ def _check_sharding(accelerator: Accelerator, probe_every: int, diagnose_every: 
     sharding = "accelerate launch --use_fsdp --fsdp_version 2"
     if kind == DistributedType.DEEPSPEED:
         raise RecipeError(
-            f"DeepSpeed keeps weights and optimiser in a form that checkpoints here do not hold; use {sharding}"
+            f"DeepSpeed keeps weights and optimizer in a form that checkpoints here do not hold; use {sharding}"
         )
     if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise RecipeError(f"FSDP of the first version hides the parameters' names; use {sharding}")
@@ -311,13 +311,13 @@ def _reseed(seed: int, step: int, first: int, part: int) -> None:
     torch.manual_seed(mix_seed(seed, step, "forward", first + part))
 
 
-def _synchronise_batch_norm(objective: nn.Module, accelerator: Accelerator) -> None:
+def _synchronize_batch_norm(objective: nn.Module, accelerator: Accelerator) -> None:
     if not any(isinstance(module, _BatchNorm) for module in objective.modules()):
         return
     if accelerator.device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(objective)
     else:
-        accelerator.print("BatchNorm is not synchronised on the CPU: statistics are those of each process's rows")
+        accelerator.print("BatchNorm is not synchronized on the CPU: statistics are those of each process's rows")
 
 
 @contextmanager

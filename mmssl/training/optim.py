@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules; a schedule is a function of the step, so there is none to save."""
+"""Optimizers and learning-rate schedules; a schedule is a function of the step, so there is none to save."""
 
 from __future__ import annotations
 

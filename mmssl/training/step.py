@@ -1,4 +1,4 @@
-"""One optimiser step's gradient, exact under any number of micro-batches and processes.
+"""One optimizer step's gradient, exact under any number of micro-batches and processes.
 
 A task whose rows never meet is accumulated by averaging. A coupled one (contrastive negatives, queues) is accumulated
 by cached outputs: predict every micro-batch without gradient, take one loss of the full batch, then replay each

@@ -1,4 +1,4 @@
-"""A task whose right answers can be told: pictures of one colour, texts that name it, networks that only average."""
+"""A task whose right answers can be told: pictures of one color, texts that name it, networks that only average."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmssl.encoders.base import Encoder, Features
 from mmssl.media.text import Tokenizer
 from mmssl.objectives.base import Objective, Pair
 
-COLOURS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [0, 255, 255], [255, 0, 255]])
+COLORS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [0, 255, 255], [255, 0, 255]])
 NAMES = ("red", "green", "blue", "yellow", "cyan", "magenta")
 LENGTH = 8
 TOKENIZER = Tokenizer.train([f"a drawing of {name} paint." for name in NAMES] * 4, 300)
@@ -37,10 +37,10 @@ class Reader(Encoder):
         super().__init__()
         self.table = nn.Embedding(TOKENIZER.vocab_size, 3)
         self.table.weight.data.zero_()
-        for name, colour in zip(NAMES, COLOURS, strict=True):
+        for name, color in zip(NAMES, COLORS, strict=True):
             ids, mask = TOKENIZER(name, LENGTH)
             (word,) = [int(i) for i in ids[mask] if int(i) not in TOKENIZER.special_ids]
-            self.table.weight.data[word] = colour / 255
+            self.table.weight.data[word] = color / 255
         self.calls = 0
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
@@ -50,8 +50,8 @@ class Reader(Encoder):
         return Features(pooled[:, None], pooled, (1,), mask[:, :1])
 
 
-class Colours(Objective):
-    """Compares by colour; `match` sees the opposite order where `contrary`."""
+class Colors(Objective):
+    """Compares by color; `match` sees the opposite order where `contrary`."""
 
     def __init__(self, embeds: bool = True, matches: bool = False, contrary: bool = False) -> None:
         super().__init__({"image": Eye(), "text": Reader()})
@@ -71,15 +71,15 @@ class Colours(Objective):
         return (Pair("image", "text", embed, self.match if self.matches else None),)
 
 
-def picture(colour: int, size: int = 4) -> Tensor:
-    return COLOURS[colour].to(torch.uint8)[:, None, None].expand(3, size, size).contiguous()
+def picture(color: int, size: int = 4) -> Tensor:
+    return COLORS[color].to(torch.uint8)[:, None, None].expand(3, size, size).contiguous()
 
 
 def rows(pairs: list[tuple[int, str]], **more: list) -> list[dict[str, Tensor]]:
-    """Batches of three rows: the colour of the picture, and the text."""
+    """Batches of three rows: the color of the picture, and the text."""
     texts = [TOKENIZER(text, LENGTH) for _, text in pairs]
     whole = {
-        "image": torch.stack([picture(colour) for colour, _ in pairs]),
+        "image": torch.stack([picture(color) for color, _ in pairs]),
         "text": torch.stack([ids for ids, _ in texts]),
         "text_mask": torch.stack([mask for _, mask in texts]),
         "id": torch.arange(len(pairs)),
@@ -92,6 +92,6 @@ def table(pairs: list[tuple[int, str]], **more: list) -> datasets.Dataset:
     """The same as a data set with undecoded pictures."""
     from PIL import Image
 
-    pictures = [Image.fromarray(picture(colour).permute(1, 2, 0).numpy()) for colour, _ in pairs]
+    pictures = [Image.fromarray(picture(color).permute(1, 2, 0).numpy()) for color, _ in pairs]
     columns = {"image": pictures, "text": [text for _, text in pairs], **more}
     return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())

@@ -28,11 +28,11 @@ def small():
 
 
 def pictures(rows: int, seed: int, classes: int = 3, noise: float = 60.0) -> tuple[np.ndarray, np.ndarray]:
-    """Noise around a grey that is likely in its class; class 0 has half of the rows."""
+    """Noise around a gray that is likely in its class; class 0 has half of the rows."""
     random = np.random.default_rng(seed)
     labels = np.where(random.random(rows) < 0.5, 0, random.integers(1, classes, rows))
-    grey = 60 + 60 * (labels + 0.5 * random.standard_normal(rows))[:, None, None, None]
-    pixels = grey + noise * random.standard_normal((rows, SIZE, SIZE, 3))
+    gray = 60 + 60 * (labels + 0.5 * random.standard_normal(rows))[:, None, None, None]
+    pixels = gray + noise * random.standard_normal((rows, SIZE, SIZE, 3))
     return pixels.clip(0, 255).astype(np.uint8), labels
 
 
@@ -48,7 +48,7 @@ def as_dataset(pixels, labels, **more) -> datasets.Dataset:
         Image.fromarray(picture).save(file, "png")
         return {"bytes": file.getvalue()}
 
-    names = ["dark", "grey", "light"]
+    names = ["dark", "gray", "light"]
     table = {"picture": [png(p) for p in pixels], "kind": [names[i] for i in labels], **more}
     return datasets.Dataset.from_dict(table).cast_column("picture", datasets.Image())
 
@@ -87,7 +87,7 @@ def test_the_random_row_is_the_fresh_encoder_itself(small, scores):
 def test_text_and_json_say_the_same(scores):
     text = scores.table()
     assert f"{100 * scores.accuracy:.1f}" in text
-    assert "random-initialised" in text
+    assert "random-initialized" in text
     assert "constant (majority class)" in text
     read = json.loads(json.dumps(scores.to_json()))
     assert read["accuracy"] == scores.accuracy

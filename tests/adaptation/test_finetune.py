@@ -66,14 +66,14 @@ def test_layer_wise_rates_follow_the_rule_of_mae():
 
 
 @pytest.mark.parametrize("model", ["timm/resnet18", "torchvision/resnet18", "timm/test_resnet"])
-def test_layer_wise_rates_never_fall_towards_the_head(model):
+def test_layer_wise_rates_never_fall_toward_the_head(model):
     found = list(scales(create(model, modality="image"), 0.5).values())
     assert found == sorted(found)
     assert len(set(found)) > 4
     assert found[-1] == 0.5
 
 
-def test_the_optimiser_gets_the_rates(small):
+def test_the_optimizer_gets_the_rates(small):
     scale_by_depth(small, 0.5)
     groups = parameter_groups(small, 0.05)
     assert {group["lr_scale"] for group in groups} == {p.lr_scale for p in small.parameters()}

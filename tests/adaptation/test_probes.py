@@ -19,9 +19,9 @@ from mmssl.errors import DataError
 
 def blobs(rows: int, classes: int = 4, width: int = 12, noise: float = 1.0, seed: int = 0):
     random = torch.Generator().manual_seed(seed)
-    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
+    centers = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
     labels = torch.randint(0, classes, (rows,), generator=random)
-    return centres[labels] + noise * torch.randn(rows, width, generator=random), labels
+    return centers[labels] + noise * torch.randn(rows, width, generator=random), labels
 
 
 def test_every_probe_is_found_by_name():
@@ -129,7 +129,7 @@ def test_hold_out_never_divides_a_group():
 
 
 def test_groups_remove_the_reward_of_remembering():
-    # Twins: a row's nearest neighbour is its own copy, so one neighbour looks perfect unless groups are kept together.
+    # Twins: a row's nearest neighbor is its own copy, so one neighbor looks perfect unless groups are kept together.
     vectors, labels = torch.randn(200, 16, generator=torch.Generator().manual_seed(0)), torch.arange(200) % 4
     twins, twice, groups = vectors.repeat(2, 1), labels.repeat(2), torch.arange(200).repeat(2)
     leaking = Knn(temperature=math.inf).choose(twins, twice, 0)

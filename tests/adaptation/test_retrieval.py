@@ -7,7 +7,7 @@ import json
 import datasets
 import pytest
 import torch
-from known_pairs import LENGTH, NAMES, Colours, rows, table
+from known_pairs import LENGTH, NAMES, Colors, rows, table
 
 import mmssl
 from mmssl.adaptation import adapt
@@ -24,7 +24,7 @@ def retrieve(task, pairs, *more, **settings):
 
 
 def test_a_perfect_task_finds_everything_both_ways():
-    scores = retrieve(Colours(), rows(RIGHT))
+    scores = retrieve(Colors(), rows(RIGHT))
     for query, gallery in (("image", "text"), ("text", "image")):
         row = scores.row("pretrained", query)
         assert row.gallery == scores.row("chance", query).gallery == gallery
@@ -39,13 +39,13 @@ def test_a_perfect_task_finds_everything_both_ways():
 
 
 def test_wrong_pairs_are_never_found():
-    shifted = [(colour, NAMES[(colour + 1) % 6]) for colour in range(6)]
-    scores = retrieve(Colours(), rows(shifted), ks=(1,))
+    shifted = [(color, NAMES[(color + 1) % 6]) for color in range(6)]
+    scores = retrieve(Colors(), rows(shifted), ks=(1,))
     assert scores.row("pretrained", "image").recall == scores.row("pretrained", "text").recall == {1: 0.0}
 
 
 def test_equal_items_stand_once_and_are_encoded_once():
-    task = Colours()
+    task = Colors()
     # Two texts for each of three pictures, and one text that two pictures share.
     pairs = [(0, "red"), (0, "red paint"), (1, "green"), (1, "green paint"), (2, "blue"), (2, "red")]
     scores = retrieve(task, rows(pairs), ks=(1, 3))
@@ -60,35 +60,35 @@ def test_equal_items_stand_once_and_are_encoded_once():
 
 
 def test_groups_say_what_belongs_together():
-    pairs = [(colour, NAMES[(colour + 1) % 6]) for colour in range(6)]
+    pairs = [(color, NAMES[(color + 1) % 6]) for color in range(6)]
     thing = [0, 0, 0, 1, 1, 1]
-    none, some = retrieve(Colours(), rows(pairs)), retrieve(Colours(), rows(pairs, thing=thing), groups="thing")
+    none, some = retrieve(Colors(), rows(pairs)), retrieve(Colors(), rows(pairs, thing=thing), groups="thing")
     assert none.row("pretrained", "image").recall[1] == 0
     # The right name stands in another row of the group, except for 0 and 3, whose names are in the other group.
     assert some.row("pretrained", "image").recall[1] == pytest.approx(4 / 6)
     assert some.parts == 2
-    same = retrieve(Colours(), table(pairs, thing=["x", "x", "x", "y", "y", "y"]), groups="thing", data=DATA)
+    same = retrieve(Colors(), table(pairs, thing=["x", "x", "x", "y", "y", "y"]), groups="thing", data=DATA)
     assert same.row("pretrained", "image").recall == some.row("pretrained", "image").recall
     with pytest.raises(DataError, match=r"no column 'thin' .*'thing'"):
-        retrieve(Colours(), table(pairs, thing=thing), groups="thin", data=DATA)
+        retrieve(Colors(), table(pairs, thing=thing), groups="thin", data=DATA)
 
 
 def test_the_best_are_ordered_anew_by_what_sees_both():
-    task = Colours(matches=True, contrary=True).train()
+    task = Colors(matches=True, contrary=True).train()
     scores = retrieve(task, rows(RIGHT), rerank=3, ks=(1, 2, 3))
     assert scores.row("pretrained", "image").recall[1] == 1
     # Of three candidates the right one comes last.
     assert scores.row("re-ranked", "image").recall == {1: 0, 2: 0, 3: 1}
     assert task.matched == 2 * 6 * 3
     assert task.training
-    agreeing = retrieve(Colours(matches=True), rows(RIGHT), rerank=4)
+    agreeing = retrieve(Colors(matches=True), rows(RIGHT), rerank=4)
     assert agreeing.row("re-ranked", "text").recall[1] == 1
     with pytest.raises(KeyError):
-        retrieve(Colours(matches=True), rows(RIGHT), rerank=0).row("re-ranked", "text")
+        retrieve(Colors(matches=True), rows(RIGHT), rerank=0).row("re-ranked", "text")
 
 
 def test_without_a_common_space_every_pair_is_matched():
-    task = Colours(embeds=False, matches=True)
+    task = Colors(embeds=False, matches=True)
     scores = retrieve(task, rows([*RIGHT, (0, "red paint")]), batch_size=5)
     assert scores.row("pretrained", "text").recall[1] == 1
     assert task.matched == 2 * 6 * 7
@@ -99,7 +99,7 @@ def test_without_a_common_space_every_pair_is_matched():
 def small():
     torch.manual_seed(0)
     text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    tokenizer = Colours().encoder("text").tokenizer
+    tokenizer = Colors().encoder("text").tokenizer
     encoders = {
         "image": mmssl.encoder("timm/test_resnet", modality="image"),
         "text": mmssl.encoder("transformers/bert", modality="text", tokenizer=tokenizer, **text),
@@ -114,11 +114,11 @@ def test_baselines_stand_in_the_table(small):
     assert [row.encoder for row in scores.rows] == [
         name for name in ("pretrained", "random", "raw", "chance") for _ in range(2)
     ]
-    assert scores.row("raw", "image").recall[1] == 1  # a linear map of colours and words is all it takes
+    assert scores.row("raw", "image").recall[1] == 1  # a linear map of colors and words is all it takes
     assert scores.row("random", "image").spread is not None
     assert scores.row("pretrained", "image").spread is None
     text, read = scores.table(), json.loads(json.dumps(scores.to_json()))
-    assert "random-initialised" in text
+    assert "random-initialized" in text
     assert "linear maps of raw inputs" in text
     assert read["rows"][0]["recall"]["1"] == scores.rows[0].recall[1]
     assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
@@ -161,20 +161,20 @@ def test_sentences_where_it_cannot_work(small):
     with pytest.raises(RecipeError, match="Rotation compares no two encoders"):
         retrieve(mmssl.objective("rotation", {"image": image}), rows(RIGHT))
     with pytest.raises(RecipeError, match="compares image and text, not sound and anything"):
-        retrieve(Colours(), rows(RIGHT), a="sound")
+        retrieve(Colors(), rows(RIGHT), a="sound")
     with pytest.raises(RecipeError, match=r"unknown key 'rernk' .*'rerank'"):
-        retrieve(Colours(), rows(RIGHT), rernk=3)
+        retrieve(Colors(), rows(RIGHT), rernk=3)
     with pytest.raises(RecipeError, match="layers and shots"):
-        retrieve(Colours(), rows(RIGHT), layers=True)
+        retrieve(Colors(), rows(RIGHT), layers=True)
     with pytest.raises(RecipeError, match="baseline=False"):
-        retrieve(Colours(), rows(RIGHT), baseline=True)
+        retrieve(Colors(), rows(RIGHT), baseline=True)
     with pytest.raises(RecipeError, match="ks = "):
-        retrieve(Colours(), rows(RIGHT), ks=(0,))
+        retrieve(Colors(), rows(RIGHT), ks=(0,))
     with pytest.raises(DataError, match="reads 'image', the batches have: text"):
-        retrieve(Colours(), [{k: v for k, v in batch.items() if k != "image"} for batch in rows(RIGHT)])
+        retrieve(Colors(), [{k: v for k, v in batch.items() if k != "image"} for batch in rows(RIGHT)])
     with pytest.raises(DataError, match="there are no rows"):
-        retrieve(Colours(), [])
-    broken = Colours()
+        retrieve(Colors(), [])
+    broken = Colors()
     broken.encoder("image").one.data.fill_(torch.nan)
     with pytest.raises(RunError, match="not finite"):
         retrieve(broken, rows(RIGHT))
@@ -210,7 +210,7 @@ def test_raw_numbers_of_every_modality():
 
 def test_a_wrong_pair_of_sources_is_named(tmp_path):
     with pytest.raises(DataError, match="there is no such file or folder"):
-        retrieve(Colours(), str(tmp_path / "nothing.parquet"), data=DATA)
+        retrieve(Colors(), str(tmp_path / "nothing.parquet"), data=DATA)
     datasets.Dataset.from_dict({"text": ["red"]}).to_parquet(tmp_path / "test.parquet")
     with pytest.raises(DataError, match="no column 'image'"):
-        retrieve(Colours(), tmp_path, data=DATA)
+        retrieve(Colors(), tmp_path, data=DATA)

@@ -7,7 +7,7 @@ import json
 import open_clip
 import pytest
 import torch
-from known_pairs import LENGTH, NAMES, Colours, rows, table
+from known_pairs import LENGTH, NAMES, Colors, rows, table
 from open_clip.model import CustomTextCLIP
 
 import mmssl
@@ -20,9 +20,9 @@ from mmssl.recipe import Data, ImageDecode, TextDecode
 DATA = Data(source="", image=ImageDecode(size=16), text=TextDecode(length=LENGTH))
 TEMPLATES = ("{}", "a drawing of {} paint.")
 # Twice as much red as of any other; one picture has another name than it should.
-COLOURS = [0, 0, 1, 2, 3, 4, 5, 0]
+COLORS = [0, 0, 1, 2, 3, 4, 5, 0]
 LABELS = [0, 0, 1, 2, 3, 4, 5, 1]
-PAIRS = [(colour, "") for colour in COLOURS]
+PAIRS = [(color, "") for color in COLORS]
 CLIP = {
     "embed_dim": 16,
     "vision_cfg": {"layers": 1, "width": 16, "head_width": 8, "image_size": 16, "patch_size": 8},
@@ -34,8 +34,8 @@ def classify(task, given, **settings):
     return adapt(task, given, probe="zero_shot", **{"baseline": False, "templates": TEMPLATES, **settings})
 
 
-def test_names_find_their_colours_and_the_rest_is_counted():
-    scores = classify(Colours(), rows(PAIRS, label=LABELS), classes=NAMES)
+def test_names_find_their_colors_and_the_rest_is_counted():
+    scores = classify(Colors(), rows(PAIRS, label=LABELS), classes=NAMES)
     first, constant, chance = scores.rows
     assert scores.accuracy == first.accuracy == pytest.approx(7 / 8)
     assert first.top5 == 1  # green is not the last for a red picture
@@ -51,7 +51,7 @@ def test_names_find_their_colours_and_the_rest_is_counted():
 
 
 def test_a_model_without_an_opinion_gets_nothing():
-    task = Colours()
+    task = Colors()
     task.encoder("text").table.weight.data.fill_(1.0)
     scores = classify(task, rows(PAIRS, label=LABELS), classes=NAMES, templates=("{}",))
     assert scores.accuracy == scores.rows[0].top5 == 0
@@ -69,15 +69,15 @@ def test_names_come_from_labels_a_list_a_file_or_a_column(tmp_path):
         {"label": "number", "classes": "name"},
     ]
     for way in ways:
-        scores = classify(Colours(), given, data=DATA, **way)
+        scores = classify(Colors(), given, data=DATA, **way)
         assert scores.accuracy == pytest.approx(7 / 8), way
         assert scores.classes == 6
 
 
 def test_classes_that_no_row_has_are_wrong_answers():
     some = [(0, ""), (1, "")]
-    both = classify(Colours(), table(some, kind=["red", "green"]), data=DATA, label="kind")
-    all_ = classify(Colours(), table(some, kind=["red", "green"]), data=DATA, label="kind", classes=NAMES)
+    both = classify(Colors(), table(some, kind=["red", "green"]), data=DATA, label="kind")
+    all_ = classify(Colors(), table(some, kind=["red", "green"]), data=DATA, label="kind", classes=NAMES)
     assert (both.classes, all_.classes) == (2, 6)
     assert (both.rows[-1].accuracy, all_.rows[-1].accuracy) == (1 / 2, 1 / 6)
 
@@ -105,7 +105,7 @@ def test_random_weights_stand_beside():
     encoders = {
         "image": mmssl.encoder("timm/test_resnet", modality="image"),
         "text": mmssl.encoder(
-            "transformers/bert", modality="text", tokenizer=Colours().encoder("text").tokenizer, **text
+            "transformers/bert", modality="text", tokenizer=Colors().encoder("text").tokenizer, **text
         ),
     }
     task = mmssl.objective("contrastive", encoders, width=8)
@@ -117,7 +117,7 @@ def test_random_weights_stand_beside():
 
 
 def test_sentences_where_it_cannot_work(tmp_path):
-    task, given = Colours(), table(PAIRS, kind=[NAMES[label] for label in LABELS], number=LABELS, one=["x"] * 8)
+    task, given = Colors(), table(PAIRS, kind=[NAMES[label] for label in LABELS], number=LABELS, one=["x"] * 8)
     (tmp_path / "none.txt").write_text("\n")
     cases = [
         (RecipeError, {"templates": ("a photo",)}, r"template 'a photo' has no \{\} for the name"),
@@ -141,4 +141,4 @@ def test_sentences_where_it_cannot_work(tmp_path):
     with pytest.raises(DataError, match="class number 5 has no name; there are 3"):
         classify(task, rows(PAIRS, label=LABELS), classes=NAMES[:3])
     with pytest.raises(RecipeError, match="needs a space for both"):
-        classify(Colours(embeds=False, matches=True), given, data=DATA, label="kind")
+        classify(Colors(embeds=False, matches=True), given, data=DATA, label="kind")

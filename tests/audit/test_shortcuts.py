@@ -1,4 +1,4 @@
-"""The shortcut audit: files are what they say, planted artefacts are found, and the library's own tasks are clean."""
+"""The shortcut audit: files are what they say, planted artifacts are found, and the library's own tasks are clean."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image, JpegImagePlugin
 from scipy import stats
 
 from mmssl import recipe
-from mmssl.audit.nulls import ARTEFACTS, FILES, NULLS, Arm, encode, write
+from mmssl.audit.nulls import ARTIFACTS, FILES, NULLS, Arm, encode, write
 from mmssl.audit.shortcuts import Finding, audit, control_of, judge, measure, table, wilson
 from mmssl.errors import RecipeError
 from mmssl.media.image import decode_image
@@ -48,7 +48,7 @@ def test_files_are_what_they_say(file):
     kind, _, sampling = file.partition(" ")
     if kind == "jpeg":
         assert image.format == "JPEG"
-        # Pillow's numbers of the three ways to store colour.
+        # Pillow's numbers of the three ways to store color.
         assert JpegImagePlugin.get_sampling(image) == {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}[sampling]
     else:
         assert image.format == ("GIF" if kind == "dithered" else "PNG")
@@ -85,7 +85,7 @@ def test_no_direction_and_no_border_of_a_null_is_special(null):
 
     down, across = alike(deviations[:, 1:], deviations[:, :-1]), alike(deviations[:, :, 1:], deviations[:, :, :-1])
     assert down == pytest.approx(across, abs=0.05)
-    # Opposite borders: neighbours on a torus, far apart here.
+    # Opposite borders: neighbors on a torus, far apart here.
     ends = alike(deviations[:, 0], deviations[:, -1]), alike(deviations[:, :, 0], deviations[:, :, -1])
     assert ends[0] == pytest.approx(ends[1], abs=0.05)
     assert max(ends) < 0.1
@@ -101,23 +101,23 @@ def test_constant_pictures_are_constant():
     assert (pixels == pixels[0, 0]).all()
 
 
-def test_artefacts_are_of_the_stated_strength():
+def test_artifacts_are_of_the_stated_strength():
     ramp = np.broadcast_to(np.linspace(0.2, 0.8, 81, dtype=np.float32)[:, None, None], (81, 81, 3))
-    green = ARTEFACTS["green shift"](ramp)
+    green = ARTIFACTS["green shift"](ramp)
     assert green[0, 40] - 0.5 == pytest.approx([-0.3, -0.3 / 1.05, -0.3], abs=1e-4)
-    lens = ARTEFACTS["red-blue shift"](ramp)
+    lens = ARTIFACTS["red-blue shift"](ramp)
     assert lens[60, 40] - 0.5 == pytest.approx([0.15 / 1.04, 0.15 / 1.02, 0.15], abs=2e-4)
     flat = np.full((81, 81, 3), 0.8, np.float32)
-    wide = ARTEFACTS["vignetting"](np.full((61, 81, 3), 0.8, np.float32))
+    wide = ARTIFACTS["vignetting"](np.full((61, 81, 3), 0.8, np.float32))
     assert wide[0, 0, 0] == pytest.approx(0.4, abs=0.02)
-    assert wide[30, 70, 0] == pytest.approx(wide[60, 40, 0], abs=1e-4)  # the same distance from the centre
-    dark = ARTEFACTS["vignetting"](flat)
+    assert wide[30, 70, 0] == pytest.approx(wide[60, 40, 0], abs=1e-4)  # the same distance from the center
+    dark = ARTIFACTS["vignetting"](flat)
     assert dark[40, 40, 0] == pytest.approx(0.8, abs=1e-3)
     assert dark[0, 0, 0] == pytest.approx(0.4, abs=0.01)
-    marked = np.argwhere((ARTEFACTS["watermark"](np.zeros((72, 96, 3), np.float32)) == 1).all(-1))
+    marked = np.argwhere((ARTIFACTS["watermark"](np.zeros((72, 96, 3), np.float32)) == 1).all(-1))
     assert marked.min(0).tolist() == [72 - 14, 84 - 10]
     assert marked.max(0).tolist() == [72 - 3, 84 - 3]
-    squashed = ARTEFACTS["squash"](np.broadcast_to(np.linspace(0, 1, 96)[None, :, None], (72, 96, 3)))
+    squashed = ARTIFACTS["squash"](np.broadcast_to(np.linspace(0, 1, 96)[None, :, None], (72, 96, 3)))
     assert squashed.shape == (72, 72, 3)
 
 
@@ -132,7 +132,7 @@ def test_a_picture_of_the_right_height_keeps_its_pixels():
 def test_a_planted_mark_is_found_and_constant_pictures_tell_nothing():
     findings = audit(
         rotation(area=None, flip=0.0),
-        [Arm("constant", artefact="watermark"), Arm("constant")],
+        [Arm("constant", artifact="watermark"), Arm("constant")],
         steps=30,
         rows=96,
     )

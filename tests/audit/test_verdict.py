@@ -139,7 +139,7 @@ def test_without_a_level_of_the_loss_a_metric_decides_and_less_of_it_is_better()
 
 
 def test_a_loss_decides_nothing_where_a_metric_can():
-    # Colours: how frequent each is lowers the loss far below that of all alike, without a look at the picture.
+    # Colors: how frequent each is lowers the loss far below that of all alike, without a look at the picture.
     history = [{"step": i, "loss": 3.0, "relative_error": 1.0 + 0.01 * (-1) ** i} for i in range(40)]
     verdict = only(history, Chance(math.log(313), {"relative_error": 1.0}))
     assert str(verdict).startswith(

@@ -26,7 +26,7 @@ class Letters:
 
 
 def png(value: int, size: int = 8) -> bytes:
-    """A square of one grey value."""
+    """A square of one gray value."""
     buffer = io.BytesIO()
     Image.fromarray(np.full((size, size, 3), value, np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()

@@ -91,7 +91,7 @@ def test_columns_named_by_extension_are_found():
         find_column(SPEC, "image", ("jpg", "png"))
 
 
-def test_a_missing_column_is_named_with_its_neighbours_and_the_way_out():
+def test_a_missing_column_is_named_with_its_neighbors_and_the_way_out():
     with pytest.raises(DataError) as error:
         Decoder(SPEC, ["image"], columns=("images", "text"))
     assert str(error.value) == (

@@ -62,7 +62,7 @@ def test_a_row_is_the_same_whenever_and_wherever_it_is_drawn():
         sound = np.round(cells["audio"]["array"] * 32767).astype("<i2")
         for part in (cells["image"], cells["video"]["frames"], sound):
             digest.update(part.tobytes())
-        digest.update("".join(cells[c] for c in ("text", "shape", "colour", "motion")).encode())
+        digest.update("".join(cells[c] for c in ("text", "shape", "color", "motion")).encode())
     # Of another machine: a change here makes other data, with which results are no longer comparable.
     assert digest.hexdigest()[:16] == "3e1c38522afb8bc7"
 
@@ -76,9 +76,9 @@ def test_no_two_splits_rows_or_worlds_share_a_scene():
 
 def test_labels_are_balanced_and_say_nothing_about_each_other():
     scenes = [scene_of(i) for i in range(2000)]
-    counts = np.zeros((len(SHAPES), len(CLASSES["colour"])))
+    counts = np.zeros((len(SHAPES), len(CLASSES["color"])))
     for scene in scenes:
-        counts[SHAPES.index(scene.subject.shape), CLASSES["colour"].index(scene.subject.colour)] += 1
+        counts[SHAPES.index(scene.subject.shape), CLASSES["color"].index(scene.subject.color)] += 1
         assert scene.subject.size > 2 * max(body.size for body in scene.bodies[:-1])
     expected = len(scenes) / counts.size
     chi2 = ((counts - expected) ** 2 / expected).sum()
@@ -168,11 +168,11 @@ def test_caption_is_true():
         first, second = things[True], things[False]
         subject = scene.subject
         other = next(
-            body for body in scene.bodies[:-1] if body.shape == second["shape"] and body.colour in second["words"]
+            body for body in scene.bodies[:-1] if body.shape == second["shape"] and body.color in second["words"]
         )
         for thing, body in ((first, subject), (second, other)):
             assert thing["shape"] == body.shape
-            assert set(thing["words"].split()) == {body.colour, body.texture} - {"plain"}
+            assert set(thing["words"].split()) == {body.color, body.texture} - {"plain"}
         found = [truth for words, truth in RELATIONS.items() if re.search(rf"\b(?:{words})\b", text)]
         assert len(found) == 1
         assert found[0](subject, other)
@@ -187,12 +187,12 @@ def test_a_story_goes_on_about_what_it_began_with():
     for i, (first, second, *others) in enumerate(sentences):
         scene = scene_of(i)
         subject = scene.subject
-        assert re.search(rf"\b{subject.colour}\b.* {subject.shape}\b", first)
-        assert second.startswith(f"the {subject.colour} {subject.shape} is {subject.texture}")
+        assert re.search(rf"\b{subject.color}\b.* {subject.shape}\b", first)
+        assert second.startswith(f"the {subject.color} {subject.shape} is {subject.texture}")
         pace = next(motion for motion, words in PACES.items() if second.endswith(words))
         assert pace == scene.motion
         for sentence, body in zip(others, scene.bodies, strict=False):
-            assert sentence.endswith(f"{body.colour} {body.shape}")
+            assert sentence.endswith(f"{body.color} {body.shape}")
 
 
 def test_an_untrained_encoder_fails():

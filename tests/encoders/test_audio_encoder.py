@@ -38,7 +38,7 @@ def test_spectrogram_is_that_of_torchaudio():
     assert {"mean", "std", "mel.mel_scale.fb", "mel.spectrogram.window"} <= encoder.state_dict().keys()
 
 
-def test_default_normalisation_divides_by_two_standard_deviations():
+def test_default_normalization_divides_by_two_standard_deviations():
     encoder = create("timm/resnet18", "audio")
     silence = encoder.spectrogram(torch.zeros(1, 1600))
     expected = (math.log(1e-6) + 4.2677) / (2 * 4.569)
@@ -90,7 +90,7 @@ def test_mask_is_true_where_a_sample_is_near():
     mask = torch.arange(1000).expand(1, -1) < 430
     frames = encoder.frame_mask(mask)
     assert frames.shape == (1, encoder.spectrogram(sound(1000, 1)).shape[2])
-    assert frames[0].tolist() == [True] * 5 + [False] * 6  # frame 4 is centred on 400, frame 5 on 500
+    assert frames[0].tolist() == [True] * 5 + [False] * 6  # frame 4 is centered on 400, frame 5 on 500
     assert encoder.frame_mask(torch.ones(1, 1000, dtype=torch.bool)).all()
     assert not encoder.frame_mask(torch.zeros(1, 1000, dtype=torch.bool)).any()
 

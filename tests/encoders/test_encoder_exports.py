@@ -43,7 +43,7 @@ found = {}
 def read(name, file="preprocessing.json"):
     return json.loads((root / name / file).read_text())
 
-def normalise(x, recipe):
+def normalize(x, recipe):
     mean, std = (torch.tensor(recipe[key])[:, None, None] for key in ("mean", "std"))
     return (x.float() / 255 - mean) / std
 
@@ -60,8 +60,8 @@ with torch.no_grad():
     net = timm.create_model(f"local-dir:{root}/timm_image", pretrained=True).eval()
     data = timm.data.resolve_model_data_config(net)
     assert list(data["mean"]) == [0.1, 0.2, 0.3] and list(data["std"]) == [0.4, 0.5, 0.6], data
-    found["timm_image"] = net(normalise(inputs["image"], data))
-    found["timm_image_large"] = net(normalise(inputs["large"], data))
+    found["timm_image"] = net(normalize(inputs["image"], data))
+    found["timm_image_large"] = net(normalize(inputs["large"], data))
 
     recipe = read("timm_audio")
     mel = torchaudio.transforms.MelSpectrogram(
@@ -72,13 +72,13 @@ with torch.no_grad():
     found["timm_audio"] = timm.create_model(f"local-dir:{root}/timm_audio", pretrained=True).eval()(level[:, None])
 
     net = timm.create_model(f"local-dir:{root}/timm_video", pretrained=True).eval()
-    frames = normalise(inputs["video"], read("timm_video"))
+    frames = normalize(inputs["video"], read("timm_video"))
     found["timm_video"] = torch.stack([net(frame) for frame in frames.unbind(1)]).mean(0)
 
     found["torchvision_image"] = from_torchvision("torchvision_image")(
-        normalise(inputs["image"], read("torchvision_image"))
+        normalize(inputs["image"], read("torchvision_image"))
     )
-    clips = normalise(inputs["video"], read("torchvision_video")).transpose(1, 2)
+    clips = normalize(inputs["video"], read("torchvision_video")).transpose(1, 2)
     found["torchvision_video"] = from_torchvision("torchvision_video")(clips)
 
     net = AutoModel.from_pretrained(root / "bert").eval()
@@ -93,7 +93,7 @@ with torch.no_grad():
         data = open_clip.get_model_preprocess_cfg(clip)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{root}/{name}")
         if name != "clip_text":
-            found[f"{name}_image"] = clip.encode_image(normalise(inputs["image"], data))
+            found[f"{name}_image"] = clip.encode_image(normalize(inputs["image"], data))
         if name != "clip_image":
             found[f"{name}_text"] = clip.encode_text(tokenizer(texts))
         found[f"{name}_scale"] = clip.logit_scale
@@ -103,7 +103,7 @@ save_file({key: value.contiguous() for key, value in found.items()}, root / "fou
 """
 
 
-def randomise(encoder):
+def randomize(encoder):
     """Weights away from their initial values: class tokens, norms, running statistics, biases."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -138,7 +138,7 @@ def exported(tmp_path_factory):
         "clip_image": ("open_clip/ViT-B-32", "image", CLIP | constants),
         "clip_text": ("open_clip/ViT-B-32", "text", CLIP | {"tokenizer": tokenizer}),
     }
-    encoders = {name: randomise(create(model, kind, **kwargs)) for name, (model, kind, kwargs) in build.items()}
+    encoders = {name: randomize(create(model, kind, **kwargs)) for name, (model, kind, kwargs) in build.items()}
     for name, encoder in encoders.items():
         encoder.export(root / name)
     export_clip_pair(encoders["clip_image"], encoders["clip_text"], root / "clip_pair", 1.25, torch.tensor(-3.0))

@@ -1,4 +1,4 @@
-"""A frozen encoder: what it computes never changes, and the loop, the optimiser and fine-tuning know of it."""
+"""A frozen encoder: what it computes never changes, and the loop, the optimizer and fine-tuning know of it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_it_can_learn_again():
     assert all(module.training for module in encoder.modules())
 
 
-def test_the_optimiser_has_none_of_it():
+def test_the_optimizer_has_none_of_it():
     objective, _ = build(recipe.load(LIT))
     frozen = {id(parameter) for parameter in objective.encoders["image"].parameters()}
     learning = {id(parameter) for parameter in objective.parameters()} - frozen

@@ -1,4 +1,4 @@
-"""Images: equal to the library's own forward, subsets of tokens, normalisation, other sizes."""
+"""Images: equal to the library's own forward, subsets of tokens, normalization, other sizes."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def vit(**kwargs):
     encoder = create("timm/vit_tiny_patch16_224", "image", **VIT | kwargs).double().eval()
     with torch.no_grad():
         for parameter in encoder.parameters():
-            parameter.normal_(std=0.3)  # class token, biases and layer norms are constants at initialisation
+            parameter.normal_(std=0.3)  # class token, biases and layer norms are constants at initialization
     return encoder
 
 
@@ -226,7 +226,7 @@ def test_timm_networks_of_every_layout_equal_timm():
         torch.testing.assert_close(features.tokens[:, 0], corner)
 
 
-def test_normalisation_of_integers_and_floats():
+def test_normalization_of_integers_and_floats():
     x = pictures()
     constants = {"mean": (0.2, 0.4, 0.6), "std": (0.1, 0.2, 0.3)}
     encoder = create("timm/vit_tiny_patch16_224", "image", **VIT, **constants).eval()

@@ -39,7 +39,7 @@ def test_card_holds_the_run(run) -> None:
     assert "| `accuracy` | 0.45 | 0.25 |" in text
     assert "\nVerdict: at chance since step 0: accuracy 0.4 against 0.25 by guessing (last 2 records, 16 " in text
     assert "| `pretrained` | `pooled` | 50.0 |" in text
-    assert "| random-initialised | `pooled` | 25.0 ± 1.0 |" in text
+    assert "| random-initialized | `pooled` | 25.0 ± 1.0 |" in text
     assert "| `constant` |  | 12.5 |" in text
     assert 'mmssl.load("me/turns")' in text
     assert "timm.create_model(" in text
@@ -50,11 +50,11 @@ def test_card_holds_the_run(run) -> None:
     assert validate(yaml.safe_load(recipe), "card") == publishable(run.recipe)
 
 
-def test_no_licence_and_no_probe_are_said(tmp_path) -> None:
+def test_no_license_and_no_probe_are_said(tmp_path) -> None:
     run = make_run(tmp_path / "run", ROTATION, probes=None)
     text = model_card(run)
     assert "license" not in front_matter(text)
-    assert "## Licence\n\nNot stated." in text
+    assert "## License\n\nNot stated." in text
     assert "Not measured" in text
 
 
@@ -66,7 +66,7 @@ def test_no_licence_and_no_probe_are_said(tmp_path) -> None:
         ("mit\nlibrary_name: evil", {"license": "other", "license_name": "mit library_name: evil"}),
     ],
 )
-def test_licence_comes_from_the_recipe(run, stated, expected) -> None:
+def test_license_comes_from_the_recipe(run, stated, expected) -> None:
     meta = front_matter(model_card(with_recipe(run, license=stated)))
     assert {key: value for key, value in meta.items() if key.startswith("license")} == expected
     assert meta["library_name"] == "mmssl"

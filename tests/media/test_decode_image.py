@@ -43,7 +43,7 @@ def test_every_sample_shows_the_same_picture(path):
     found = decode_image(path.read_bytes(), 48)
     assert found.dtype == torch.uint8
     assert found.shape == (3, 48, 48)
-    # GIF has 256 colours; the others differ by rounding.
+    # GIF has 256 colors; the others differ by rounding.
     assert (found.float() - reference).abs().mean() < 8
 
 
@@ -103,12 +103,12 @@ def test_transparency_is_white(mode):
     assert (found[:, :, 10:] > 252).all()
 
 
-def test_half_transparent_black_is_grey():
+def test_half_transparent_black_is_gray():
     found = decode_image(encode(Image.new("RGBA", (8, 8), (0, 0, 0, 128)), "png"), 8)
     assert (found == 127).all()
 
 
-def test_transparent_colour_of_a_png_is_white():
+def test_transparent_color_of_a_png_is_white():
     found = decode_image(encode(Image.new("RGB", (8, 8), (10, 20, 30)), "png", transparency=(10, 20, 30)), 8)
     assert (found == 255).all()
 
@@ -120,14 +120,14 @@ def test_sixteen_bits_keep_their_brightness(kind):
     assert (found[0].float() - torch.arange(256.0)).abs().max() <= 1
 
 
-def test_grey_bilevel_and_cmyk():
+def test_gray_bilevel_and_cmyk():
     assert (decode_image(encode(Image.new("L", (9, 9), 77), "png"), 9) == 77).all()
     assert (decode_image(encode(Image.new("1", (9, 9), 1), "png"), 9) == 255).all()
     found = means(decode_image(encode(Image.new("CMYK", (9, 9), (0, 255, 255, 0)), "jpeg"), 9))
     assert (found - torch.tensor([255.0, 0, 0])).abs().max() < 4
 
 
-def test_crop_keeps_proportions_and_the_centre():
+def test_crop_keeps_proportions_and_the_center():
     wide = np.zeros((30, 90, 3), np.uint8)
     wide[:, 30:60] = 255
     for image in (wide, wide.transpose(1, 0, 2)):
@@ -144,7 +144,7 @@ def test_pad_keeps_everything_on_white():
     assert (found[:, 25:] == 255).all()
 
 
-def test_a_fine_pattern_becomes_grey():
+def test_a_fine_pattern_becomes_gray():
     # Without antialiasing a checkerboard turns into black, white or stripes.
     board = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
     found = decode_image(np.stack([board] * 3, 2), 32)

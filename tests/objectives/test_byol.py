@@ -36,7 +36,7 @@ def test_from_0_for_the_same_over_4_at_a_right_angle_to_8_for_the_opposite():
     assert one_way == 2  # one direction answers, the other is at a right angle
 
 
-def test_it_is_the_squared_distance_of_normalised_vectors_with_its_gradient():
+def test_it_is_the_squared_distance_of_normalized_vectors_with_its_gradient():
     generator = torch.Generator().manual_seed(0)
     raw = torch.randn(5, 2, 6, generator=generator, dtype=torch.float64, requires_grad=True)
     target = torch.randn(5, 2, 6, generator=generator, dtype=torch.float64, requires_grad=True)

@@ -295,12 +295,12 @@ def test_whatever_is_described_is_looked_at(a):
 
 
 def test_it_learns_what_the_picture_says_and_writes_it():
-    # Its colour says which of four words comes; all else is the same everywhere.
+    # Its color says which of four words comes; all else is the same everywhere.
     torch.manual_seed(0)
     task = _task()
     words = torch.arange(16) % 4
-    colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [0, 0, 0]], dtype=torch.uint8)
-    images = colours[words][..., None, None].expand(-1, -1, 12, 12)
+    colors = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [0, 0, 0]], dtype=torch.uint8)
+    images = colors[words][..., None, None].expand(-1, -1, 12, 12)
     text = torch.stack([torch.full_like(words, 2), words + 10, torch.full_like(words, 7), torch.full_like(words, 3)], 1)
     batch = {"image": images, "text": F.pad(text, (0, 2)), "text_mask": torch.arange(6).expand(16, -1) < 4}
     optimizer = torch.optim.Adam(task.parameters(), 0.03)

@@ -1,4 +1,4 @@
-"""Causal language modelling: transformers' GPT-2 with the same weights, and what is refused because it sees ahead."""
+"""Causal language modeling: transformers' GPT-2 with the same weights, and what is refused because it sees ahead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colorization: colours of a gray picture, with rare ones weighed up in the gradient alone."""
+"""Colorization: colors of a gray picture, with rare ones weighed up in the gradient alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def task_of(**hyper: object) -> Colorization:
 
 
 def pictures(rows: int, gray: tuple[int, ...] = ()) -> dict[str, Tensor]:
-    """Pictures of a few colours each, some of none."""
+    """Pictures of a few colors each, some of none."""
     generator = torch.Generator().manual_seed(2)
     images = torch.randint(0, 256, (rows, 3, 3, 3), generator=generator).repeat_interleave(4, 2).repeat_interleave(4, 3)
     images[list(gray)] = images[list(gray), :1]
@@ -120,7 +120,7 @@ def test_the_regression_is_squared_distance():
 @FORMS
 def test_chance_is_what_the_best_constant_scores(form):
     task = task_of(form=form)
-    # Two frequent colours of several: after many steps with the same pictures their average is known.
+    # Two frequent colors of several: after many steps with the same pictures their average is known.
     batch = pictures(8, gray=(3,))
     batch["image"][:, :, 4:] = torch.tensor([200, 30, 90], dtype=torch.uint8)[:, None, None]
     for step in range(60):
@@ -152,7 +152,7 @@ def test_the_average_is_that_of_all_colored_pictures_and_one_to_begin_with(form)
         inputs = task.transform(pictures(5, gray=(2, step)), Draws(0, step, 5))
         codes.append(dense_code(inputs) if form == "classes" else inputs["ab"] / 110)
         codes[-1] = codes[-1][(inputs["weight"] > 0).flatten(1).any(1)].mean((2, 3))
-        assert torch.equal(task.mean_target, before) == (step == 0)  # a step's loss does not see its own colours
+        assert torch.equal(task.mean_target, before) == (step == 0)  # a step's loss does not see its own colors
         task.after_step(0.0)
     everything = torch.cat([before[:1], *codes])
     assert len(everything) == 1 + 3 + 3 + 4
@@ -198,7 +198,7 @@ def test_micro_batches_weigh_pictures_as_the_whole_batch_does(form):
 @FORMS
 def test_the_right_answer_paints_the_picture(form):
     task = task_of(form=form)
-    # Colours that change slowly, since their targets lie four pixels apart.
+    # Colors that change slowly, since their targets lie four pixels apart.
     line = torch.linspace(0.3, 0.7, 12)
     image = torch.stack([line.expand(12, 12), line.expand(12, 12).T, torch.full((12, 12), 0.5)])
     inputs = task.transform({"image": image.expand(2, -1, -1, -1)}, Draws(0, 0, 2))

@@ -34,7 +34,7 @@ def test_what_is_counted_is_the_chain_and_its_posterior():
     for left in (0, *range(SPECIAL, SIZE)):
         for right in range(1, SIZE):
             found = counts.chances(left, right)
-            for name, exact in {"bigram": step[left], "both neighbours": step[left] * step[:, right]}.items():
+            for name, exact in {"bigram": step[left], "both neighbors": step[left] * step[:, right]}.items():
                 exact = exact * (np.arange(SIZE) >= SPECIAL)
                 np.testing.assert_allclose(found[name], exact / exact.sum(), atol=0.03)
 
@@ -51,7 +51,7 @@ def test_chances_add_up_and_none_is_nothing():
     np.testing.assert_array_equal(alone["bigram"], alone["unigram"])
 
 
-def test_masked_tokens_have_the_neighbours_they_had():
+def test_masked_tokens_have_the_neighbors_they_had():
     batch = tiny_batch(60, length=40)
     task = create("masked_language", {"text": TinyText()}, rate=0.3)
     inputs = task.transform(batch, Draws(0, 0, 60))

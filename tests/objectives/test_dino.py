@@ -1,4 +1,4 @@
-"""DINO: multi-crop, the loss against loops over pairs, the teacher, the centre, the schedules."""
+"""DINO: multi-crop, the loss against loops over pairs, the teacher, the center, the schedules."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def _inputs(task, rows: int = ROWS, step: int = 0):
     return task.transform(tiny_batch(rows), Draws(0, step, rows))
 
 
-def _by_hand(student, teacher, centre, cold: float, warm: float):
+def _by_hand(student, teacher, center, cold: float, warm: float):
     """Loops over pairs of crops, as equation 3 of the paper and the published code count them."""
     terms = []
     for i in range(2):
-        wanted = torch.softmax((teacher[:, i] - centre) / cold, -1)
+        wanted = torch.softmax((teacher[:, i] - center) / cold, -1)
         for j in range(student.shape[1]):
             if i != j:
                 terms.append(torch.sum(-wanted * torch.log_softmax(student[:, j] / warm, -1), -1).mean())
@@ -59,11 +59,11 @@ def _by_hand(student, teacher, centre, cold: float, warm: float):
 
 def test_loss_and_gradient_are_those_of_eighteen_pairs():
     task = _task().double().eval()
-    task.centre.copy_(torch.linspace(-0.1, 0.1, K))
+    task.center.copy_(torch.linspace(-0.1, 0.1, K))
     outputs = _logits()
     losses = task.loss(outputs, {})
     again = outputs["student"].detach().requires_grad_()
-    terms = _by_hand(again, outputs["teacher"], task.centre, 0.04, 0.1)
+    terms = _by_hand(again, outputs["teacher"], task.center, 0.04, 0.1)
     assert len(terms) == 18
     expected = sum(terms) / 18
     torch.testing.assert_close(losses["loss"], expected)
@@ -128,7 +128,7 @@ def test_without_small_crops_two_pairs_are_left():
     assert set(inputs) == {"views"}
     outputs = task.predict(inputs)
     assert outputs["student"].shape == (ROWS, 2, K)
-    terms = _by_hand(outputs["student"], outputs["teacher"], task.centre, 0.04, 0.1)
+    terms = _by_hand(outputs["student"], outputs["teacher"], task.center, 0.04, 0.1)
     torch.testing.assert_close(task.loss(outputs, inputs)["loss"], sum(terms) / 2)
 
 
@@ -166,33 +166,33 @@ def test_prototypes_are_frozen_at_first_with_a_gradient_of_zero():
     assert task.head.prototypes.weight.grad.abs().max() > 0
 
 
-def test_the_centre_moves_after_the_step_by_what_the_loss_saw():
+def test_the_center_moves_after_the_step_by_what_the_loss_saw():
     task = _task().double()
     outputs = _logits()
     mean = outputs["teacher"].mean((0, 1))
     first = task.loss(outputs, {})["loss"]
-    assert task.centre.abs().max() == 0
+    assert task.center.abs().max() == 0
     torch.testing.assert_close(first, task.loss(outputs, {})["loss"])
     task.after_step(0.1)
-    torch.testing.assert_close(task.centre, 0.1 * mean)
+    torch.testing.assert_close(task.center, 0.1 * mean)
     assert (task.loss(outputs, {})["loss"] - first).abs() > 1e-4
     task.after_step(0.2)
-    torch.testing.assert_close(task.centre, 0.9 * 0.1 * mean + 0.1 * mean)
-    centre = task.centre.clone()
+    torch.testing.assert_close(task.center, 0.9 * 0.1 * mean + 0.1 * mean)
+    center = task.center.clone()
     task.eval().loss(outputs, {})
     task.after_step(0.3)
-    assert torch.equal(task.centre, centre)
+    assert torch.equal(task.center, center)
 
 
-def test_micro_batches_move_the_centre_as_one_batch_does():
-    centres = []
+def test_micro_batches_move_the_center_as_one_batch_does():
+    centers = []
     for parts in (1, 4):
         task = _task()
         accumulated_backward(task, task, _inputs(task, 8), parts)
         task.after_step(0.5)
-        centres.append(task.centre)
-    assert centres[0].abs().max() > 1e-3
-    torch.testing.assert_close(centres[0], centres[1])
+        centers.append(task.center)
+    assert centers[0].abs().max() > 1e-3
+    torch.testing.assert_close(centers[0], centers[1])
 
 
 def test_the_teacher_is_another_object_that_follows():
@@ -236,7 +236,7 @@ def test_the_temperature_of_the_teacher_warms_up():
     outputs = _logits()
     for progress, cold in ((0.0, 0.04), (0.1, 0.05), (0.3, 0.07), (0.9, 0.07)):
         task.progress.fill_(progress)
-        terms = _by_hand(outputs["student"], outputs["teacher"], task.centre, cold, 0.1)
+        terms = _by_hand(outputs["student"], outputs["teacher"], task.center, cold, 0.1)
         torch.testing.assert_close(task.loss(outputs, {})["loss"], sum(terms) / 18)
 
 
@@ -248,8 +248,8 @@ def test_the_teacher_leaves_the_run(tmp_path):
     assert encoder is task.teacher["encoder"]
     image = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
-        taught, learnt = encoder(image).pooled, task.encoders["image"](image).pooled
-        assert (taught - learnt).abs().max() > 1e-4
+        taught, learned = encoder(image).pooled, task.encoders["image"](image).pooled
+        assert (taught - learned).abs().max() > 1e-4
         torch.testing.assert_close(mmssl.load(tmp_path / "run").encoders["image"](image).pooled, taught)
         encoder.export(tmp_path / "native")
         net = timm.create_model(f"local-dir:{tmp_path / 'native'}", pretrained=True).eval()

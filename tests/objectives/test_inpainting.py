@@ -63,7 +63,7 @@ def test_random_regions_are_smooth_and_cover_what_they_should():
     assert covered.min() < 0.22
     assert covered.max() > 0.28
     assert not torch.equal(holes[0], holes[1])
-    # Of neighbours, 1 in 16 lies across an edge; of independent pixels 3 in 8 would.
+    # Of neighbors, 1 in 16 lies across an edge; of independent pixels 3 in 8 would.
     assert (holes[:, 1:] ^ holes[:, :-1]).double().mean() < 0.1
     # And they lie anywhere.
     anywhere = holes.double().mean(0)
@@ -76,7 +76,7 @@ def test_random_regions_are_smooth_and_cover_what_they_should():
 
 @pytest.mark.parametrize("region", ["center", "random"])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
-def test_the_hole_is_filled_with_the_mean_colour_and_the_rest_stays(region, dtype):
+def test_the_hole_is_filled_with_the_mean_color_and_the_rest_stays(region, dtype):
     images = pictures() if dtype.is_floating_point else (pictures() * 255).to(dtype)
     inputs = inputs_of(task(region=region), images)
     hole = (inputs["weight"] == 1).expand(-1, 3, -1, -1)
@@ -119,7 +119,7 @@ def test_the_loss_weighs_the_rim_and_not_the_rest(region):
 
 
 @pytest.mark.parametrize("region", ["center", "random"])
-def test_relative_error_of_the_mean_colour_is_its_level(region):
+def test_relative_error_of_the_mean_color_is_its_level(region):
     built = task(region=region, adversarial=0.0)
     inputs = inputs_of(built)
     hole = inputs["weight"] == 1
@@ -132,7 +132,7 @@ def test_relative_error_of_the_mean_colour_is_its_level(region):
 
 
 @pytest.mark.parametrize("region", ["center", "random"])
-def test_each_player_gets_the_gradient_of_two_optimisers(region):
+def test_each_player_gets_the_gradient_of_two_optimizers(region):
     built = task(region=region, adversarial=0.3)
     inputs = inputs_of(built)
     built(inputs)["loss"].backward()

@@ -68,7 +68,7 @@ def test_the_order_is_the_label_and_its_inverse_puts_the_tiles_back():
     assert (inputs["order"].bincount() < 45).all()  # 16.7 expected
 
 
-def test_gap_keeps_neighbours_apart():
+def test_gap_keeps_neighbors_apart():
     task = task_with(tile=8, gap=5)
     inputs = task.transform({"image": ramps(300, 60)}, Draws(0, 0, 300))
     back = task.orders[inputs["order"]].argsort(1)

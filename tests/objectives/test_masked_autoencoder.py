@@ -244,8 +244,8 @@ def test_level_of_the_mean():
     assert float(zeros["relative_error"]) == pytest.approx(built.chance(1).metrics["relative_error"], rel=1e-12)
     assert inputs["target"].mean(2).abs().max() < 1e-12
     assert built.loss({"pixels": inputs["target"]}, inputs)["loss"] == 0
-    one_colour = standardize(torch.full((1, 1, PIXELS), 0.3))
-    assert one_colour.abs().max() < 1e-9
+    one_color = standardize(torch.full((1, 1, PIXELS), 0.3))
+    assert one_color.abs().max() < 1e-9
     for form in ("mae", "simmim"):
         built = task(form=form, unit=4, norm_pix=False, **SMALL)
         inputs = built.transform({"image": pictures()}, Draws(0, 0, ROWS))
@@ -303,10 +303,10 @@ def test_pictures_are_scaled_back_by_nothing_that_the_network_was_not_told():
     built = task(**SMALL)
     inputs = built.transform({"image": pictures()}, Draws(0, 0, ROWS))
     titles = {panel.title: torch.stack(panel.cells) for panel in built.preview(inputs, {"pixels": inputs["target"]})}
-    assert list(titles) == ["input", "normalised prediction", "normalised target", "original"]
-    torch.testing.assert_close(titles["normalised prediction"], titles["normalised target"])
+    assert list(titles) == ["input", "normalized prediction", "normalized target", "original"]
+    torch.testing.assert_close(titles["normalized prediction"], titles["normalized target"])
     patches = patchify(built.encoder("image").normalize(pictures()), (4, 4))
-    torch.testing.assert_close(patchify(titles["normalised target"], (4, 4)), 0.5 + 0.2 * standardize(patches))
+    torch.testing.assert_close(patchify(titles["normalized target"], (4, 4)), 0.5 + 0.2 * standardize(patches))
     blank = patchify(titles["input"], (4, 4))
     assert (blank.var(2) < 1e-20).sum() == inputs["hidden"].numel()
     built = task(norm_pix=False, **SMALL)

@@ -1,4 +1,4 @@
-"""Masked language modelling: exact counts, what may be chosen, the mean over the global batch."""
+"""Masked language modeling: exact counts, what may be chosen, the mean over the global batch."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def _pixels(task: Objective, image: Tensor) -> Tensor:
     return task.encoder("image").normalize(image)
 
 
-def test_masked_multimodal_modelling_is_flavas(flava):
+def test_masked_multimodal_modeling_is_flavas(flava):
     torch.manual_seed(0)
     task = create("masked_pair", _flava_encoders(flava, normed=False), codes=CODES, rate_b=0.3, area=None)
     _patches_of(task, flava.mmm_image_head, flava)
@@ -186,7 +186,7 @@ def test_masked_multimodal_modelling_is_flavas(flava):
     torch.testing.assert_close(mine, other[0, 0], rtol=1e-9, atol=1e-12)
 
 
-def test_masked_image_modelling_is_flavas(flava):
+def test_masked_image_modeling_is_flavas(flava):
     encoders = _flava_encoders(flava, normed=True)
     task = create("masked_pair", {"image": encoders["image"]}, b=None, fusion=None, codes=CODES, area=None)
     _patches_of(task, flava.mim_head, flava)
@@ -200,7 +200,7 @@ def test_masked_image_modelling_is_flavas(flava):
     _same_gradients(ours["loss"], theirs, list(flava.flava.image_model.encoder.parameters()))
 
 
-def test_masked_language_modelling_is_flavas(flava):
+def test_masked_language_modeling_is_flavas(flava):
     task = create("masked_language", {"text": _flava_encoders(flava, normed=True)["text"]}).double()
     _copy_head(task.head, flava.mlm_head)
     task.bias.data = flava.mlm_head.decoder.bias.data
@@ -381,7 +381,7 @@ def test_the_codebook_is_learned_once_from_crops_as_they_are_trained_on():
     assert torch.equal(task.patches.codebook.centers, again.patches.codebook.centers)
     assert "patches.codebook.centers" in task.state_dict()
     assert "words.counts" in task.state_dict()
-    # Quantised patches are nearer to the picture than its mean is.
+    # Quantized patches are nearer to the picture than its mean is.
     patches = task.patches.vectors(task.encoder("image"), batch, 0, task.crop)
     error = (patches - task.patches.codebook.decode(task.patches.codebook(patches))).square().mean()
     assert error < 0.95 * patches.var()

@@ -64,7 +64,7 @@ def test_the_eight_answers_are_equally_frequent_in_every_image(pairs):
     for direction in inputs["direction"]:
         assert torch.equal(direction.bincount(), torch.full((8,), 2 * pairs))
     assert all(len(row.unique(dim=0)) == len(row) for row in inputs["pairs"])
-    # Over the images every neighbouring pair of a grid comes, and no pair spans two grids.
+    # Over the images every neighboring pair of a grid comes, and no pair spans two grids.
     seen = {tuple(pair) for pair in inputs["pairs"].flatten(0, 1).tolist()}
     assert len(seen) == 2 * 2 * 20
     assert all(a // 9 == b // 9 for a, b in seen)
@@ -110,7 +110,7 @@ def test_disguise():
     falling = torch.linspace(1.0, 0.5, 64)[:, None].expand(4, 3, 64, 64)
     flat = task_with(flat_field=True).transform({"image": falling}, Draws(0, 0, 4))["patches"]
     assert flat.std((3, 4)).max() < 1e-3
-    # A patch that was resized down and up has smoother neighbours than noise.
+    # A patch that was resized down and up has smoother neighbors than noise.
     plain = task_with(grids=4).transform({"image": images}, Draws(0, 0, 20))["patches"]
     coarse = task_with(grids=4, coarse=0.33).transform({"image": images}, Draws(0, 0, 20))["patches"]
     changed = (plain != coarse).flatten(2).any(2)

@@ -125,7 +125,7 @@ def train_on_unrelated_views(stop: bool) -> dict[str, float]:
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
 def test_only_the_stopped_gradient_keeps_it_from_collapsing():
-    # The two views have nothing in common, so that nothing but a constant answer brings the loss towards -1.
+    # The two views have nothing in common, so that nothing but a constant answer brings the loss toward -1.
     stopped, flowing = train_on_unrelated_views(stop=True), train_on_unrelated_views(stop=False)
     assert stopped["loss"] > -0.3
     assert stopped["spread"] > 0.9

@@ -58,8 +58,8 @@ def test_a_center_without_points_moves_to_the_farthest():
     points = torch.tensor([[0.0], [1.0], [10.0], [11.0], [30.0]])
     centers, counts = kmeans(points, torch.tensor([[0.4], [11.0], [99.0], [98.0]]))
     assert sorted(counts.tolist()) == [1, 1, 1, 2]
-    assert float(nearest_center(points, centers)[1].sum()) == pytest.approx(0.5)  # of the two that share a centre
-    # Three points that differ are not enough for five centres, and that is no error.
+    assert float(nearest_center(points, centers)[1].sum()) == pytest.approx(0.5)  # of the two that share a center
+    # Three points that differ are not enough for five centers, and that is no error.
     few = torch.tensor([[0.0], [1.0], [5.0]]).repeat(4, 1)
     centers, counts = kmeans(few, choose_centers(few, 5, 0))
     assert centers.isfinite().all()

@@ -1,4 +1,4 @@
-"""Lab equal to scikit-image's, and the 313 colours with the errors of their encoding."""
+"""Lab equal to scikit-image's, and the 313 colors with the errors of their encoding."""
 
 from __future__ import annotations
 

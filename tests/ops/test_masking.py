@@ -57,7 +57,7 @@ def test_blocks_hide_what_the_published_generator_hides():
     share = ours.float().mean(0)
     assert torch.corrcoef(torch.stack([share, theirs.float().mean(0)]))[0, 1] > 0.99  # corners are hidden rarely
     assert abs(float(share.mean() - theirs.float().mean())) < 0.003
-    # Blocks, not single places: neighbours differ far more rarely than two places do, 47 %.
+    # Blocks, not single places: neighbors differ far more rarely than two places do, 47 %.
     edges = [float((m.view(-1, 14, 14).float().diff(dim=1)).abs().mean()) for m in (ours, theirs)]
     assert edges[0] < 0.2
     assert abs(edges[0] - edges[1]) < 0.005

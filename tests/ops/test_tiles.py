@@ -72,8 +72,8 @@ def test_recolor_treats_tiles_with_their_probabilities():
     projected = torch.einsum("ij,bkjyx->bkiyx", projection_matrix().double(), tiles)
     is_gray = (out - tiles.mean(2, keepdim=True)).abs().amax((2, 3, 4)) < 1e-6
     is_projected = (out - projected).abs().amax((2, 3, 4)) < 1e-6
-    centred = tiles - tiles.mean((3, 4), keepdim=True) + 0.5
-    kept = (out - centred).abs().amax((3, 4)) < 1e-6
+    centered = tiles - tiles.mean((3, 4), keepdim=True) + 0.5
+    kept = (out - centered).abs().amax((3, 4)) < 1e-6
     assert torch.equal(is_gray.int() + is_projected.int() + kept.sum(2), torch.ones(600, 2, dtype=torch.int64))
     shares = [float(value.double().mean()) for value in (is_gray, is_projected, kept.any(2))]
     assert np.allclose(shares, [0.5, 0.25, 0.25], atol=0.05)

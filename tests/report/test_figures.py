@@ -19,8 +19,8 @@ def pixels(path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def share(path, colour) -> float:
-    return float((np.abs(pixels(path).astype(int) - colour).max(-1) < 8).mean())
+def share(path, color) -> float:
+    return float((np.abs(pixels(path).astype(int) - color).max(-1) < 8).mean())
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_every_kind_of_cell_is_drawn(tmp_path, cell):
     assert pixels(path).shape[0] > 50
 
 
-def test_pictures_keep_their_colours_and_are_not_stretched(tmp_path):
+def test_pictures_keep_their_colors_and_are_not_stretched(tmp_path):
     path = draw_panels([Panel("input", [RED] * 3)], tmp_path / "red.png")
     red = (np.abs(pixels(path).astype(int) - (255, 0, 0)).max(-1) < 8).nonzero()
     columns, rows = np.ptp(red[1]) + 1, len(np.unique(red[0])) / 3

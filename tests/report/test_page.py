@@ -84,7 +84,7 @@ def test_it_says_what_the_run_is_and_what_came_out(tmp_path):
         "accuracy 0.5000 0.2500",
         "Verdict: learned: accuracy 0.5 against 0.25 by guessing (last 2 records, 32 answers, z = 3.0).",
         "pretrained pooled 75.0 %",
-        "random-initialised pooled 62.5 % 2.0",
+        "random-initialized pooled 62.5 % 2.0",
         "constant (majority class) 30.0 %",
         "+12.5 points",
         "class &#39;x&#39; is rare",

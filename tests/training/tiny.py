@@ -17,7 +17,7 @@ from mmssl.ops.gather import gather, process_share
 
 
 class TinyEncoder(Encoder):
-    """Mean colour of four quadrants, then an MLP."""
+    """Mean color of four quadrants, then an MLP."""
 
     modality = "image"
 

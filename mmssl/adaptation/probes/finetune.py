@@ -24,7 +24,7 @@ from mmssl.training.loop import fit
 
 
 class Supervised(Objective):
-    """Cross-entropy of a linear head on normalised pooled features. It reads labels, which no pretext task does."""
+    """Cross-entropy of a linear head on normalized pooled features. It reads labels, which no pretext task does."""
 
     def __init__(self, encoder: Encoder, *, classes: int) -> None:
         super().__init__({encoder.modality: encoder})
@@ -54,13 +54,13 @@ class Supervised(Objective):
 class Finetune(Probe[RawRows]):
     """AdamW with a cosine schedule and layer-wise learning rates, decay^(depth from the head) (He et al. 2022, A.1).
 
-    The paper's decay is 0.75 for ViT-L; 1.0 stands beside it because a random-initialised encoder must train its first
+    The paper's decay is 0.75 for ViT-L; 1.0 stands beside it because a random-initialized encoder must train its first
     layers, and a baseline deserves settings of its own. There is no augmentation.
 
     Args:
         lr: candidates for the peak learning rate.
         decay: candidates for the factor between a layer and the next.
-        steps: optimiser steps; a subset of few rows is passed through more often.
+        steps: optimizer steps; a subset of few rows is passed through more often.
         batch_rows: rows of a step, at most all of them.
         weight_decay: of AdamW.
     """

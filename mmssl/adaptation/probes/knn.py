@@ -1,4 +1,4 @@
-"""k nearest neighbours by cosine, weighted by exp(similarity / temperature)."""
+"""k nearest neighbors by cosine, weighted by exp(similarity / temperature)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Knn(Probe[Tensor]):
     """Classes vote with the weights of their rows among the k nearest (Wu et al. 2018, section 3.4; Caron et al. 2021).
 
     Args:
-        k: candidates for the number of neighbours; those above the number of rows stand for all rows.
-        temperature: of the weights; `inf` gives each neighbour one vote.
+        k: candidates for the number of neighbors; those above the number of rows stand for all rows.
+        temperature: of the weights; `inf` gives each neighbor one vote.
     """
 
     def __init__(self, *, k: tuple[int, ...] = (200, 50, 20, 10, 5, 1), temperature: float = 0.07) -> None:
@@ -26,7 +26,7 @@ class Knn(Probe[Tensor]):
         self.k, self.temperature = k, temperature
 
     def settings(self) -> Sequence[Setting]:
-        """Numbers of neighbours, the largest first."""
+        """Numbers of neighbors, the largest first."""
         return [{"k": k} for k in sorted(self.k, reverse=True)]
 
     def predict(

@@ -1,4 +1,4 @@
-"""Multinomial logistic regression on standardised features."""
+"""Multinomial logistic regression on standardized features."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from mmssl.adaptation.probes.base import Probe, Setting
 
 
 class Ridge(Probe[Tensor]):
-    """Ridge regression on standardised features; the class with the largest output wins.
+    """Ridge regression on standardized features; the class with the largest output wins.
 
     One eigendecomposition, in float64, serves every candidate.
 
@@ -33,7 +33,7 @@ class Ridge(Probe[Tensor]):
         self, train: Tensor, labels: Tensor, test: Tensor, settings: Sequence[Setting], seed: int
     ) -> Iterator[Tensor]:
         """See `Probe.predict`."""
-        train, test = standardise(train, test)
+        train, test = standardize(train, test)
         targets = F.one_hot(labels).double()
         prior = targets.mean(0)
         variance, axes = torch.linalg.eigh(train.T @ train / len(train))
@@ -43,7 +43,7 @@ class Ridge(Probe[Tensor]):
             yield (projected / (variance + setting["alpha"]) @ response + prior).argmax(1)
 
 
-def standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+def standardize(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     """Both in float64, shifted and scaled to mean 0 and variance 1 of `train`; constant features become 0."""
     train, test = train.double(), test.double()
     mean, scale = train.mean(0), train.std(0, correction=0)

@@ -1,7 +1,7 @@
 """Classes by their names alone: the class whose prompts lie nearest to a row, in the space that the task trained.
 
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020, section
-3.1.4: a class is the normalised mean of the normalised vectors of its prompts, one a template. Nothing is learned.
+3.1.4: a class is the normalized mean of the normalized vectors of its prompts, one a template. Nothing is learned.
 Top-1 and top-5, ties counting against the model, and the mean over the classes; beside the same networks with random
 weights, the largest class and chance.
 """
@@ -145,7 +145,7 @@ class ZeroShot(PairProbe):
 
 
 def class_vectors(network: Network, text: int, names: Sequence[str], templates: Sequence[str], length: int) -> Tensor:
-    """Unit vectors of the classes, float32 (C, W): the mean over the templates of unit vectors, normalised.
+    """Unit vectors of the classes, float32 (C, W): the mean over the templates of unit vectors, normalized.
 
     Args:
         network: with a space for both sides.

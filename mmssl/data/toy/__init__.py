@@ -1,7 +1,7 @@
 """The toy world: small scenes made from a seed, each as a picture, a caption, a silent video and its sound.
 
 Bodies of eight shapes bounce in a box. The picture is the instant 0 of the video, the caption says what it shows, and
-every impact is heard at the very time at which it is seen. The label `shape` is that of the largest body; colours,
+every impact is heard at the very time at which it is seen. The label `shape` is that of the largest body; colors,
 patterns, places, sizes, light, room and smaller bodies vary independently of it.
 """
 
@@ -15,20 +15,20 @@ from typing import Any
 from mmssl.data.sources import MapSource
 from mmssl.data.toy.caption import describe, tell
 from mmssl.data.toy.picture import render
-from mmssl.data.toy.scene import COLOURS, MOTIONS, Dice, Scene, draw_scene, impacts
+from mmssl.data.toy.scene import COLORS, MOTIONS, Dice, Scene, draw_scene, impacts
 from mmssl.data.toy.shapes import SHAPES
-from mmssl.data.toy.sound import synthesise
+from mmssl.data.toy.sound import synthesize
 from mmssl.errors import DataError, nearest
 
 SPLITS = ("train", "validation", "test")
-CLASSES = {"shape": SHAPES, "colour": tuple(COLOURS), "motion": tuple(MOTIONS)}
+CLASSES = {"shape": SHAPES, "color": tuple(COLORS), "motion": tuple(MOTIONS)}
 
 
 class ToySource(MapSource):
     """Rows of the toy world, rendered when a cell is read.
 
     Columns: `image` uint8 (size, size, 3); `text` str, one sentence; `video` `{"frames": uint8 (T, S, S, 3), "fps"}`;
-    `audio` `{"array": float32 (N,), "sampling_rate"}`, on one clock with the video; the labels `shape`, `colour` (of
+    `audio` `{"array": float32 (N,), "sampling_rate"}`, on one clock with the video; the labels `shape`, `color` (of
     the largest body) and `motion` (how fast everything bounces), as names; `events`, a JSON list of impacts with the
     keys `time` in seconds, `body`, `speed` and `surface`; `story` str, two to four sentences that hang together.
 
@@ -46,7 +46,7 @@ class ToySource(MapSource):
         DataError: for an unknown split.
     """
 
-    columns: tuple[str, ...] = ("image", "text", "audio", "video", "shape", "colour", "motion", "events", "story")
+    columns: tuple[str, ...] = ("image", "text", "audio", "video", "shape", "color", "motion", "events", "story")
 
     def __init__(
         self,
@@ -86,12 +86,12 @@ class ToySource(MapSource):
                 times = [frame / self.fps for frame in range(round(self.seconds * self.fps))]
                 return {"frames": render(scene, dice, self.video_size, times, noise=0.0), "fps": self.fps}
             case "audio":
-                return {"array": synthesise(scene, dice, self.rate, self.seconds), "sampling_rate": self.rate}
+                return {"array": synthesize(scene, dice, self.rate, self.seconds), "sampling_rate": self.rate}
             case "text":
                 return describe(scene, dice)
             case "story":
                 return tell(scene, dice)
-            case "shape" | "colour":
+            case "shape" | "color":
                 return getattr(scene.subject, column)
             case "motion":
                 return scene.motion

@@ -41,18 +41,18 @@ def describe(scene: Scene, dice: Dice) -> str:
 
 def tell(scene: Scene, dice: Dice) -> str:
     """Two to four sentences: the first introduces the bodies, the others say more about those."""
-    subject = f"the {scene.subject.colour} {scene.subject.shape}"
+    subject = f"the {scene.subject.color} {scene.subject.shape}"
     surface = "plain" if scene.subject.texture == "plain" else f"{scene.subject.texture} all over"
     more = [f"{subject} is {surface} and bounces {dice.pick(_PACES[scene.motion])}."]
     more += [
-        f"{dice.pick(('next to it is', 'beside it one sees'))} the {dice.pick(_SMALL)} {body.colour} {body.shape}."
+        f"{dice.pick(('next to it is', 'beside it one sees'))} the {dice.pick(_SMALL)} {body.color} {body.shape}."
         for body in scene.bodies[:-1]
     ]
     return " ".join([describe(scene, dice), *more[: 1 + int(dice.uniform(0, len(more)))]])
 
 
 def _name(body: Body, size: str, dice: Dice) -> str:
-    words = [size, body.colour, body.shape]
+    words = [size, body.color, body.shape]
     if body.texture != "plain":
         words.insert(dice.pick((1, 2)), body.texture)
     article = "an" if words[0][0] in "aeiou" else "a"

@@ -30,9 +30,9 @@ def render(scene: Scene, dice: Dice, size: int, times: Sequence[float], noise: f
         uint8 (T, size, size, 3), RGB.
     """
     frames: np.ndarray = np.repeat(_room(scene, dice, size)[None], len(times), axis=0)
-    centres = [np.array([path.at(time) for time in times]) for path in paths(scene, max(times, default=0.0) + 1)]
-    for body, centre in zip(scene.bodies, centres, strict=True):
-        _stamp_body(frames, body, scene, centre)
+    centers = [np.array([path.at(time) for time in times]) for path in paths(scene, max(times, default=0.0) + 1)]
+    for body, center in zip(scene.bodies, centers, strict=True):
+        _stamp_body(frames, body, scene, center)
     if noise:
         frames += np.float32(noise) * dice.array(*frames.shape)
     return (frames * 255 + 0.5).clip(0, 255).astype(np.uint8)
@@ -69,17 +69,17 @@ def _between(size: int) -> tuple[np.ndarray, np.ndarray]:
     return below, place - below.astype(np.float32)
 
 
-def _patch(centre: np.ndarray, wide: float, tall: float, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A box of pixels round each centre, as far from it as `wide` and `tall` in picture widths.
+def _patch(center: np.ndarray, wide: float, tall: float, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A box of pixels round each center, as far from it as `wide` and `tall` in picture widths.
 
     Returns:
-        its corner int64 (T, 2) in pixels, and where its pixels are from the centre in picture widths, float32
+        its corner int64 (T, 2) in pixels, and where its pixels are from the center in picture widths, float32
         (T, 1, W) and (T, H, 1).
     """
     half = np.array([math.ceil(wide * size), math.ceil(tall * size)]) + 1  # one more for the soft edge
-    corner = np.floor(centre * size).astype(np.int64) - half
+    corner = np.floor(center * size).astype(np.int64) - half
     x, y = (
-        ((corner[:, k, None] + np.arange(2 * half[k] + 1) + 0.5) / size - centre[:, k, None]).astype(np.float32)
+        ((corner[:, k, None] + np.arange(2 * half[k] + 1) + 0.5) / size - center[:, k, None]).astype(np.float32)
         for k in (0, 1)
     )
     return corner, x[:, None, :], y[:, :, None]
@@ -88,19 +88,19 @@ def _patch(centre: np.ndarray, wide: float, tall: float, size: int) -> tuple[np.
 def _blend(frames: np.ndarray, corner: np.ndarray, cover: np.ndarray, paint: np.ndarray) -> None:
     """Paint over a box of every frame; what lies beyond the picture is cut off."""
     size = frames.shape[1]
-    for frame, (left, top), alpha, colour in zip(frames, corner.tolist(), cover[..., None], paint, strict=True):
+    for frame, (left, top), alpha, color in zip(frames, corner.tolist(), cover[..., None], paint, strict=True):
         seen = slice(max(0, -top), size - top), slice(max(0, -left), size - left)
-        alpha, colour = alpha[seen], colour[seen]
+        alpha, color = alpha[seen], color[seen]
         region = frame[max(0, top) :, max(0, left) :][: alpha.shape[0], : alpha.shape[1]]
-        region += alpha * (colour - region)
+        region += alpha * (color - region)
 
 
-def _stamp_body(frames: np.ndarray, body: Body, scene: Scene, centre: np.ndarray) -> None:
-    """Paint a body into every frame (T, size, size, 3), at its centre (T, 2) there."""
+def _stamp_body(frames: np.ndarray, body: Body, scene: Scene, center: np.ndarray) -> None:
+    """Paint a body into every frame (T, size, size, 3), at its center (T, 2) there."""
     size = frames.shape[1]
     cos, sin = math.cos(body.tilt), math.sin(body.tilt)
     width, height = (extent * body.size for extent in half_extents(body.shape))
-    corner, x, y = _patch(centre, cos * width + abs(sin) * height, cos * height + abs(sin) * width, size)
+    corner, x, y = _patch(center, cos * width + abs(sin) * height, cos * height + abs(sin) * width, size)
     x, y = x / body.size, y / body.size
     across, down = cos * x + sin * y, cos * y - sin * x
     distance = sample_field(body.shape, -across if body.mirrored else across, down) * (body.size * size)
@@ -118,7 +118,7 @@ def _stamp_body(frames: np.ndarray, body: Body, scene: Scene, centre: np.ndarray
 
 
 def _pattern(body: Body, x: np.ndarray, y: np.ndarray, size: int) -> np.ndarray:
-    """How much of the second colour is where, in [0, 1]; edges one pixel wide."""
+    """How much of the second color is where, in [0, 1]; edges one pixel wide."""
     cos, sin = math.cos(body.texture_turn), math.sin(body.texture_turn)
     first = _wave((cos * x + sin * y) / body.texture_period)
     if body.texture == "striped":

@@ -17,7 +17,7 @@ import numpy as np
 
 from mmssl.data.toy.shapes import SHAPES, half_extents
 
-COLOURS = {
+COLORS = {
     "red": (0.85, 0.15, 0.15),
     "orange": (0.95, 0.55, 0.10),
     "yellow": (0.92, 0.87, 0.20),
@@ -33,7 +33,7 @@ MOTIONS = {"slow": 2.0, "steady": 4.5, "fast": 10.0}
 
 _JUMPS = 64
 
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 Choice = TypeVar("Choice")
 
 
@@ -85,22 +85,22 @@ class Body:
     Attributes:
         size: square root of half its area, in picture widths; the same for every shape.
         tilt: from upright, in radians, kept while it moves.
-        texture, texture_turn, texture_period, texture_colour: pattern, its direction in radians, its period in sizes.
-        x, y: centre at time 0.
+        texture, texture_turn, texture_period, texture_color: pattern, its direction in radians, its period in sizes.
+        x, y: center at time 0.
         drift: horizontal speed.
         jumps: how high it bounces each time, in [0, 1); after the last one they start over.
     """
 
     shape: str
-    colour: str
-    paint: Colour
+    color: str
+    paint: Color
     size: float
     tilt: float
     mirrored: bool
     texture: str
     texture_turn: float
     texture_period: float
-    texture_paint: Colour
+    texture_paint: Color
     outlined: bool
     x: float
     y: float
@@ -154,14 +154,14 @@ def draw_scene(seed: int, split: str, row: int) -> Scene:
 
 def _draw_body(dice: Dice, box: Box, size: float) -> Body:
     shape = dice.pick(SHAPES)
-    colour = dice.pick(list(COLOURS))
+    color = dice.pick(list(COLORS))
     brightness = dice.uniform(0.75, 1.1)
-    paint = tuple(min(1.0, max(0.0, c * brightness + dice.uniform(-0.06, 0.06))) for c in COLOURS[colour])
+    paint = tuple(min(1.0, max(0.0, c * brightness + dice.uniform(-0.06, 0.06))) for c in COLORS[color])
     contrast = dice.uniform(0.6, 0.8) if dice.chance(0.5) else dice.uniform(1.2, 1.4)
     width, height = half_extents(shape)
     return Body(
         shape=shape,
-        colour=colour,
+        color=color,
         paint=paint,  # type: ignore[arg-type]
         size=size,
         tilt=math.radians(dice.uniform(-15, 15)),
@@ -210,17 +210,17 @@ class Path:
 
     def _walls(self, number: int, seconds: float) -> list[Impact]:
         speed = abs(self._body.drift)
-        towards_right = self._body.drift > 0
-        gap = self._right - self._body.x if towards_right else self._body.x - self._left
+        toward_right = self._body.drift > 0
+        gap = self._right - self._body.x if toward_right else self._body.x - self._left
         time, hits = gap / speed, []
         while time < seconds:
-            hits.append(Impact(time, number, speed, "right" if towards_right else "left"))
-            towards_right = not towards_right
+            hits.append(Impact(time, number, speed, "right" if toward_right else "left"))
+            toward_right = not toward_right
             time += (self._right - self._left) / speed
         return hits
 
     def at(self, time: float) -> tuple[float, float]:
-        """Centre x, y at a time within the clip."""
+        """Center x, y at a time within the clip."""
         stretch = bisect_right(self._starts, time) - 1
         since = time - self._starts[stretch]
         y = self._heights[stretch] + self._speeds[stretch] * since + self._gravity / 2 * since**2

@@ -1,6 +1,6 @@
 """Eight silhouettes that have an up, as signed distance fields.
 
-Every shape covers the same area, so that the amount of colour in a picture does not tell which one it shows.
+Every shape covers the same area, so that the amount of color in a picture does not tell which one it shows.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ SHAPES = tuple(OUTLINES)
 
 @cache
 def outline(shape: str) -> np.ndarray:
-    """Corners (N, 2) as x, y in units of size: the box around them is centred and the area inside is `AREA`."""
+    """Corners (N, 2) as x, y in units of size: the box around them is centered and the area inside is `AREA`."""
     points = np.array(OUTLINES[shape])
     x, y = points.T
     area = abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1))) / 2
-    centred = points - (points.min(axis=0) + points.max(axis=0)) / 2
-    return centred * math.sqrt(AREA / area)
+    centered = points - (points.min(axis=0) + points.max(axis=0)) / 2
+    return centered * math.sqrt(AREA / area)
 
 
 @cache

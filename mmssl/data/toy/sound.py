@@ -24,7 +24,7 @@ TIMBRES = {
 }
 
 
-def synthesise(scene: Scene, dice: Dice, rate: int, seconds: float) -> np.ndarray:
+def synthesize(scene: Scene, dice: Dice, rate: int, seconds: float) -> np.ndarray:
     """The sound of a clip.
 
     An impact at time t starts at t exactly, between two samples if need be: mode k of a body adds

@@ -57,7 +57,7 @@ class Matching(Objective):
         negatives: `hard` by similarity, or `uniform`.
         contrastive: weight of the contrastive term; 0 for none, with uniform negatives.
         width: of the space that the contrastive term compares in.
-        temperature: its initial value, learnt between 0.001 and 0.5.
+        temperature: its initial value, learned between 0.001 and 0.5.
         momentum: share of itself that a slow copy of the towers keeps at a step, 0.995 in ALBEF; None for no copy.
         queue: number of rows whose keys the copy's queue holds, beside those of the batch; any.
         alpha: share of the contrastive target that the copy decides.
@@ -102,8 +102,8 @@ class Matching(Objective):
             raise RecipeError(f"matching: contrastive = {contrastive} should be a weight, or 0 for no such term")
         if not contrastive and (negatives == "hard" or momentum is not None):
             raise RecipeError(
-                "matching: without the contrastive term no similarity is learnt by which negatives are hard, and there "
-                "is nothing to distil; set negatives = uniform and leave momentum out, or contrastive = 1"
+                "matching: without the contrastive term no similarity is learned by which negatives are hard, and "
+                "there is nothing to distil; set negatives = uniform and leave momentum out, or contrastive = 1"
             )
         if momentum is not None and not (0 <= momentum <= 1 and 0 <= alpha <= 1 and queue >= 0 and ramp >= 0):
             raise RecipeError("matching: momentum and alpha are shares from 0 to 1, queue and ramp numbers from 0")

@@ -31,15 +31,15 @@ Given = dict[str, Any] | list[dict[str, Any]] | None
 
 @dataclass(frozen=True, kw_only=True)
 class ImageView:
-    """A crop, mirrored, recoloured and blurred; the defaults are SimCLR's for ImageNet (arXiv 2002.05709, appendix A).
+    """A crop, mirrored, recolored and blurred; the defaults are SimCLR's for ImageNet (arXiv 2002.05709, appendix A).
 
     Attributes:
         size: in pixels; below 1 a share of that of the image, in whole patches of the encoder; that of the image where
             left out.
         area: smallest and largest share of the image that the crop covers.
         flip: probability that it is mirrored.
-        jitter: probability of colour jitter.
-        strength: of colour jitter, s in the paper; 0.5 for pictures of 32 pixels, which are not blurred either.
+        jitter: probability of color jitter.
+        strength: of color jitter, s in the paper; 0.5 for pictures of 32 pixels, which are not blurred either.
         saturation: reach of its jitter at strength 1.
         grayscale: probability.
         blur: probability.
@@ -147,7 +147,7 @@ class Views:
             RecipeError: for views of several sizes.
         """
         parts, start = [], 0
-        for i in range(1, len(self.settings) + 1):  # neighbours of equal settings are drawn together
+        for i in range(1, len(self.settings) + 1):  # neighbors of equal settings are drawn together
             if i == len(self.settings) or self.settings[i] != self.settings[start]:
                 parts.append(self.settings[start].draw(batch, draws, i - start, encoder))
                 start = i

@@ -1,13 +1,13 @@
 """Barlow Twins: do two views say the same, and does each number say something else?
 
 Zbontar, Jing, Misra, LeCun & Deny 2021, "Barlow Twins: Self-Supervised Learning via Redundancy Reduction", arXiv
-2103.03230. The cross-correlation matrix of the two views' embeddings, over the whole global batch, is drawn towards the
+2103.03230. The cross-correlation matrix of the two views' embeddings, over the whole global batch, is drawn toward the
 identity: ones on the diagonal (the views agree), zeros beside it (no two dimensions repeat each other). For sounds the
 views are two windows of one recording.
 
 Known traps. The terms of the matrix are summed, not averaged: averaging changes their balance, and cost 8 points where
-it was tried. Embeddings are standardised by the statistics of the *global* batch, without learned scale, so that every
-process sees one matrix; a matrix that is averaged over processes after each standardised its own rows is another loss.
+it was tried. Embeddings are standardized by the statistics of the *global* batch, without learned scale, so that every
+process sees one matrix; a matrix that is averaged over processes after each standardized its own rows is another loss.
 Published runs give biases and norms 0.024 of LARS's learning rate: `bias_lr`.
 """
 
@@ -30,7 +30,7 @@ EPS = 1e-5
 
 
 class BarlowTwins(Objective):
-    """Draw the cross-correlation of two views' embeddings towards the identity.
+    """Draw the cross-correlation of two views' embeddings toward the identity.
 
     Args:
         encoders: holds the encoder.
@@ -105,5 +105,5 @@ class BarlowTwins(Objective):
 
 def standardize(z: Tensor) -> Tensor:
     """Each dimension over the rows (N, D) to mean 0 and variance 1: BatchNorm without parameters, in training mode."""
-    centred = z - z.mean(0)
-    return centred * (centred.square().mean(0) + EPS).rsqrt()
+    centered = z - z.mean(0)
+    return centered * (centered.square().mean(0) + EPS).rsqrt()

@@ -9,7 +9,7 @@ published.
 
 Known traps. A crop is not compared with itself: of 2 (2 + 8) pairs 18 count. The teacher is another object than the
 student, sees the large crops alone, in training mode but without dropout, and is what leaves the run: the published
-numbers are the teacher's. The centre that a batch is centred by comes from the batches before it. Prototypes are unit
+numbers are the teacher's. The center that a batch is centered by comes from the batches before it. Prototypes are unit
 vectors (weight norm with its gain frozen), and stay as they are for the first share of the run. A loss that stays at
 ln K is collapse to the uniform answer; a loss near 0 with `spread` near 0 is collapse to one prototype.
 The published code clips the gradient of each parameter alone at 3, `training.clip` that of all of them together.
@@ -37,12 +37,12 @@ from mmssl.ops.gather import average
 from mmssl.ops.losses import ranking, spread
 from mmssl.ops.momentum import cosine_momentum, follow, momentum_copy
 
-COLOUR = {"strength": 0.5, "saturation": 0.4}
+COLOR = {"strength": 0.5, "saturation": 0.4}
 GLOBAL_VIEWS = (
-    COLOUR | {"area": (0.4, 1.0), "blur": 1.0},
-    COLOUR | {"area": (0.4, 1.0), "blur": 0.1, "solarize": 0.2},
+    COLOR | {"area": (0.4, 1.0), "blur": 1.0},
+    COLOR | {"area": (0.4, 1.0), "blur": 0.1, "solarize": 0.2},
 )
-LOCAL_VIEWS = (COLOUR | {"area": (0.05, 0.4), "size": 96 / 224, "blur": 0.5},)
+LOCAL_VIEWS = (COLOR | {"area": (0.05, 0.4), "size": 96 / 224, "blur": 0.5},)
 
 
 class DINO(Objective):
@@ -59,14 +59,14 @@ class DINO(Objective):
         student_temperature: divides the student's logits.
         teacher_temperature: divides the teacher's, at the first step and after `temperature_warmup`.
         temperature_warmup: share of the run in which the teacher's temperature moves from one to the other.
-        centre_momentum: share of itself that the centre keeps in a step.
+        center_momentum: share of itself that the center keeps in a step.
         momentum: share of itself that the teacher keeps at the first step; rises to 1 along a cosine.
         freeze_last: share of the run in which prototypes do not learn; one epoch of a hundred as published.
         views: what differs from the published large crops: settings of `ImageView` or `AudioView`, for both or each.
         local_views: the same for the small crops.
     """
 
-    centre: Tensor
+    center: Tensor
     progress: Tensor
     seen: Tensor
     seen_count: Tensor
@@ -84,7 +84,7 @@ class DINO(Objective):
         student_temperature: float = 0.1,
         teacher_temperature: tuple[float, float] = (0.04, 0.04),
         temperature_warmup: float = 0.0,
-        centre_momentum: float = 0.9,
+        center_momentum: float = 0.9,
         momentum: float = 0.996,
         freeze_last: float = 0.01,
         views: Given = None,
@@ -94,7 +94,7 @@ class DINO(Objective):
         self.name, self.prototypes = encoder, prototypes
         self.student_temperature = student_temperature
         self.teacher_temperature, self.temperature_warmup = teacher_temperature, temperature_warmup
-        self.centre_momentum, self.momentum, self.freeze_last = centre_momentum, momentum, freeze_last
+        self.center_momentum, self.momentum, self.freeze_last = center_momentum, momentum, freeze_last
         student = self.encoder(encoder)
         self.views = Views(student, views, image=GLOBAL_VIEWS)
         self.local_views = Views(student, local_views, local_crops, image=LOCAL_VIEWS, audio=({"window": 0.2},))
@@ -102,9 +102,9 @@ class DINO(Objective):
         self.head = _Head(student.dim, hidden, bottleneck, prototypes, batch_norm)
         self.teacher = momentum_copy(nn.ModuleDict({"encoder": student, "head": self.head}))
         _without_dropout(self.teacher)
-        self.register_buffer("centre", torch.zeros(prototypes))
+        self.register_buffer("center", torch.zeros(prototypes))
         self.register_buffer("progress", torch.zeros(()))
-        # The teacher's logits in this step's micro-batches, until the centre moves.
+        # The teacher's logits in this step's micro-batches, until the center moves.
         self.register_buffer("seen", torch.zeros(prototypes), persistent=False)
         self.register_buffer("seen_count", torch.zeros(()), persistent=False)
 
@@ -147,7 +147,7 @@ class DINO(Objective):
         if self.training:
             self.seen += teacher.mean((0, 1))
             self.seen_count += 1
-        wanted = ((teacher - self.centre) / self._sharpness()).log_softmax(-1)
+        wanted = ((teacher - self.center) / self._sharpness()).log_softmax(-1)
         answered = (outputs["student"] / self.student_temperature).log_softmax(-1)
         terms = -(wanted.exp() @ answered.mT)
         others = ~torch.eye(*terms.shape[1:], dtype=torch.bool, device=terms.device)
@@ -165,12 +165,12 @@ class DINO(Objective):
         return start + (end - start) * share.clamp(max=1)
 
     def after_step(self, progress: float) -> None:
-        """The teacher follows, the centre moves towards the mean of the logits that this step saw."""
+        """The teacher follows, the center moves toward the mean of the logits that this step saw."""
         self.progress.fill_(progress)
         student = {"encoder": self.encoder(self.name), "head": self.head}
         follow(self.teacher, student, cosine_momentum(self.momentum, progress))
         mean = average(self.seen / self.seen_count.clamp(min=1))
-        self.centre.lerp_(torch.where(self.seen_count > 0, mean, self.centre), 1 - self.centre_momentum)
+        self.center.lerp_(torch.where(self.seen_count > 0, mean, self.center), 1 - self.center_momentum)
         self.seen.zero_()
         self.seen_count.zero_()
 
@@ -181,7 +181,7 @@ class DINO(Objective):
         if "local" in inputs:  # pictures stand beside each other, of sounds the first is shown
             local = inputs["local"]
             panels.append(Panel("small crops", list(local if local.ndim == 5 else local[:, 0])))
-        taught = (outputs["teacher"] - self.centre).argmax(-1).tolist()
+        taught = (outputs["teacher"] - self.center).argmax(-1).tolist()
         answered = outputs["student"][:, :2].argmax(-1).tolist()
         lines = [f"teacher {a[0]}, {a[1]}; student {b[0]}, {b[1]}" for a, b in zip(taught, answered, strict=True)]
         mask = inputs.get("mask")

@@ -10,13 +10,13 @@ BatchNorm betrays the key: where a query shares its batch statistics with its ow
 other batches, the network finds the key without looking at the picture (v3 has no queue, hence no such difference).
 The paper shuffles keys between GPUs; SyncBatchNorm is no remedy, it is the leak at full size. Here each network runs in
 several groups of rows, one forward pass each: queries with every `groups`-th row, keys in an order drawn inside each
-block of `groups` neighbours, so that those that share statistics with a query are not those that share them with its
-key, on one process or many, synchronised or not, without communication. Under accumulation a group is one of a
+block of `groups` neighbors, so that those that share statistics with a query are not those that share them with its
+key, on one process or many, synchronized or not, without communication. Under accumulation a group is one of a
 micro-batch; with fewer than four rows there is but one. A copy that follows fast betrays the key as well: new keys
 differ from those in the queue by what the network has drifted since, so `accuracy` leaves chance before anything is
-learnt.
+learned.
 
-v3 with a vision transformer differs from the published one in its positions, which are learnt here.
+v3 with a vision transformer differs from the published one in its positions, which are learned here.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class MoCo(Objective):
         queue: number of keys that v2 keeps, K; any number from the global batch up.
         groups: of rows that share BatchNorm statistics in v2, the published number of GPUs; without effect where the
             encoder has no BatchNorm.
-        freeze_patch_embedding: whether v3 leaves the patch embedding as it was initialised, where the encoder has one:
+        freeze_patch_embedding: whether v3 leaves the patch embedding as it was initialized, where the encoder has one:
             its gradient is what makes transformers unstable.
         views: what differs from the published views: settings of `ImageView` or `AudioView`, for both or one each.
     """

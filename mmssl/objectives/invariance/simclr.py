@@ -2,11 +2,11 @@
 
 Chen, Kornblith, Norouzi & Hinton 2020, "A Simple Framework for Contrastive Learning of Visual Representations",
 arXiv 2002.05709. Two random views of each row are drawn together and those of all other rows pushed apart, over the
-whole global batch. Images are cropped, mirrored, recoloured and blurred as in the paper; sounds give two windows of one
+whole global batch. Images are cropped, mirrored, recolored and blurred as in the paper; sounds give two windows of one
 recording, as in COLA and BYOL-A.
 
 Known traps. A view's similarity with itself is masked, not subtracted (its gradient must go too). Negatives come from
-all processes, with gradient. For 32-pixel images the paper leaves out the blur and halves the colour distortion:
+all processes, with gradient. For 32-pixel images the paper leaves out the blur and halves the color distortion:
 `views: {blur: 0, strength: 0.5}`.
 """
 

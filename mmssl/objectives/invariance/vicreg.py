@@ -3,7 +3,7 @@
 Bardes, Ponce & LeCun 2022, "VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning", arXiv
 2105.04906. Two views' embeddings are drawn together (invariance), each dimension is kept from shrinking below a
 standard deviation of 1 over the batch (variance), and the dimensions of each view are kept from repeating each other
-(covariance). Nothing is normalised, and nothing asks that the two branches be alike. For sounds the views are two
+(covariance). Nothing is normalized, and nothing asks that the two branches be alike. For sounds the views are two
 windows of one recording.
 
 Known traps. Paper and published code differ, and libraries follow one or the other (facebookresearch/vicreg, issues 8
@@ -105,10 +105,10 @@ class VICReg(Objective):
 
     def _regularize(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Variance and covariance term of one view (N, D) of the global batch: equations 1 and 4 of the paper."""
-        centred = z - z.mean(0)
+        centered = z - z.mean(0)
         freedom = max(1, len(z) - 1)
-        deviation = (centred.square().sum(0) / freedom + EPS).sqrt()
-        return (1 - deviation).relu().mean(), off_diagonal(centred / freedom, centred) / z.shape[1]
+        deviation = (centered.square().sum(0) / freedom + EPS).sqrt()
+        return (1 - deviation).relu().mean(), off_diagonal(centered / freedom, centered) / z.shape[1]
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Both views, and for each row's first view the row whose second view is nearest."""

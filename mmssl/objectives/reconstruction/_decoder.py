@@ -34,7 +34,7 @@ class Decoder(nn.Module):
 
     The sizes of the four stages grow by equal factors up to the one asked for, so that one set of weights serves any
     grid and any size, and all of them are always used. Resizing before the convolution leaves no checkerboard; groups
-    are normalised within a row. The width halves from stage to stage, down to 32 channels (64 where the answer
+    are normalized within a row. The width halves from stage to stage, down to 32 channels (64 where the answer
     has that many).
 
     Args:

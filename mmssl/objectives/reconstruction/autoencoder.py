@@ -8,7 +8,7 @@ Vincent et al. 2010, "Stacked Denoising Autoencoders", JMLR 11, whose training b
 Known traps. Without a bottleneck or noise the identity solves the task; tokens on their grid would be such a way
 around, so that only the pooled vector reaches the code. Noise is added to the input alone and not clipped, which would
 tell it apart where the picture is white or black. Squared error pays for large areas: a code of a few numbers keeps
-colours and layout, not what the picture shows.
+colors and layout, not what the picture shows.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ SEED = 4  # height and width of the first map, as in DCGAN
 class Autoencoder(Objective):
     """Paint the picture again from a short code.
 
-    `relative_error` is the squared error over that of each picture's own mean colour: 1 for a code that holds three
-    numbers, 0 for the picture itself. A network that sees nothing is above 1, by how much pictures differ in colour.
+    `relative_error` is the squared error over that of each picture's own mean color: 1 for a code that holds three
+    numbers, 0 for the picture itself. A network that sees nothing is above 1, by how much pictures differ in color.
 
     Args:
         encoders: holds the image encoder.
@@ -75,7 +75,7 @@ class Autoencoder(Objective):
         self.decoder = Decoder(width, 3, width=width)
 
     def chance(self, rows: int) -> Chance:
-        """The level of the squared error is that of the data; relative to each picture's mean colour it is 1."""
+        """The level of the squared error is that of the data; relative to each picture's mean color it is 1."""
         return Chance(None, {"relative_error": 1.0})
 
     @torch.no_grad()
@@ -98,7 +98,7 @@ class Autoencoder(Objective):
         return {"image": self.decoder(start, (height, width))}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
-        """Mean squared error against the clean picture, and the same over that of its mean colour."""
+        """Mean squared error against the clean picture, and the same over that of its mean color."""
         error = (outputs["image"] - inputs["target"]).square().mean((1, 2, 3))
         constant = inputs["constant_count"]
         return {

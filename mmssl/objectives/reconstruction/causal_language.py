@@ -1,4 +1,4 @@
-"""Causal language modelling: which token comes next?
+"""Causal language modeling: which token comes next?
 
 Radford, Wu, Child, Luan, Amodei & Sutskever 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2): each
 token of a text is predicted from those before it, by the network's last states and the tied input embedding, without a

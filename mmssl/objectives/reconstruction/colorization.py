@@ -1,21 +1,21 @@
-"""Colorization: which colours does this gray picture have?
+"""Colorization: which colors does this gray picture have?
 
 Zhang, Isola & Efros 2016, "Colorful Image Colorization", arXiv 1603.08511. The lightness L of CIE Lab goes in, a and b
-come out at every fourth pixel: as a distribution over the 313 colours of a grid of ten that sRGB reaches (`classes`,
-the paper's method), or as two numbers (`regression`, its L2 baseline). Targets are soft, ten neighbours under a
-Gaussian of 5. Rare colours weigh more: w ∝ ((1 - λ) p + λ / Q)⁻¹ with E_p[w] = 1, looked up at the nearest colour and
-multiplied into the gradient alone, so that the loss is plain cross-entropy. Pictures without colour (no |a| or |b|
+come out at every fourth pixel: as a distribution over the 313 colors of a grid of ten that sRGB reaches (`classes`,
+the paper's method), or as two numbers (`regression`, its L2 baseline). Targets are soft, ten neighbors under a
+Gaussian of 5. Rare colors weigh more: w ∝ ((1 - λ) p + λ / Q)⁻¹ with E_p[w] = 1, looked up at the nearest color and
+multiplied into the gradient alone, so that the loss is plain cross-entropy. Pictures without color (no |a| or |b|
 above 5) do not count.
 
-Two things differ from the published code. L goes in as a gray picture of three channels, so that any encoder of colour
-pictures can carry the task and leave as it is; its normalisation does the centring. And p is not the file made from
-ImageNet but the average over all batches so far, which begins as one picture of all colours alike; it is a buffer, so
+Two things differ from the published code. L goes in as a gray picture of three channels, so that any encoder of color
+pictures can carry the task and leave as it is; its normalization does the centring. And p is not the file made from
+ImageNet but the average over all batches so far, which begins as one picture of all colors alike; it is a buffer, so
 that a resumed run goes on with it.
 
-Known traps. The colour of a prediction is the annealed mean of its distribution (temperature 0.38): the mode is patchy
-and the plain mean gray. Five neighbours, as the paper's text has it, are half of what was used. The 313 colours do not
-follow from rounding sRGB, which gives 261. Targets are subsampled, not averaged: an average over an edge is a colour
-that is not there. A network that knows how frequent colours are and sees nothing has a loss far below ln 313, so that
+Known traps. The color of a prediction is the annealed mean of its distribution (temperature 0.38): the mode is patchy
+and the plain mean gray. Five neighbors, as the paper's text has it, are half of what was used. The 313 colors do not
+follow from rounding sRGB, which gives 261. Targets are subsampled, not averaged: an average over an edge is a color
+that is not there. A network that knows how frequent colors are and sees nothing has a loss far below ln 313, so that
 `relative_error`, not the loss, says whether it looks.
 """
 
@@ -41,7 +41,7 @@ from mmssl.ops.gather import average
 from mmssl.ops.losses import mean_over
 
 NEIGHBORS = 10
-GRAY = 5.0  # |a| and |b| up to which a pixel has no colour
+GRAY = 5.0  # |a| and |b| up to which a pixel has no color
 SCALE = 110.0  # of a and b as numbers to regress
 
 
@@ -51,9 +51,9 @@ class Colorization(Objective):
     Args:
         encoders: holds the image encoder.
         encoder: its name.
-        form: `classes` for a distribution over 313 colours, `regression` for the colour itself.
+        form: `classes` for a distribution over 313 colors, `regression` for the color itself.
         stride: pixels from one target to the next.
-        rebalance: λ, how far rare colours are weighed up: 1 not at all, towards 0 by all their rarity.
+        rebalance: λ, how far rare colors are weighed up: 1 not at all, toward 0 by all their rarity.
         area: smallest and largest share of the image that the square crop covers. The paper's crop has 176 of 256
             pixels.
         flip: probability that a crop is mirrored.
@@ -94,7 +94,7 @@ class Colorization(Objective):
         self.register_buffer("nearby", bins_nearby(color_bins(), NEIGHBORS), persistent=False)
         channels = len(self.bins) if form == "classes" else 2
         self.decoder = Decoder(self.encoder(encoder).dim, channels, width=width)
-        # Of all targets so far, plain and weighted: how often each colour came, or its mean. Begins as one picture.
+        # Of all targets so far, plain and weighted: how often each color came, or its mean. Begins as one picture.
         start = torch.full((2, channels), 1 / channels) if form == "classes" else torch.zeros(2, channels)
         self.register_buffer("mean_target", start)
         self.register_buffer("pictures", torch.ones(()))
@@ -103,11 +103,11 @@ class Colorization(Objective):
         self.register_buffer("recent_pictures", torch.zeros(()), persistent=False)
 
     def chance(self, rows: int) -> Chance:
-        """All 313 colours alike; and the best constant answer, which knows what colours there are and sees nothing."""
+        """All 313 colors alike; and the best constant answer, which knows what colors there are and sees nothing."""
         return Chance(math.log(len(self.bins)) if self.form == "classes" else None, {"relative_error": 1.0})
 
     def weights(self) -> Tensor:
-        """Weight of each of the 313 colours, from how often it came so far: Σ p·w = 1, equation 4 of the paper."""
+        """Weight of each of the 313 colors, from how often it came so far: Σ p·w = 1, equation 4 of the paper."""
         p = self.mean_target[0]
         weight = 1 / ((1 - self.rebalance) * p + self.rebalance / len(p))
         return weight / (p * weight).sum()
@@ -116,8 +116,8 @@ class Colorization(Objective):
     def transform(self, batch: Batch, draws: Draws) -> Batch:
         """`image` (B, 3, H, W) -> the gray `image` (B, 3, h, h) and `ab` (B, 2, h / stride, h / stride).
 
-        With these the `weight` of each target, 0 in pictures without colour, and for classes its `bins` (B, 10, ...),
-        nearest first, and their `share`. A step of training also counts what colours there are.
+        With these the `weight` of each target, 0 in pictures without color, and for classes its `bins` (B, 10, ...),
+        nearest first, and their `share`. A step of training also counts what colors there are.
         """
         images = batch["image"]
         height, width = images.shape[-2:]
@@ -163,13 +163,13 @@ class Colorization(Objective):
         self.mean_target += (self.recent - self.recent_pictures * self.mean_target) / self.pictures
 
     def predict(self, inputs: Batch) -> Batch:
-        """`answer` (B, C, h / stride, h / stride): logits of 313 colours, or a and b in units of 110."""
+        """`answer` (B, C, h / stride, h / stride): logits of 313 colors, or a and b in units of 110."""
         features = self.encoder(self.name)(inputs["image"])
         height, width = inputs["ab"].shape[2:]
         return {"answer": self.decoder(feature_map(features), (height, width))}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
-        """Cross-entropy with the soft code, or squared distance, over pixels of coloured pictures."""
+        """Cross-entropy with the soft code, or squared distance, over pixels of colored pictures."""
         answer, weight = outputs["answer"], inputs["weight"]
         if self.form == "classes":
             # The shares of a target add up to 1.
@@ -184,7 +184,7 @@ class Colorization(Objective):
         }
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
-        """The gray picture, its colours as fine as they are asked for, and those of the network."""
+        """The gray picture, its colors as fine as they are asked for, and those of the network."""
         light = inputs["image"][:, :1] * 100
 
         def paint(ab: Tensor) -> list[Tensor | str]:

@@ -1,22 +1,22 @@
 """Inpainting: what was in the hole that was cut into this image?
 
 Pathak, Krähenbühl, Donahue, Darrell & Efros 2016, "Context Encoders: Feature Learning by Inpainting", arXiv 1604.07379.
-A hole is filled with one colour, the encoder reads what is left, and a decoder paints the hole: the square in the
-centre without its rim, or a smooth random region that covers 20 to 30 % of the image. The rim around a hole is painted
+A hole is filled with one color, the encoder reads what is left, and a decoder paints the hole: the square in the
+center without its rim, or a smooth random region that covers 20 to 30 % of the image. The rim around a hole is painted
 as well, though it is seen, and weighs ten times as much, so that the two meet without a seam. A discriminator adds a
 thousandth: does the painted region look real? The published feature-learning models do without it (`adversarial: 0`).
 
-One optimiser trains both. The generator's term passes a discriminator whose weights are held fast, the discriminator's
+One optimizer trains both. The generator's term passes a discriminator whose weights are held fast, the discriminator's
 term sees paintings that carry no gradient, and one backward pass gives each the gradient of its own. The discriminator
 learns at a tenth of the recipe's learning rate, as published (2e-4 and 2e-3).
 
 Differences. The paper's fully connected layer, through which AlexNet's features see across the hole, is not needed: the
 receptive field of today's encoders covers the image, and their pooled vector is added everywhere. The released code
 draws one random region a batch; here each row has its own, and a random region gets a rim like the square's (the code
-weighs all that is visible alike, or ten times). The discriminator normalises groups of channels, not the batch, so that
+weighs all that is visible alike, or ten times). The discriminator normalizes groups of channels, not the batch, so that
 rows do not meet; its convolutions have no bias, for the code sets those to 0 at every step.
 
-Known traps. The fill is the data set's mean colour in the order red, green, blue: the released code fills 117, 104,
+Known traps. The fill is the data set's mean color in the order red, green, blue: the released code fills 117, 104,
 123, which is ImageNet's mean with its channels in disorder. The weight of ten belongs to the visible rim, not to the
 hole. The discriminator sees the painted region alone, real or painted, and the fill around it.
 """
@@ -57,7 +57,7 @@ class Inpainting(Objective):
             in the released code, 7 in the paper.
         share: smallest and largest share of the image that a random region covers.
         adversarial: weight of the adversarial term; the reconstruction has the rest of 1.
-        fill: colour of the hole, red, green and blue in [0, 1]; the mean of ImageNet by default.
+        fill: color of the hole, red, green and blue in [0, 1]; the mean of ImageNet by default.
         size: of a random square that is cut out of each image before anything else, in pixels; None for the whole.
         flip: probability that an image is mirrored.
         width: of the decoder's first stage, in channels.
@@ -101,7 +101,7 @@ class Inpainting(Objective):
             self.discriminator = Discriminator(discriminator_width)
 
     def chance(self, rows: int) -> Chance:
-        """The level of the squared error is that of the data; relative to the mean colour of each hole it is 1."""
+        """The level of the squared error is that of the data; relative to the mean color of each hole it is 1."""
         return Chance(None, {"relative_error": 1.0})
 
     @torch.no_grad()
@@ -131,7 +131,7 @@ class Inpainting(Objective):
         height, width = images.shape[2:]
         if height % 4 or width % 4 or self.overlap >= min(height, width) // 4:
             raise RecipeError(
-                f"inpainting: the square in the centre of {height} x {width} pixels is its middle half less a rim of "
+                f"inpainting: the square in the center of {height} x {width} pixels is its middle half less a rim of "
                 f"overlap = {self.overlap}: take sides that are multiples of 4, and a narrower rim"
             )
         hole = torch.zeros(len(images), 1, height, width, dtype=torch.bool, device=images.device)
@@ -173,7 +173,7 @@ class Inpainting(Objective):
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Weighted squared error on the scale from -1 to 1, plus generator's and discriminator's cross-entropies.
 
-        `relative_error` is of the hole alone, unweighted, over the error of the hole's mean colour.
+        `relative_error` is of the hole alone, unweighted, over the error of the hole's mean color.
         """
         weight = inputs["weight"]
         error = _error((outputs["image"] + 1) / 2, inputs["target"])
@@ -229,5 +229,5 @@ def _widened(mask: Tensor, reach: int) -> Tensor:
 
 
 def _error(a: Tensor, b: Tensor) -> Tensor:
-    """Squared error, a mean over colours: (B, 1, h, w)."""
+    """Squared error, a mean over colors: (B, 1, h, w)."""
     return (a - b).square().mean(1, keepdim=True)

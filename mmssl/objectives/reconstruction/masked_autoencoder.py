@@ -15,7 +15,7 @@ with weights there (a norm behind an average, an attention pool) cannot learn th
 
 Known traps. The loss is of hidden patches alone; visible ones are not predicted, and look bad where they are. The mean
 and variance of `norm_pix` are the target's own: a picture that is scaled back by them shows what the network was not
-told, so that normalised patches are drawn as they are. Hiding is by rank of noise, the same number in each row. Padding
+told, so that normalized patches are drawn as they are. Hiding is by rank of noise, the same number in each row. Padding
 behind the end of a sound may be seen, as silence, and is never scored. Crops are resized bilinearly, not bicubically.
 """
 
@@ -122,7 +122,7 @@ class MaskedAutoencoder(Objective):
         """The error of the mean: of each patch with `norm_pix`, of a row's hidden patches without.
 
         With `norm_pix` the loss of the mean is (d - 1) / d for patches of d pixels, because their variance is the
-        unbiased one; that of a patch of one colour is 0, so that a level of the loss depends on the pictures.
+        unbiased one; that of a patch of one color is 0, so that a level of the loss depends on the pictures.
         """
         return Chance(None, {"relative_error": 1.0})
 
@@ -211,7 +211,7 @@ class MaskedAutoencoder(Objective):
         }
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
-        """What is seen, what the network makes of it, and what was there; normalised if the task is."""
+        """What is seen, what the network makes of it, and what was there; normalized if the task is."""
         picture, hidden = inputs[self.modality], inputs["hidden"]
         if self.modality == "image":
             normalize = cast(ImageEncoder, self.encoder(self.name)).normalize
@@ -229,7 +229,7 @@ class MaskedAutoencoder(Objective):
             return unpatchify(whole, self.patch, (picture.shape[-2], picture.shape[-1]))
 
         blank = torch.full_like(take(visible, hidden), float(original.float().mean()))
-        kind = "normalised " if self.norm_pix else ""
+        kind = "normalized " if self.norm_pix else ""
         pictures = {
             "input": put(blank, visible),
             f"{kind}prediction": put(outputs["pixels"], patches) * scale + shift,

@@ -1,4 +1,4 @@
-"""Masked language modelling: which token stood here?
+"""Masked language modeling: which token stood here?
 
 Devlin, Chang, Lee & Toutanova 2019, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
 arXiv 1810.04805, with the counts of its published code: in each text exactly max(1, round(0.15 · length)) tokens, where
@@ -9,7 +9,7 @@ vocabulary without its special tokens. The loss is the mean over the masked toke
 Unit `word` hides whole words (Google's BERT, release of May 2019): words in random order, of which one that overshoots
 the number of tokens is passed over. Unit `span`: Joshi et al. 2020, "SpanBERT", arXiv 1907.10529, without its boundary
 objective: spans of 1 to 10 words, 3.8 on average, up to ceil(0.15 · length) tokens, length without start and end token;
-a span, and neighbouring spans as one, is masked, replaced or kept as a whole. Count `bernoulli` draws each token on its
+a span, and neighboring spans as one, is masked, replaced or kept as a whole. Count `bernoulli` draws each token on its
 own, as the collators of transformers do.
 
 `relative_error`, not the loss or the accuracy, says whether the network reads the text: it is the loss over that of the

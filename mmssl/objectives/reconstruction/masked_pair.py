@@ -1,10 +1,10 @@
 """Masked pairs: what was hidden of this image and of its caption, given what is left of both?
 
-Form `flava`: Singh et al. 2022, "FLAVA", arXiv 2112.04482, masked multimodal modelling: 75 of 14 x 14 patches, in
+Form `flava`: Singh et al. 2022, "FLAVA", arXiv 2112.04482, masked multimodal modeling: 75 of 14 x 14 patches, in
 blocks as in BEiT (arXiv 2106.08254), and 15 % of the words are hidden together; a fusion reads both sides, and each
 hidden place is classified, a word over the vocabulary, a patch over a codebook. Form `beit3`: Wang et al. 2022, "Image
-as a Foreign Language", arXiv 2208.10442, masked data modelling: 40 % of the patches and, beside an image, half of the
-words. One side alone (`b: null` or `a: null`) is masked image or text modelling, through a multiway fusion or, of
+as a Foreign Language", arXiv 2208.10442, masked data modeling: 40 % of the patches and, beside an image, half of the
+words. One side alone (`b: null` or `a: null`) is masked image or text modeling, through a multiway fusion or, of
 images, without one; a side with rate 0 is seen whole: `rate_a: 0` is the masked language model of ALBEF (arXiv
 2107.07651), whose text layers read the image.
 

@@ -1,7 +1,7 @@
 """Replaced token detection: which tokens of this text are not the original ones?
 
 Clark, Luong, Le & Manning 2020, "ELECTRA: Pre-training Text Encoders as Discriminators Rather Than Generators", arXiv
-2003.10555. A small generator learns masked language modelling; in place of each token that was hidden from it one is
+2003.10555. A small generator learns masked language modeling; in place of each token that was hidden from it one is
 drawn from what it predicts, and the encoder says of every token whether it is the original. The loss is the
 generator's plus 50 times the encoder's, in one backward pass; no gradient goes through the draw, so the generator is
 not trained to deceive. In each text exactly max(1, round(0.15 · length)) tokens are chosen, as the published code

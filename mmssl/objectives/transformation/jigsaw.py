@@ -3,16 +3,16 @@
 Noroozi & Favaro 2016, "Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles", arXiv 1603.09246.
 A square of the image is cut into 3 x 3 cells with a tile at a random place in each; the tiles are put in one of N fixed
 orders, every tile goes through the encoder alone, and a head over all of them says which order it was. Defaults are
-those of the released code: cells of 85 pixels with tiles of 64 at an offset of 0 to 21 (so that neighbours are 21
+those of the released code: cells of 85 pixels with tiles of 64 at an offset of 0 to 21 (so that neighbors are 21
 pixels apart on average and 0 at least), or as much of a smaller image; 100 orders; half of the puzzles gray, half of
-the others projected; each colour channel shifted by up to 2 pixels, here within the cell. From the paper comes that
+the others projected; each color channel shifted by up to 2 pixels, here within the cell. From the paper comes that
 every tile gets the same mean and standard deviation.
 
 Known traps. Orders that differ by one swap (the published sets have them) are told apart by two tiles only: see
-`mmssl.ops.permutations`. Neighbouring tiles without a gap are matched by their edges. What the lens does shows a tile's
+`mmssl.ops.permutations`. Neighboring tiles without a gap are matched by their edges. What the lens does shows a tile's
 place without a look at its content, and the defaults hide only part of it. Measured on noise with four orders, where a
 small network should get 25 % (`scripts/shortcuts.py`): green 5 % larger than red and blue, 76 %; red and blue 2 %
-either way, 58 %. Gray and projection alone leave 99 % and more, for a sum of shifted colours is a blur that points
+either way, 58 %. Gray and projection alone leave 99 % and more, for a sum of shifted colors is a blur that points
 outwards; `gray: 0, projection: 0, drop: 1` leaves 27 %. Corners half as bright, 100 %, because equal means and
 deviations leave a slope of brightness and contrast within each tile; 27 % with `flat_field: true`. A sign in one
 corner, 100 %; 65 % with `area: [0.3, 1.0]`, and nothing hides it wholly.
@@ -51,8 +51,8 @@ class Jigsaw(Objective):
         flip: probability that the image is mirrored.
         tile: side of a tile, in pixels; 64/85 of a cell where left out, in multiples of the encoder's patches. Needed
             for networks of one fixed size, such as torchvision's vision transformers.
-        gap: least distance of neighbouring tiles, in pixels.
-        shift: largest shift of a colour channel of a tile, in pixels; 2/64 of the tile where left out, at least 1.
+        gap: least distance of neighboring tiles, in pixels.
+        shift: largest shift of a color channel of a tile, in pixels; 2/64 of the tile where left out, at least 1.
         gray: probability that all tiles of an image are gray.
         projection: of the others, the probability of the green-magenta projection.
         drop: of the remaining ones, the probability that each tile keeps one channel only.

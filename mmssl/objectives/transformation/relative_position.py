@@ -1,7 +1,7 @@
 """Relative position: on which side of the first patch does the second lie?
 
 Doersch, Gupta & Efros 2015, "Unsupervised Visual Representation Learning by Context Prediction", arXiv 1505.05192. Out
-of a grid of patches with gaps between them, pairs of neighbours are shown in both orders, and a head over both features
+of a grid of patches with gaps between them, pairs of neighbors are shown in both orders, and a head over both features
 tells the eight directions apart. Defaults are those of the released code in parts of a patch of 96 pixels: gaps of 48,
 jitter of 7 either way, a third of the patches resized to as little as 10 x 10 pixels and back, one random channel kept
 and noise put into the others, every patch with the same mean and standard deviation. The published grid covers an image
@@ -37,14 +37,14 @@ from mmssl.ops.draws import Draws
 from mmssl.ops.tiles import coarsen, cut_tiles, draw_corners, fit_tile, flat_field, mosaic, recolor, standardize
 
 GRID = 3
-# Row by row around the centre, so that 7 - k is the opposite of k.
+# Row by row around the center, so that 7 - k is the opposite of k.
 DIRECTIONS = ("above left", "above", "above right", "left", "right", "below left", "below", "below right")
 STEPS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 COARSEST = 10  # pixels a side
 
 
 class RelativePosition(Objective):
-    """Eight-way classification of where the second of two neighbouring patches lies.
+    """Eight-way classification of where the second of two neighboring patches lies.
 
     Args:
         encoders: holds the image encoder.
@@ -205,7 +205,7 @@ class RelativePosition(Objective):
         def laid(where: Tensor) -> list[Tensor]:
             places = torch.ones(len(rows), GRID**2, *first.shape[1:], device=first.device, dtype=first.dtype)
             places[:, GRID**2 // 2] = first
-            # The centre has no number among the directions.
+            # The center has no number among the directions.
             places[rows, where + (where >= GRID**2 // 2)] = second
             return list(mosaic(places, GRID))
 
