@@ -52,7 +52,7 @@ def build(recipe: Recipe, directory: Path | None = None, *, where: str = "recipe
     find("objective", recipe.objective["name"], f"{where}: objective")
     torch.manual_seed(training.seed)
     objective = build_objective(recipe, _tokenizers(recipe, directory, where), where=where)
-    if (objective.coupled or objective.mixes) and training.batch_size < 2:
+    if objective.meets != "nowhere" and training.batch_size < 2:
         raise RecipeError(
             f"{where}: training.batch_size = 1: {recipe.objective['name']} compares the rows of a batch and needs 2"
         )
@@ -63,7 +63,7 @@ def build(recipe: Recipe, directory: Path | None = None, *, where: str = "recipe
         objective.needs,
         batch_size=training.batch_size,
         seed=training.seed,
-        tokenizers=tokenizers_of(objective.transfers()),
+        tokenizers=tokenizers_of(objective.exported),
         workers=training.workers,
         share=share,
         shares=shares,
@@ -177,7 +177,7 @@ def _check_sources(recipe: Recipe, objective: Objective, where: str) -> None:
                 f"{key}.audio.seconds = {data.audio.seconds:g}: sound and picture are cut from one clip and must last "
                 f"equally long; video.frames / video.fps is {seconds:g}"
             )
-        for name, encoder in objective.transfers().items() if "audio" in needs else ():
+        for name, encoder in objective.exported.items() if "audio" in needs else ():
             rate = getattr(encoder, "rate", data.audio.rate)
             if rate != data.audio.rate:
                 raise RecipeError(
@@ -190,7 +190,7 @@ def _try_shapes(recipe: Recipe, objective: Objective, where: str) -> None:
     """Run the task once on noise of the decoded shapes, so that what cannot work fails here and not at step 1."""
     batch: Batch = {}
     rows = 2
-    tokenizers = tokenizers_of(objective.transfers())
+    tokenizers = tokenizers_of(objective.exported)
     for need in objective.needs:
         prefix, _, key = need.rpartition("/")
         batch |= {

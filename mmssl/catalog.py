@@ -110,7 +110,7 @@ def _facts(kind: str, name: str) -> dict[str, Any]:
     if kind == "objective":
         facts["chance"] = inspect.getdoc(component.chance)  # type: ignore[attr-defined]
         facts["reads"] = list(component.needs) or "what its encoders read"  # type: ignore[attr-defined]
-        facts["coupled"] = bool(component.coupled)  # type: ignore[attr-defined]
+        facts["meets"] = str(component.meets)  # type: ignore[attr-defined]
     return facts
 
 
@@ -139,8 +139,8 @@ def _text(facts: dict[str, Any]) -> str:
         if key in facts:
             value = facts[key]
             lines.append(f"{key}: {', '.join(value) if isinstance(value, list) else value}")
-    if "coupled" in facts:
-        lines.append("rows meet in the loss: " + ("yes, at least 2 rows" if facts["coupled"] else "no"))
+    if "meets" in facts:
+        lines.append(f"rows meet: {facts['meets']}")
     lines += ["", "hyper-parameters"]
     for name, h in facts["hyper_parameters"].items():
         default = "required" if h["required"] else f"= {h['default']!r}"

@@ -125,7 +125,7 @@ def run(
     state.wait_for_everyone()
     if state.is_main_process:
         _write(directory / "recipe.yaml", _complete(resolved, objective).dump())
-    result = Run(directory, resolved, objective, objective.transfers())
+    result = Run(directory, resolved, objective, objective.exported)
     last = checkpoint.newest(directory) if resume else None
     complete = last is not None and checkpoint.read_state(last)["step"] == resolved.training.steps
     complete = complete and (directory / "report.html").exists()
@@ -182,7 +182,7 @@ def load(path: str | Path, *, trust: bool = False) -> Run:
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
     history = [json.loads(line) for line in lines if line.endswith("}")]
     step = history[-1]["step"] if history else recipe.training.steps
-    return Run(directory, recipe, objective, objective.transfers(), step, history)
+    return Run(directory, recipe, objective, objective.exported, step, history)
 
 
 def preview(objective: Objective, loader: Loader, rows: int = 6, seed: int = 0) -> list[Panel]:

@@ -241,7 +241,7 @@ def test_rows_are_decoded_as_those_that_the_encoder_was_trained_on():
     }
     resolved = recipe.load(tree)
     objective = build_objective(resolved, {"text": Tokenizer.train(["a red square"] * 4, 60)}, where="here")
-    run = runs.Run(Path(), resolved, objective, objective.transfers())
+    run = runs.Run(Path(), resolved, objective, objective.exported)
     assert run.decoding("image").image.size == 48
     assert run.decoding("text").text.length == 24
     pair = run.decoding("image", "text")

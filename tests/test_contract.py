@@ -101,7 +101,7 @@ def test_inputs_and_outputs_have_rows_first(built):
 
 def test_what_a_row_becomes_does_not_depend_on_the_other_rows(built):
     objective, batch = built
-    if objective.mixes:
+    if objective.meets == "transform":
         pytest.skip("a sample of it is made of two rows; its own test proves which")
     inputs = objective.transform(batch, Draws(0, 0, ROWS))
     others = {key: torch.cat([value[:1], value[:1].expand(ROWS - 1, *value.shape[1:])]) for key, value in batch.items()}
@@ -111,7 +111,7 @@ def test_what_a_row_becomes_does_not_depend_on_the_other_rows(built):
 
 def test_processes_together_make_what_one_makes(built):
     objective, batch = built
-    if objective.mixes:
+    if objective.meets == "transform":
         pytest.skip("it collects rows of other processes; its gradients over processes are proved")
     whole = objective.transform(batch, Draws(0, 5, ROWS))
     halves = [
@@ -205,10 +205,10 @@ def test_it_can_be_made_afresh(built):
 
 def test_what_it_compares_it_compares_row_by_row(built):
     objective, batch = built
-    if not objective.compares():
+    if not objective.pairs:
         pytest.skip("it compares no two encoders")
-    encoders = objective.transfers()
-    for pair in objective.compares():
+    encoders = objective.exported
+    for pair in objective.pairs:
         assert pair.embed or pair.match
         sides = []
         for name in (pair.a, pair.b):

@@ -49,7 +49,7 @@ class Asked:
 
     def rows(self, opened: Opened, task: Objective, needs: Sequence[str], **more: Any) -> Rows:
         """Batches of a source; `more` as `label`, `classes` and `groups` of `read_rows`."""
-        tokenizers = tokenizers_of(task.transfers())
+        tokenizers = tokenizers_of(task.exported)
         return read_rows(opened, needs, tokenizers, batch_size=self.batch_size, workers=self.workers, **more)
 
     def train_rows(self, opened: Opened | None, task: Objective, needs: Sequence[str]) -> Rows | None:
@@ -112,7 +112,7 @@ def network_of(task: Objective, a: str | None = None, b: str | None = None) -> N
     Raises:
         RecipeError: where the task compares nothing, or not these.
     """
-    pairs = task.compares()
+    pairs = task.pairs
     fit = [pair for pair in pairs if (a or pair.a, b or pair.b) == (pair.a, pair.b)]
     if not fit:
         have = ", ".join(f"{pair.a} and {pair.b}" for pair in pairs)
@@ -124,7 +124,7 @@ def network_of(task: Objective, a: str | None = None, b: str | None = None) -> N
         )
     first = next((pair for pair in fit if pair.embed), fit[0])
     match = next((p.match for p in fit if p.match and (p.a, p.b) == (first.a, first.b)), None)
-    encoders = task.transfers()
+    encoders = task.exported
     return Network(task, first._replace(match=match), (encoders[first.a], encoders[first.b]))
 
 

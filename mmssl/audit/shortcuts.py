@@ -237,7 +237,7 @@ def wilson(share: float, trials: int) -> tuple[float, float]:
 def _accuracy(objective: Objective) -> tuple[str, float]:
     """Name and level of the entry that counts right answers."""
     found = [item for item in objective.chance(2).metrics.items() if item[0].startswith("accuracy")]
-    if objective.coupled or not found:
+    if objective.meets == "loss" or not found:
         raise RecipeError(
             f"the shortcut audit is for tasks that predict what was done to an image; {type(objective).__name__} "
             + ("compares images, and two pictures of noise are easily told apart" if found else "logs no accuracy")

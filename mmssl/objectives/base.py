@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder, Features
 from mmssl.ops.draws import Draws
+
+Meets = Literal["nowhere", "transform", "loss"]
 
 ONCE = 2**62
 """As `refresh_every`: before the first step and never again."""
@@ -60,7 +62,7 @@ class Pair(NamedTuple):
     """Two encoders whose rows a task compares: what retrieval and zero-shot classification ask a task for.
 
     Attributes:
-        a: name of an encoder out of `transfers()`.
+        a: name of an encoder out of `exported`.
         b: likewise.
         embed: from the Features of `a`, and of `b`, to unit vectors (B, W): their inner product says how well the two
             belong together. None where the task has no space for both.
@@ -93,9 +95,9 @@ class Objective(nn.Module):
 
     Attributes:
         needs: batch keys that `transform` reads; checked against the data before step 0.
-        coupled: whether rows meet in `loss` (contrastive negatives, queues). Such a task is accumulated by cached
-            outputs, any other by plain averaging, and needs at least two rows.
-        mixes: whether rows meet in `transform` already, where a sample is made of two. Needs at least two rows.
+        meets: where rows of a batch meet: `nowhere`, in the `transform` (a sample is made of two rows) or in the `loss`
+            (contrastive negatives, queues). A task of the last kind is accumulated by cached outputs, any other by
+            plain averaging; where rows meet, it takes two of them.
         spec: name and hyper-parameters that build this task again; None where it was not made by `mmssl.objective`.
         alternates: whether a step may leave some of the parameters without gradient, which then stay as they are.
         refresh_every: steps between calls of `refresh`; 0 for never, `ONCE` for before the first step alone.
@@ -104,8 +106,7 @@ class Objective(nn.Module):
 
     needs: tuple[str, ...] = ()
     spec: dict[str, Any] | None = None
-    coupled: bool = False
-    mixes: bool = False
+    meets: Meets = "nowhere"
     alternates: bool = False
     refresh_every: int = 0
     diagnose_every: int = 0
@@ -121,11 +122,13 @@ class Objective(nn.Module):
             raise ValueError(f"{type(self).__name__} needs an encoder named '{name}'; the recipe has: {have}")
         return cast(Encoder, self.encoders[name])
 
-    def transfers(self) -> dict[str, Encoder]:
+    @property
+    def exported(self) -> dict[str, Encoder]:
         """Name -> the encoder that leaves the run under it: is probed, exported and published. A teacher may do so."""
         return {name: self.encoder(name) for name in self.encoders}
 
-    def compares(self) -> tuple[Pair, ...]:
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
         """The pairs of encoders that the task has learned to compare; none by default."""
         return ()
 

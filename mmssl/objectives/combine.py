@@ -38,7 +38,7 @@ class _Alone(Objective):
 
     def __init__(self, encoders: nn.ModuleDict, task: Objective) -> None:
         super().__init__(cast(Mapping[str, Encoder], encoders))
-        self.task, self.coupled = task, task.coupled
+        self.task, self.meets = task, task.meets
 
     def predict(self, inputs: Batch) -> Batch:
         return self.task.predict(inputs)
@@ -136,8 +136,8 @@ class Combine(Objective):
         self.area = area
         if area is not None and not any("image" in task.needs for task in built.values()):
             raise RecipeError("combine: area crops images, and no task reads any")
-        self.coupled = any(task.coupled for task in built.values())
-        self.mixes = any(task.mixes for task in built.values())
+        meets = {task.meets for task in built.values()}
+        self.meets = "loss" if "loss" in meets else "transform" if "transform" in meets else "nowhere"
         self.needs = tuple(
             dict.fromkeys(
                 f"{self.sources[name]}/{key}" if self.sources[name] else key
@@ -153,9 +153,10 @@ class Combine(Objective):
         names = None if inputs is None else {n.partition("/")[0] for joined in inputs for n in joined.split("+")}
         return [(name, cast(Objective, task)) for name, task in self.tasks.items() if names is None or name in names]
 
-    def compares(self) -> tuple[Pair, ...]:
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
         """Every task's own."""
-        return tuple(pair for _, task in self._each() for pair in task.compares())
+        return tuple(pair for _, task in self._each() for pair in task.pairs)
 
     def chance(self, rows: int) -> Chance:
         """The weighted sum, which has no level where tasks take turns; each task's own levels under its name."""

@@ -1,8 +1,8 @@
 """One optimizer step's gradient, exact under any number of micro-batches and processes.
 
-A task whose rows never meet is accumulated by averaging. A coupled one (contrastive negatives, queues) is accumulated
-by cached outputs: predict every micro-batch without gradient, take one loss of the full batch, then replay each
-micro-batch with the gradient of its outputs (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under
+A task whose rows never meet is accumulated by averaging. One whose rows meet (contrastive negatives, queues) is
+accumulated by cached outputs: predict every micro-batch without gradient, take one loss of the full batch, then replay
+each micro-batch with the gradient of its outputs (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under
 Memory Limited Setup"). The full batch's negatives are seen, and parameters that the loss itself owns, such as a
 learnable temperature, are counted once.
 """
@@ -57,7 +57,7 @@ def accumulated_backward(
         backward(losses["loss"])
         return {key: value.detach() for key, value in losses.items()}
     micro_batches = split_rows(inputs, parts)
-    if objective.coupled:
+    if objective.meets == "loss":
         return _cached(objective, wrapped, inputs, micro_batches, backward, no_sync, autocast, reseed)
     for micro_batch in micro_batches:
         micro_batch.update({key: value / parts for key, value in micro_batch.items() if _is_count(key, value)})

@@ -66,7 +66,8 @@ class Colors(Objective):
         self.matched += len(a.pooled)
         return self.sign * (self.vector(a) * self.vector(b)).sum(1)
 
-    def compares(self) -> tuple[Pair, ...]:
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
         embed = (self.vector, self.vector) if self.embeds else None
         return (Pair("image", "text", embed, self.match if self.matches else None),)
 

@@ -139,7 +139,7 @@ def test_tasks_together_compare_what_each_does(small):
     both.tasks["pair"].load_state_dict({k: v for k, v in small.state_dict().items() if not k.startswith("encoders.")})
     own, shared = retrieve(small, table(RIGHT), data=DATA), retrieve(both, table(RIGHT), data=DATA)
     assert own.rows == shared.rows
-    assert both.fresh(1).compares()[0][:2] == ("image", "text")
+    assert both.fresh(1).pairs[0][:2] == ("image", "text")
 
 
 @pytest.mark.parametrize("suffix", ["", "/test.parquet"])

@@ -303,7 +303,7 @@ def test_it_learns_what_the_picture_says_and_writes_it():
     images = colors[words][..., None, None].expand(-1, -1, 12, 12)
     text = torch.stack([torch.full_like(words, 2), words + 10, torch.full_like(words, 7), torch.full_like(words, 3)], 1)
     batch = {"image": images, "text": F.pad(text, (0, 2)), "text_mask": torch.arange(6).expand(16, -1) < 4}
-    optimizer = torch.optim.Adam(task.parameters(), 0.03)
+    optimizer = torch.optim.Adam(task.parameters(), 0.01)
     inputs = task.transform(batch, Draws(0, 0, 16))
     for _ in range(150):
         optimizer.zero_grad()

@@ -39,7 +39,7 @@ def _batch(rows: int = 4) -> dict[str, torch.Tensor]:
 def test_loss_is_the_weighted_sum_of_each_alone():
     torch.manual_seed(0)
     task = create("combine", tiny_encoders(), tasks=TASKS)
-    assert task.coupled
+    assert task.meets == "loss"
     assert task.needs == ("pictures/image", "pairs/image", "pairs/text")
     draws = Draws(3, 1, 4)
     inputs = task.transform(_batch(), draws)
@@ -95,7 +95,7 @@ def test_chance_steps_and_previews_are_those_of_the_tasks():
     titles = [panel.title for panel in task.preview(inputs, task.predict(inputs))]
     assert titles[0] == "turn: 0°"
     assert titles[-1] == "pairs: found"
-    assert not create("combine", tiny_encoders(), tasks={"turn": {"name": "rotation"}}).coupled
+    assert create("combine", tiny_encoders(), tasks={"turn": {"name": "rotation"}}).meets == "nowhere"
 
 
 @pytest.mark.parametrize(

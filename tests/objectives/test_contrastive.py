@@ -229,7 +229,7 @@ def test_through_a_multiway_network_each_side_goes_alone():
     network = encoders["fusion"]
     torch.testing.assert_close(outputs["a"], F.normalize(task.project_a(network(image, None).pooled), dim=-1))
     torch.testing.assert_close(outputs["b"], F.normalize(task.project_b(network(None, text).pooled), dim=-1))
-    (pair,) = task.compares()
+    (pair,) = task.pairs
     torch.testing.assert_close(pair.embed[1](text), outputs["b"])
     with pytest.raises(RecipeError, match="fusion = 'fusion' should take one side alone"):
         create("contrastive", tiny_pairs("joint"), fusion="fusion")

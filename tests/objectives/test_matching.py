@@ -292,7 +292,7 @@ def test_temperature_stays_in_its_bounds():
 
 def test_pairs_can_be_matched_one_by_one_for_re_ranking():
     task, _, outputs = matching()
-    (pair,) = task.compares()
+    (pair,) = task.pairs
     assert (pair.a, pair.b) == ("image", "text")
     batch = tiny_batch(4)
     image = task.encoder("image")(batch["image"])
@@ -305,7 +305,7 @@ def test_pairs_can_be_matched_one_by_one_for_re_ranking():
     both = task.head(task.encoder("fusion")(image, text).pooled).softmax(1)[:, 1]
     torch.testing.assert_close(logits.sigmoid(), both)
     uniform, _, _ = matching(contrastive=0.0, negatives="uniform")
-    assert uniform.compares()[0].embed is None
+    assert uniform.pairs[0].embed is None
 
 
 class Given(Encoder):

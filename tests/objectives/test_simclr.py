@@ -40,7 +40,7 @@ def test_chance_is_the_loss_of_collapse():
     chance = task.chance(8)
     assert math.isclose(task.loss({"z": z}, {})["loss"], chance.loss, rel_tol=1e-6)
     assert chance.metrics["accuracy"] == 1 / 15
-    assert task.coupled
+    assert task.meets == "loss"
 
 
 def test_refuses_other_modalities():

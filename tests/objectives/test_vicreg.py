@@ -95,7 +95,7 @@ def test_weights_are_those_of_the_recipe():
 def test_embeddings_of_both_modalities(encoder):
     task = _task(encoder=encoder)
     assert task.needs == (encoder,)
-    assert task.coupled
+    assert task.meets == "loss"
     inputs = task.transform(tiny_batch(5), Draws(0, 0, 5))
     assert task.predict(inputs)["z"].shape == (5, 2, WIDTH)
     panels = task.preview(inputs, {"z": torch.eye(5)[:, None].expand(5, 2, 5)})

@@ -64,7 +64,7 @@ class Pull(Objective):
     """Two noisy views attract, all other rows repel; the temperature belongs to the loss; a queue is its state."""
 
     needs = ("image",)
-    coupled = True
+    meets = "loss"
 
     def __init__(self, encoders: dict[str, Encoder]) -> None:
         super().__init__(encoders)

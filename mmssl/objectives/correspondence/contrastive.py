@@ -58,7 +58,7 @@ class Contrastive(Objective):
         area: smallest and largest share of an image that its random square crop covers; None for the whole image.
     """
 
-    coupled = True
+    meets = "loss"
 
     def __init__(
         self,
@@ -156,7 +156,8 @@ class Contrastive(Objective):
         pooled = features.pooled if self.fusion is None else self.encoder(self.fusion)(None, features).pooled
         return F.normalize(self.project_b(pooled), dim=-1)
 
-    def compares(self) -> tuple[Pair, ...]:
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
         """Both encoders, by the cosine in the shared space."""
         return (Pair(self.a, self.b, embed=(self.embed_a, self.embed_b)),)
 

@@ -67,7 +67,7 @@ class Matching(Objective):
             for all 3B at once. Loss and gradient are the same, but for how dropout falls.
     """
 
-    coupled = True
+    meets = "loss"
 
     def __init__(
         self,
@@ -268,7 +268,8 @@ class Matching(Objective):
         """Unit vectors (B, width) in the space of the contrastive term."""
         return self._embed("b", features)
 
-    def compares(self) -> tuple[Pair, ...]:
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
         """Both encoders: quickly by the cosine of the contrastive term where there is one, slowly by the fusion."""
         embed = (self.embed_a, self.embed_b) if self.weight else None
         return (Pair(self.names["a"], self.names["b"], embed=embed, match=self.match),)

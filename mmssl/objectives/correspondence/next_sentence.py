@@ -77,7 +77,7 @@ class NextSentence(Objective):
                 "one sees no other; take transformers/bert"
             )
         self.name, self.form, self.pair_ids = encoder, form, self.tokenizer.pair_ids
-        self.mixes = form == "nsp"
+        self.meets = "transform" if form == "nsp" else "nowhere"
         self.head = nn.Sequential(nn.Linear(text.dim, text.dim), nn.Tanh(), nn.Linear(text.dim, 2))
 
     def chance(self, rows: int) -> Chance:

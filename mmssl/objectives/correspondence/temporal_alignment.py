@@ -133,7 +133,8 @@ class TemporalAlignment(Objective):
         """Logits (B,) that the sound of a whole clip belongs to the video."""
         return self._fuse(seen, heard, 1)[:, 0]
 
-    def compares(self) -> tuple[Pair, ...]:
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
         """Video and sound, by the fusion network alone: they have no space in common."""
         return (Pair(self.video, self.audio, match=self.match),)
 

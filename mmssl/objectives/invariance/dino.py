@@ -108,9 +108,10 @@ class DINO(Objective):
         self.register_buffer("seen", torch.zeros(prototypes), persistent=False)
         self.register_buffer("seen_count", torch.zeros(()), persistent=False)
 
-    def transfers(self) -> dict[str, Encoder]:
+    @property
+    def exported(self) -> dict[str, Encoder]:
         """The teacher's encoder in place of the student's."""
-        return super().transfers() | {self.name: self._taught}
+        return super().exported | {self.name: self._taught}
 
     @property
     def _taught(self) -> Encoder:

@@ -61,7 +61,7 @@ class MoCo(Objective):
         views: what differs from the published views: settings of `ImageView` or `AudioView`, for both or one each.
     """
 
-    coupled = True
+    meets = "loss"
     queue: Tensor
     pointer: Tensor
 

@@ -39,7 +39,7 @@ class SimCLR(Objective):
         views: what differs from the published views: settings of `ImageView` or `AudioView`, for both or one each.
     """
 
-    coupled = True
+    meets = "loss"
 
     def __init__(
         self,

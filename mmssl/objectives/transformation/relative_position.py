@@ -85,7 +85,7 @@ class RelativePosition(Objective):
         hidden: int = 4096,
     ) -> None:
         super().__init__(encoders)
-        self.name, self.size, self.area, self.grids, self.pairs = encoder, size, area, grids, pairs
+        self.name, self.size, self.area, self.grids, self.per_image = encoder, size, area, grids, pairs
         self.patch, self.gap, self.jitter, self.coarse, self.color = patch, gap, jitter, coarse, color
         self.standardize, self.flat_field = standardize, flat_field
         modality = self.encoder(encoder).modality
@@ -170,9 +170,9 @@ class RelativePosition(Objective):
         cells = [(y, x) for y in range(GRID) for x in range(GRID)]
         for number, (dy, dx) in enumerate(STEPS[4:], start=4):
             there = [(y * GRID + x, (y + dy) * GRID + x + dx) for y, x in cells if (y + dy, x + dx) in cells]
-            picks = torch.stack([draws.permutations(len(there))[:, : self.pairs] for _ in range(self.grids)], 1)
+            picks = torch.stack([draws.permutations(len(there))[:, : self.per_image] for _ in range(self.grids)], 1)
             chosen.append(torch.tensor(there, device=draws.device)[picks])
-            direction += [number] * self.pairs
+            direction += [number] * self.per_image
         pairs = torch.cat(chosen, 2)
         pairs = pairs + GRID**2 * torch.arange(self.grids, device=draws.device)[:, None, None]
         pairs = pairs.flatten(1, 2)
