@@ -1,6 +1,6 @@
 """Pretext tasks for image, text, audio and video: one loop, one adaptation call, numbers you can trust.
 
-    run = mmssl.run("recipes/quickstart.yaml", out="runs/first")           # pretrain -> Run
+    run = mmssl.run("quickstart", out="runs/first")                        # pretrain -> Run
     run = mmssl.load("runs/first")                                         # or a Hub id
     scores = mmssl.adapt(run.encoders["image"], "toy", label="shape")      # probe, beside a random-initialized encoder
     encoder = mmssl.encoder("timm/resnet18", modality="image")             # random weights unless pretrained=...

@@ -22,11 +22,25 @@ LIBRARIES = {
 
 
 def recipe_files() -> list[Path]:
-    """The recipes beside the package, or below the working directory where it is installed without them."""
-    for room in (ROOT.parent / "recipes", Path("recipes")):
-        if room.is_dir():
-            return sorted(room.rglob("*.yaml"))
-    return []
+    """The recipes that come along: in the package where it is installed, next to it in a checkout."""
+    inside = ROOT / "recipes"
+    return sorted((inside if inside.is_dir() else ROOT.parent / "recipes").rglob("*.yaml"))
+
+
+def find_recipe(path: str | Path) -> Path:
+    """`path`, or the recipe of that name among those that come along.
+
+    Raises:
+        RecipeError: naming the nearest.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    known = {recipe.stem: recipe for recipe in recipe_files()}
+    if path.stem in known and len(path.parts) == 1:
+        return known[path.stem]
+    close = nearest(path.stem, known)
+    raise RecipeError(f"{path}: there is no such recipe" + (close if "mean" in close else "; `mmssl list` names some"))
 
 
 def head(path: Path) -> list[str]:

@@ -73,14 +73,13 @@ def run_command(
     """
     from mmssl.recipe import load
 
-    path = find_recipe(recipe)
     overrides = _overrides(set_)
-    load(path, overrides)  # errors in the recipe's own keys come before torch is imported
+    load(recipe, overrides)  # errors in the recipe's own keys come before torch is imported
 
     from mmssl import runs
     from mmssl.ops.gather import process_share
 
-    result = runs.run(path, set=overrides, out=out_, resume=resume)
+    result = runs.run(recipe, set=overrides, out=out_, resume=resume)
     if process_share()[0]:
         return
     probes = result.probes
@@ -181,16 +180,15 @@ def show(
     from mmssl.recipe import load
 
     trained = recipe.is_dir()
-    path = recipe if trained else find_recipe(recipe)
-    resolved = load(path / "recipe.yaml" if trained else path, _overrides(set_))
+    resolved = load(recipe / "recipe.yaml" if trained else recipe, _overrides(set_))
     from mmssl import runs
     from mmssl.build import build
     from mmssl.report.figures import draw_panels
     from mmssl.training.loop import WholeData
 
-    objective, loader = build(resolved, path if trained else None, where=str(recipe))
+    objective, loader = build(resolved, recipe if trained else None, where=str(recipe))
     if trained:
-        objective = runs.load(path, trust=trust).objective
+        objective = runs.load(recipe, trust=trust).objective
     elif objective.refresh_every:
         objective.refresh(WholeData(loader, objective.refresh_every, "cpu"))
     target = out_ or Path(f"{recipe.resolve().stem}.png")
@@ -256,23 +254,6 @@ def doctor() -> None:
     report, usable = examine()
     typer.echo(report)
     raise typer.Exit(0 if usable else 1)
-
-
-def find_recipe(path: Path) -> Path:
-    """`path`, or the recipe of that name among those that come along.
-
-    Raises:
-        RecipeError: naming the nearest.
-    """
-    from mmssl import catalog
-
-    if path.is_file():
-        return path
-    known = {recipe.stem: recipe for recipe in catalog.recipe_files()}
-    if path.stem in known and len(path.parts) == 1:
-        return known[path.stem]
-    close = nearest(path.stem, known)
-    raise RecipeError(f"{path}: there is no such recipe" + (close if "mean" in close else "; `mmssl list` names some"))
 
 
 def _overrides(pairs: list[str] | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
+from mmssl.catalog import find_recipe
 from mmssl.errors import RecipeError, nearest
 
 Positive = Annotated[int, Field(gt=0)]
@@ -235,14 +236,17 @@ def load(path: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | No
     """Read, override and validate a recipe.
 
     Args:
-        path: a YAML file, or the mapping that one would hold.
+        path: a YAML file, the name of one that comes along, or the mapping that one would hold.
         overrides: dotted key -> value, for instance `{"training.steps": 200}`; strings are read as YAML.
 
     Raises:
         RecipeError: one sentence with the file, the key, what was expected and the nearest valid name.
     """
-    where = "recipe" if isinstance(path, Mapping) else str(path)
-    tree = _copy(path) if isinstance(path, Mapping) else _read(Path(path))
+    if isinstance(path, Mapping):
+        where, tree = "recipe", _copy(path)
+    else:
+        found = find_recipe(path)
+        where, tree = str(found), _read(found)
     for key, value in (overrides or {}).items():
         _set(tree, key, value, where)
     return validate(tree, where)

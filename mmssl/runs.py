@@ -94,7 +94,7 @@ def run(
     """Pretrain a recipe, probe it and write the run directory.
 
     Args:
-        recipe: a YAML file, its content as a mapping, or a Recipe.
+        recipe: a YAML file, the name of one that comes along, its content as a mapping, or a Recipe.
         set: dotted key -> value, put in place of the recipe's.
         out: the run directory; `runs/<name of the recipe>` by default.
         resume: go on from the last checkpoint in `out`; starts afresh where there is none.

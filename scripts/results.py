@@ -32,7 +32,6 @@ CLIPS = {"train": 400, "test": 150}
 def measure(name: str, seed: int) -> dict[str, float]:
     """Numbers of one cell; keys that end in `random` or `chance` are what they stand beside."""
     import mmssl
-    from mmssl.cli import find_recipe
 
     with tempfile.TemporaryDirectory() as folder:
         # The final probe is made here, on the same features as every other number.
@@ -44,7 +43,7 @@ def measure(name: str, seed: int) -> dict[str, float]:
                 write_clips(Path(folder) / "clips" / split, rows, split=split)
             changes["data.source"] = str(Path(folder) / "clips")
         began = time.perf_counter()
-        run = mmssl.run(find_recipe(Path(name)), set=changes, out=Path(folder) / name, quiet=True)
+        run = mmssl.run(name, set=changes, out=Path(folder) / name, quiet=True)
         minutes = (time.perf_counter() - began) / 60
         if name == "temporal_alignment_folder":
             numbers = alignment(run)

@@ -193,9 +193,7 @@ def pairs(tmp_path_factory):
     import mmssl
 
     small = {"training.steps": 1, "training.batch_size": 8, "data.limit": 32}
-    return mmssl.run(
-        cli.find_recipe(Path("contrastive_toy")), small, tmp_path_factory.mktemp("cli") / "pairs", quiet=True
-    )
+    return mmssl.run("contrastive_toy", small, tmp_path_factory.mktemp("cli") / "pairs", quiet=True)
 
 
 def test_adapt_compares_pairs_and_reads_names_of_classes(monkeypatch, capsys, pairs):

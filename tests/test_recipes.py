@@ -9,7 +9,7 @@ import torch
 from mmssl import catalog, recipe
 from mmssl.batch import MODALITIES
 from mmssl.build import build_objective
-from mmssl.cli import find_recipe
+from mmssl.catalog import find_recipe
 from mmssl.media.text import Tokenizer
 from mmssl.recipe import Recipe
 from mmssl.registry import ROOT, check_keywords, components, find
@@ -35,7 +35,7 @@ def test_the_head_says_what_how_and_with_which_result(path: Path):
     )
     assert list(facts) == ["command", "hardware", "time", "result"]
     assert re.search(rf"mmssl run (\S*/)?{path.stem}\b", facts["command"])
-    assert find_recipe(Path(path.stem)) == path
+    assert find_recipe(path.stem) == path
     body = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
     assert 5 <= len(body) <= 30
 

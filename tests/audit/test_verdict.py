@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from mmssl import recipe
 from mmssl.audit.verdict import judge
 from mmssl.batch import Batch
 from mmssl.build import build
-from mmssl.cli import find_recipe
 from mmssl.objectives.base import Chance
 from mmssl.objectives.invariance.simclr import SimCLR
 from mmssl.training.loop import fit
@@ -240,7 +238,7 @@ class Attract(SimCLR):
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_real_runs_close_with_it(name, changes, kind, outcome, capsys):
-    loaded = recipe.load(find_recipe(Path(name)), {"training.log_every": 1, **changes})
+    loaded = recipe.load(name, {"training.log_every": 1, **changes})
     torch.manual_seed(0)
     objective, loader = build(loaded)
     if kind:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from mmssl import recipe
 from mmssl.build import build
-from mmssl.cli import find_recipe
 from mmssl.encoders.base import Encoder, Features, one_pass
 from mmssl.errors import RecipeError
 from mmssl.objectives import Objective, combine, create
@@ -201,7 +200,7 @@ def test_a_run_that_measures_conflicts_has_the_same_bits_and_logs_them_when_due(
     def trained(conflicts: int) -> tuple[dict[str, Tensor], list[dict]]:
         # BatchNorm in the image encoder, dropout in the text encoder, cached accumulation.
         changes = {"objective.conflicts": conflicts, "training.steps": 5, "training.log_every": 4}
-        loaded = recipe.load(find_recipe(Path("rotation_contrastive_toy")), changes | {"training.accumulate": 2})
+        loaded = recipe.load("rotation_contrastive_toy", changes | {"training.accumulate": 2})
         torch.manual_seed(0)
         objective, loader = build(loaded)
         history = fit(objective, loader, loaded.training, quiet=True)
