@@ -178,7 +178,7 @@ def pixels() -> Any:
             super().__init__()
             self.one = torch.nn.Parameter(torch.ones(()))
 
-        def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> Features:
+        def forward(self, x: torch.Tensor, valid: torch.Tensor | None = None) -> Features:
             pooled = F.adaptive_avg_pool2d(x * self.one / 255, 16).flatten(1)
             return Features(pooled[:, None], pooled, (1,))
 

@@ -226,7 +226,7 @@ def test_what_it_compares_it_compares_row_by_row(built):
                 side._replace(
                     tokens=side.tokens.flip(0),
                     pooled=side.pooled.flip(0),
-                    mask=None if side.mask is None else side.mask.flip(0),
+                    valid=None if side.valid is None else side.valid.flip(0),
                 )
                 for side in sides
             ]

@@ -87,9 +87,11 @@ def _look(encoder: Encoder, batch: Batch, layers: bool) -> dict[str, Tensor]:
     if key not in batch:
         raise DataError(f"the encoder reads '{key}', the batches have: {', '.join(batch) or 'nothing'}")
     inputs = to_device({k: batch[k] for k in (key, mask_key) if k in batch}, next(encoder.parameters()).device)
-    mask = inputs.get(mask_key)
-    found = {POOLED: encoder(inputs[key], mask).pooled}
-    return found | encoder.layers(inputs[key], mask) if layers else found
+    valid = inputs.get(mask_key)
+    found = {POOLED: encoder(inputs[key], valid).pooled}
+    if layers:
+        found |= {depth: value.pooled for depth, value in encoder.layers(inputs[key], valid).items()}
+    return found
 
 
 @contextmanager

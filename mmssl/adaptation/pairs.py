@@ -322,7 +322,7 @@ def _on(features: Features, device: torch.device | str) -> Features:
     return features._replace(
         tokens=features.tokens.to(device),
         pooled=features.pooled.to(device),
-        mask=None if features.mask is None else features.mask.to(device),
+        valid=None if features.valid is None else features.valid.to(device),
     )
 
 
@@ -330,14 +330,14 @@ def _pick(features: Features, index: Tensor) -> Features:
     return features._replace(
         tokens=features.tokens[index],
         pooled=features.pooled[index],
-        mask=None if features.mask is None else features.mask[index],
+        valid=None if features.valid is None else features.valid[index],
     )
 
 
 def _joined(parts: Sequence[Features]) -> Features:
-    masks = [part.mask for part in parts if part.mask is not None]
+    masks = [part.valid for part in parts if part.valid is not None]
     return parts[0]._replace(
         tokens=torch.cat([part.tokens for part in parts]),
         pooled=torch.cat([part.pooled for part in parts]),
-        mask=torch.cat(masks) if masks else None,
+        valid=torch.cat(masks) if masks else None,
     )

@@ -59,7 +59,7 @@ class SmallNetwork(Encoder):
         self.convolutions.to(memory_format=torch.channels_last)  # a third faster on a CPU
         self.dim = 4 * widths[-1]
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """Maps of an eighth of the size; see `Encoder`."""
         x = x / 255 if x.dtype == torch.uint8 else x
         maps = self.convolutions((4 * (x - 0.5)).contiguous(memory_format=torch.channels_last))

@@ -121,7 +121,7 @@ class OpenClipText(nn.Module):
             )
         return nn.functional.pad(ids, (0, room), value=self.net.pad_id)
 
-    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, ids: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L) -> tokens (B, L, D), pooled (B, D)."""
         output = self.net.forward_intermediates(self._pad(ids), indices=1, output_fmt="NLC")
         tokens = self.net.ln_final(output["text_intermediates"][0][:, : ids.shape[1]])
@@ -130,8 +130,8 @@ class OpenClipText(nn.Module):
             tokens = projection(tokens) if isinstance(projection, nn.Module) else tokens @ projection
         return tokens, output["text_features"]
 
-    def depths(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Tokens behind every block."""
+    def depths(self, ids: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """Tokens after every block."""
         maps = self.net.forward_intermediates(self._pad(ids), intermediates_only=True, output_fmt="NLC")[
             "text_intermediates"
         ]
@@ -150,11 +150,11 @@ def _with_vocabulary(name: str, tokenizer: Tokenizer, kwargs: Mapping[str, Any],
     default = configuration(name, kwargs, model)["text_cfg"]
     if default.get("vocab_size", 49408) == tokenizer.vocab_size:
         return dict(kwargs)
-    ids, mask = tokenizer("", 8)
+    ids, valid = tokenizer("", 8)
     vocabulary = {
         "vocab_size": tokenizer.vocab_size,
         "pad_id": tokenizer.pad_id,
-        "eos_id": int(ids[mask][-1]),
+        "eos_id": int(ids[valid][-1]),
         "pool_type": "eos",
         # open_clip then reads the tokenizer of the directory that the model is in.
         "hf_tokenizer_name": "local",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmssl.encoders._open_clip import build, configuration, write_clip
 from mmssl.encoders._timm import TimmNetwork
-from mmssl.encoders.backbones import Pretrained, VisionBackbone, hide, masked_mean, places
+from mmssl.encoders.backbones import Pretrained, VisionBackbone, at_depth, hide, places
 from mmssl.encoders.base import Features
 from mmssl.errors import RecipeError
 
@@ -38,7 +38,7 @@ def create_open_clip(name: str, pretrained: Pretrained, kwargs: Mapping[str, Any
 class _Tower(VisionBackbone):
     """What image towers share. Tokens pass the tower's projection, so that they are as wide as its output.
 
-    Padded columns are marked in the mask of the features, but attended to and pooled: CLIP knows no padding.
+    Padded columns are marked as not valid in the features, but attended to and pooled: CLIP knows no padding.
     """
 
     def __init__(self, net: Any, model: str, kwargs: Mapping[str, Any]) -> None:
@@ -67,34 +67,34 @@ class OpenClipTransformer(_Tower):
         self.subsets, self.patch_size = net.attn_pool is None, net.patch_size
         self.width = int(net.conv1.out_channels) if self.subsets else None
 
-    def embed(self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+    def embed(self, x: Tensor, hidden: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         """Pictures -> tokens (B, h·w, width) with their positional embedding, resampled for other sizes."""
         if not self.subsets:
             return super().embed(x)
-        return self._embed(x, mask, mask_token)
+        return self._embed(x, hidden, mask_token)
 
     def _grid(self, x: Tensor) -> tuple[int, int]:
         return x.shape[-2] // self.net.patch_size[0], x.shape[-1] // self.net.patch_size[1]
 
-    def _embed(self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+    def _embed(self, x: Tensor, hidden: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         positions = resample_abs_pos_embed(
             self.net.positional_embedding[None, 1:],
             new_size=list(self._grid(x)),
             old_size=list(self.net.grid_size),
             num_prefix_tokens=0,
         )
-        return hide(self.net.conv1(x).flatten(2).transpose(1, 2), mask, mask_token) + positions
+        return hide(self.net.conv1(x).flatten(2).transpose(1, 2), hidden, mask_token) + positions
 
     def _start(self, tokens: Tensor) -> Tensor:
         front = self.net.class_embedding + self.net.positional_embedding[0]
         x: Tensor = self.net.ln_pre(torch.cat([front.to(tokens.dtype).expand(len(tokens), 1, -1), tokens], dim=1))
         return x
 
-    def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Features:
+    def encode(self, tokens: Tensor, valid: Tensor | None = None) -> Features:
         """Any subset of the tokens of `embed` -> Features."""
         if not self.subsets:
-            return super().encode(tokens, mask)
-        if mask is not None:
+            return super().encode(tokens, valid)
+        if valid is not None:
             raise TypeError(f"{self.model} attends to every token it is given")
         return self._encode(tokens, ())
 
@@ -107,19 +107,19 @@ class OpenClipTransformer(_Tower):
             pooled, tokens = pooled @ net.proj, tokens @ net.proj
         return Features(tokens, pooled, grid if net.attn_pool is None else (1, tokens.shape[1]))
 
-    def forward(self, x: Tensor, columns: Tensor | None = None) -> Features:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """Pictures -> Features; see the base class."""
         features = self._encode(self._embed(x), self._grid(x))
-        return features._replace(mask=places(columns, features.grid))
+        return features._replace(valid=places(valid, features.grid))
 
-    def layers(self, x: Tensor, columns: Tensor | None = None) -> dict[str, Tensor]:
-        """Every block, averaged over its patches; see the base class."""
-        mask = places(columns, self._grid(x))
+    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
+        """The output of every block; see the base class."""
+        grid = self._grid(x)
         tokens = self._start(self._embed(x))
         depths = {}
         for i, block in enumerate(self.net.transformer.resblocks):
             tokens = block(tokens)
-            depths[f"resblocks.{i}"] = masked_mean(tokens[:, 1:], mask)
+            depths[f"resblocks.{i}"] = at_depth(tokens[:, 1:], grid, places(valid, grid))
         return depths
 
 
@@ -133,18 +133,18 @@ class OpenClipResNet(_Tower):
             x = maps[name] = getattr(self.net, name)(x)
         return maps
 
-    def forward(self, x: Tensor, columns: Tensor | None = None) -> Features:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """Pictures -> Features; a token is the value that the pooling's attention takes from a place."""
         last = self._maps(x)["layer4"]
         pool = self.net.attnpool
         tokens = pool.c_proj(pool.v_proj(last.flatten(2).transpose(1, 2)))
         grid = tuple(last.shape[2:])
-        return Features(tokens, pool(last), grid, places(columns, grid))
+        return Features(tokens, pool(last), grid, places(valid, grid))
 
-    def layers(self, x: Tensor, columns: Tensor | None = None) -> dict[str, Tensor]:
-        """Stem and stages, averaged; see the base class."""
+    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
+        """Stem and stages; see the base class."""
         return {
-            name: masked_mean(value.flatten(2).transpose(1, 2), places(columns, tuple(value.shape[2:])))
+            name: at_depth(value.flatten(2).transpose(1, 2), tuple(value.shape[2:]), places(valid, value.shape[2:]))
             for name, value in self._maps(x).items()
         }
 
@@ -164,7 +164,7 @@ class OpenClipTimm(_Tower, TimmNetwork):
         """The network of timm inside."""
         return self.net.trunk
 
-    def forward(self, x: Tensor, columns: Tensor | None = None) -> Features:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """Pictures -> Features; see the base class."""
-        features = super().forward(x, columns)
+        features = super().forward(x, valid)
         return features._replace(tokens=self.net.head(features.tokens), pooled=self.net.head(features.pooled))

@@ -18,6 +18,7 @@ from mmssl.encoders.backbones import (
     LOCAL_DIR,
     Pretrained,
     VisionBackbone,
+    at_depth,
     attendable,
     build_errors,
     hide,
@@ -73,24 +74,24 @@ class TimmNetwork(VisionBackbone):
             return features[:, self._prefix :]
         return features.flatten(1, 2) if self._channels_last else features.flatten(2).transpose(1, 2)
 
-    def forward(self, x: Tensor, columns: Tensor | None = None) -> Features:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """Pictures (B, C, H, W) -> Features; see the base class."""
         features, grid = self._map(x)
-        if columns is not None and not grid:
+        if valid is not None and not grid:
             raise RecipeError(f"model '{self.model}' tells no grid of its tokens, so that padding cannot be masked")
-        mask = places(columns, grid)
-        if mask is not None:
-            features = self._fill(features, mask)
+        valid = places(valid, grid)
+        if valid is not None:
+            features = self._fill(features, valid)
         pooled: Tensor = self.trunk.forward_head(features, pre_logits=True)
         tokens = self._tokens(features)
         if self._head_widens:
             tokens = self._tokens_through_head(tokens)
-        return Features(tokens, pooled, grid or (1, tokens.shape[1]), mask)
+        return Features(tokens, pooled, grid or (1, tokens.shape[1]), valid)
 
-    def _fill(self, features: Tensor, mask: Tensor) -> Tensor:
+    def _fill(self, features: Tensor, valid: Tensor) -> Tensor:
         """Put the mean of the valid places into the others, so that the library's own average pooling skips them."""
         tokens = self._tokens(features)
-        filled = torch.where(mask.unsqueeze(2), tokens, masked_mean(tokens, mask).unsqueeze(1))
+        filled = torch.where(valid.unsqueeze(2), tokens, masked_mean(tokens, valid).unsqueeze(1))
         if features.ndim == 3:
             return torch.cat([features[:, : self._prefix], filled], dim=1)
         if self._channels_last:
@@ -102,14 +103,14 @@ class TimmNetwork(VisionBackbone):
         single = tokens.flatten(0, 1).reshape(-1, *shape)
         return self.trunk.forward_head(single, pre_logits=True).unflatten(0, tokens.shape[:2])
 
-    def layers(self, x: Tensor, columns: Tensor | None = None) -> dict[str, Tensor]:
-        """The maps of `forward_intermediates`, averaged; see the base class."""
+    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
+        """The maps of `forward_intermediates`; see the base class."""
         maps = self.trunk.forward_intermediates(x, intermediates_only=True)
         names = [info["module"] for info in self.trunk.feature_info]
         if len(names) != len(maps):
             names = [f"depth{i}" for i in range(len(maps))]
         return {
-            name: masked_mean(value.flatten(2).transpose(1, 2), places(columns, tuple(value.shape[2:])))
+            name: at_depth(value.flatten(2).transpose(1, 2), tuple(value.shape[2:]), places(valid, value.shape[2:]))
             for name, value in zip(names, maps, strict=True)
         }
 
@@ -168,17 +169,17 @@ class TimmTransformer(TimmBackbone):
         """Number of prefix tokens that have a positional embedding."""
         return 0 if self.net.no_embed_class else self._prefix
 
-    def embed(self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+    def embed(self, x: Tensor, hidden: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         """Pictures (B, C, H, W) -> tokens (B, h·w, D) with their positional embedding, without class token."""
         tokens: Tensor = self.net.patch_embed(x)
         grid = self.net.patch_embed.dynamic_feat_size(x.shape[-2:])
         if tokens.ndim == 4:
             tokens = tokens.flatten(1, 2)
-        tokens = hide(tokens, mask, mask_token)
+        tokens = hide(tokens, hidden, mask_token)
         positions = self._positions(grid)
         return tokens if positions is None else tokens + positions[:, self._embedded_prefix :]
 
-    def _start(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def _start(self, tokens: Tensor, valid: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Input of the first block, prefix tokens in front, and the keywords of every block."""
         net = self.net
         prefix = [token for token in (net.cls_token, net.reg_token) if token is not None]
@@ -188,37 +189,38 @@ class TimmTransformer(TimmBackbone):
                 front = front + net.pos_embed[:, : self._prefix]
             tokens = torch.cat([front.expand(len(tokens), -1, -1), tokens], dim=1)
         x = net.norm_pre(net.pos_drop(tokens))
-        if mask is None:
+        if valid is None:
             return x, {}
-        keys = torch.cat([mask.new_ones(len(mask), self._prefix), attendable(mask)], dim=1)
+        keys = torch.cat([valid.new_ones(len(valid), self._prefix), attendable(valid)], dim=1)
         return x, {"attn_mask": keys[:, None, None, :]}
 
-    def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Features:
-        """Any subset of the tokens of `embed` -> Features; places where `mask` is False are not attended to."""
-        x, keywords = self._start(tokens, mask)
+    def encode(self, tokens: Tensor, valid: Tensor | None = None) -> Features:
+        """Any subset of the tokens of `embed` -> Features; places where `valid` is False are not attended to."""
+        x, keywords = self._start(tokens, valid)
         if keywords:
             for block in self.net.blocks:
                 x = block(x, **keywords)
         else:
             x = self.net.blocks(x)
         x = self.net.norm(x)
-        if mask is not None:
-            x = self._fill(x, mask)
-        return Features(x[:, self._prefix :], self.net.forward_head(x, pre_logits=True), (), mask)
+        if valid is not None:
+            x = self._fill(x, valid)
+        return Features(x[:, self._prefix :], self.net.forward_head(x, pre_logits=True), (), valid)
 
-    def forward(self, x: Tensor, columns: Tensor | None = None) -> Features:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """`encode` of all tokens; see the base class."""
         grid = self.net.patch_embed.dynamic_feat_size(x.shape[-2:])
-        return self.encode(self.embed(x), places(columns, grid))._replace(grid=tuple(grid))
+        return self.encode(self.embed(x), places(valid, grid))._replace(grid=tuple(grid))
 
-    def layers(self, x: Tensor, columns: Tensor | None = None) -> dict[str, Tensor]:
-        """The output of every block, averaged over its patches; see the base class."""
-        mask = places(columns, self.net.patch_embed.dynamic_feat_size(x.shape[-2:]))
-        tokens, keywords = self._start(self.embed(x), mask)
+    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
+        """The output of every block; see the base class."""
+        grid = tuple(self.net.patch_embed.dynamic_feat_size(x.shape[-2:]))
+        valid = places(valid, grid)
+        tokens, keywords = self._start(self.embed(x), valid)
         depths = {}
         for i, block in enumerate(self.net.blocks):
             tokens = block(tokens, **keywords)
-            depths[f"blocks.{i}"] = masked_mean(tokens[:, self._prefix :], mask)
+            depths[f"blocks.{i}"] = at_depth(tokens[:, self._prefix :], grid, valid)
         return depths
 
 

@@ -19,6 +19,7 @@ from mmssl.encoders.backbones import (
     LOCAL_DIR,
     Pretrained,
     VisionBackbone,
+    at_depth,
     build_errors,
     load_weights,
     masked_mean,
@@ -115,7 +116,7 @@ class TorchvisionBackbone(VisionBackbone):
     def _record(self, read: Callable[[Tensor, tuple[int, ...]], Any]) -> Iterator[dict[str, Any]]:
         """While the network runs: what `read` makes of every depth's tokens and grid, in order of execution.
 
-        It is read at once, because the activation behind may overwrite a map in place.
+        It is read at once, because the activation after it may overwrite a map in place.
         """
         found: dict[str, Any] = {}
 
@@ -141,20 +142,20 @@ class TorchvisionBackbone(VisionBackbone):
             return value.flatten(1, -2), tuple(value.shape[1:-1])
         return value.flatten(2).transpose(1, 2), tuple(value.shape[2:])
 
-    def forward(self, x: Tensor, columns: Tensor | None = None) -> Features:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """Pictures or clips -> Features, grid (h, w) or (t, h, w); see the base class."""
         with self._record(lambda tokens, grid: (tokens, grid)) as found:
             output: Tensor = self.net(x)
         tokens, grid = found.popitem()[1]
-        mask = places(columns, grid)
+        valid = places(valid, grid)
         if self._prefix:
-            return Features(tokens, output, grid, mask)
-        pooled: Tensor = getattr(self.net, self.head)(masked_mean(tokens, mask)[:, :, None, None])
-        return Features(tokens, pooled.flatten(1), grid, mask)
+            return Features(tokens, output, grid, valid)
+        pooled: Tensor = getattr(self.net, self.head)(masked_mean(tokens, valid)[:, :, None, None])
+        return Features(tokens, pooled.flatten(1), grid, valid)
 
-    def layers(self, x: Tensor, columns: Tensor | None = None) -> dict[str, Tensor]:
+    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
         """The top-level children, the trunk's one by one; see the base class."""
-        with self._record(lambda tokens, grid: masked_mean(tokens, places(columns, grid))) as found:
+        with self._record(lambda tokens, grid: at_depth(tokens.clone(), grid, places(valid, grid))) as found:
             self.net(x)
         return found
 

@@ -118,10 +118,10 @@ class TransformersText(nn.Module):
         weight: nn.Parameter = self.net.get_input_embeddings().weight
         return weight
 
-    def _run(self, ids: Tensor, mask: Tensor, **options: bool | Tensor) -> Any:
+    def _run(self, ids: Tensor, valid: Tensor, **options: bool | Tensor) -> Any:
         self._check_length(ids)
         net = self.net.get_encoder() if self.net.config.is_encoder_decoder else self.net
-        return net(input_ids=ids, attention_mask=attendable(mask).long(), **options)
+        return net(input_ids=ids, attention_mask=attendable(valid).long(), **options)
 
     def _check_length(self, ids: Tensor) -> None:
         limit = getattr(self.net.config, "max_position_embeddings", None)
@@ -131,15 +131,15 @@ class TransformersText(nn.Module):
                 "lower text.length or raise max_position_embeddings"
             )
 
-    def forward(self, ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, ids: Tensor, valid: Tensor, segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, L) -> tokens (B, L, D), pooled (B, D)."""
         types = {} if segments is None else {"token_type_ids": segments}
-        tokens: Tensor = self._run(ids, mask, **types).last_hidden_state
-        return tokens, tokens[:, 0] if self.pooling == "first" else masked_mean(tokens, mask)
+        tokens: Tensor = self._run(ids, valid, **types).last_hidden_state
+        return tokens, tokens[:, 0] if self.pooling == "first" else masked_mean(tokens, valid)
 
-    def depths(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Tokens behind the embedding and behind every layer."""
-        embedded, *deeper = self._run(ids, mask, output_hidden_states=True).hidden_states
+    def depths(self, ids: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """Tokens after the embedding and after every layer."""
+        embedded, *deeper = self._run(ids, valid, output_hidden_states=True).hidden_states
         return {"embeddings": embedded} | {f"layers.{i}": tokens for i, tokens in enumerate(deeper)}
 
     def shift(self, target: Tensor) -> Tensor:
@@ -147,14 +147,14 @@ class TransformersText(nn.Module):
         start = self.net.config.decoder_start_token_id
         return torch.cat([torch.full_like(target[:, :1], start), target[:, :-1]], dim=1)
 
-    def decode(self, ids: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor | None) -> Tensor:
+    def decode(self, ids: Tensor, valid: Tensor, memory: Tensor, memory_valid: Tensor | None) -> Tensor:
         """(B, L) and what the encoder said (B, N, D) -> (B, L, D)."""
         self._check_length(ids)
         hidden: Tensor = self.net.get_decoder()(
             input_ids=ids,
-            attention_mask=attendable(mask).long(),
+            attention_mask=attendable(valid).long(),
             encoder_hidden_states=memory,
-            encoder_attention_mask=None if memory_mask is None else attendable(memory_mask).long(),
+            encoder_attention_mask=None if memory_valid is None else attendable(memory_valid).long(),
             use_cache=False,
         ).last_hidden_state
         return hidden

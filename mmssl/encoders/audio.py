@@ -19,7 +19,7 @@ class AudioEncoder(Encoder):
     """Waveforms (B, S), float in [-1, 1], or spectrograms (B, M, T) as `spectrogram` makes them -> Features.
 
     `forward`, `embed` and `layers` tell the two apart by their number of dimensions, so that a task may augment
-    spectrograms: `encoder(augment(encoder.spectrogram(x)))`. A mask is (B, S) with a waveform and (B, T) with a
+    spectrograms: `encoder(augment(encoder.spectrogram(x)))`. `valid` is (B, S) with a waveform and (B, T) with a
     spectrogram. Frame `t` is centered on sample `t * hop`.
 
     The default normalization is that of log(power mel + 1e-6) with AST's constants: mean -4.2677, twice the standard
@@ -118,39 +118,39 @@ class AudioEncoder(Encoder):
         with torch.autocast(x.device.type, enabled=False):
             return self._pad(self._scale(self.mel(x.to(self.mean.dtype))))
 
-    def frame_mask(self, mask: Tensor) -> Tensor:
-        """Mask of samples (B, S) -> of frames (B, S // hop + 1): a valid sample is within half a hop of the center."""
-        frames = mask.shape[1] // self.hop + 1
-        near = F.pad(mask.unsqueeze(1).float(), (self.hop // 2, self.hop))
+    def valid_frames(self, valid: Tensor) -> Tensor:
+        """Of samples (B, S) -> of frames (B, S // hop + 1): those with one within half a hop of their center."""
+        frames = valid.shape[1] // self.hop + 1
+        near = F.pad(valid.unsqueeze(1).float(), (self.hop // 2, self.hop))
         return F.max_pool1d(near, self.hop, self.hop)[:, 0, :frames] > 0
 
-    def _picture(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _picture(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What the network reads, (B, C, M, T), and its valid columns (B, T)."""
         if x.ndim == 2:
-            mask = None if mask is None else self.frame_mask(mask)
+            valid = None if valid is None else self.valid_frames(valid)
             x = self.spectrogram(x)
         else:
             x = self._pad(x.to(self.mean.dtype))
-        if mask is not None:
-            mask = F.pad(mask, (0, x.shape[2] - mask.shape[1]))
-        return x.unsqueeze(1).expand(-1, self.backbone.channels, -1, -1), mask
+        if valid is not None:
+            valid = F.pad(valid, (0, x.shape[2] - valid.shape[1]))
+        return x.unsqueeze(1).expand(-1, self.backbone.channels, -1, -1), valid
 
-    def embed(self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+    def embed(self, x: Tensor, hidden: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         """Waveforms or spectrograms -> tokens (B, h·w, width), row by row from the lowest band; see the base class."""
-        return self.backbone.embed(self._picture(x, None)[0], mask, mask_token)
+        return self.backbone.embed(self._picture(x, None)[0], hidden, mask_token)
 
-    def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Features:
+    def encode(self, tokens: Tensor, valid: Tensor | None = None) -> Features:
         """Any subset of the tokens of `embed` -> Features; see the base class."""
-        return self.backbone.encode(tokens, mask)
+        return self.backbone.encode(tokens, valid)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        """Waveforms or spectrograms -> Features, grid (mels, frames), masked where all frames of a token are."""
-        features: Features = self.backbone(*self._picture(x, mask))
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
+        """Waveforms or spectrograms -> Features, grid (mels, frames); a token is valid where one of its frames is."""
+        features: Features = self.backbone(*self._picture(x, valid))
         return features
 
-    def layers(self, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
         """See the base class."""
-        return self.backbone.layers(*self._picture(x, mask))
+        return self.backbone.layers(*self._picture(x, valid))
 
     def export(self, directory: Path) -> None:
         """Write the network's native files, and `preprocessing.json` beside them; see the base class."""

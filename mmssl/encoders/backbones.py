@@ -63,20 +63,20 @@ class VisionBackbone(nn.Module):
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
-    def embed(self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+    def embed(self, x: Tensor, hidden: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         """Picture -> position-aware tokens (B, N, width); see `mmssl.encoders.base.Encoder.embed`."""
         raise TypeError(f"{self.model} has no tokens that can be left out")
 
-    def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Features:
+    def encode(self, tokens: Tensor, valid: Tensor | None = None) -> Features:
         """Any subset of the tokens of `embed` -> Features."""
         raise TypeError(f"{self.model} has no tokens that can be left out")
 
-    def forward(self, x: Tensor, columns: Tensor | None = None) -> Features:
-        """Picture -> Features; `columns` (B, W) is False where a column is padding, as behind the end of a sound."""
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
+        """Picture -> Features; `valid` (B, W) is False where a column is padding, as after the end of a sound."""
         raise TypeError(f"{type(self).__name__} has no forward")
 
-    def layers(self, x: Tensor, columns: Tensor | None = None) -> dict[str, Tensor]:
-        """Every depth, averaged over its places: {name: (B, D_depth)}."""
+    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
+        """Every depth, shallow to deep: {name: Features}; see `mmssl.encoders.base.Encoder.layers`."""
         raise TypeError(f"{type(self).__name__} names no layers")
 
     def export(self, directory: Path, preprocessing: Mapping[str, Any]) -> None:
@@ -216,36 +216,41 @@ def native_state(net: nn.Module) -> dict[str, Tensor]:
     return {key: value.detach().cpu().clone().contiguous() for key, value in net.state_dict().items()}
 
 
-def attendable(mask: Tensor) -> Tensor:
+def attendable(valid: Tensor) -> Tensor:
     """(B, N) bool: a row without any valid place counts as valid throughout, so that no softmax or mean is empty."""
-    return mask | ~mask.any(dim=1, keepdim=True)
+    return valid | ~valid.any(dim=1, keepdim=True)
 
 
-def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, N, D) -> (B, D), the mean over places where `mask` (B, N) is True."""
-    if mask is None:
+def masked_mean(tokens: Tensor, valid: Tensor | None) -> Tensor:
+    """(B, N, D) -> (B, D), the mean over places where `valid` (B, N) is True."""
+    if valid is None:
         return tokens.mean(dim=1)
-    weight = attendable(mask).unsqueeze(2).to(tokens.dtype)
+    weight = attendable(valid).unsqueeze(2).to(tokens.dtype)
     return (tokens * weight).sum(dim=1) / weight.sum(dim=1)
 
 
-def hide(tokens: Tensor, mask: Tensor | None, mask_token: Tensor | None) -> Tensor:
-    """(B, N, D) with `mask_token` (D,) where `mask` (B, N) is True; neither means that nothing is hidden.
+def at_depth(tokens: Tensor, grid: tuple[int, ...], valid: Tensor | None = None) -> Features:
+    """Tokens of one depth as Features: pooled is the mean over valid places."""
+    return Features(tokens, masked_mean(tokens, valid), grid, valid)
+
+
+def hide(tokens: Tensor, hidden: Tensor | None, mask_token: Tensor | None) -> Tensor:
+    """(B, N, D) with `mask_token` (D,) where `hidden` (B, N) is True; neither means that nothing is hidden.
 
     Raises:
         ValueError: where one of the two is missing.
     """
-    if mask is None and mask_token is None:
+    if hidden is None and mask_token is None:
         return tokens
-    if mask is None or mask_token is None:
-        raise ValueError("embed: mask and mask_token come together")
-    return torch.where(mask.unsqueeze(2), mask_token.to(tokens.dtype), tokens)
+    if hidden is None or mask_token is None:
+        raise ValueError("embed: hidden and mask_token come together")
+    return torch.where(hidden.unsqueeze(2), mask_token.to(tokens.dtype), tokens)
 
 
-def places(columns: Tensor | None, grid: tuple[int, ...]) -> Tensor | None:
+def places(valid: Tensor | None, grid: tuple[int, ...]) -> Tensor | None:
     """Valid columns of a picture (B, W) -> valid places of an h × w grid, (B, h·w): those over a valid column."""
-    if columns is None:
+    if valid is None:
         return None
     height, width = grid
-    kept = F.adaptive_max_pool1d(columns.unsqueeze(1).float(), width) > 0
+    kept = F.adaptive_max_pool1d(valid.unsqueeze(1).float(), width) > 0
     return kept.expand(-1, height, -1).flatten(1)

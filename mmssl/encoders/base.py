@@ -24,13 +24,13 @@ class Features(NamedTuple):
         pooled: (B, D), one vector a row.
         grid: extent of the tokens: (h, w) for images, (mels, frames) for spectrograms, (t, h, w) for video, (n,) for
             text; `()` for a subset, which has none.
-        mask: bool (B, N), True where a token is valid; None where all are.
+        valid: bool (B, N), True where a token is valid; None where all are.
     """
 
     tokens: Tensor
     pooled: Tensor
     grid: tuple[int, ...]
-    mask: Tensor | None = None
+    valid: Tensor | None = None
 
 
 class Encoder(nn.Module):
@@ -85,12 +85,12 @@ class Encoder(nn.Module):
         super().train(mode and not self.frozen)
         return self
 
-    def embed(self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+    def embed(self, x: Tensor, hidden: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         """Raw input -> position-aware tokens (B, N, width), of which any subset may go to `encode`.
 
         Args:
             x: see `forward`.
-            mask: bool (B, N), True where `mask_token` stands in place of what is seen there; it gets the position.
+            hidden: bool (B, N), True where `mask_token` stands in place of what is seen there; it gets the position.
             mask_token: (width,).
 
         Raises:
@@ -101,16 +101,30 @@ class Encoder(nn.Module):
             "a masked task needs a timm vision transformer, such as timm/vit_tiny_patch16_224"
         )
 
-    def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Features:
-        """Any subset of the tokens of `embed`, (B, n, width), -> Features."""
+    def encode(self, tokens: Tensor, valid: Tensor | None = None) -> Features:
+        """Any subset of the tokens of `embed`, (B, n, width), -> Features.
+
+        Args:
+            tokens: of `embed`.
+            valid: bool (B, n), False where a token is padding: it is attended to by none.
+        """
         raise TypeError(f"{self.spec['model']} has no tokens that can be left out")
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        """Raw input (see `mmssl.batch`; floats in [0, 1] in place of uint8 where it was augmented) -> Features."""
-        return self.encode(self.embed(x), mask)
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
+        """Raw input -> Features.
 
-    def layers(self, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Every depth, shallow to deep, averaged over its places: {name: (B, D_depth)}; for per-layer probes."""
+        Args:
+            x: see `mmssl.batch`; floats in [0, 1] in place of uint8 where it was augmented.
+            valid: bool, False where `x` is padding.
+        """
+        return self.encode(self.embed(x), valid)
+
+    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
+        """Every depth, shallow to deep: {name: Features}.
+
+        Tokens (B, N, D) are in their places, `pooled` (B, D) is their mean over the valid ones; N, D and grid are the
+        depth's own.
+        """
         raise TypeError(f"{type(self).__name__} names no layers")
 
     def export(self, directory: Path) -> None:

@@ -151,7 +151,7 @@ class FusionEncoder(Encoder):
         for features, linear in ((a, self.map_a), (b, self.map_b)):
             # A missing side has no tokens, and its map a gradient of 0.
             tokens = given.tokens.new_zeros(rows, 0, linear.in_features) if features is None else features.tokens
-            valid = None if features is None else features.mask
+            valid = None if features is None else features.valid
             valid = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if valid is None else attendable(valid)
             sides.append((linear(tokens), valid))
         fused: Fused = self.net(*sides, causal)

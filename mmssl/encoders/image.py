@@ -76,23 +76,23 @@ class ImageEncoder(Encoder):
             **self.backbone.kwargs,
         }
 
-    def embed(self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+    def embed(self, x: Tensor, hidden: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         """Images -> tokens (B, h·w, width) in rows, with their positional embedding; see the base class."""
-        return self.backbone.embed(self.normalize(x), mask, mask_token)
+        return self.backbone.embed(self.normalize(x), hidden, mask_token)
 
-    def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Features:
+    def encode(self, tokens: Tensor, valid: Tensor | None = None) -> Features:
         """Any subset of the tokens of `embed` -> Features; see the base class."""
-        return self.backbone.encode(tokens, mask)
+        return self.backbone.encode(tokens, valid)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """Images -> Features, grid (h, w)."""
         x = self.normalize(x)
-        if mask is None:
+        if valid is None:
             features: Features = self.backbone(x)
             return features
-        return self.backbone.encode(self.backbone.embed(x), mask)
+        return self.backbone.encode(self.backbone.embed(x), valid)
 
-    def layers(self, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
         """See the base class."""
         return self.backbone.layers(self.normalize(x))
 

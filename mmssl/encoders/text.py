@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmssl.encoders.backbones import (
     Pretrained,
-    masked_mean,
+    at_depth,
     split_model,
     write_json,
 )
@@ -20,7 +20,7 @@ from mmssl.media.text import Tokenizer
 
 
 class TextEncoder(Encoder):
-    """Token ids int64 (B, L) and their mask bool (B, L) -> Features, grid (L,).
+    """Token ids int64 (B, L) and which are `valid`, bool (B, L), -> Features, grid (L,).
 
     A row without any valid token counts as valid throughout: its vectors mean nothing, but they are finite.
 
@@ -94,42 +94,42 @@ class TextEncoder(Encoder):
         weight: nn.Parameter = self.backbone.token_embedding
         return weight
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, segments: Tensor | None = None) -> Features:
-        """Ids and mask -> Features; see the class.
+    def forward(self, x: Tensor, valid: Tensor | None = None, segments: Tensor | None = None) -> Features:
+        """Ids -> Features; see the class.
 
         Args:
             x: int64 (B, L).
-            mask: bool (B, L).
+            valid: bool (B, L), False where an id is padding.
             segments: int64 (B, L), 1 in the second part of a pair, else 0; only where the network `embeds_segments`.
         """
-        if mask is None:
-            mask = torch.ones_like(x, dtype=torch.bool)
-        tokens, pooled = self.backbone(x, mask) if segments is None else self.backbone(x, mask, segments)
-        return Features(tokens, pooled, (x.shape[1],), mask)
+        if valid is None:
+            valid = torch.ones_like(x, dtype=torch.bool)
+        tokens, pooled = self.backbone(x, valid) if segments is None else self.backbone(x, valid, segments)
+        return Features(tokens, pooled, (x.shape[1],), valid)
 
-    def layers(self, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Every depth, averaged over the valid tokens; see the base class."""
-        if mask is None:
-            mask = torch.ones_like(x, dtype=torch.bool)
-        return {name: masked_mean(tokens, mask) for name, tokens in self.backbone.depths(x, mask).items()}
+    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
+        """See the base class."""
+        if valid is None:
+            valid = torch.ones_like(x, dtype=torch.bool)
+        return {name: at_depth(tokens, (x.shape[1],), valid) for name, tokens in self.backbone.depths(x, valid).items()}
 
     def shift(self, target: Tensor) -> Tensor:
-        """What the decoder reads to say `target` (B, L): the same, one place to the right, behind a starting token."""
+        """What the decoder reads to say `target` (B, L): the same, one place to the right, after a starting token."""
         shifted: Tensor = self._decoding.shift(target)
         return shifted
 
-    def decode(self, ids: Tensor, mask: Tensor, memory: Features) -> Tensor:
+    def decode(self, ids: Tensor, valid: Tensor, memory: Features) -> Tensor:
         """The decoder: each place sees the ids up to its own, and all of `memory` that is valid.
 
         Args:
             ids: int64 (B, L), already shifted.
-            mask: bool (B, L).
+            valid: bool (B, L).
             memory: of the encoder, (B, N, D); any other of the same width will do.
 
         Returns:
             (B, L, D), of which `logits` makes predictions.
         """
-        hidden: Tensor = self._decoding.decode(ids, mask, memory.tokens, memory.mask)
+        hidden: Tensor = self._decoding.decode(ids, valid, memory.tokens, memory.valid)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -54,28 +54,29 @@ class VideoEncoder(Encoder):
         if temporal:
             self.spec["temporal"] = temporal
 
-    def _pool(self, frames: Tensor) -> Tensor:
-        """(B, T, D) -> (B, D)."""
-        return frames.mean(dim=1) if self.temporal == "mean" else frames.amax(dim=1)
+    def _over_time(self, frames: Features, number: int) -> Features:
+        """Features of B·T frames -> of B clips of T frames."""
+        tokens = frames.tokens.unflatten(0, (-1, number)).flatten(1, 2)
+        pooled = frames.pooled.unflatten(0, (-1, number))
+        pooled = pooled.mean(dim=1) if self.temporal == "mean" else pooled.amax(dim=1)
+        return Features(tokens, pooled, (number, *frames.grid))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """Clips -> Features; see the class."""
         clip = self.normalize(x)
         if not self.framewise:
             features: Features = self.backbone(clip.transpose(1, 2))
             return features
         frames: Features = self.backbone(clip.flatten(0, 1))
-        tokens = frames.tokens.unflatten(0, x.shape[:2])
-        pooled = self._pool(frames.pooled.unflatten(0, x.shape[:2]))
-        return Features(tokens.flatten(1, 2), pooled, (x.shape[1], *frames.grid))
+        return self._over_time(frames, x.shape[1])
 
-    def layers(self, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
         """See the base class."""
         clip = self.normalize(x)
         if not self.framewise:
             return self.backbone.layers(clip.transpose(1, 2))
         depths = self.backbone.layers(clip.flatten(0, 1))
-        return {name: self._pool(value.unflatten(0, x.shape[:2])) for name, value in depths.items()}
+        return {name: self._over_time(value, x.shape[1]) for name, value in depths.items()}
 
     def export(self, directory: Path) -> None:
         """Write the network's native files, and `preprocessing.json` beside them; see the base class."""

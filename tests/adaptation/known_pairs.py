@@ -24,7 +24,7 @@ class Eye(Encoder):
         self.one = nn.Parameter(torch.ones(()))
         self.calls = 0
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         self.calls += len(x)
         pooled = x.flatten(2).float().mean(2) * self.one / 255
         return Features(pooled[:, None], pooled, (1,))
@@ -43,11 +43,11 @@ class Reader(Encoder):
             self.table.weight.data[word] = color / 255
         self.calls = 0
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        assert mask is not None
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
+        assert valid is not None
         self.calls += len(x)
-        pooled = (self.table(x) * mask[..., None]).sum(1)
-        return Features(pooled[:, None], pooled, (1,), mask[:, :1])
+        pooled = (self.table(x) * valid[..., None]).sum(1)
+        return Features(pooled[:, None], pooled, (1,), valid[:, :1])
 
 
 class Colors(Objective):

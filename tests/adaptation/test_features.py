@@ -67,8 +67,8 @@ def test_layers_have_every_depth_and_the_pooled_vector(small):
     with torch.no_grad():
         expected = small.layers(images(9))
     assert list(views) == ["pooled", *expected]
-    for depth, vectors in expected.items():
-        torch.testing.assert_close(views[depth], vectors, atol=1e-5, rtol=1e-5)
+    for depth, value in expected.items():
+        torch.testing.assert_close(views[depth], value.pooled, atol=1e-5, rtol=1e-5)
 
 
 def test_the_mask_reaches_the_encoder():
@@ -79,7 +79,7 @@ def test_the_mask_reaches_the_encoder():
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(1))
 
-        def forward(self, x, mask=None):
+        def forward(self, x, valid=None):
             pooled = ((x * mask).sum(1) / mask.sum(1))[:, None].double()
             return type("Features", (), {"pooled": pooled})
 

@@ -51,7 +51,7 @@ def test_a_spectrogram_is_as_good_as_its_sound(model):
     whole = encoder(sound())
     torch.testing.assert_close(encoder(encoder.spectrogram(sound())).pooled, whole.pooled)
     for name, value in encoder.layers(encoder.spectrogram(sound())).items():
-        torch.testing.assert_close(value, encoder.layers(sound())[name])
+        torch.testing.assert_close(value.tokens, encoder.layers(sound())[name].tokens)
     assert encoder(sound(12000)).grid[1] > whole.grid[1]
     assert encoder(sound(12000)).grid[0] == whole.grid[0]
 
@@ -88,11 +88,11 @@ def test_a_mask_token_hides_a_patch_of_the_spectrogram():
 def test_mask_is_true_where_a_sample_is_near():
     encoder = create("timm/resnet18", "audio", hop=100, n_fft=400)
     mask = torch.arange(1000).expand(1, -1) < 430
-    frames = encoder.frame_mask(mask)
+    frames = encoder.valid_frames(mask)
     assert frames.shape == (1, encoder.spectrogram(sound(1000, 1)).shape[2])
     assert frames[0].tolist() == [True] * 5 + [False] * 6  # frame 4 is centered on 400, frame 5 on 500
-    assert encoder.frame_mask(torch.ones(1, 1000, dtype=torch.bool)).all()
-    assert not encoder.frame_mask(torch.zeros(1, 1000, dtype=torch.bool)).any()
+    assert encoder.valid_frames(torch.ones(1, 1000, dtype=torch.bool)).all()
+    assert not encoder.valid_frames(torch.zeros(1, 1000, dtype=torch.bool)).any()
 
 
 def test_tokens_behind_the_end_of_a_sound_have_no_influence():
@@ -101,14 +101,15 @@ def test_tokens_behind_the_end_of_a_sound_have_no_influence():
     mask = torch.ones(2, 32_000, dtype=torch.bool)
     mask[1, 10_000:] = False
     features = encoder(x, mask)
-    assert features.mask.sum(dim=1).tolist() == [13 * 4, 4 * 4]  # 201 and 63 frames in patches of 16
+    assert features.valid.sum(dim=1).tolist() == [13 * 4, 4 * 4]  # 201 and 63 frames in patches of 16
     spectrogram = encoder.spectrogram(x)
     spectrogram[1, :, 64:] = 3.0
-    changed = encoder(spectrogram, encoder.frame_mask(mask))
+    changed = encoder(spectrogram, encoder.valid_frames(mask))
     torch.testing.assert_close(changed.pooled, features.pooled)
-    torch.testing.assert_close(changed.tokens[features.mask], features.tokens[features.mask])
-    for name, value in encoder.layers(spectrogram, encoder.frame_mask(mask)).items():
-        torch.testing.assert_close(value, encoder.layers(x, mask)[name])
+    torch.testing.assert_close(changed.tokens[features.valid], features.tokens[features.valid])
+    for name, value in encoder.layers(spectrogram, encoder.valid_frames(mask)).items():
+        torch.testing.assert_close(value.pooled, encoder.layers(x, mask)[name].pooled)
+        assert torch.equal(value.valid, features.valid)
     full = torch.ones_like(mask)
     torch.testing.assert_close(encoder(x, full).pooled, encoder(x).pooled)
 
@@ -120,11 +121,11 @@ def test_convolutional_network_pools_the_valid_places(model):
     mask = torch.ones(2, 32_000, dtype=torch.bool)
     mask[1, 16_000:] = False
     features, plain = encoder(x, mask), encoder(x)
-    assert features.mask.all(dim=1).tolist() == [True, False]
+    assert features.valid.all(dim=1).tolist() == [True, False]
     torch.testing.assert_close(features.pooled[0], plain.pooled[0])
     assert not torch.allclose(features.pooled[1], plain.pooled[1])
     if "convnext" not in model:
-        valid = plain.tokens[1][features.mask[1]].mean(dim=0)
+        valid = plain.tokens[1][features.valid[1]].mean(dim=0)
         torch.testing.assert_close(features.pooled[1], valid)
     nothing = encoder(x, torch.zeros_like(mask))
     torch.testing.assert_close(nothing.pooled, plain.pooled)

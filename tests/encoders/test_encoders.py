@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -62,10 +63,18 @@ def test_encoder_keeps_the_contract(modality, model, kwargs, tokenizer):
     rows, places, width = features.tokens.shape
     assert (rows, width) == (2, encoder.dim) == tuple(features.pooled.shape)
     assert torch.tensor(features.grid).prod() == places
-    assert features.mask is None or features.mask.shape == (rows, places)
+    assert features.valid is None or features.valid.shape == (rows, places)
     depths = encoder.layers(*inputs)
     assert len(depths) >= 2
-    assert all(value.shape[0] == 2 and value.ndim == 2 and value.isfinite().all() for value in depths.values())
+    for depth in depths.values():
+        rows, places, width = depth.tokens.shape
+        assert (rows, places) == (2, math.prod(depth.grid))
+        assert depth.pooled.shape == (2, width)
+        assert depth.valid is None or depth.valid.shape == (2, places)
+        weight = torch.ones(2, places) if depth.valid is None else depth.valid.float()
+        if kwargs.get("temporal") != "max":
+            mean = (depth.tokens * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
+            torch.testing.assert_close(depth.pooled, mean, rtol=1e-4, atol=1e-5)
     # One row at a time gives the same: rows do not meet.
     alone = encoder(*(x[1:] for x in inputs))
     torch.testing.assert_close(alone.pooled, features.pooled[1:], rtol=1e-4, atol=1e-5)

@@ -74,7 +74,7 @@ def test_joint_is_the_multimodal_model_of_flava():
     theirs = FlavaMultimodalModel(FlavaMultimodalConfig(**BERT), add_pooling_layer=False).eval()
     theirs.load_state_dict(made.net.net.state_dict())
     a, b = side(A, D), side(B, D, [7, 3, 1])
-    mask = torch.cat([torch.ones(3, 1 + A, dtype=torch.bool), b.mask], 1)
+    mask = torch.cat([torch.ones(3, 1 + A, dtype=torch.bool), b.valid], 1)
     expected = theirs(torch.cat([a.tokens, b.tokens], 1), attention_mask=mask.long()).last_hidden_state
     fused = made(a, b)
     torch.testing.assert_close(torch.cat([fused.pooled[:, None], fused.a, fused.b], 1), expected)
@@ -95,7 +95,7 @@ def test_cross_is_the_text_encoder_of_blip(causal):
     theirs = BlipTextEncoder(config).eval()
     theirs.load_state_dict(made.net.net.state_dict())
     a, b = side(A, D), side(B, D, [7, 3, 1])
-    seen = b.mask[:, None, None].expand(-1, -1, B, -1)
+    seen = b.valid[:, None, None].expand(-1, -1, B, -1)
     if causal:
         seen = seen & torch.ones(B, B, dtype=torch.bool).tril()
     expected = theirs(
@@ -105,9 +105,9 @@ def test_cross_is_the_text_encoder_of_blip(causal):
     ).last_hidden_state
     fused = made(a, b, causal=causal)
     assert fused.a is None
-    torch.testing.assert_close(fused.b[b.mask], expected[b.mask])
+    torch.testing.assert_close(fused.b[b.valid], expected[b.valid])
     torch.testing.assert_close(fused.pooled, expected[:, 0])
-    own, their = gradients(made.net.net, fused.b[b.mask]), gradients(theirs, expected[b.mask])
+    own, their = gradients(made.net.net, fused.b[b.valid]), gradients(theirs, expected[b.valid])
     assert own.keys() == their.keys()
     torch.testing.assert_close(own, their)
 
@@ -124,7 +124,7 @@ def test_multiway_with_equal_experts_is_a_vision_transformer(joint_layers):
         block.norm2, block.mlp = layer.experts[0].norm, layer.experts[0].mlp
     theirs.norm = made.net.norm
     a, b = side(A, D), side(B, D, [7, 3, 1])
-    seen = torch.cat([torch.ones(3, A, dtype=torch.bool), b.mask], 1)[:, None, None]
+    seen = torch.cat([torch.ones(3, A, dtype=torch.bool), b.valid], 1)[:, None, None]
     for given in ((a, b), (a, None), (None, b)):
         x = torch.cat([features.tokens for features in given if features is not None], 1)
         mask = seen[..., (0 if given[0] else A) : (A + B if given[1] else A)]
@@ -163,18 +163,18 @@ def test_each_modality_has_its_expert_and_pairs_have_theirs_on_top():
 def test_padding_has_no_say(kind):
     made = fusion(kind).eval()
     a, b = side(A, 6, [5, 2, 4]), side(B, 8, [7, 3, 1])
-    noisy_a = a._replace(tokens=torch.where(a.mask[..., None], a.tokens, 50.0))
-    noisy_b = b._replace(tokens=torch.where(b.mask[..., None], b.tokens, 50.0))
+    noisy_a = a._replace(tokens=torch.where(a.valid[..., None], a.tokens, 50.0))
+    noisy_b = b._replace(tokens=torch.where(b.valid[..., None], b.tokens, 50.0))
     fused, noisy = made(a, b), made(noisy_a, noisy_b)
     torch.testing.assert_close(noisy.pooled, fused.pooled)
-    torch.testing.assert_close(noisy.b[b.mask], fused.b[b.mask])
+    torch.testing.assert_close(noisy.b[b.valid], fused.b[b.valid])
     if fused.a is not None:
-        torch.testing.assert_close(noisy.a[a.mask], fused.a[a.mask])
+        torch.testing.assert_close(noisy.a[a.valid], fused.a[a.valid])
     # What is not padding has.
     louder = made(a._replace(tokens=a.tokens + 1.0), b)
     assert (louder.pooled - fused.pooled).abs().amin(0).max() > 1e-3
     # A row of padding alone is finite and leaves the others alone.
-    empty = made(a, b._replace(mask=b.mask & torch.tensor([True, True, False])[:, None]))
+    empty = made(a, b._replace(valid=b.valid & torch.tensor([True, True, False])[:, None]))
     assert empty.pooled.isfinite().all()
     torch.testing.assert_close(empty.pooled[:2], fused.pooled[:2])
 
@@ -195,7 +195,7 @@ def test_every_token_sees_the_whole_pair_or_only_what_came_before(kind):
 
 
 def test_a_causal_token_sees_itself_where_nothing_before_it_is_valid():
-    b = side(B, 8)._replace(mask=torch.arange(B) >= torch.tensor([0, 2, 6])[:, None])
+    b = side(B, 8)._replace(valid=torch.arange(B) >= torch.tensor([0, 2, 6])[:, None])
     assert fusion("cross").eval()(side(A, 6), b, causal=True).b.isfinite().all()
 
 

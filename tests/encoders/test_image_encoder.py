@@ -54,7 +54,9 @@ def test_vision_transformer_equals_timm(kwargs):
         depths = net.forward_intermediates(encoder.normalize(x), intermediates_only=True)
         assert list(encoder.layers(x)) == ["blocks.0", "blocks.1"]
         for mine, theirs in zip(encoder.layers(x).values(), depths, strict=True):
-            torch.testing.assert_close(mine, theirs.mean(dim=(2, 3)))
+            torch.testing.assert_close(mine.tokens, theirs.flatten(2).mT)
+            torch.testing.assert_close(mine.pooled, theirs.mean(dim=(2, 3)))
+            assert mine.grid == theirs.shape[2:]
 
 
 @pytest.mark.parametrize("kwargs", VARIANTS[:6])
@@ -116,7 +118,7 @@ def hidden_patches_are_unseen(encoder):
     (gradient,) = torch.autograd.grad((encoder.encode(tokens).tokens ** 3).sum(), x)
     reached = gradient.abs().sum(1).unfold(1, 8, 8).unfold(2, 8, 8).sum((3, 4)).flatten(1)
     assert torch.equal(reached == 0, mask)
-    with pytest.raises(ValueError, match="mask and mask_token come together"):
+    with pytest.raises(ValueError, match="hidden and mask_token come together"):
         encoder.embed(x, mask)
 
 
@@ -143,7 +145,8 @@ def test_open_clip_tower_equals_open_clip():
     torch.testing.assert_close(encoder.encode(tokens[:, order]).tokens[:, order], features.tokens)
     native = net.forward_intermediates(x, intermediates_only=True)["image_intermediates"]
     for mine, theirs in zip(encoder.layers(pictures()).values(), native, strict=True):
-        torch.testing.assert_close(mine, theirs.mean(dim=(2, 3)))
+        torch.testing.assert_close(mine.tokens, theirs.flatten(2).mT)
+        assert mine.grid == theirs.shape[2:]
     assert encoder(pictures(48)).grid == (6, 6)
 
 
@@ -194,8 +197,8 @@ def test_torchvision_network_equals_torchvision(name, size):
         torch.testing.assert_close(features.tokens, last.flatten(2).transpose(1, 2))
         depths = encoder.layers(pictures(size))
         assert list(depths)[-4:] == ["layer1", "layer2", "layer3", "layer4"]
-        torch.testing.assert_close(depths["bn1"], net.bn1(net.conv1(x)).mean(dim=(2, 3)))
-        torch.testing.assert_close(depths["layer4"], features.pooled)
+        torch.testing.assert_close(depths["bn1"].tokens, net.bn1(net.conv1(x)).flatten(2).mT)
+        torch.testing.assert_close(depths["layer4"].tokens, features.tokens)
 
 
 @pytest.mark.parametrize("name", ["alexnet", "squeezenet1_1", "mobilenet_v3_small", "densenet121", "mnasnet0_5"])

@@ -71,8 +71,8 @@ def test_the_target_is_the_copy_s_projection_and_takes_no_gradient(encoder):
 
     task.load_state_dict(state)
     with torch.no_grad():  # the copy is equal at the start: its projection is what the online network projects
-        views, mask = inputs["views"].flatten(0, 1), inputs["mask"].flatten(0, 1) if "mask" in inputs else None
-        z = task.projection(task.encoder(encoder)(views, mask).pooled)
+        views, valid = inputs["views"].flatten(0, 1), inputs["valid"].flatten(0, 1) if "valid" in inputs else None
+        z = task.projection(task.encoder(encoder)(views, valid).pooled)
         torch.testing.assert_close(outputs["target"], F.normalize(z, dim=1).unflatten(0, (7, 2)))
         torch.testing.assert_close(outputs["prediction"], F.normalize(task.prediction(z), dim=1).unflatten(0, (7, 2)))
 

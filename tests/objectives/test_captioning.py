@@ -159,10 +159,10 @@ class CoCaText(Encoder):
     def token_embedding(self) -> nn.Parameter:
         return self.tower.token_embedding.weight
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         room = self.tower.context_length - 1 - x.shape[1]  # one place is that of its own CLS token
         pooled, tokens = self.tower(F.pad(x, (0, room)))
-        return Features(tokens[:, : x.shape[1]], pooled, (x.shape[1],), mask)
+        return Features(tokens[:, : x.shape[1]], pooled, (x.shape[1],), valid)
 
 
 class CoCaImage(Encoder):
@@ -172,7 +172,7 @@ class CoCaImage(Encoder):
         super().__init__()
         self.tower, self.dim = tower, dim
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         pooled, tokens = self.tower(x)
         return Features(tokens, pooled, (1, tokens.shape[1]))
 

@@ -231,8 +231,8 @@ class NoisyImage(TinyImage):
         super().__init__()
         self.drop, self.norm = nn.Dropout(0.5), nn.BatchNorm1d(self.dim)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        features = super().forward(x, mask)
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
+        features = super().forward(x, valid)
         tokens = self.norm(self.drop(features.tokens).mT).mT
         return features._replace(tokens=tokens, pooled=tokens.mean(1))
 

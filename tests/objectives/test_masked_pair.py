@@ -42,11 +42,11 @@ class FlavaImage(Encoder):
         self.net, self.normed = net, normed
         self.normalize = Normalize([0.5] * 3, [0.5] * 3)
 
-    def embed(self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+    def embed(self, x: Tensor, hidden: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         own = self.net.embeddings
-        return hide(own.patch_embeddings(self.normalize(x)), mask, mask_token) + own.position_embeddings[:, 1:]
+        return hide(own.patch_embeddings(self.normalize(x)), hidden, mask_token) + own.position_embeddings[:, 1:]
 
-    def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Features:
+    def encode(self, tokens: Tensor, valid: Tensor | None = None) -> Features:
         own = self.net.embeddings
         start = (own.cls_token + own.position_embeddings[:, :1]).expand(len(tokens), -1, -1)
         out = self.net.encoder(torch.cat([start, tokens], 1)).last_hidden_state
@@ -65,7 +65,7 @@ class FlavaText(Encoder):
     def token_embedding(self) -> nn.Parameter:
         return self.net.embeddings.word_embeddings.weight
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         out = self.net.encoder(self.net.embeddings(x)).last_hidden_state
         out = self.net.layernorm(out) if self.normed else out
         return Features(out, out[:, 0], (x.shape[1],), None)
@@ -324,7 +324,7 @@ def test_padding_behind_a_sound_is_never_asked_for_nor_learned_from():
     task = _task(a="audio", rate_a=0.5, codes=3)
     batch = tiny_batch(ROWS, frames=12)
     inputs = task.transform(batch, Draws(0, 0, ROWS))
-    valid = inputs["a/mask"]
+    valid = inputs["a/valid"]
     assert not valid.all()
     assert not (inputs["a/chosen"] & ~valid.gather(1, inputs["a/places"])).any()
     task.refresh([batch])

@@ -313,12 +313,12 @@ class Given(Encoder):
 
     dim = 16
 
-    def __init__(self, modality: str, tokens: Tensor, mask: Tensor | None = None) -> None:
+    def __init__(self, modality: str, tokens: Tensor, valid: Tensor | None = None) -> None:
         super().__init__()
-        self.modality, self.tokens, self.mask = modality, tokens, mask
+        self.modality, self.tokens, self.valid = modality, tokens, valid
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        return Features(self.tokens, self.tokens[:, 0], (), self.mask)
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
+        return Features(self.tokens, self.tokens[:, 0], (), self.valid)
 
 
 def test_logits_are_those_of_blips_matching_head():

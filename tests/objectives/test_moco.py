@@ -24,7 +24,7 @@ class NormedImage(TinyImage):
         super().__init__()
         self.norm = nn.BatchNorm2d(5)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         maps = self.second(self.norm(self.first(x)).relu())
         return Features(maps.flatten(2).mT, maps.mean((2, 3)), tuple(maps.shape[-2:]))
 
@@ -54,7 +54,7 @@ def test_queries_meet_the_keys_of_the_other_view(form, encoder):
     assert not outputs["k"].requires_grad
 
     def parts(view: int) -> list[Tensor]:
-        return [inputs[key][:, view] for key in ("views", "mask") if key in inputs]
+        return [inputs[key][:, view] for key in ("views", "valid") if key in inputs]
 
     with torch.no_grad():  # the copy is equal at the start
         net, head = task.encoder(encoder), task.projection

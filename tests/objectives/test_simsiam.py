@@ -58,8 +58,8 @@ def test_both_views_go_through_one_network_together(encoder):
     outputs = task.predict(inputs)
     assert outputs["p"].shape == outputs["z"].shape == (7, 2, 16)
     with torch.no_grad():
-        views, mask = inputs["views"].flatten(0, 1), inputs["mask"].flatten(0, 1) if "mask" in inputs else None
-        z = task.projection(task.encoder(encoder)(views, mask).pooled)
+        views, valid = inputs["views"].flatten(0, 1), inputs["valid"].flatten(0, 1) if "valid" in inputs else None
+        z = task.projection(task.encoder(encoder)(views, valid).pooled)
         torch.testing.assert_close(outputs["z"].flatten(0, 1), F.normalize(z, dim=1))
         torch.testing.assert_close(outputs["p"].flatten(0, 1), F.normalize(task.prediction(z), dim=1))
     task.loss(outputs, inputs)["loss"].backward()

@@ -25,7 +25,7 @@ class TinyImage(Encoder):
         super().__init__()
         self.first, self.second = nn.Conv2d(3, 5, 3, stride=2), nn.Conv2d(5, self.dim, 3, stride=2)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         maps = self.second(F.gelu(self.first(_floats(x, self.first.weight))))
         tokens = maps.flatten(2).mT
         return Features(tokens, tokens.mean(1), tuple(maps.shape[-2:]))
@@ -38,7 +38,7 @@ class TinyVideo(Encoder):
         super().__init__()
         self.net = nn.Conv3d(3, self.dim, (3, 4, 4), stride=(1, 4, 4), padding=(1, 0, 0))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         maps = self.net(_floats(x, self.net.weight).transpose(1, 2)).tanh()
         tokens = maps.flatten(2).mT
         return Features(tokens, tokens.mean(1), tuple(maps.shape[-3:]))
@@ -55,14 +55,14 @@ class TinyAudio(Encoder):
         frames = F.pad(x.to(self.net.weight.dtype), (0, self.mels)).unfold(1, self.mels, self.hop)
         return frames.mT.abs()
 
-    def frame_mask(self, mask: Tensor) -> Tensor:
-        return F.pad(mask, (0, self.mels)).unfold(1, self.mels, self.hop)[:, :, 0]
+    def valid_frames(self, valid: Tensor) -> Tensor:
+        return F.pad(valid, (0, self.mels)).unfold(1, self.mels, self.hop)[:, :, 0]
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         if x.ndim == 2:
-            x, mask = self.spectrogram(x), None if mask is None else self.frame_mask(mask)
-        if mask is not None:
-            x = x * mask[:, None]
+            x, valid = self.spectrogram(x), None if valid is None else self.valid_frames(valid)
+        if valid is not None:
+            x = x * valid[:, None]
         maps = self.net(x[:, None]).tanh()
         tokens = maps.flatten(2).mT
         return Features(tokens, tokens.mean(1), tuple(maps.shape[-2:]))
@@ -96,25 +96,25 @@ class TinyText(Encoder):
     def token_embedding(self) -> nn.Parameter:
         return self.embedding.weight
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
+        valid = torch.ones_like(x, dtype=torch.bool) if valid is None else valid
         words = self.embedding(x)
-        weight = mask[..., None].to(words.dtype)
+        weight = valid[..., None].to(words.dtype)
         mean = (words * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
         tokens = F.gelu(self.net(torch.cat([words, mean.expand_as(words)], -1)))
-        return Features(tokens, (tokens * weight).sum(1) / weight.sum(1), (x.shape[1],), mask)
+        return Features(tokens, (tokens * weight).sum(1) / weight.sum(1), (x.shape[1],), valid)
 
 
 class TinyCausal(TinyText):
     """Each word with the mean of those up to it."""
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
+        valid = torch.ones_like(x, dtype=torch.bool) if valid is None else valid
         words = self.embedding(x)
-        weight = mask[..., None].to(words.dtype)
+        weight = valid[..., None].to(words.dtype)
         so_far = (words * weight).cumsum(1) / weight.cumsum(1).clamp(min=1)
         tokens = F.gelu(self.net(torch.cat([words, so_far], -1)))
-        return Features(tokens, (tokens * weight).sum(1) / weight.sum(1), (x.shape[1],), mask)
+        return Features(tokens, (tokens * weight).sum(1) / weight.sum(1), (x.shape[1],), valid)
 
 
 class TinyCross(Encoder):
@@ -127,13 +127,13 @@ class TinyCross(Encoder):
         self.map_a, self.map_b = nn.Linear(width_a, self.dim), nn.Linear(2 * width_b, self.dim)
 
     def forward(self, a: Features, b: Features, *, causal: bool = False) -> Fused:  # type: ignore[override]
-        weight = torch.ones_like(b.tokens[..., :1]) if b.mask is None else b.mask[..., None].to(b.tokens.dtype)
+        weight = torch.ones_like(b.tokens[..., :1]) if b.valid is None else b.valid[..., None].to(b.tokens.dtype)
         sums, counts = (b.tokens * weight).cumsum(1), weight.cumsum(1)
         mean = sums / counts.clamp(min=1) if causal else (sums[:, -1:] / counts[:, -1:]).expand_as(sums)
         query, memory = self.map_b(torch.cat([b.tokens, mean], -1)), self.map_a(a.tokens)
         score = query @ memory.mT
-        if a.mask is not None:
-            score = score.masked_fill(~a.mask[:, None], -1e4)
+        if a.valid is not None:
+            score = score.masked_fill(~a.valid[:, None], -1e4)
         tokens = torch.tanh(query + score.softmax(-1) @ memory)
         return Fused(None, tokens, tokens[:, 0])
 

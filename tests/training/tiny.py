@@ -27,7 +27,7 @@ class TinyEncoder(Encoder):
         self.spec = {"model": "test/tiny", "modality": "image"}
         self.net = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Dropout(dropout), nn.Linear(16, dim))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         x = x.to(self.net[0].weight.dtype)
         pooled = self.net(nn.functional.adaptive_avg_pool2d(x / 255 if x.max() > 2 else x, 2).flatten(1))
         return Features(pooled[:, None], pooled, (1,))

@@ -162,7 +162,7 @@ class Matching(Objective):
         return inputs | {"noise": draws.uniform(2, draws.rows * draws.shares)}
 
     def predict(self, inputs: Batch) -> Batch:
-        """Of each side `a_tokens` (B, N, D), `a_valid` (B, N) of 0 and 1 where tokens have a mask.
+        """Of each side `a_tokens` (B, N, D), `a_valid` (B, N) of 0 and 1 where some tokens are not.
 
         With the contrastive term unit vectors `a` (B, width), and `a_key` of the slow copy.
         """
@@ -170,8 +170,8 @@ class Matching(Objective):
         for side, name in self.names.items():
             features = self.encoder(name)(inputs[side], inputs.get(f"{side}_mask"))
             outputs[f"{side}_tokens"] = features.tokens
-            if features.mask is not None:
-                outputs[f"{side}_valid"] = features.mask.to(features.tokens.dtype)
+            if features.valid is not None:
+                outputs[f"{side}_valid"] = features.valid.to(features.tokens.dtype)
             if self.weight:
                 outputs[side] = self._embed(side, features)
         return outputs if self.distillation is None else outputs | self.distillation.keys(inputs)

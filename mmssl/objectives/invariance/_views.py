@@ -95,7 +95,7 @@ class AudioView:
             audio, batch.get("audio_mask"), draws, count, size, attenuation=self.attenuation, noise=self.noise
         )
         spectrograms = ear.spectrogram(windows.flatten(0, 1)).unflatten(0, (-1, count))
-        frames = ear.frame_mask(inside.flatten(0, 1)).unflatten(0, (-1, count))
+        frames = ear.valid_frames(inside.flatten(0, 1)).unflatten(0, (-1, count))
         frames = F.pad(frames, (0, spectrograms.shape[-1] - frames.shape[-1]))
         return list(random_stretch(spectrograms, frames, draws, self.stretch))
 
@@ -141,7 +141,7 @@ class Views:
         self.needs = (modality,)
 
     def __call__(self, batch: Batch, draws: Draws, encoder: Encoder) -> list[Tensor]:
-        """The views (B, V, ...), and for sounds their mask (B, V, T): what `encode_views` takes after the encoder.
+        """Views (B, V, ...), for sounds also the valid frames (B, V, T): what `encode_views` takes after the encoder.
 
         Raises:
             RecipeError: for views of several sizes.
@@ -157,9 +157,9 @@ class Views:
         return [torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True)]
 
 
-def encode_views(encoder: Encoder, views: Tensor, mask: Tensor | None = None) -> Tensor:
+def encode_views(encoder: Encoder, views: Tensor, valid: Tensor | None = None) -> Tensor:
     """Pooled vectors (B, V, D) of views (B, V, ...): all of them in one pass, so that BatchNorm sees all."""
-    inside = None if mask is None else mask.flatten(0, 1)
+    inside = None if valid is None else valid.flatten(0, 1)
     pooled: Tensor = encoder(views.flatten(0, 1), inside).pooled
     return pooled.unflatten(0, views.shape[:2])
 

@@ -69,16 +69,16 @@ class BYOL(Objective):
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """`views` (B, 2, 3, h, h), or (B, 2, M, T) of sounds with their `mask` (B, 2, T)."""
-        return dict(zip(("views", "mask"), self.views(batch, draws, self.encoder(self.name)), strict=False))
+        """`views` (B, 2, 3, h, h), or (B, 2, M, T) of sounds of which `valid` (B, 2, T) frames are no padding."""
+        return dict(zip(("views", "valid"), self.views(batch, draws, self.encoder(self.name)), strict=False))
 
     def predict(self, inputs: Batch) -> Batch:
         """Unit vectors (B, 2, width): the `prediction` from each view, and the `target` projection of each."""
-        views, mask = inputs["views"], inputs.get("mask")
-        pooled = encode_views(self.encoder(self.name), views, mask)
+        views, valid = inputs["views"], inputs.get("valid")
+        pooled = encode_views(self.encoder(self.name), views, valid)
         prediction = self.prediction(self.projection(pooled.flatten(0, 1)))
         with torch.no_grad():
-            pooled = encode_views(self.target["encoder"], views, mask)  # type: ignore[arg-type]
+            pooled = encode_views(self.target["encoder"], views, valid)  # type: ignore[arg-type]
             target = self.target["projection"](pooled.flatten(0, 1))
         both = {"prediction": prediction, "target": target}
         return {key: F.normalize(z, dim=-1).unflatten(0, views.shape[:2]) for key, z in both.items()}

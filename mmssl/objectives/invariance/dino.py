@@ -123,9 +123,9 @@ class DINO(Objective):
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """Large crops `views` (B, 2, 3, h, h) and small ones `local` (B, L, 3, l, l); sounds have a mask of each."""
+        """Large crops `views` (B, 2, 3, h, h), small ones `local` (B, L, 3, l, l); of sounds also `valid` frames."""
         encoder = self.encoder(self.name)
-        large = dict(zip(("views", "mask"), self.views(batch, draws, encoder), strict=False))
+        large = dict(zip(("views", "valid"), self.views(batch, draws, encoder), strict=False))
         return large | dict(zip(("local", "local_mask"), self.local_views(batch, draws, encoder), strict=False))
 
     def predict(self, inputs: Batch) -> Batch:
@@ -133,13 +133,13 @@ class DINO(Objective):
 
         `z` (B, 2, bottleneck) are the student's unit vectors of the large crops.
         """
-        views, mask, encoder = inputs["views"], inputs.get("mask"), self.encoder(self.name)
-        pooled = encode_views(encoder, views, mask)
+        views, valid, encoder = inputs["views"], inputs.get("valid"), self.encoder(self.name)
+        pooled = encode_views(encoder, views, valid)
         if "local" in inputs:
             pooled = torch.cat([pooled, encode_views(encoder, inputs["local"], inputs.get("local_mask"))], dim=1)
         z, student = self.head(pooled, self.progress < self.freeze_last)
         with torch.no_grad():
-            _, teacher = self.teacher["head"](encode_views(self._taught, views, mask))
+            _, teacher = self.teacher["head"](encode_views(self._taught, views, valid))
         return {"student": student, "teacher": teacher, "z": z[:, :2]}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
@@ -185,8 +185,8 @@ class DINO(Objective):
         taught = (outputs["teacher"] - self.center).argmax(-1).tolist()
         answered = outputs["student"][:, :2].argmax(-1).tolist()
         lines = [f"teacher {a[0]}, {a[1]}; student {b[0]}, {b[1]}" for a, b in zip(taught, answered, strict=True)]
-        mask = inputs.get("mask")
-        focus = _focus(self._taught, views[:, 0], None if mask is None else mask[:, 0])
+        valid = inputs.get("valid")
+        focus = _focus(self._taught, views[:, 0], None if valid is None else valid[:, 0])
         lit = focus if views.ndim == 4 else views[:, 0] * (0.15 + 0.85 * focus[:, None])
         return [*panels, Panel("prototypes of 1 and 2", lines), Panel("teacher looks at", list(lit))]
 
@@ -232,7 +232,7 @@ def _without_dropout(module: nn.Module) -> None:
             part.p = 0.0
 
 
-def _focus(encoder: Encoder, x: Tensor, mask: Tensor | None) -> Tensor:
+def _focus(encoder: Encoder, x: Tensor, valid: Tensor | None) -> Tensor:
     """Where the encoder looks in `x`, (B, H, W) from 0 to 1.
 
     For a timm transformer with a class token its attention to the patches in the last block, averaged over heads; for
@@ -245,12 +245,12 @@ def _focus(encoder: Encoder, x: Tensor, mask: Tensor | None) -> Tensor:
         fused, last.fused_attn = last.fused_attn, False  # the fused kernel shows its weights to nobody
         found: list[Tensor] = []
         hook = last.attn_drop.register_forward_pre_hook(lambda module, given: found.append(given[0]))
-        grid = encoder(x, mask).grid
+        grid = encoder(x, valid).grid
         hook.remove()
         last.fused_attn = fused
         weight = found[0].mean(1)[:, 0, -math.prod(grid) :]
     else:
-        tokens, pooled, grid, _ = encoder(x, mask)
+        tokens, pooled, grid, _ = encoder(x, valid)
         weight = torch.cosine_similarity(tokens, pooled[:, None], dim=-1)
     maps = F.interpolate(weight.unflatten(1, grid)[:, None], x.shape[-2:], mode="bilinear")[:, 0]
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)

@@ -118,30 +118,30 @@ class MoCo(Objective):
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """`views` (B, 2, 3, h, h), or (B, 2, M, T) of sounds with their `mask` (B, 2, T).
+        """`views` (B, 2, 3, h, h), or (B, 2, M, T) of sounds of which `valid` (B, 2, T) frames are no padding.
 
         With groups, `place` (B,) in [0, 1): what the keys of a block are ordered by.
         """
-        inputs = dict(zip(("views", "mask"), self.views(batch, draws, self.encoder(self.name)), strict=False))
+        inputs = dict(zip(("views", "valid"), self.views(batch, draws, self.encoder(self.name)), strict=False))
         return inputs if self.groups == 1 else inputs | {"place": draws.uniform()}
 
     def predict(self, inputs: Batch) -> Batch:
         """`q` and `k`, unit vectors (B, 1, width), in v3 (B, 2, width); `k[:, i]` is the key for `q[:, i]`."""
-        views, mask = inputs["views"], inputs.get("mask")
+        views, valid = inputs["views"], inputs.get("valid")
         if self.form == "v2":
-            q = self.projection(self._encode(self.encoder(self.name), views, mask, 0, None))
+            q = self.projection(self._encode(self.encoder(self.name), views, valid, 0, None))
             with torch.no_grad():
-                pooled = self._encode(cast(Encoder, self.teacher["encoder"]), views, mask, 1, inputs.get("place"))
+                pooled = self._encode(cast(Encoder, self.teacher["encoder"]), views, valid, 1, inputs.get("place"))
                 k = self.teacher["projection"](pooled)
         else:
-            images, inside = views.flatten(0, 1), None if mask is None else mask.flatten(0, 1)
+            images, inside = views.flatten(0, 1), None if valid is None else valid.flatten(0, 1)
             q = self.prediction(self.projection(self.encoder(self.name)(images, inside).pooled))
             with torch.no_grad():
                 k = self.teacher["projection"](self.teacher["encoder"](images, inside).pooled)
         q, k = (F.normalize(z, dim=1).unflatten(0, (len(views), -1)) for z in (q, k))
         return {"q": q, "k": k.flip(1)}
 
-    def _encode(self, encoder: Encoder, views: Tensor, mask: Tensor | None, view: int, place: Tensor | None) -> Tensor:
+    def _encode(self, encoder: Encoder, views: Tensor, valid: Tensor | None, view: int, place: Tensor | None) -> Tensor:
         """Pooled vectors (B, D) of one view, in groups of rows that share BatchNorm statistics."""
         rows = len(views)
         groups = min(self.groups, max(1, rows // 2))
@@ -149,7 +149,7 @@ class MoCo(Objective):
         if place is not None:
             order = (order // groups + place).argsort(stable=True)
         parts = [order[start::groups] for start in range(groups)]
-        pooled = [encoder(views[part, view], None if mask is None else mask[part, view]).pooled for part in parts]
+        pooled = [encoder(views[part, view], None if valid is None else valid[part, view]).pooled for part in parts]
         return torch.cat(pooled)[torch.cat(parts).argsort()]
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:

@@ -67,12 +67,12 @@ class SimCLR(Objective):
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """`views` (B, 2, 3, h, h), or (B, 2, M, T) of sounds with their `mask` (B, 2, T)."""
-        return dict(zip(("views", "mask"), self.views(batch, draws, self.encoder(self.name)), strict=False))
+        """`views` (B, 2, 3, h, h), or (B, 2, M, T) of sounds of which `valid` (B, 2, T) frames are no padding."""
+        return dict(zip(("views", "valid"), self.views(batch, draws, self.encoder(self.name)), strict=False))
 
     def predict(self, inputs: Batch) -> Batch:
         """`z` (B, 2, width), unit vectors; both views of a row in one pass."""
-        pooled = encode_views(self.encoder(self.name), inputs["views"], inputs.get("mask"))
+        pooled = encode_views(self.encoder(self.name), inputs["views"], inputs.get("valid"))
         return {"z": F.normalize(self.projection(pooled), dim=-1)}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:

@@ -76,12 +76,12 @@ class SimSiam(Objective):
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """`views` (B, 2, 3, h, h), or (B, 2, M, T) of sounds with their `mask` (B, 2, T)."""
-        return dict(zip(("views", "mask"), self.views(batch, draws, self.encoder(self.name)), strict=False))
+        """`views` (B, 2, 3, h, h), or (B, 2, M, T) of sounds of which `valid` (B, 2, T) frames are no padding."""
+        return dict(zip(("views", "valid"), self.views(batch, draws, self.encoder(self.name)), strict=False))
 
     def predict(self, inputs: Batch) -> Batch:
         """Unit vectors (B, 2, width): the projection `z` of each view, and the prediction `p` from it."""
-        pooled = encode_views(self.encoder(self.name), inputs["views"], inputs.get("mask"))
+        pooled = encode_views(self.encoder(self.name), inputs["views"], inputs.get("valid"))
         z = self.projection(pooled.flatten(0, 1))
         both = {"z": z, "p": self.prediction(z)}
         return {key: F.normalize(value, dim=-1).unflatten(0, pooled.shape[:2]) for key, value in both.items()}

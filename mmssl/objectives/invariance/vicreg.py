@@ -80,12 +80,12 @@ class VICReg(Objective):
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """`views` (B, 2, 3, h, h), or (B, 2, M, T) of sounds with their `mask` (B, 2, T)."""
-        return dict(zip(("views", "mask"), self.views(batch, draws, self.encoder(self.name)), strict=False))
+        """`views` (B, 2, 3, h, h), or (B, 2, M, T) of sounds of which `valid` (B, 2, T) frames are no padding."""
+        return dict(zip(("views", "valid"), self.views(batch, draws, self.encoder(self.name)), strict=False))
 
     def predict(self, inputs: Batch) -> Batch:
         """`z` (B, 2, D); both views of a row in one pass."""
-        pooled = encode_views(self.encoder(self.name), inputs["views"], inputs.get("mask"))
+        pooled = encode_views(self.encoder(self.name), inputs["views"], inputs.get("valid"))
         return {"z": self.expander(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2])}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:

@@ -90,7 +90,7 @@ class HiddenPatches(nn.Module):
         return patches.flatten(0, 1)
 
     def hide(self, network: Encoder, batch: Batch, draws: Draws, rate: float, crop: Crop) -> Batch:
-        """What is `seen`, with its `mask` where there is padding, and what is hidden, a share `rate` of the patches.
+        """What is `seen`, `valid` where it is no padding, and what is hidden, a share `rate` of the patches.
 
         `hidden` bool (B, N), in the grid of patches; `places` (B, M), of which the `chosen` ones count, with the
         `target` codes. `mistakes_count` is the number of mistakes of the most frequent code.
@@ -104,7 +104,7 @@ class HiddenPatches(nn.Module):
         hidden = mask_blocks(grid, slots, draws, smallest=max(1, round(SMALLEST_BLOCK * number)))
         inputs = {"seen": picture, "hidden": hidden}
         if valid is not None:
-            inputs["mask"] = valid
+            inputs["valid"] = valid
             hidden = hidden & valid
         inputs["places"] = hidden.long().argsort(dim=1, descending=True, stable=True)[:, :slots]
         chosen = hidden.gather(1, inputs["places"])
@@ -195,7 +195,7 @@ class HiddenWords(nn.Module):
         return int(self.counts.sum()) >= TOKENS_COUNTED * self.classes
 
     def hide(self, batch: Batch, draws: Draws, rate: float) -> Batch:
-        """What is `seen`, with its `mask`; `places` (B, M), of which the `chosen` ones count, and `target` tokens.
+        """What is `seen`, where it is `valid`; `places` (B, M), of which the `chosen` ones count, and `target` tokens.
 
         Of a text of n tokens max(1, round(rate * n)) are chosen.
         """
@@ -207,7 +207,7 @@ class HiddenWords(nn.Module):
         seen = corrupt_tokens(text, places, chosen, draws, mask_id=self.mask_id, vocabulary=self.vocabulary)
         smoothed = (self.counts + 1).to(self.bias.dtype)
         guessing = _guessing(text.gather(1, places), chosen, (smoothed / smoothed.sum()).log())
-        return {"seen": seen, "mask": mask, "places": places, **guessing}
+        return {"seen": seen, "valid": mask, "places": places, **guessing}
 
     def forward(self, tokens: Tensor, inputs: Batch, embedding: Tensor) -> Tensor:
         """Logits (N, V) at all N chosen places, row by row."""
@@ -224,7 +224,7 @@ class HiddenWords(nn.Module):
 
         def texts(tokens: Tensor) -> list[Tensor | str]:
             filled = text.scatter(1, places, seen.masked_scatter(chosen, tokens))
-            return [self.tokenizer.decode(ids[kept]) for ids, kept in zip(filled, inputs["mask"], strict=True)]
+            return [self.tokenizer.decode(ids[kept]) for ids, kept in zip(filled, inputs["valid"], strict=True)]
 
         return [
             Panel("input", texts(seen[chosen])),

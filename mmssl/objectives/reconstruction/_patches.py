@@ -48,7 +48,7 @@ def read_picture(
         picture = hearing.spectrogram(batch["audio"])
         if "audio_mask" not in batch:
             return picture, picture[:, None], None
-        frames = hearing.frame_mask(batch["audio_mask"])
+        frames = hearing.valid_frames(batch["audio_mask"])
         frames = nn.functional.pad(frames, (0, picture.shape[2] - frames.shape[1]))
         grid = (picture.shape[1] // hearing.patch_size[0], picture.shape[2] // hearing.patch_size[1])
         return picture, picture[:, None], places(frames, grid)

@@ -177,7 +177,7 @@ class Captioning(Objective):
             seen.tokens.roll(1, 0),
             seen.pooled.roll(1, 0),
             seen.grid,
-            None if seen.mask is None else seen.mask.roll(1, 0),
+            None if seen.valid is None else seen.valid.roll(1, 0),
         )
         own, blind = (
             F.cross_entropy(

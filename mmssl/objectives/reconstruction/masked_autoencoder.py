@@ -197,8 +197,8 @@ class MaskedAutoencoder(Objective):
             grid = (picture.shape[-2] // self.patch[0], picture.shape[-1] // self.patch[1])
             return {"pixels": self.decoder(features, seen, hidden, grid)}
         number = seen.shape[1] + hidden.shape[1]
-        mask = torch.zeros(len(hidden), number, dtype=torch.bool, device=hidden.device).scatter_(1, hidden, True)
-        features = encoder.encode(encoder.embed(picture, mask, self.mask_token))
+        shown = torch.zeros(len(hidden), number, dtype=torch.bool, device=hidden.device).scatter_(1, hidden, True)
+        features = encoder.encode(encoder.embed(picture, shown, self.mask_token))
         return {"pixels": self.head(take(features.tokens, hidden))}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:

@@ -163,7 +163,7 @@ class MaskedPair(Objective):
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """Of each side `a/seen` and `a/mask`, what its encoder reads; of what is hidden see `HiddenPatches.hide`."""
+        """Of each side `a/seen` and `a/valid`, what its encoder reads; of what is hidden see `HiddenPatches.hide`."""
         inputs: Batch = {}
         if self.a is not None:
             network = self.encoder(self.a)
@@ -199,11 +199,11 @@ class MaskedPair(Objective):
             network = self.encoder(self.a)
             if self.patches is not None:
                 tokens = network.embed(given_a["seen"], given_a["hidden"], self.patches.mask_token)
-                a = network.encode(tokens, given_a.get("mask"))
+                a = network.encode(tokens, given_a.get("valid"))
             else:
-                a = network(given_a["seen"], given_a.get("mask"))
+                a = network(given_a["seen"], given_a.get("valid"))
         if self.b is not None:
-            b = self.encoder(self.b)(given_b["seen"], given_b.get("mask"))
+            b = self.encoder(self.b)(given_b["seen"], given_b.get("valid"))
         tokens_a, tokens_b = (None if side is None else side.tokens for side in (a, b))
         if self.fusion is not None:
             tokens_a, tokens_b, _ = self.encoder(self.fusion)(a, b)
@@ -236,14 +236,14 @@ class MaskedPair(Objective):
             panels += _titled(self.b, self.words.panels(given_b, logits["b"]))
         elif self.b is not None and self.encoder(self.b).modality == "text":
             decode = cast(TextEncoder, self.encoder(self.b)).tokenizer.decode
-            rows = zip(given_b["seen"], given_b.get("mask", given_b["seen"] >= 0), strict=True)
+            rows = zip(given_b["seen"], given_b.get("valid", given_b["seen"] >= 0), strict=True)
             panels.append(Panel(self.b, [decode(ids[kept]) for ids, kept in rows]))
         return panels
 
 
 def _whole(network: Encoder, batch: Batch) -> Batch:
     """A side of which nothing is hidden."""
-    names = {network.modality: "seen", f"{network.modality}_mask": "mask"}
+    names = {network.modality: "seen", f"{network.modality}_mask": "valid"}
     return {name: batch[key] for key, name in names.items() if key in batch}
 
 
