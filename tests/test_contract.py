@@ -93,7 +93,7 @@ def test_inputs_and_outputs_have_rows_first(built):
     objective, batch = built
     inputs = objective.transform(batch, Draws(0, 0, ROWS))
     assert count_rows(inputs) == ROWS
-    assert all(key.endswith("count") for key, value in inputs.items() if value.ndim == 0)
+    assert {key for key, value in inputs.items() if value.ndim == 0} == set(objective.divisors)
     outputs = objective.predict(inputs)
     assert count_rows(outputs) == ROWS
     assert all(value.ndim and value.is_floating_point() for value in outputs.values())

@@ -89,12 +89,12 @@ class Objective(nn.Module):
     schema of the recipe. All state (queues, teachers, centers) is parameters and buffers, so that checkpoints hold it.
 
     Every tensor of `inputs` and `outputs` has the batch's rows first (views of a row stand in the second dimension).
-    A 0-dim entry of `inputs` whose name ends in `count` is what a mean divides by, for instance the number of masked
-    tokens: the loop replaces it by its mean over all micro-batches and processes, so that the average of the parts is
-    the mean over the global batch.
 
     Attributes:
         needs: batch keys that `transform` reads; checked against the data before step 0.
+        divisors: 0-dim entries of `inputs` that a mean divides by, for instance the number of masked tokens: the loop
+            replaces them by their mean over all micro-batches and processes, so that the average of the parts is the
+            mean over the global batch. Every 0-dim entry is one.
         meets: where rows of a batch meet: `nowhere`, in the `transform` (a sample is made of two rows) or in the `loss`
             (contrastive negatives, queues). A task of the last kind is accumulated by cached outputs, any other by
             plain averaging; where rows meet, it takes two of them.
@@ -105,6 +105,7 @@ class Objective(nn.Module):
     """
 
     needs: tuple[str, ...] = ()
+    divisors: tuple[str, ...] = ()
     spec: dict[str, Any] | None = None
     meets: Meets = "nowhere"
     alternates: bool = False

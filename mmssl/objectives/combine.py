@@ -38,7 +38,7 @@ class _Alone(Objective):
 
     def __init__(self, encoders: nn.ModuleDict, task: Objective) -> None:
         super().__init__(cast(Mapping[str, Encoder], encoders))
-        self.task, self.meets = task, task.meets
+        self.task, self.meets, self.divisors = task, task.meets, task.divisors
 
     def predict(self, inputs: Batch) -> Batch:
         return self.task.predict(inputs)
@@ -136,6 +136,7 @@ class Combine(Objective):
         self.area = area
         if area is not None and not any("image" in task.needs for task in built.values()):
             raise RecipeError("combine: area crops images, and no task reads any")
+        self.divisors = tuple(f"{name}/{key}" for name, task in built.items() for key in task.divisors)
         meets = {task.meets for task in built.values()}
         self.meets = "loss" if "loss" in meets else "transform" if "transform" in meets else "nowhere"
         self.needs = tuple(

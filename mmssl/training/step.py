@@ -50,7 +50,7 @@ def accumulated_backward(
     Returns:
         The entries of the objective's loss dictionary, detached, averaged over the micro-batches of this process.
     """
-    inputs = _average_counts(inputs)
+    inputs = _average_divisors(inputs, objective.divisors)
     if parts == 1:
         reseed(0)
         losses = wrapped(inputs)
@@ -60,7 +60,7 @@ def accumulated_backward(
     if objective.meets == "loss":
         return _cached(objective, wrapped, inputs, micro_batches, backward, no_sync, autocast, reseed)
     for micro_batch in micro_batches:
-        micro_batch.update({key: value / parts for key, value in micro_batch.items() if _is_count(key, value)})
+        micro_batch.update({key: micro_batch[key] / parts for key in objective.divisors if key in micro_batch})
     logs: dict[str, Tensor] = {}
     for i, micro_batch in enumerate(micro_batches):
         with no_sync() if i < parts - 1 else nullcontext():
@@ -166,12 +166,6 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def _is_count(key: str, value: Tensor) -> bool:
-    return value.ndim == 0 and key.endswith("count")
-
-
-def _average_counts(inputs: Batch) -> Batch:
-    return {
-        key: average(value.to(torch.get_default_dtype())) if _is_count(key, value) else value
-        for key, value in inputs.items()
-    }
+def _average_divisors(inputs: Batch, divisors: tuple[str, ...]) -> Batch:
+    dtype = torch.get_default_dtype()
+    return inputs | {key: average(inputs[key].to(dtype)) for key in divisors if key in inputs}

@@ -246,7 +246,7 @@ def test_equal_to_coca_of_open_clip_with_its_weights():
 def test_every_next_token_counts_once_and_padding_never():
     task, batch = _task(), tiny_batch(6)
     inputs = task.transform(batch, Draws(0, 0, 6))
-    assert inputs["caption_count"] == (batch["text_mask"].sum(1) - 1).sum()
+    assert inputs["caption_tokens"] == (batch["text_mask"].sum(1) - 1).sum()
     losses = task(inputs)
     ours = {key: value.detach() for key, value in losses.items()}
     flat = [

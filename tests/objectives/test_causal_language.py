@@ -58,7 +58,7 @@ def test_loss_and_gradients_are_those_of_transformers():
     hits = expected.logits[:, :-1].argmax(-1) == labels[:, 1:]
     predicted = labels[:, 1:] != -100
     torch.testing.assert_close(losses["accuracy"], hits[predicted].double().mean())
-    assert inputs["predicted_count"] == predicted.sum()
+    assert inputs["predicted_tokens"] == predicted.sum()
 
 
 def test_a_network_that_sees_nothing_scores_the_logarithm_of_the_vocabulary():

@@ -57,7 +57,7 @@ def test_lightness_goes_in_and_every_fourth_pixel_has_a_target(form):
     for channel in range(3):
         np.testing.assert_allclose(inputs["image"][:, channel].numpy(), lab[:, 0] / 100, atol=1e-9)
     np.testing.assert_allclose(inputs["ab"].numpy(), lab[:, 1:, ::4, ::4], atol=1e-9)
-    assert set(inputs) - {"image", "ab", "weight", "pixel_count", "constant_count"} == (
+    assert set(inputs) - {"image", "ab", "weight", "colored_pixels", "constant_error"} == (
         {"bins", "share"} if form == "classes" else set()
     )
 

@@ -173,7 +173,7 @@ def test_the_target_is_the_text_in_its_own_order():
     batch = _batch(50)
     inputs = _task().transform(batch, Draws(0, 0, 50))
     assert torch.equal(inputs["target"], batch["text"])
-    assert inputs["target_count"] == batch["text_mask"].sum()
+    assert inputs["target_tokens"] == batch["text_mask"].sum()
     assert "text_sentence" not in inputs
 
 

@@ -275,7 +275,7 @@ def test_padding_of_a_sound_is_never_scored():
     assert inputs["audio"].shape == (ROWS, 32, 32)
     assert torch.equal(inputs["scored"], inputs["hidden"] % 2 < columns[:, None])
     assert not inputs["scored"].all()
-    assert inputs["scored_count"] == inputs["scored"].sum()
+    assert inputs["scored_patches"] == inputs["scored"].sum()
     outputs = built.predict(inputs)
     wrong = {"pixels": torch.where(inputs["scored"][:, :, None], outputs["pixels"], 1e3)}
     assert built.loss(wrong, inputs) == built.loss(outputs, inputs)

@@ -38,7 +38,7 @@ def test_counts_are_berts_and_specials_are_never_chosen():
     assert {10, 30, 50, 70} & set(lengths), "lengths whose 15 % end in .5 should be among them"
     target = inputs["target"][inputs["chosen"]]
     assert (target > 4).all()
-    assert inputs["masked_count"] == sum(expected)
+    assert inputs["masked_tokens"] == sum(expected)
 
 
 def test_targets_recover_the_original_and_nothing_else_changes():
@@ -71,7 +71,7 @@ def test_whatever_the_unit_targets_recover_the_text_and_specials_stay(hyper):
     assert (inputs["target"][chosen] > 4).all()
     seen = inputs["text"].gather(1, inputs["places"])[chosen]
     assert ((seen == 4) | (seen > 4)).all()
-    assert inputs["masked_count"] == chosen.sum() > 800
+    assert inputs["masked_tokens"] == chosen.sum() > 800
     later = task.transform(batch, Draws(0, 1, 200))
     assert not torch.equal(later["text"], inputs["text"])
 
@@ -168,9 +168,9 @@ def test_the_relative_error_is_over_the_frequencies_of_earlier_steps(monkeypatch
     counts = torch.bincount(batch["text"][batch["text"] > 4], minlength=30) + torch.tensor([0] * 5 + [1] * 25)
     again = task.transform(batch, Draws(0, 1, 6))
     blind = -(counts / counts.sum()).log()[again["target"][again["chosen"]]].sum()
-    torch.testing.assert_close(again["unigram_count"], blind)
+    torch.testing.assert_close(again["unigram_surprise"], blind)
     # A network that says the frequencies scores 1, whatever the text.
-    logits = (counts + 1e-9).log().expand(int(again["masked_count"]), -1)
+    logits = (counts + 1e-9).log().expand(int(again["masked_tokens"]), -1)
     monkeypatch.setattr(task, "logits", lambda inputs: logits)
     torch.testing.assert_close(task(again)["relative_error"], torch.tensor(1.0))
 

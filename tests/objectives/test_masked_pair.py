@@ -271,7 +271,7 @@ def test_what_is_hidden_is_what_is_asked_and_cannot_be_seen():
     inputs = task.transform(batch, Draws(0, 0, ROWS))
     hidden = inputs["a/hidden"]
     assert torch.equal(torch.zeros_like(hidden).scatter(1, inputs["a/places"], inputs["a/chosen"]), hidden)
-    assert inputs["a/masked_count"] == hidden.sum()
+    assert inputs["a/hidden_places"] == hidden.sum()
     # Other pixels behind the mask, and other words behind the mask token, change no answer.
     answers = task.logits(inputs)
     pixels = hidden.view(ROWS, 3, 3).repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
@@ -342,8 +342,8 @@ def test_the_histogram_scores_one_and_the_most_frequent_code_makes_all_its_mista
     inputs = task.transform(batch, Draws(0, 0, 64))
     task.double()
     blind = {
-        "a": torch.zeros(int(inputs["a/masked_count"]), CODES),
-        "b": torch.zeros(int(inputs["b/masked_count"]), 30),
+        "a": torch.zeros(int(inputs["a/hidden_places"]), CODES),
+        "b": torch.zeros(int(inputs["b/hidden_places"]), 30),
     }
     monkeypatch.setattr(task, "logits", lambda inputs: blind)
     uniform = task(inputs)

@@ -79,7 +79,7 @@ def test_half_of_the_pairs_have_either_answer(form):
     inputs = _task(form).transform(tiny_batch(2000, length=40), Draws(0, 0, 2000))
     answers = inputs["answer"][inputs["valid"]]
     assert stats.binomtest(int(answers.sum()), len(answers)).pvalue > 1e-3
-    assert inputs["pair_count"] == inputs["valid"].sum() > 1000
+    assert inputs["valid_pairs"] == inputs["valid"].sum() > 1000
 
 
 def test_the_second_part_goes_on_or_is_of_another_text(monkeypatch):

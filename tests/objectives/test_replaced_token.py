@@ -50,8 +50,8 @@ def test_chosen_places_are_counted_as_published_and_shown_masked_or_as_they_are(
         words = (batch["text"] > 4).sum(1).tolist()
         expected = [min(max(1, round(0.15 * n)), w) for n, w in zip(lengths, words, strict=True)]
         assert chosen.sum(1).tolist() == expected
-        assert inputs["chosen_count"] == sum(expected)
-        assert inputs["token_count"] == sum(lengths)
+        assert inputs["chosen_tokens"] == sum(expected)
+        assert inputs["valid_tokens"] == sum(lengths)
         original = batch["text"].gather(1, places)
         assert (original[chosen] > 4).all()
         seen = inputs["hidden"].gather(1, places)

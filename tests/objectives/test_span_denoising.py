@@ -77,7 +77,7 @@ def test_counts_are_exact_and_the_text_can_be_put_together_again(rate, span, rol
     assert (cut > 0) == roll
     assert not inputs["text"][~inputs["text_mask"]].any()
     assert not inputs["target"][~inputs["target_mask"]].any()
-    assert inputs["target_count"] == inputs["target_mask"].sum()
+    assert inputs["target_tokens"] == inputs["target_mask"].sum()
 
 
 def test_every_place_is_removed_as_often_as_any_other():

@@ -37,6 +37,7 @@ class Denoise(Objective):
     """Predict the mean of a random share of the pixels: a mean over a count that differs from row to row."""
 
     needs = ("image",)
+    divisors = ("chosen_rows",)
 
     def __init__(self, encoders: dict[str, Encoder]) -> None:
         super().__init__(encoders)
@@ -50,14 +51,14 @@ class Denoise(Objective):
         image = batch["image"].to(torch.get_default_dtype()) / 255
         noisy = image + 0.1 * draws.normal(*image.shape[1:])
         chosen = draws.uniform() < 0.5
-        return {"image": noisy, "target": image.mean((2, 3)), "chosen": chosen, "chosen_count": chosen.sum()}
+        return {"image": noisy, "target": image.mean((2, 3)), "chosen": chosen, "chosen_rows": chosen.sum()}
 
     def predict(self, inputs: Batch) -> Batch:
         return {"guess": self.head(self.encoder("image")(inputs["image"]).pooled)}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         error = (outputs["guess"] - inputs["target"]).square().mean(1)
-        return {"loss": (error * inputs["chosen"]).sum() / inputs["chosen_count"]}
+        return {"loss": (error * inputs["chosen"]).sum() / inputs["chosen_rows"]}
 
 
 class Pull(Objective):

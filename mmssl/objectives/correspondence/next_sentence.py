@@ -57,6 +57,7 @@ class NextSentence(Objective):
     """
 
     needs = ("text", "text_sentence")
+    divisors = ("valid_pairs",)
 
     def __init__(
         self, encoders: Mapping[str, Encoder], *, encoder: str = "text", form: Literal["nsp", "sop"] = "nsp"
@@ -110,7 +111,7 @@ class NextSentence(Objective):
         valid = valid & (pairs[0]["text"] != pairs[1]["text"]).any(1)
         answer = draws.chance(0.5)
         chosen = {key: torch.where(answer[:, None], pairs[1][key], pairs[0][key]) for key in pairs[0]}
-        return {**chosen, "answer": answer.long(), "valid": valid, "pair_count": valid.sum()}
+        return {**chosen, "answer": answer.long(), "valid": valid, "valid_pairs": valid.sum()}
 
     def _pair(self, a: _Part, b: _Part) -> Batch:
         """`[CLS] A [SEP] B [SEP]`, padded."""
@@ -131,7 +132,7 @@ class NextSentence(Objective):
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy and accuracy over the pairs that have an answer; `valid`, the share of rows that are such."""
-        logits, answer, valid, count = outputs["logits"], inputs["answer"], inputs["valid"], inputs["pair_count"]
+        logits, answer, valid, count = outputs["logits"], inputs["answer"], inputs["valid"], inputs["valid_pairs"]
         surprise = F.cross_entropy(logits, answer, reduction="none")
         right = (logits.argmax(1) == answer).to(logits.dtype)
         return {

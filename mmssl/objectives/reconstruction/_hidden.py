@@ -39,17 +39,17 @@ def _guessing(target: Tensor, chosen: Tensor, log_shares: Tensor) -> Batch:
     return {
         "chosen": chosen,
         "target": target,
-        "masked_count": chosen.sum(),
-        "prior_count": -(log_shares[target] * chosen).sum(),
+        "hidden_places": chosen.sum(),
+        "prior_surprise": -(log_shares[target] * chosen).sum(),
     }
 
 
 def _scores(outputs: Batch, inputs: Batch, classes: int) -> dict[str, Tensor]:
     """Cross-entropy, that over the histogram's, and the share of right answers."""
-    chosen, count, surprise = inputs["chosen"], inputs["masked_count"], math.log(classes) - outputs["gain"]
+    chosen, count, surprise = inputs["chosen"], inputs["hidden_places"], math.log(classes) - outputs["gain"]
     return {
         "loss": mean_over(surprise, chosen, count),
-        "relative_error": mean_over(surprise.detach(), chosen, inputs["prior_count"]),
+        "relative_error": mean_over(surprise.detach(), chosen, inputs["prior_surprise"]),
         "right": mean_over(outputs["right"], chosen, count),
     }
 
@@ -62,6 +62,8 @@ class HiddenPatches(nn.Module):
         width: of the tokens that the head reads.
         codes: entries of the codebook.
     """
+
+    divisors = ("hidden_places", "prior_surprise", "constant_mistakes")
 
     def __init__(self, network: Encoder, width: int, codes: int) -> None:
         super().__init__()
@@ -93,7 +95,7 @@ class HiddenPatches(nn.Module):
         """What is `seen`, `valid` where it is no padding, and what is hidden, a share `rate` of the patches.
 
         `hidden` bool (B, N), in the grid of patches; `places` (B, M), of which the `chosen` ones count, with the
-        `target` codes. `mistakes_count` is the number of mistakes of the most frequent code.
+        `target` codes. `constant_mistakes` is the number of mistakes of the most frequent code.
         """
         picture, pixels, valid = read_picture(network, batch, draws, **crop)
         grid = (pixels.shape[2] // self.patch[0], pixels.shape[3] // self.patch[1])
@@ -109,7 +111,7 @@ class HiddenPatches(nn.Module):
         inputs["places"] = hidden.long().argsort(dim=1, descending=True, stable=True)[:, :slots]
         chosen = hidden.gather(1, inputs["places"])
         target = self.codebook(take(patchify(pixels, self.patch), inputs["places"]))
-        inputs["mistakes_count"] = ((target != self.codebook.counts.argmax()) & chosen).sum()
+        inputs["constant_mistakes"] = ((target != self.codebook.counts.argmax()) & chosen).sum()
         return inputs | _guessing(target, chosen, self.codebook.log_shares())
 
     def forward(self, tokens: Tensor, inputs: Batch) -> Tensor:
@@ -119,7 +121,7 @@ class HiddenPatches(nn.Module):
 
     def scores(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """See `_scores`; also the mistakes over those of the most frequent code, and the codebook's perplexity."""
-        mistakes = mean_over(1 - outputs["right"], inputs["chosen"], inputs["mistakes_count"])
+        mistakes = mean_over(1 - outputs["right"], inputs["chosen"], inputs["constant_mistakes"])
         found = {"relative_mistakes": mistakes, "perplexity": self.codebook.perplexity()}
         return _scores(outputs, inputs, self.classes) | found
 
@@ -156,6 +158,7 @@ class HiddenWords(nn.Module):
         width: of the tokens that the head reads.
     """
 
+    divisors = ("hidden_places", "prior_surprise")
     special: Tensor
     vocabulary: Tensor
     counts: Tensor

@@ -44,6 +44,8 @@ class TextToText(Objective):
         task: of the task, for errors.
     """
 
+    divisors = ("target_tokens",)
+
     def __init__(self, encoders: Mapping[str, Encoder], name: str, task: str) -> None:
         super().__init__(encoders)
         text = cast(TextEncoder, self.encoder(name))
@@ -86,7 +88,7 @@ class TextToText(Objective):
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy and accuracy, means over the target tokens of the global batch."""
-        said, count = inputs["target_mask"], inputs["target_count"]
+        said, count = inputs["target_mask"], inputs["target_tokens"]
         return {
             "loss": mean_over(math.log(self.tokens) - outputs["gain"], said, count),
             "accuracy": mean_over(outputs["right"], said, count),

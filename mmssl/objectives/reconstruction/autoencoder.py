@@ -47,6 +47,7 @@ class Autoencoder(Objective):
     """
 
     needs = ("image",)
+    divisors = ("constant_error",)
 
     def __init__(
         self,
@@ -88,7 +89,7 @@ class Autoencoder(Objective):
         target = resized_crop(images, boxes, self.size or min(height, width), mirrored)
         seen = target + self.noise * draws.normal(*target.shape[1:]) if self.noise else target
         spread = (target - target.mean((2, 3), keepdim=True)).square().mean((1, 2, 3))
-        return {"image": seen, "target": target, "constant_count": spread.sum()}
+        return {"image": seen, "target": target, "constant_error": spread.sum()}
 
     def predict(self, inputs: Batch) -> Batch:
         """`image` (B, 3, h, h), 0 to 1 where it is right."""
@@ -100,7 +101,7 @@ class Autoencoder(Objective):
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Mean squared error against the clean picture, and the same over that of its mean color."""
         error = (outputs["image"] - inputs["target"]).square().mean((1, 2, 3))
-        constant = inputs["constant_count"]
+        constant = inputs["constant_error"]
         return {
             "loss": error.mean(),
             "relative_error": error.detach().sum() / torch.where(constant > 0, constant, 1),

@@ -59,6 +59,8 @@ class Captioning(Objective):
             the network does not look. 0 for never. One costs less than two forward passes of 64 rows.
     """
 
+    divisors = ("caption_tokens", "unigram_surprise")
+
     def __init__(
         self,
         encoders: Mapping[str, Encoder],
@@ -115,8 +117,8 @@ class Captioning(Objective):
     def transform(self, batch: Batch, draws: Draws) -> Batch:
         """Both sides as they are, images cropped where asked for: `a`, `b` (B, L), their masks.
 
-        And the number of next tokens, `caption_count`, and how much their frequencies alone do not tell of them,
-        `unigram_count`.
+        And the number of next tokens, `caption_tokens`, and how much their frequencies alone do not tell of them,
+        `unigram_surprise`.
         """
         seen = batch[self.modality]
         inputs = {"a": seen if self.area is None else random_crop(seen, draws, self.area), "b": batch["text"]}
@@ -125,7 +127,10 @@ class Captioning(Objective):
                 inputs[f"{side}_mask"] = batch[key]
         valid, target = _next_valid(inputs), inputs["b"][:, 1:]
         self.unigram.see(target[valid])
-        return inputs | {"caption_count": valid.sum(), "unigram_count": (self.unigram.surprise(target) * valid).sum()}
+        return inputs | {
+            "caption_tokens": valid.sum(),
+            "unigram_surprise": (self.unigram.surprise(target) * valid).sum(),
+        }
 
     def predict(self, inputs: Batch) -> Batch:
         """Of each next token (B, L - 1): `gain`, nats better than a guess among all, and whether it was `right`.
@@ -156,12 +161,12 @@ class Captioning(Objective):
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy and accuracy, means over the next tokens of the global batch, and the relative error."""
-        valid, count, guess = _next_valid(inputs), inputs["caption_count"], math.log(self.tokens)
+        valid, count, guess = _next_valid(inputs), inputs["caption_tokens"], math.log(self.tokens)
         surprise = guess - outputs["gain_unsmoothed"].detach()
         return {
             "loss": mean_over(guess - outputs["gain"], valid, count),
             "accuracy": mean_over(outputs["right"], valid, count),
-            "relative_error": mean_over(surprise, valid, inputs["unigram_count"]),
+            "relative_error": mean_over(surprise, valid, inputs["unigram_surprise"]),
         }
 
     def after_step(self, progress: float) -> None:

@@ -44,6 +44,7 @@ class CausalLanguage(Objective):
     """
 
     needs = ("text",)
+    divisors = ("predicted_tokens", "unigram_surprise")
 
     def __init__(self, encoders: Mapping[str, Encoder], *, encoder: str = "text") -> None:
         super().__init__(encoders)
@@ -71,8 +72,8 @@ class CausalLanguage(Objective):
         return {
             "text": text,
             "text_mask": mask,
-            "predicted_count": valid.sum(),
-            "unigram_count": (self.unigram.surprise(target) * valid).sum(),
+            "predicted_tokens": valid.sum(),
+            "unigram_surprise": (self.unigram.surprise(target) * valid).sum(),
         }
 
     def predict(self, inputs: Batch) -> Batch:
@@ -92,12 +93,12 @@ class CausalLanguage(Objective):
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy and accuracy, means over the next tokens of the global batch, and the relative error."""
-        valid, count = inputs["text_mask"][:, 1:], inputs["predicted_count"]
+        valid, count = inputs["text_mask"][:, 1:], inputs["predicted_tokens"]
         surprise = math.log(self.tokens) - outputs["gain"]
         return {
             "loss": mean_over(surprise, valid, count),
             "accuracy": mean_over(outputs["right"], valid, count),
-            "relative_error": mean_over(surprise.detach(), valid, inputs["unigram_count"]),
+            "relative_error": mean_over(surprise.detach(), valid, inputs["unigram_surprise"]),
         }
 
     def after_step(self, progress: float) -> None:

@@ -62,6 +62,7 @@ class Colorization(Objective):
     """
 
     needs = ("image",)
+    divisors = ("colored_pixels", "constant_error")
     bins: Tensor
     nearby: Tensor
     mean_target: Tensor
@@ -141,7 +142,7 @@ class Colorization(Objective):
             error = (self.mean_target[1][:, None, None] - ab / SCALE).square().sum(1)
         if self.training:
             self._count(inputs, colored)
-        return inputs | {"pixel_count": colored.sum(), "constant_count": (inputs["weight"] * error).sum()}
+        return inputs | {"colored_pixels": colored.sum(), "constant_error": (inputs["weight"] * error).sum()}
 
     def _count(self, inputs: Batch, colored: Tensor) -> None:
         """Sum this step's targets over all processes, plain and weighted; the loss of this step does not see them."""
@@ -179,8 +180,8 @@ class Colorization(Objective):
         # Weights are multiplied into the gradient; the value stays that of the error.
         boosted = error.detach() + weight * (error - error.detach())
         return {
-            "loss": mean_over(boosted, weight > 0, inputs["pixel_count"]),
-            "relative_error": mean_over((weight * error).detach(), weight > 0, inputs["constant_count"]),
+            "loss": mean_over(boosted, weight > 0, inputs["colored_pixels"]),
+            "relative_error": mean_over((weight * error).detach(), weight > 0, inputs["constant_error"]),
         }
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:

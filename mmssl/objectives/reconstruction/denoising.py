@@ -129,7 +129,7 @@ class Denoising(TextToText):
             "text_mask": seen_mask,
             "target": text,
             "target_mask": mask,
-            "target_count": mask.sum(),
+            "target_tokens": mask.sum(),
         }
 
     def _infill(self, text: Tensor, word: Tensor, mask: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:

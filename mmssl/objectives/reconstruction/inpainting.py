@@ -65,6 +65,7 @@ class Inpainting(Objective):
     """
 
     needs = ("image",)
+    divisors = ("painted_pixels", "constant_error")
     fill: Tensor
 
     def __init__(
@@ -122,8 +123,8 @@ class Inpainting(Objective):
             "image": torch.where(hole, self.fill, target),
             "target": target,
             "weight": torch.where(hole, 1.0, RIM_WEIGHT * painted),
-            "painted_count": painted.sum(),
-            "constant_count": _error(mean, target)[hole].sum(),
+            "painted_pixels": painted.sum(),
+            "constant_error": _error(mean, target)[hole].sum(),
         }
 
     def _square(self, images: Tensor) -> Tensor:
@@ -177,8 +178,8 @@ class Inpainting(Objective):
         """
         weight = inputs["weight"]
         error = _error((outputs["image"] + 1) / 2, inputs["target"])
-        reconstruction = mean_over(4 * weight * error, weight > 0, inputs["painted_count"])
-        losses = {"relative_error": mean_over(error.detach(), weight == 1, inputs["constant_count"])}
+        reconstruction = mean_over(4 * weight * error, weight > 0, inputs["painted_pixels"])
+        losses = {"relative_error": mean_over(error.detach(), weight == 1, inputs["constant_error"])}
         if not self.adversarial:
             return {"loss": reconstruction, **losses}
         adversarial = F.softplus(-outputs["fooled"]).mean()

@@ -65,6 +65,8 @@ class MaskedAutoencoder(Objective):
         decoder_heads: their attention heads.
     """
 
+    divisors = ("scored_patches", "constant_error")
+
     def __init__(
         self,
         encoders: Mapping[str, Encoder],
@@ -166,9 +168,9 @@ class MaskedAutoencoder(Objective):
             "hidden": hidden,
             "target": target,
             "scored": scored,
-            "scored_count": scored.sum(),
+            "scored_patches": scored.sum(),
             # What relative_error divides by; like the number of patches, it is one of the whole batch.
-            "constant_count": (self._error(constant, target) * scored).sum(),
+            "constant_error": (self._error(constant, target) * scored).sum(),
         }
 
     def _patches(self, blocks: Tensor, columns: int) -> Tensor:
@@ -206,8 +208,8 @@ class MaskedAutoencoder(Objective):
         scored = inputs["scored"]
         error = self._error(outputs["pixels"], inputs["target"])
         return {
-            "loss": mean_over(error, scored, inputs["scored_count"]),
-            "relative_error": mean_over(error.detach(), scored, inputs["constant_count"]),
+            "loss": mean_over(error, scored, inputs["scored_patches"]),
+            "relative_error": mean_over(error.detach(), scored, inputs["constant_error"]),
         }
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:

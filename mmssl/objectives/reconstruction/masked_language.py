@@ -59,6 +59,7 @@ class MaskedLanguage(Objective):
     """
 
     needs: tuple[str, ...] = ("text",)
+    divisors = ("masked_tokens", "unigram_surprise")
     vocabulary: Tensor
     special: Tensor
 
@@ -130,8 +131,8 @@ class MaskedLanguage(Objective):
             "places": places,
             "chosen": chosen,
             "target": target,
-            "masked_count": chosen.sum(),
-            "unigram_count": (self.unigram.surprise(target) * chosen).sum(),
+            "masked_tokens": chosen.sum(),
+            "unigram_surprise": (self.unigram.surprise(target) * chosen).sum(),
         }
 
     def _choose(self, batch: Batch, mask: Tensor, candidates: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -173,9 +174,9 @@ class MaskedLanguage(Objective):
         """Cross-entropy and accuracy, means over the masked tokens of the global batch, and the relative error."""
         chosen, surprise = inputs["chosen"], math.log(self.tokens) - outputs["gain"]
         return {
-            "loss": mean_over(surprise, chosen, inputs["masked_count"]),
-            "accuracy": mean_over(outputs["right"], chosen, inputs["masked_count"]),
-            "relative_error": mean_over(surprise.detach(), chosen, inputs["unigram_count"]),
+            "loss": mean_over(surprise, chosen, inputs["masked_tokens"]),
+            "accuracy": mean_over(outputs["right"], chosen, inputs["masked_tokens"]),
+            "relative_error": mean_over(surprise.detach(), chosen, inputs["unigram_surprise"]),
         }
 
     def after_step(self, progress: float) -> None:

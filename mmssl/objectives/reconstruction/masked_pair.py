@@ -99,6 +99,7 @@ class MaskedPair(Objective):
             self.patches = HiddenPatches(self.encoder(a), self.encoder(fusion or a).dim, codes)
         if b is not None and rate_b:
             self.words = HiddenWords(self.encoder(b), self.encoder(fusion or b).dim)
+        self.divisors = tuple(f"{side}/{key}" for side, (_, head) in self._hidden().items() for key in head.divisors)
 
     def _check_fusion(self) -> None:
         a, b = self.a, self.b

@@ -54,6 +54,7 @@ class ReplacedToken(Objective):
     """
 
     needs = ("text",)
+    divisors = ("chosen_tokens", "valid_tokens")
     vocabulary: Tensor
     special: Tensor
 
@@ -135,8 +136,8 @@ class ReplacedToken(Objective):
             "places": places,
             "chosen": chosen,
             "dice": draws.uniform(places.shape[1]),
-            "chosen_count": chosen.sum(),
-            "token_count": mask.sum(),
+            "chosen_tokens": chosen.sum(),
+            "valid_tokens": mask.sum(),
         }
 
     def predict(self, inputs: Batch) -> Batch:
@@ -160,14 +161,14 @@ class ReplacedToken(Objective):
         changed = _filled(inputs, outputs["sampled"].long()) != text
         surprise = math.log(self.tokens) - outputs["gain"]
         doubt = F.binary_cross_entropy_with_logits(replaced, changed.to(replaced.dtype), reduction="none")
-        generator = mean_over(surprise, chosen, inputs["chosen_count"])
-        discriminator = mean_over(doubt, mask, inputs["token_count"])
+        generator = mean_over(surprise, chosen, inputs["chosen_tokens"])
+        discriminator = mean_over(doubt, mask, inputs["valid_tokens"])
         return {
             "loss": generator + self.weight * discriminator,
             "generator_loss": generator,
             "discriminator_loss": discriminator,
-            "generator_accuracy": mean_over(outputs["right"], chosen, inputs["chosen_count"]),
-            "replaced": mean_over(changed.to(replaced.dtype), mask, inputs["token_count"]),
+            "generator_accuracy": mean_over(outputs["right"], chosen, inputs["chosen_tokens"]),
+            "replaced": mean_over(changed.to(replaced.dtype), mask, inputs["valid_tokens"]),
             "ranking": _ranking(replaced, mask & changed, mask & ~changed),
         }
 

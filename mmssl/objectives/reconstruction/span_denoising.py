@@ -160,5 +160,5 @@ class SpanDenoising(TextToText):
             "text_mask": seen_mask,
             "target": target,
             "target_mask": target_mask,
-            "target_count": target_mask.sum(),
+            "target_tokens": target_mask.sum(),
         }
