@@ -1,17 +1,26 @@
-"""What the names of files say: of which kind they are, and to which split they belong."""
+"""What the names of files and folders say: of which kind they are, to which split they belong, of which class they are.
+
+Nothing is read but names. What is taken differently from what a user may think (files left out, splits that are not
+read) comes back as notes, one sentence each.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
-from glob import glob, has_magic
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from glob import escape, glob, has_magic
 from pathlib import Path
+from typing import NamedTuple
 
 from mmssl.errors import DataError
 
 EXTENSIONS = {
-    "image": ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm"),
+    "image": (
+        *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "bmp", "dib", "gif", "tif", "tiff", "avif"),
+        *("jp2", "j2k", "jpx", "ppm", "pgm", "pbm", "pnm", "tga"),
+    ),
     "audio": ("wav", "flac", "mp3", "ogg", "oga", "opus", "m4a", "aac", "aiff", "wma"),
     "video": ("mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg", "ogv", "3gp", "flv", "wmv"),
 }
@@ -25,9 +34,28 @@ SPLITS = {
     "valid": "validation",
     "val": "validation",
     "dev": "validation",
+    "eval": "validation",
+    "evaluation": "validation",
     "test": "test",
     "testing": "test",
 }
+_SPLIT = re.compile(rf"({'|'.join(sorted(SPLITS, key=len, reverse=True))})[-_.]?\d*", re.IGNORECASE)
+# Also with the hash that the Hub puts after it: train-00000-of-00001-4f1b2c3d.
+_SHARD = re.compile(r"[-_.]\d+(-of-\d+)?(-[0-9a-f]{6,})?$")
+
+
+class Layout(NamedTuple):
+    """Files of each split.
+
+    Attributes:
+        splits: name -> files.
+        classes: file -> name of its class, by its folder; empty where folders are no classes.
+        notes: what a user may not expect.
+    """
+
+    splits: dict[str, list[Path]]
+    classes: dict[Path, str]
+    notes: list[str]
 
 
 def split_names(split: str) -> list[str]:
@@ -42,19 +70,167 @@ def check_split(source: str, split: str, splits: Iterable[str]) -> None:
             raise DataError(f"{source} has no split '{name}'; it has: {', '.join(splits)}")
 
 
-def split_by_name(files: Sequence[str], root: Path) -> dict[str, list[str]]:
-    """Split -> tables: a folder `test`, or a file called `test`, `test_0` or `test-00000-of-00002`; else `train`."""
-    splits: dict[str, list[str]] = {}
+def split_of(name: str) -> str | None:
+    """The split that a whole name stands for, such as `val` or `train2017`; None for any other name."""
+    found = _SPLIT.fullmatch(name)
+    return SPLITS[found[1].lower()] if found else None
+
+
+def split_in(stem: str) -> str | None:
+    """The split that a table's name tells: the whole of it, or its first or last word.
+
+    Words are parted by `_`, `-` and `.`, numbers of shards are passed over: `emoji_train`, `captions_val2017` and
+    `test-00000-of-00002` tell one, `photo of a train` tells none.
+    """
+    name = _SHARD.sub("", stem)
+    words = re.split(r"[-_.]", name)
+    return split_of(stem) or split_of(name) or split_of(words[-1]) or split_of(words[0])
+
+
+def walk(root: Path) -> list[Path]:
+    """All files below a folder, sorted, without those that are hidden.
+
+    Links are followed, and each folder is read once however many links lead to it (told by device and inode), under
+    the name that no link stands in where it has one.
+    """
+    seen: set[tuple[int, int]] = set()
+    files: list[Path] = []
+    waiting = [root]
+    while waiting:
+        linked: list[Path] = []
+        for start in waiting:
+            for folder, below, names in os.walk(start):
+                status = os.stat(folder)
+                if (status.st_dev, status.st_ino) in seen:
+                    below.clear()
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                below[:] = sorted(name for name in below if not name.startswith("."))
+                linked += [Path(folder, name) for name in below if Path(folder, name).is_symlink()]
+                files += [Path(folder, name) for name in names if not name.startswith(".")]
+        waiting = linked
+    return sorted(files)
+
+
+def split_by_name(files: Sequence[str], root: Path, documents: bool = False) -> tuple[dict[str, list[str]], list[str]]:
+    """Split -> tables, by the folders that they are in and by their own names; `train` where nothing is told.
+
+    Args:
+        files: tables of one kind.
+        root: folder above all of them.
+        documents: whether they are texts with titles of their own, of which a word is a split only where titles name
+            two splits or more.
+
+    Returns:
+        The splits, and a note where a file was taken for another split than `train`.
+    """
+    told: dict[str, str | None] = {}
+    whole: set[str] = set()
     for file in files:
         *folders, last = Path(os.path.relpath(file, root)).parts
-        names = [*folders, re.sub(r"[-_.]\d[\w-]*$", "", Path(last).stem)]
-        split = next((SPLITS[name.lower()] for name in names if name.lower() in SPLITS), "train")
-        splits.setdefault(split, []).append(file)
-    return splits
+        stem = Path(last).stem
+        exact = next(filter(None, map(split_of, [*folders, _SHARD.sub("", stem), stem])), None)
+        told[file] = exact or split_in(stem)
+        if exact:
+            whole.add(file)
+    if documents and len({split for split in told.values() if split}) < 2:
+        told = {file: split if file in whole else None for file, split in told.items()}
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        splits.setdefault(told[file] or "train", []).append(file)
+    return splits, [_which(splits, root)] if set(splits) != {"train"} else []
+
+
+def media_layout(root: Path, files: Sequence[Path]) -> Layout:
+    """Splits and classes of pictures, sounds or clips, by their folders.
+
+    Folders are splits where two of one level name different ones (`train2017`, `val2017`): then the others are splits
+    of their own, such as `unlabeled`, and files outside of them are left out. One alone is a split where it is the only
+    folder, else a class: `train` may be one of vehicles. Names that hold more (`train-clean-100`, `dev-clean`) are
+    splits where all do. The next folder is the class, where each file has one.
+    """
+    folders = {file: file.relative_to(root).parts[:-1] for file in files}
+    depth, naming = _split_depth(list(folders.values()))
+    notes: list[str] = []
+    splits: dict[str, list[Path]] = {}
+    if depth is None:
+        splits["train"] = list(files)
+        rest = folders
+    else:
+        stray = [file for file in files if len(folders[file]) <= depth]
+        for file in files:
+            if len(folders[file]) > depth:
+                name = folders[file][depth]
+                splits.setdefault(naming(name) or re.sub(r"\W+", "_", name), []).append(file)
+        rest = {file: parts[:depth] + parts[depth + 1 :] for file, parts in folders.items() if len(parts) > depth}
+        if stray:
+            notes.append(f"left out, for they are in no split's folder: {_some([f.name for f in stray])}")
+    # A single folder above all of the splits, such as `data`, is no class.
+    while rest and all(parts for parts in rest.values()) and depth and len({parts[0] for parts in rest.values()}) == 1:
+        rest = {file: parts[1:] for file, parts in rest.items()}
+        depth -= 1
+    classes = {file: parts[0] for file, parts in rest.items() if parts}
+    unlabeled = [split for split, own in splits.items() if not any(file in classes for file in own)]
+    bare = [file for split, own in splits.items() if split not in unlabeled for file in own if file not in classes]
+    if classes and bare:
+        notes.append(f"folders are taken for no classes, since some files are in none: {_some([f.name for f in bare])}")
+        classes = {}
+    if set(splits) != {"train"}:
+        notes.append(_which(splits, root))
+    return Layout(splits, classes, notes)
+
+
+def _split_depth(folders: Sequence[tuple[str, ...]]) -> tuple[int | None, Callable[[str], str | None]]:
+    """How many folders stand above those that are splits, None where none are; and what tells a split by its name."""
+    tops = {parts[0] if parts else "" for parts in folders}
+    whole, edges = {split_of(name) for name in tops}, {split_in(name) for name in tops}
+    if len(whole - {None}) >= 2 or None not in whole:
+        return 0, split_of
+    if None not in edges and len(edges) >= 2:
+        return 0, split_in
+    for depth in range(1, max(map(len, folders), default=0)):
+        found = {split_of(parts[depth]) if len(parts) > depth else None for parts in folders}
+        if None not in found and len(found) >= 2:
+            return depth, split_of
+    return None, split_of
+
+
+def others(files: Iterable[Path], used: Iterable[Path]) -> list[str]:
+    """A note on files that are of no kind known here, or not of the kind that was taken; none where there are none."""
+    left = Counter(file.suffix.lower() or file.name for file in set(files) - set(used))
+    if not left:
+        return []
+    kinds = ", ".join(f"{number} {kind}" for kind, number in left.most_common(6))
+    more = f" and {len(left) - 6} more kinds" if len(left) > 6 else ""
+    return [f"files of other kinds are left out: {kinds}{more}"]
+
+
+def _which(splits: dict[str, list[str]] | dict[str, list[Path]], root: Path) -> str:
+    """Which file or folder went where."""
+    told = []
+    for split, own in splits.items():
+        names = list(dict.fromkeys(Path(os.path.relpath(file, root)).parts[0] for file in own))
+        told.append(f"{split}: {_some(names)}")
+    return f"splits by name: {'; '.join(told)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def expand(where: str) -> list[str]:
-    """Files that a name, a glob or a brace list (`shard-{000..012}.tar`) stands for; addresses stay as they are."""
+    """Files that a name, a glob or a brace list (`shard-{000..012}.tar`) stands for; addresses stay as they are.
+
+    A name that is a file stands for itself, whatever characters it holds.
+    """
+    return list(_expand(where))
+
+
+def _expand(where: str) -> Iterator[str]:
+    local = str(Path(where).expanduser())
+    if "://" not in where and Path(local).is_file():
+        yield local
+        return
     brace = re.search(r"\{([^{}]*)\}", where)
     if brace:
         bounds = re.fullmatch(r"(\d+)\.\.(\d+)", brace[1])
@@ -63,10 +239,11 @@ def expand(where: str) -> list[str]:
             if bounds
             else brace[1].split(",")
         )
-        return [file for option in options for file in expand(where[: brace.start()] + option + where[brace.end() :])]
-    if "://" in where:
-        return [where]
-    local = str(Path(where).expanduser())
-    if has_magic(local):
-        return sorted(glob(local, recursive=True))
-    return [local] if Path(local).is_file() else []
+        for option in options:
+            yield from _expand(where[: brace.start()] + option + where[brace.end() :])
+    elif "://" in where:
+        yield where
+    elif has_magic(local):
+        # Brackets in the name of a folder that is there are no pattern.
+        folder = next(parent for parent in Path(local).parents if parent.is_dir())
+        yield from sorted(glob(os.path.join(escape(str(folder)), os.path.relpath(local, folder)), recursive=True))

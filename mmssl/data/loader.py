@@ -85,6 +85,8 @@ class Loader:
                 classes=find_classes(source.values(label)) if label else None,
             )
             source = source.select(decoder.reads)
+            if isinstance(source, StreamSource):
+                source = source.present(decoder.reads)
             self.sources[name] = source
             readers[name] = _reader(source, decoder)
             own = mix_seed(seed, "order", name)
@@ -196,7 +198,10 @@ def read(
         if unknown:
             raise DataError(f"{source.name}: label {unknown[0]!r} in column '{label}' is none of the classes given")
     decoder = Decoder(spec, needs, columns=source.columns, tokenizers=tokenizers, label=label, classes=classes)
-    return _read(source.select(decoder.reads), decoder, spec, batch_size, workers)
+    source = source.select(decoder.reads)
+    if isinstance(source, StreamSource):
+        source = source.present(decoder.reads)
+    return _read(source, decoder, spec, batch_size, workers)
 
 
 def _read(source: Source, decoder: Decoder, spec: Data, batch_size: int, workers: int) -> Iterator[Batch]:

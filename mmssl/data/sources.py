@@ -8,14 +8,28 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmssl.data.files import BUILDERS, EXTENSIONS, KINDS, SPLITS, TEXT, check_split, expand, split_by_name, split_names
+from mmssl.data.files import (
+    BUILDERS,
+    EXTENSIONS,
+    KINDS,
+    TEXT,
+    check_split,
+    expand,
+    media_layout,
+    others,
+    split_by_name,
+    split_names,
+    walk,
+)
 from mmssl.errors import DataError
 from mmssl.recipe import Data
 
@@ -24,6 +38,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 Folders = Mapping[str, Path]
+Merged = Mapping[str, Sequence[str]]
 
 
 class MapSource:
@@ -32,10 +47,12 @@ class MapSource:
     Attributes:
         name: as in the recipe, for messages.
         columns: names of the columns.
+        notes: what was read differently from what a user may think: files left out, splits found; a sentence each.
     """
 
     name: str
     columns: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         raise TypeError(f"{type(self).__name__} does not say how many rows it has")
@@ -75,22 +92,34 @@ class StreamSource:
         dataset: a streaming Hugging Face data set; pictures, sounds and clips in it are left undecoded.
         name: as in the recipe, for messages.
         folders: column -> folder, against which relative paths in that column are resolved.
+        merged: column -> columns of which the one that a row has takes its place, such as jpg and png of shards.
+
+    Attributes:
+        notes: see `MapSource`.
     """
 
-    def __init__(self, dataset: IterableDataset, name: str, folders: Folders | None = None) -> None:
-        self.name, self.folders = name, folders or {}
+    notes: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        dataset: IterableDataset,
+        name: str,
+        folders: Folders | None = None,
+        merged: Merged | None = None,
+    ) -> None:
+        self.name, self.folders, self.merged = name, folders or {}, merged or {}
         self.dataset = _undecoded(dataset)
         columns = self.dataset.column_names
         if columns is None:
             with _explained(name):
                 columns = list(next(iter(self.dataset), {}))
-        self.columns = tuple(columns)
+        self.columns = _visible(columns, self.merged)
 
     def rows(self, skip: int = 0) -> Iterator[Row]:
         """All rows after the first `skip`, undecoded, in the order of the shards; the same at every call."""
         with _explained(self.name):
             for row in self.dataset.skip(skip) if skip else self.dataset:
-                yield _resolved(row, self.folders)
+                yield _resolved(row, self.folders, self.merged)
 
     def values(self, column: str) -> Iterator[Any]:
         """One column's cells, in order."""
@@ -103,38 +132,61 @@ class StreamSource:
 
     def select(self, columns: Sequence[str]) -> StreamSource:
         """The same rows with these columns only."""
-        return StreamSource(self.dataset.select_columns(list(columns)), self.name, self.folders)
+        return self._like(self.dataset.select_columns(_stored(columns, self.merged)))
+
+    def present(self, columns: Sequence[str]) -> StreamSource:
+        """The rows in which none of the columns is null; they are numbered anew."""
+        groups = [_stored([column], self.merged) for column in columns]
+        return self._like(self.dataset.filter(partial(_has_each, groups)))
+
+    def _like(self, dataset: IterableDataset) -> StreamSource:
+        source = StreamSource(dataset, self.name, self.folders, self.merged)
+        source.notes = self.notes
+        return source
 
 
 Source = MapSource | StreamSource
 
 
 class _Table(MapSource):
-    def __init__(self, dataset: Dataset, name: str, folders: Folders | None) -> None:
-        self.name, self.folders = name, folders or {}
+    def __init__(
+        self, dataset: Dataset, name: str, folders: Folders | None = None, merged: Merged | None = None
+    ) -> None:
+        self.name, self.folders, self.merged = name, folders or {}, merged or {}
         self.dataset = _undecoded(dataset)
-        self.columns = tuple(dataset.column_names)
+        self.columns = _visible(dataset.column_names, self.merged)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def row(self, index: int) -> Row:
         with _explained(self.name):
-            return _resolved(self.dataset[int(index)], self.folders)
+            return _resolved(self.dataset[int(index)], self.folders, self.merged)
 
     def values(self, column: str) -> Iterator[Any]:
-        for rows in self.dataset.select_columns([column]).iter(1000):
-            yield from rows[column]
+        stored = _stored([column], self.merged)
+        for rows in self.dataset.select_columns(stored).iter(1000):
+            if len(stored) == 1:
+                yield from rows[column]
+            else:
+                yield from (_first(cells) for cells in zip(*(rows[name] for name in stored), strict=True))
 
     def present(self, columns: Sequence[str]) -> np.ndarray:
         if not columns:
             return np.arange(len(self))
-        tables = self.dataset.select_columns(list(columns)).with_format("arrow").iter(1000)
-        masks = [np.logical_and.reduce([table[name].is_valid() for name in columns]) for table in tables]
+        groups = [_stored([column], self.merged) for column in columns]
+        names = list(dict.fromkeys(name for group in groups for name in group))
+        tables = self.dataset.select_columns(names).with_format("arrow").iter(1000)
+        masks = [
+            np.logical_and.reduce([np.logical_or.reduce([table[n].is_valid() for n in group]) for group in groups])
+            for table in tables
+        ]
         return np.flatnonzero(np.concatenate(masks)) if masks else np.arange(0)
 
     def select(self, columns: Sequence[str]) -> MapSource:
-        return _Table(self.dataset.select_columns(list(columns)), self.name, self.folders)
+        some = _Table(self.dataset.select_columns(_stored(columns, self.merged)), self.name, self.folders, self.merged)
+        some.notes = self.notes
+        return some
 
 
 def open_source(spec: Data) -> Source:
@@ -157,11 +209,11 @@ def open_source(spec: Data) -> Source:
     suffixes = {Path(file).suffix.lower() for file in files}
     builders = BUILDERS | TEXT
     if len(suffixes) == 1 and suffixes <= set(builders):
-        splits = split_by_name(files, Path(os.path.commonpath([Path(file).parent for file in files])))
+        splits, notes = split_by_name(files, Path(os.path.commonpath([Path(file).parent for file in files])))
         if len(splits) == 1:
             # The file was named outright, so its own name (test.parquet) does not speak against the split asked for.
-            splits = {split_names(spec.split)[0]: files}
-        return _load(spec, builders[suffixes.pop()], splits)
+            splits, notes = {split_names(spec.split)[0]: files}, []
+        return _load(spec, builders[suffixes.pop()], splits, notes)
     if files and path.suffix.lower() in KINDS:
         raise DataError(f"{where} is one file; name the folder that holds the files")
     if files:
@@ -175,88 +227,93 @@ def open_source(spec: Data) -> Source:
 
 
 def _open_folder(spec: Data, root: Path) -> Source:
-    every = (Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names)
-    files = sorted(file for file in every if not any(p.startswith(".") for p in file.relative_to(root).parts))
+    files = walk(root)
     for builders in (BUILDERS, dict.fromkeys(KINDS, "media"), TEXT):
         found = [file for file in files if file.suffix.lower() in builders]
         if not found:
             continue
         kinds = {builders[file.suffix.lower()] for file in found}
+        notes = others(files, found)
         if kinds == {"media"}:
-            return _open_media(spec, root, found)
+            return _open_media(spec, root, found, notes)
         if len(kinds) > 1:
             several = ", ".join(sorted(kinds))
             raise DataError(f"{root} holds tables of several kinds ({several}); name some, as in {root}/*.parquet")
-        return _load(spec, kinds.pop(), split_by_name([str(file) for file in found], root))
+        splits, told = split_by_name([str(file) for file in found], root, documents=kinds == {"text"})
+        return _load(spec, kinds.pop(), splits, [*told, *notes])
     usable = ", ".join((*BUILDERS, *TEXT, *KINDS))
     raise DataError(f"{root} holds no usable file; known are {usable}")
 
 
-def _open_media(spec: Data, root: Path, files: Sequence[Path]) -> Source:
-    """One row a file; a clip is both sound and pictures. Sub-folders are classes where no file lies above them."""
+def _open_media(spec: Data, root: Path, files: Sequence[Path], notes: Sequence[str]) -> Source:
+    """One row a file; a clip is both sound and pictures."""
     import datasets
 
-    # Folders are splits only where all of them are: `train` may also be a class of vehicles.
-    tops = {file.relative_to(root).parts[0].lower() for file in files}
-    split_by_folder = tops <= set(SPLITS)
-    splits: dict[str, list[Path]] = {}
-    for file in files:
-        split = SPLITS[file.relative_to(root).parts[0].lower()] if split_by_folder else "train"
-        splits.setdefault(split, []).append(file)
-    check_split(spec.source, spec.split, splits)
+    layout = media_layout(root, files)
+    check_split(spec.source, spec.split, layout.splits)
     try:
-        parts = datasets.ReadInstruction.from_spec(spec.split).to_absolute({k: len(v) for k, v in splits.items()})
+        sizes = {name: len(own) for name, own in layout.splits.items()}
+        parts = datasets.ReadInstruction.from_spec(spec.split).to_absolute(sizes)
     except (AssertionError, ValueError) as error:
         raise DataError(f"{spec.source}: split '{spec.split}' cannot be read: {error}") from error
-    files = [file for part in parts for file in splits[part.splitname][part.from_ : part.to]]
+    files = [file for part in parts for file in layout.splits[part.splitname][part.from_ : part.to]]
     kinds = [KINDS[file.suffix.lower()] for file in files]
     table: dict[str, list[str | None]] = {}
     for column, sources in {"image": {"image"}, "audio": {"audio", "video"}, "video": {"video"}}.items():
         if sources & set(kinds):
             table[column] = [str(file) if kind in sources else None for file, kind in zip(files, kinds, strict=True)]
-    folders = [file.relative_to(root).parts[int(split_by_folder) : -1] for file in files]
-    if all(folders):
-        table["label"] = [folder[0] for folder in folders]
-    return _limited(spec, datasets.Dataset.from_dict(table), {})
+    if all(file in layout.classes for file in files):
+        table["label"] = [layout.classes[file] for file in files]
+    return _limited(spec, datasets.Dataset.from_dict(table), {}, [*layout.notes, *notes])
 
 
-def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]]) -> Source:
+def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: Sequence[str] = ()) -> Source:
     """Through `datasets.load_dataset`: `builder` is one of its formats, or the name of a data set on the Hub."""
     import datasets
 
     folders: dict[str, Path] = {}
+    merged: Merged = {}
     where = f"{spec.source} (no local file or folder, so taken for a data set on the Hub)"
     arguments: dict[str, Any] = {"name": spec.config, "split": spec.split}
     if splits:
         check_split(spec.source, spec.split, splits)
         where = spec.source
-        arguments["data_files"] = dict(splits)
+        # Names of files may hold brackets, which `datasets` takes for patterns.
+        arguments["data_files"] = {split: [escape(file) for file in own] for split, own in splits.items()}
         if "://" not in where:
             parents = [Path(file).parent for name in split_names(spec.split) for file in splits[name]]
             base = Path(os.path.commonpath(parents)).absolute()
             folders = {spec.columns.get(key, key): base for key in EXTENSIONS}
     with _explained(where):
-        if builder == "webdataset" and not spec.streaming:
-            # Preparing a sound for the cache needs torchcodec; as plain bytes it does not.
-            features = datasets.load_dataset(builder, streaming=True, **arguments).features
-            arguments["features"] = datasets.Features(
-                {name: datasets.Value("binary") if _is_media(value) else value for name, value in features.items()}
-            )
+        if builder == "webdataset":
+            from mmssl.data.shards import shard_features
+
+            arguments["features"], merged = shard_features(next(iter(splits.values()))[0])
         dataset = datasets.load_dataset(builder, streaming=spec.streaming, **arguments)
         if builder == "text":
             dataset = dataset.filter(_not_blank, input_columns="text")
-    return _limited(spec, dataset, folders)
+    return _limited(spec, dataset, folders, notes, merged)
 
 
-def _limited(spec: Data, dataset: Dataset | IterableDataset, folders: Folders) -> Source:
+def _limited(
+    spec: Data,
+    dataset: Dataset | IterableDataset,
+    folders: Folders,
+    notes: Sequence[str] = (),
+    merged: Merged | None = None,
+) -> Source:
     import datasets
 
+    source: Source
     if isinstance(dataset, datasets.IterableDataset):
-        return StreamSource(dataset.take(spec.limit) if spec.limit else dataset, spec.source, folders)
-    if spec.limit and spec.limit < len(dataset):
-        # Spread over the data set, which may be sorted by class.
-        dataset = dataset.select(np.arange(spec.limit) * len(dataset) // spec.limit)
-    return MapSource.from_dataset(dataset, spec.source, folders)
+        source = StreamSource(dataset.take(spec.limit) if spec.limit else dataset, spec.source, folders, merged)
+    else:
+        if spec.limit and spec.limit < len(dataset):
+            # Spread over the data set, which may be sorted by class.
+            dataset = dataset.select(np.arange(spec.limit) * len(dataset) // spec.limit)
+        source = _Table(dataset, spec.source, folders, merged)
+    source.notes = tuple(notes)
+    return source
 
 
 @contextmanager
@@ -299,6 +356,28 @@ def _undecoded(dataset: Any) -> Any:
     return dataset
 
 
-def _resolved(row: Row, folders: Folders) -> Row:
+def _resolved(row: Row, folders: Folders, merged: Merged) -> Row:
     found = {c: str(folder / row[c]) for c, folder in folders.items() if isinstance(row.get(c), str)}
-    return {**row, **found}
+    chosen = {c: _first(row.get(name) for name in names) for c, names in merged.items() if c in row}
+    hidden = {name for c, names in merged.items() for name in names if name != c}
+    return {c: cell for c, cell in row.items() if c not in hidden} | found | chosen
+
+
+def _first(cells: Iterable[Any]) -> Any:
+    """The first cell that holds something."""
+    return next((cell for cell in cells if cell is not None), None)
+
+
+def _has_each(groups: Sequence[Sequence[str]], row: Row) -> bool:
+    return all(any(row[name] is not None for name in group) for group in groups)
+
+
+def _visible(columns: Iterable[str], merged: Merged) -> tuple[str, ...]:
+    """Columns as a reader sees them."""
+    hidden = {name for column, names in merged.items() for name in names if name != column}
+    return tuple(column for column in columns if column not in hidden)
+
+
+def _stored(columns: Iterable[str], merged: Merged) -> list[str]:
+    """Columns as the data set has them."""
+    return list(dict.fromkeys(name for column in columns for name in merged.get(column, (column,))))

@@ -1,0 +1,227 @@
+"""Files and folders as people have them: splits, classes and what is left out are told by names, and said."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+
+import pytest
+from made import Letters, png, texts, wav, write, write_csv, write_jsonl, write_parquet
+
+from mmssl.data.files import EXTENSIONS, media_layout, split_in, walk
+from mmssl.data.loader import Loader, read
+from mmssl.data.sources import StreamSource, open_source
+from mmssl.errors import DataError
+from mmssl.recipe import Data
+
+TABLES = {
+    "emoji_train": "train",
+    "emoji_test": "test",
+    "flickr_val": "validation",
+    "captions_train2017": "train",
+    "val2017_captions": "validation",
+    "eval": "validation",
+    "Train": "train",
+    "test-00000-of-00002": "test",
+    "train-00000-of-00001-4f1b2c3d": "train",
+    "cc.dev": "validation",
+    "a_valid_003": "validation",
+    "training": "train",
+    "testing-set": "test",
+    # No word of its own, or not at an end.
+    "photo of a train": None,
+    "latest": None,
+    "trainer_notes": None,
+    "contest_2020": None,
+    "all_test_cases_merged": None,
+    "evaluate": None,
+}
+
+
+@pytest.mark.parametrize("stem", TABLES)
+def test_the_name_of_a_table_tells_its_split(stem):
+    assert split_in(stem) == TABLES[stem]
+
+
+@pytest.mark.parametrize(
+    ("names", "writer"),
+    [
+        (("emoji_train.parquet", "emoji_test.parquet"), write_parquet),
+        (("flickr_train.jsonl", "flickr_val.jsonl"), write_jsonl),
+        (("captions_train2017.csv", "captions_val2017.csv"), write_csv),
+        (("train.jsonl", "eval.jsonl"), write_jsonl),
+        (("train/a.parquet", "dev/a.parquet"), write_parquet),
+    ],
+)
+def test_rows_of_another_split_are_not_trained_on(tmp_path, names, writer):
+    for n, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        writer(tmp_path / name, texts(5, 100 * n))
+    source = open_source(Data(source=str(tmp_path)))
+    assert list(source.values("text")) == texts(5)["text"]
+    assert any(names[1].partition("/")[0] in note for note in source.notes)
+    other = "test" if "test" in names[1] else "validation"
+    assert list(open_source(Data(source=str(tmp_path), split=other)).values("text")) == texts(5, 100)["text"]
+
+
+def test_titles_of_documents_are_splits_only_where_several_are(tmp_path):
+    write(tmp_path / "the_last_test.txt", "one")
+    write(tmp_path / "another.txt", "two")
+    assert sorted(open_source(Data(source=str(tmp_path))).values("text")) == ["one", "two"]
+    write(tmp_path / "wiki_train.txt", "three")
+    write(tmp_path / "wiki_test.txt", "four")
+    assert sorted(open_source(Data(source=str(tmp_path))).values("text")) == ["three", "two"]
+
+
+def layout(tmp_path, *names):
+    for name in names:
+        write(tmp_path / name, png(0))
+    found = media_layout(tmp_path, walk(tmp_path))
+    splits = {split: [str(f.relative_to(tmp_path)) for f in files] for split, files in found.splits.items()}
+    return splits, {str(f.relative_to(tmp_path)): name for f, name in found.classes.items()}, " ".join(found.notes)
+
+
+def test_folders_of_splits_with_years(tmp_path):
+    splits, classes, notes = layout(tmp_path, "train2017/0.jpg", "val2017/1.jpg", "test2017/2.jpg")
+    assert splits == {"train": ["train2017/0.jpg"], "validation": ["val2017/1.jpg"], "test": ["test2017/2.jpg"]}
+    assert classes == {}
+    assert "validation: val2017" in notes
+
+
+def test_an_unlabeled_split_beside_labeled_ones(tmp_path):
+    splits, classes, _ = layout(tmp_path, "train/cat/0.png", "test/dog/1.png", "unlabeled/2.png")
+    assert splits["unlabeled"] == ["unlabeled/2.png"]
+    assert classes == {"train/cat/0.png": "cat", "test/dog/1.png": "dog"}
+    assert "label" not in open_source(Data(source=str(tmp_path), split="unlabeled")).columns
+    assert list(open_source(Data(source=str(tmp_path), split="test")).values("label")) == ["dog"]
+
+
+def test_a_stray_file_is_named_and_left_out(tmp_path):
+    splits, classes, notes = layout(tmp_path, "train/cat/0.png", "test/dog/1.png", "overview.png")
+    assert splits == {"train": ["train/cat/0.png"], "test": ["test/dog/1.png"]}
+    assert set(classes.values()) == {"cat", "dog"}
+    assert "overview.png" in notes
+
+
+@pytest.mark.parametrize(
+    ("names", "splits", "classes"),
+    [
+        (("data/train/a/0.png", "data/val/a/1.png"), {"train", "validation"}, {"a"}),
+        (("images/train/0.png", "images/val/1.png"), {"train", "validation"}, set()),
+        (("bottle/train/0.png", "bottle/test/1.png", "cup/train/2.png"), {"train", "test"}, {"bottle", "cup"}),
+        (
+            ("train-clean-100/s/0.png", "dev-clean/s/1.png", "test-other/s/2.png"),
+            {"train", "validation", "test"},
+            {"s"},
+        ),
+        (("train/0.png", "train_extra/1.png", "val/2.png"), {"train", "train_extra", "validation"}, set()),
+        (("Train/a/0.png", "TEST/a/1.png"), {"train", "test"}, {"a"}),
+        (("car/0.png", "train/1.png"), {"train"}, {"car", "train"}),
+        (("test_tube/0.png", "beaker/1.png"), {"train"}, {"test_tube", "beaker"}),
+        (("photo of a train.jpg", "a test.jpg"), {"train"}, set()),
+        (("train/cat/0.png", "train/dog/1.png"), {"train"}, {"cat", "dog"}),
+    ],
+)
+def test_where_splits_and_classes_stand(tmp_path, names, splits, classes):
+    found, labels, _ = layout(tmp_path, *names)
+    assert set(found) == splits
+    assert set(labels.values()) == classes
+    assert sum(map(len, found.values())) == len(names)
+
+
+def test_a_file_above_the_classes_is_said_to_take_them_away(tmp_path):
+    splits, classes, notes = layout(tmp_path, "cat/0.png", "dog/1.png", "overview.png")
+    assert (len(splits["train"]), classes) == (3, {})
+    assert "no classes" in notes
+    assert "overview.png" in notes
+
+
+def test_a_folder_is_read_once_however_many_links_lead_to_it(tmp_path):
+    for n in range(3):
+        write(tmp_path / "a" / f"{n}.png", png(n))
+    (tmp_path / "a" / "parent").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "again").symlink_to(tmp_path / "a", target_is_directory=True)
+    elsewhere = tmp_path.parent / f"{tmp_path.name}_elsewhere"
+    write(elsewhere / "3.png", png(3))
+    (tmp_path / "0_linked").symlink_to(elsewhere, target_is_directory=True)
+    names = [str(file.relative_to(tmp_path)) for file in walk(tmp_path)]
+    assert names == ["0_linked/3.png", "a/0.png", "a/1.png", "a/2.png"]
+
+
+def test_kinds_of_files_that_are_read_and_those_that_are_counted(tmp_path):
+    names = ("a.jpg", "b.avif", "c.jfif", "d.jpe", "e.jp2", "f.JPEG")
+    for name in (*names, "notes.md", "x.psd", "y.psd"):
+        write(tmp_path / name, png(0))
+    source = open_source(Data(source=str(tmp_path)))
+    assert len(source) == len(names)
+    assert source.notes == ("files of other kinds are left out: 2 .psd, 1 .md",)
+
+
+def shard(path, samples):
+    with tarfile.open(path, "w") as file:
+        for key, parts in samples.items():
+            for extension, content in parts.items():
+                member = tarfile.TarInfo(f"{key}.{extension}")
+                member.size = len(content)
+                file.addfile(member, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_shards_whose_samples_differ_in_their_parts(tmp_path, streaming):
+    samples = {f"{n:03d}": {"jpg": png(n), "txt": f"row {n}".encode()} for n in range(130)}
+    samples["001"] = {"png": png(1), "txt": b"row 1"}  # among the first
+    samples["120"] = {"webp": png(120), "txt": b"row 120"}  # where nobody looks for columns
+    del samples["002"]["txt"]
+    samples["003"] = {"txt": b"row 3"}
+    shard(tmp_path / "a.tar", samples)
+    spec = Data(source=str(tmp_path), streaming=streaming, max_bad=0)
+    source = open_source(spec)
+    assert "png" not in source.columns
+    cells = {"image": list(source.values("jpg")), "text": list(source.values("txt"))}
+    assert [n for n, cell in enumerate(cells["image"]) if cell != png(n)] == [3]
+    assert [n for n, cell in enumerate(cells["text"]) if cell != f"row {n}"] == [2]
+    batches = list(read(spec, ("image", "text"), tokenizers={"text": Letters()}, batch_size=50))
+    assert sum(len(batch["id"]) for batch in batches) == 128
+    loader = Loader({"": spec}, ("image", "text"), batch_size=32, seed=0, tokenizers={"text": Letters()})
+    assert len(list(loader.batches(0, 8))) == 8
+
+
+def test_a_stream_leaves_out_rows_that_lack_a_part_and_goes_on_the_same(tmp_path):
+    rows = texts(60)
+    rows["text"] = [None if n % 3 == 0 else text for n, text in enumerate(rows["text"])]
+    write_parquet(tmp_path / "train.parquet", rows)
+    spec = Data(source=str(tmp_path), streaming=True, max_bad=0, shuffle_buffer=10)
+    source = open_source(spec)
+    assert isinstance(source, StreamSource)
+    assert source.present(["text"]).count() == 40
+    assert [row["text"] for row in source.present(["text"]).rows(skip=3)][:2] == ["row 5", "row 7"]
+    loader = Loader({"": spec}, ("text",), batch_size=8, seed=0, tokenizers={"text": Letters()})
+    whole = [batch["text"].tolist() for batch in loader.batches(0, 10)]
+    assert [batch["text"].tolist() for batch in loader.batches(4, 10)] == whole[4:]
+
+
+def test_names_with_brackets_are_names(tmp_path):
+    write_parquet(tmp_path / "run [1]" / "rows[2].parquet", texts(4))
+    for where in (tmp_path / "run [1]", tmp_path / "run [1]" / "rows[2].parquet", tmp_path / "run [1]" / "*.parquet"):
+        assert len(open_source(Data(source=str(where)))) == 4
+    with pytest.raises(DataError, match="no such file"):
+        open_source(Data(source=str(tmp_path / "no [1]" / "rows.parquet")))
+
+
+def test_every_extension_of_a_picture_is_one_that_pillow_reads():
+    from PIL import Image, features
+
+    Image.init()
+    readable = {
+        extension.lstrip(".") for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN
+    }
+    missing = set(EXTENSIONS["image"]) - readable
+    assert not missing or missing == {"avif"} - ({"avif"} if features.check("avif") else set())
+
+
+def test_a_sound_among_pictures_is_a_row_of_its_own(tmp_path):
+    write(tmp_path / "train" / "a.png", png(0))
+    write(tmp_path / "train" / "a.wav", wav(0.1))
+    write(tmp_path / "test" / "b.png", png(0))
+    source = open_source(Data(source=str(tmp_path)))
+    assert (len(source), source.columns) == (2, ("image", "audio"))
