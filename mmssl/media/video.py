@@ -167,7 +167,27 @@ class ContainerPictures(Pictures):
             image = to_rgb(Image.fromarray(self._converter.reformat(picture, format="rgba").to_ndarray()))
         else:
             image = Image.fromarray(self._converter.reformat(picture, format="rgb24").to_ndarray())
-        turns = round(picture.rotation / 90) % 4
-        if turns:
-            image = image.rotate(90 * turns, expand=True)
-        return image, 1 / aspect if turns % 2 else aspect
+        image, swapped = upright(image, picture)
+        return image, 1 / aspect if swapped else aspect
+
+
+def upright(image: Image.Image, frame: Any) -> tuple[Image.Image, bool]:
+    """The picture as the display matrix of its frame shows it, and whether width and height changed places.
+
+    Of the matrix (ISO/IEC 14496-12, section 8.3.2; x' = a x + c y, y' = b x + d y) quarter turns and mirrors are
+    followed, as players do; other angles are taken for the nearest of them.
+    """
+    from av.sidedata.sidedata import Type
+
+    matrix = next((bytes(data) for data in frame.side_data if data.type == Type.DISPLAYMATRIX), None)
+    if matrix is None:
+        return image, False
+    a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32)
+    swapped = abs(b) > abs(a)
+    if swapped:
+        image = image.transpose(Image.Transpose.TRANSPOSE)
+    if (c if swapped else a) < 0:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if (b if swapped else d) < 0:
+        image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    return image, bool(swapped)

@@ -86,21 +86,33 @@ def test_seeking_and_decoding_straight_give_the_same_frames(suffix, codec, tmp_p
             assert torch.equal(pictures.read(start, 24, 12.5, 6), expected)
 
 
-def test_a_phone_held_sideways(tmp_path):
-    """The display matrix of an MP4 turns the picture: written by hand, because PyAV does not write one."""
+MATRICES = {  # a, b, c, d of x' = a x + c y, y' = b x + d y; what a player shows of (top left, top right, bottom left)
+    "as stored": ((1, 0, 0, 1), lambda x: x),
+    "a quarter clockwise": ((0, 1, -1, 0), lambda x: np.rot90(x, -1)),
+    "a quarter counterclockwise": ((0, -1, 1, 0), np.rot90),
+    "upside down": ((-1, 0, 0, -1), lambda x: np.rot90(x, 2)),
+    "mirrored": ((-1, 0, 0, 1), np.fliplr),
+    "mirrored top to bottom": ((1, 0, 0, -1), np.flipud),
+    "transposed": ((0, 1, 1, 0), lambda x: x.T),
+    "transposed on the other diagonal": ((0, -1, -1, 0), lambda x: np.rot90(x, 2).T),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_the_display_matrix_turns_and_mirrors(tmp_path, name):
+    """Written into the MP4 by hand, because PyAV does not write one."""
+    (a, b, c, d), shown = MATRICES[name]
     path = tmp_path / "a.mp4"
-    frames = np.zeros((5, 32, 32, 3), np.uint8)
-    frames[:, :16, :16] = 255  # white in the upper left quarter
-    write_clip(path, frames, 25, None, 16_000)
+    quarters = np.array([[255, 170], [85, 0]], np.uint8)
+    picture = quarters.repeat(16, 0).repeat(16, 1)
+    write_clip(path, np.broadcast_to(picture[None, ..., None], (5, 32, 32, 3)).copy(), 25, None, 16_000)
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40
-    one, minus = (1 << 16).to_bytes(4, "big"), (-(1 << 16)).to_bytes(4, "big", signed=True)
-    # 90° clockwise: x' = -y, y' = x.
-    data[at : at + 36] = bytes(4) + one + bytes(4) + minus + bytes(12) + bytes(4) + (1 << 30).to_bytes(4, "big")
-    found = decode_video(bytes(data), 32, 25, 2).float().mean(dim=(0, 1))
-    assert found[:15, 17:].mean() > 240
-    assert found[:15, :15].mean() < 15
-    assert found[17:].mean() < 15
+    fixed = [value << 16 for value in (a, b, 0, c, d, 0, 0, 0)]
+    data[at : at + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in fixed) + (1 << 30).to_bytes(4, "big")
+    found = decode_video(bytes(data), 32, 25, 2).float().mean(dim=(0, 1)).numpy()
+    centers = found.reshape(2, 16, 2, 16)[:, 4:12, :, 4:12].mean((1, 3))
+    assert np.abs(centers - shown(quarters)).max() < 12
 
 
 def test_pixels_that_are_not_square(tmp_path):
