@@ -8,6 +8,7 @@ are their schema (`mmssl.registry.check_keywords`).
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,13 +28,29 @@ class _Section(BaseModel):
 
 
 class ImageDecode(_Section):
-    """Decode size of images, in pixels; the short side is resized to it and the center square is cut.
+    """How images are decoded.
 
-    `fit: pad` keeps the whole picture on a white square instead.
+    Attributes:
+        size: side of the square, in pixels; the short side is resized to it and the center square is cut.
+        fit: `pad` keeps the whole picture on a white square instead.
+        extent: stored values that are black and white, for pictures of more than 8 bits a value, such as [0, 4095]
+            where 12 bits are stored in 16; all values of the type where left out.
+        alpha: what a fourth band is: transparency, shown on `white`, or something to `ignore`, such as infrared.
+        max_pixels: pictures of more pixels count as undecodable.
     """
 
     size: Positive = 64
     fit: Literal["crop", "pad"] = "crop"
+    extent: tuple[float, float] | None = None
+    alpha: Literal["white", "ignore"] = "white"
+    max_pixels: Positive = 2**26
+
+    @field_validator("extent")
+    @classmethod
+    def _rises(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not (math.isfinite(value[1] - value[0]) and value[0] < value[1]):
+            raise ValueError("should be two finite numbers, black first, such as [0, 4095]")
+        return value
 
 
 class TextDecode(_Section):

@@ -163,7 +163,7 @@ class Decoder:
         """
         for column in self.reads:
             if row[column] is None:
-                raise DataError(f"column '{column}' is empty")
+                raise DataError(f"column '{column}' is empty, or was read as missing (NA, None, null)")
         decoded: dict[str, Tensor] = {}
         if {"audio", "video"} <= set(self.needs):
             decoded |= self._decode_clip({key: row[self.columns[key]] for key in ("audio", "video")}, window)
@@ -186,7 +186,11 @@ class Decoder:
         if key == "image":
             from mmssl.media.image import decode_image
 
-            return {"image": decode_image(cell, self.spec.image.size, self.spec.image.fit)}
+            how = self.spec.image
+            decoded = decode_image(
+                cell, how.size, how.fit, extent=how.extent, alpha=how.alpha, max_pixels=how.max_pixels
+            )
+            return {"image": decoded}
         if key == "audio":
             from mmssl.media.audio import decode_audio
 

@@ -19,7 +19,7 @@ from mmssl.errors import DataError
 EXTENSIONS = {
     "image": (
         *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "bmp", "dib", "gif", "tif", "tiff", "avif"),
-        *("jp2", "j2k", "jpx", "ppm", "pgm", "pbm", "pnm", "tga"),
+        *("jp2", "j2k", "jpx", "ppm", "pgm", "pbm", "pnm", "tga", "psd"),
     ),
     "audio": ("wav", "flac", "mp3", "ogg", "oga", "opus", "m4a", "aac", "aiff", "wma"),
     "video": ("mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg", "ogv", "3gp", "flv", "wmv"),

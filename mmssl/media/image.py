@@ -14,16 +14,57 @@ from mmssl.errors import DataError
 from mmssl.media.cell import open_cell, sentence
 
 Fit = Literal["crop", "pad"]
+Alpha = Literal["white", "ignore"]
+
+# What Pillow may take a file for, as far as it was built with it; others (PostScript, PDF, WMF) start programs.
+Image.init()
+FORMATS: list[str] = [
+    name
+    for name in (
+        *(
+            "JPEG",
+            "PNG",
+            "WEBP",
+            "BMP",
+            "DIB",
+            "GIF",
+            "TIFF",
+            "AVIF",
+            "JPEG2000",
+            "PPM",
+            "TGA",
+            "ICO",
+            "PCX",
+            "QOI",
+            "PSD",
+        ),
+        *("SGI", "ICNS"),
+    )
+    if name in Image.OPEN
+]
+MAX_PIXELS = 2**26
 
 
-def decode_image(cell: Any, size: int, fit: Fit = "crop") -> Tensor:
-    """Decode one picture, upright as its EXIF says, transparency on white, the first frame where it has several.
+def decode_image(
+    cell: Any,
+    size: int,
+    fit: Fit = "crop",
+    *,
+    extent: tuple[float, float] | None = None,
+    alpha: Alpha = "white",
+    max_pixels: int = MAX_PIXELS,
+) -> Tensor:
+    """Decode one picture, upright as its EXIF says, the first frame where it has several.
 
     Args:
         cell: bytes, a path, `{"bytes", "path"}`, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of
             uint8, uint16, bool, or floats in [0, 1].
         size: side of the square in pixels.
         fit: `crop` scales the short side to `size` and cuts the center; `pad` scales the long side and adds white.
+        extent: stored values that are black and white, in pictures of more than 8 bits a value: (0, 4095) where 12 bits
+            are stored in 16. Without it all of the type's values are, and floats have to lie in [0, 1].
+        alpha: what a fourth band is: transparency, shown on `white`, or something to `ignore`, such as infrared.
+        max_pixels: most pixels that are decoded (a small file may hold a huge picture).
 
     Returns:
         uint8 (3, size, size), RGB.
@@ -34,19 +75,23 @@ def decode_image(cell: Any, size: int, fit: Fit = "crop") -> Tensor:
     if isinstance(cell, Image.Image):
         image, name = cell, "image"
     elif isinstance(cell, np.ndarray):
-        image, name = _from_array(cell), "image"
+        image, name = _from_array(cell, extent), "image"
     elif isinstance(cell, Mapping) and isinstance(cell.get("array"), np.ndarray):
-        image, name = _from_array(cell["array"]), "image"
+        image, name = _from_array(cell["array"], extent), "image"
     else:
         source, name = open_cell(cell, "image")
         try:
-            image = Image.open(source)
+            image = Image.open(source, formats=FORMATS)
             # JPEG decodes at a fraction of its size for less; twice the target keeps the resize antialiased.
             image.draft(None, (2 * size, 2 * size))
         except Exception as error:  # Pillow's decoders raise anything on hostile bytes.
             raise DataError(f"cannot read {name}: {_reason(error)}") from error
+    if image.width * image.height > max_pixels:
+        raise DataError(
+            f"{name} has {image.width} x {image.height} pixels, more than data.image.max_pixels = {max_pixels}"
+        )
     try:
-        pixels = fit_image(to_rgb(ImageOps.exif_transpose(image)), size, fit)
+        pixels = fit_image(to_rgb(ImageOps.exif_transpose(image), extent, alpha), size, fit)
     except DataError:
         raise
     except Exception as error:
@@ -55,21 +100,33 @@ def decode_image(cell: Any, size: int, fit: Fit = "crop") -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode as RGB, transparency composited on white; 16-bit values keep their upper byte.
+def to_rgb(image: Image.Image, extent: tuple[float, float] | None = None, alpha: Alpha = "white") -> Image.Image:
+    """Any Pillow mode as RGB; see `decode_image`.
 
     Raises:
         DataError: for pixels of a range nobody states (floats).
     """
+    if image.mode[0] in "IF":  # 16 bits, 32 bits or floats, of one band
+        if extent is None and image.mode == "F":
+            raise DataError("an image of floating-point pixels has no stated range; name it with data.image.extent")
+        values, clear = np.asarray(image), image.info.get("transparency")
+        gray = _bytes(values, extent or (0, 65_535))
+        if alpha == "white" and isinstance(clear, int):
+            gray[values == clear] = 255
+        return Image.fromarray(gray).convert("RGB")
     if image.has_transparency_data:
+        if alpha == "ignore":
+            image.info.pop("transparency", None)
+            return image.convert("RGB")
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64).clip(0, 65_535)
-        image = Image.fromarray((values / 257).round().astype(np.uint8))
-    elif image.mode == "F":
-        raise DataError("an image of floating-point pixels has no stated range; save it with 8 or 16 bits")
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
+
+
+def _bytes(values: np.ndarray, extent: tuple[float, float]) -> np.ndarray:
+    """Values from the first of `extent` to the second as 0 to 255, those beyond cut."""
+    low, high = extent
+    return np.rint((values.astype(np.float64) - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
 
 
 def fit_image(image: Image.Image, size: int, fit: Fit, aspect: float = 1.0) -> np.ndarray:
@@ -102,16 +159,18 @@ def fit_image(image: Image.Image, size: int, fit: Fit, aspect: float = 1.0) -> n
     return np.array(square)
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
+def _from_array(array: np.ndarray, extent: tuple[float, float] | None) -> Image.Image:
     channels = array.shape[2:] or (1,)
     if array.ndim not in (2, 3) or channels[0] not in (1, 3, 4) or not array.size:
         raise DataError(f"an image array should be (H, W) or (H, W, 1, 3 or 4), not {array.shape}")
     if array.dtype.kind == "f":
-        if not (array.min() >= 0 and array.max() <= 1):  # also false for NaN
-            raise DataError(f"an image array of {array.dtype} should lie in [0, 1]")
-        array = (array * 255).round()
+        if not np.isfinite(array).all() or (extent is None and not (array.min() >= 0 and array.max() <= 1)):
+            raise DataError(
+                f"an image array of {array.dtype} should lie in [0, 1]; data.image.extent names another range"
+            )
+        array = _bytes(array, extent or (0, 1))
     elif array.dtype == np.uint16:
-        array = (array / 257).round()
+        array = _bytes(array, extent or (0, 65_535))
     elif array.dtype == bool:
         array = array * np.uint8(255)
     elif array.dtype != np.uint8:

@@ -150,11 +150,11 @@ def test_a_folder_is_read_once_however_many_links_lead_to_it(tmp_path):
 
 def test_kinds_of_files_that_are_read_and_those_that_are_counted(tmp_path):
     names = ("a.jpg", "b.avif", "c.jfif", "d.jpe", "e.jp2", "f.JPEG")
-    for name in (*names, "notes.md", "x.psd", "y.psd"):
+    for name in (*names, "notes.md", "x.xcf", "y.xcf"):
         write(tmp_path / name, png(0))
     source = open_source(Data(source=str(tmp_path)))
     assert len(source) == len(names)
-    assert source.notes == ("files of other kinds are left out: 2 .psd, 1 .md",)
+    assert source.notes == ("files of other kinds are left out: 2 .xcf, 1 .md",)
 
 
 def shard(path, samples):

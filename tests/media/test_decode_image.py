@@ -212,3 +212,61 @@ def test_damaged_bytes_never_raise_anything_else():
                 assert decode_image(bytes(damaged), 16).shape == (3, 16, 16)
             except DataError:
                 continue
+
+
+def test_twelve_bits_in_sixteen_and_what_is_beyond():
+    ramp = np.linspace(0, 4095, 256).astype(np.uint16)[None].repeat(256, 0)
+    for cell in (encode(Image.fromarray(ramp), "png"), encode(Image.fromarray(ramp), "tiff"), ramp):
+        assert decode_image(cell, 256).max() == 16
+        found = decode_image(cell, 256, extent=(0, 4095))
+        assert (found[0].float() - torch.arange(256.0)).abs().max() <= 1
+        cut = decode_image(cell, 256, extent=(1000, 2000))
+        assert (int(cut.min()), int(cut.max())) == (0, 255)
+    kelvin = np.full((8, 8), 290.0, np.float32)
+    for cell in (encode(Image.fromarray(kelvin), "tiff"), kelvin):
+        with pytest.raises(DataError, match=r"data\.image\.extent"):
+            decode_image(cell, 8)
+        assert (decode_image(cell, 8, extent=(280, 300)) == 128).all()
+
+
+def test_a_fourth_band_that_is_no_transparency():
+    bands = np.broadcast_to(np.array([200, 100, 50, 60], np.uint8), (8, 8, 4)).copy()
+    for cell in (encode(Image.fromarray(bands), "tiff"), encode(Image.fromarray(bands), "png"), bands):
+        assert decode_image(cell, 8, alpha="ignore")[:, 0, 0].tolist() == [200, 100, 50]
+        assert decode_image(cell, 8)[:, 0, 0].tolist() == [242, 219, 207]
+    gray = encode(Image.fromarray(bands[..., 0]), "png", transparency=200)
+    assert decode_image(gray, 8, alpha="ignore").unique().tolist() == [200]
+    assert decode_image(gray, 8).unique().tolist() == [255]
+
+
+def test_a_transparent_value_of_sixteen_bits():
+    values = np.full((8, 8), 0x2000, np.uint16)
+    values[:4] = 0xFFFF
+    data = bytearray(encode(Image.fromarray(values), "png"))
+    at = data.index(b"IDAT") - 4
+    for clear, shown in ((0x1000, 32), (0x2000, 255)):
+        chunk = b"tRNS" + struct.pack(">H", clear)
+        with_clear = data[:at] + struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[at:]
+        found = decode_image(bytes(with_clear), 8)
+        assert found[:, 7].unique().tolist() == [shown]
+        assert found[:, 0].unique().tolist() == [255]
+
+
+@pytest.mark.parametrize("start", [b"%!PS-Adobe-3.0 EPSF-3.0\n", b"%PDF-1.4\n", b"\xd7\xcd\xc6\x9a" + bytes(40)])
+def test_files_that_start_programs_are_no_pictures(monkeypatch, start):
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program was started"))
+    with pytest.raises(DataError, match="cannot read image"):
+        decode_image(start + b"%%BoundingBox: 0 0 8 8\n", 8)
+
+
+def test_a_small_file_of_a_huge_picture_is_not_decoded():
+    data = encode(Image.new("L", (3000, 2000)), "png")
+    with pytest.raises(DataError, match=r"3000 x 2000 pixels, more than data\.image\.max_pixels = 1000000"):
+        decode_image(data, 8, max_pixels=10**6)
+    assert decode_image(data, 8, max_pixels=6 * 10**6).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("kind", ["avif", "jpeg2000", "ppm", "tga", "webp", "gif"])
+def test_formats_beside_jpeg_and_png(kind):
+    found = means(decode_image(encode(Image.new("RGB", (16, 16), (200, 100, 50)), kind), 16))
+    assert (found - torch.tensor([200.0, 100, 50])).abs().max() < 6

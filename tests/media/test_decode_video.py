@@ -109,7 +109,9 @@ def test_the_display_matrix_turns_and_mirrors(tmp_path, name):
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40
     fixed = [value << 16 for value in (a, b, 0, c, d, 0, 0, 0)]
-    data[at : at + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in fixed) + (1 << 30).to_bytes(4, "big")
+    data[at : at + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in fixed) + (1 << 30).to_bytes(
+        4, "big"
+    )
     found = decode_video(bytes(data), 32, 25, 2).float().mean(dim=(0, 1)).numpy()
     centers = found.reshape(2, 16, 2, 16)[:, 4:12, :, 4:12].mean((1, 3))
     assert np.abs(centers - shown(quarters)).max() < 12
