@@ -54,9 +54,16 @@ class ImageDecode(_Section):
 
 
 class TextDecode(_Section):
-    """Number of token ids in a row; longer texts are cut, shorter ones padded and masked."""
+    """How texts become rows of token ids.
+
+    Attributes:
+        length: number of ids in a row; longer texts are cut, shorter ones padded and masked.
+        start: where in a longer text a row begins, anew at every reading: at its `first` word, at a `random` one, or
+            at a random `sentence`, as tasks that compare sentences need it. Probes read from the beginning.
+    """
 
     length: Positive = 64
+    start: Literal["first", "random", "sentence"] = "first"
 
 
 class AudioDecode(_Section):

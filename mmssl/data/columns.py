@@ -16,12 +16,17 @@ from mmssl.recipe import Data
 
 Classes = Sequence[str] | Sequence[int]
 
+WINDOWS = {"first": 0.0, "middle": 0.5}
+
 
 class TextToIds(Protocol):
     """What the decoder needs of a `mmssl.media.text.Tokenizer`."""
 
     def __call__(self, text: str, length: int) -> tuple[Tensor, Tensor]:
         """Text -> ids int64 (length,), mask bool (length,)."""
+
+    def token_starts(self, text: str) -> list[int]:
+        """The character at which each token of a text begins."""
 
     def divide(self, text: str, length: int, parts: Sequence[str]) -> dict[str, Tensor]:
         """Text -> `text`, `text_mask` and each of `parts`, int64 (length,)."""
@@ -145,15 +150,17 @@ class Decoder:
     @property
     def fixed(self) -> bool:
         """Whether a row decodes to the same tensors every time, for no window in it is drawn."""
-        return self.spec.start != "random" or not {"audio", "video"} & set(self.needs)
+        random_text = self.spec.text.start != "first" and "text" in self.needs
+        return not random_text and (self.spec.start != "random" or not {"audio", "video"} & set(self.needs))
 
     def __call__(self, row: Row, window: float) -> dict[str, Tensor]:
         """Decode one row.
 
         Args:
             row: raw, from a source.
-            window: where in a sound or clip that is longer than asked for the part taken begins: 0 at its start, near 1
-                at its end.
+            window: in [0, 1): where in a sound, clip or text that is longer than asked for the part taken begins, near
+                1 at its end. Sounds and clips use it where `spec.start` is `random`, texts where `spec.text.start` is
+                not `first`.
 
         Returns:
             One row of each key of `mmssl.batch` (no `id`), with `text_mask` and `audio_mask`.
@@ -165,11 +172,12 @@ class Decoder:
             if row[column] is None:
                 raise DataError(f"column '{column}' is empty, or was read as missing (NA, None, null)")
         decoded: dict[str, Tensor] = {}
+        timed = WINDOWS.get(self.spec.start, window)
         if {"audio", "video"} <= set(self.needs):
-            decoded |= self._decode_clip({key: row[self.columns[key]] for key in ("audio", "video")}, window)
+            decoded |= self._decode_clip({key: row[self.columns[key]] for key in ("audio", "video")}, timed)
         for key in self.needs:
             if key not in decoded:
-                decoded |= self._decode(key, row[self.columns[key]], window)
+                decoded |= self._decode(key, row[self.columns[key]], window if key == "text" else timed)
         if self.label is not None:
             decoded["label"] = self._class(row[self.label])
         return decoded
@@ -186,9 +194,9 @@ class Decoder:
         if key == "image":
             from mmssl.media.image import decode_image
 
-            how = self.spec.image
+            pixels = self.spec.image
             decoded = decode_image(
-                cell, how.size, how.fit, extent=how.extent, alpha=how.alpha, max_pixels=how.max_pixels
+                cell, pixels.size, pixels.fit, extent=pixels.extent, alpha=pixels.alpha, max_pixels=pixels.max_pixels
             )
             return {"image": decoded}
         if key == "audio":
@@ -204,9 +212,14 @@ class Decoder:
         if not isinstance(cell, str):
             raise DataError(f"column '{self.columns['text']}' should hold text, it holds {type(cell).__name__}")
         assert self.tokenizer is not None  # checked when built
+        how = self.spec.text
+        if how.start != "first":
+            from mmssl.media.passage import passage
+
+            cell = passage(cell, self.tokenizer.token_starts, how.length, how.start, window)
         if self.parts:
-            return self.tokenizer.divide(cell, self.spec.text.length, self.parts)
-        ids, mask = self.tokenizer(cell, self.spec.text.length)
+            return self.tokenizer.divide(cell, how.length, self.parts)
+        ids, mask = self.tokenizer(cell, how.length)
         return {"text": ids, "text_mask": mask}
 
     def _class(self, value: Any) -> Tensor:

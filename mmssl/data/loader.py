@@ -16,15 +16,13 @@ from pathlib import Path
 import torch
 
 from mmssl.batch import Batch
-from mmssl.data.columns import Classes, Decoder, TextToIds, find_classes, find_column
+from mmssl.data.columns import WINDOWS, Classes, Decoder, TextToIds, find_classes, find_column
 from mmssl.data.decoding import Decoded, Failures, Reader, Rows, Task, decode
 from mmssl.data.order import MapOrder, Picked, StreamOrder, find_present
 from mmssl.data.sources import Row, Source, StreamSource, open_source
 from mmssl.errors import DataError, RecipeError, nearest
 from mmssl.ops.draws import Draws, mix_seed
 from mmssl.recipe import Data
-
-WINDOWS = {"first": 0.0, "middle": 0.5}
 
 log = logging.getLogger(__name__)
 
@@ -131,9 +129,6 @@ class Loader:
             yield batch
 
     def _windows(self, name: str, step: int, rows: int) -> list[float]:
-        start = self.specs[name].start
-        if start in WINDOWS:
-            return [WINDOWS[start]] * rows
         draws = Draws(self.seed, step, rows, share=self.share, shares=self.shares, stream=f"window/{name}")
         return draws.uniform().tolist()
 
@@ -174,7 +169,8 @@ def read(
 ) -> Iterator[Batch]:
     """Every row once, in order; the last batch is short. Undecodable rows are left out: `id` tells which are there.
 
-    Longer sounds and clips give their middle, or their start where `spec.start` is `first`, so that two readings agree.
+    Longer sounds and clips give their middle, or their start where `spec.start` is `first`, and longer texts their
+    beginning, so that two readings agree.
 
     Args:
         spec: decode settings and, unless `source` is given, where the rows are.
@@ -191,6 +187,7 @@ def read(
             `spec.max_bad`; the first two before anything is decoded.
     """
     source = source if source is not None else open_source(spec)
+    spec = spec.model_copy(update={"text": spec.text.model_copy(update={"start": "first"})})
     if label is not None and label in source.columns:
         found = find_classes(source.values(label))
         classes = found if classes is None else classes
@@ -206,11 +203,10 @@ def read(
 
 def _read(source: Source, decoder: Decoder, spec: Data, batch_size: int, workers: int) -> Iterator[Batch]:
     waiting: deque[Task] = deque()
-    window = WINDOWS.get(spec.start, 0.5)
 
     def tasks() -> Iterator[dict[str, Task]]:
         for ids, rows in _in_order(source, decoder, batch_size):
-            waiting.append(Task(ids, rows, [window] * len(ids)))
+            waiting.append(Task(ids, rows, [WINDOWS["middle"]] * len(ids)))
             yield {"": waiting[-1]}
 
     tally = Failures(spec)

@@ -181,6 +181,16 @@ class Tokenizer:
             found[part] = _number(ends, starts, content)
         return found
 
+    def token_starts(self, text: str) -> list[int]:
+        """The character at which each token of a text begins, special tokens aside.
+
+        Where the library does not tell, words stand for tokens.
+        """
+        if self._vocabulary is None or not self._vocabulary.is_fast:
+            return [match.start() for match in re.finditer(r"\S+", text)]
+        encoded = self._vocabulary(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return [start for start, _ in encoded["offset_mapping"]]
+
     def _open_clip_ids(self, text: str, length: int) -> tuple[Tensor, Tensor]:
         ids = self._library([text], context_length=length)[0]
         if self._vocabulary is not None:
@@ -327,9 +337,7 @@ class Tokenizer:
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, min_frequency=2, special_tokens=tokens, show_progress=False
         )
-        model.train_from_iterator(
-            (t.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for t in texts), trainer
-        )
+        model.train_from_iterator(map(clean, texts), trainer)
         # Worker processes are forked later; without this `tokenizers` warns in each of them.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         learned = model.get_vocab_size()
@@ -352,7 +360,11 @@ def _clean(text: str, length: int) -> str:
     """What of the text can matter, in characters that can be encoded."""
     if length < 3:
         raise RecipeError(f"text.length = {length} leaves no room between the start and end token; use 3 or more")
-    text = text[: CHARACTERS_PER_TOKEN * length]
+    return clean(text[: CHARACTERS_PER_TOKEN * length])
+
+
+def clean(text: str) -> str:
+    """Characters that can be encoded: halves of surrogate pairs are joined, or U+FFFD where they stand alone."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

@@ -24,6 +24,9 @@ class Letters:
         ids = torch.tensor([ord(letter) for letter in text[:length].ljust(length, "\0")])
         return ids, torch.arange(length) < len(text)
 
+    def token_starts(self, text: str) -> list[int]:
+        return list(range(len(text)))
+
 
 def png(value: int, size: int = 8) -> bytes:
     """A square of one gray value."""
