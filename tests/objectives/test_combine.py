@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -162,7 +161,7 @@ def _double():
 
 
 @pytest.mark.usefixtures("_double")
-def test_conflicts_are_cosines_of_the_gradients_of_each_alone_however_the_batch_is_cut(tmp_path: Path):
+def test_conflicts_are_cosines_of_the_gradients_of_each_alone_however_the_batch_is_cut(tmp_path: Path, processes):
     torch.manual_seed(1)
     task = create("combine", tiny_encoders(), tasks=FIGHT, conflicts=1)
     assert task.diagnose_every == 1
@@ -183,8 +182,7 @@ def test_conflicts_are_cosines_of_the_gradients_of_each_alone_however_the_batch_
     expected["conflict/pairs_words"] = cosine(alone["pairs"]["text"], alone["words"]["text"], 0)
     assert expected["conflict/turn_pairs"].abs() > 1e-3
 
-    multiprocessing.set_forkserver_preload(["torch.distributed", "mmssl.training.loop", "mmssl.build"])
-    torch.multiprocessing.start_processes(_process, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
+    processes(_process, (2, str(tmp_path)), 2)
     cut = [
         _conflicts(),
         _conflicts(parts=4),

@@ -5,7 +5,6 @@ Equal losses would prove nothing: factors of 1/W hide behind them.
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -201,14 +200,11 @@ def _double():
 
 
 @pytest.fixture(scope="module")
-def distributed(request, tmp_path_factory) -> dict[int, dict]:
+def distributed(request, tmp_path_factory, processes) -> dict[int, dict]:
     folder: Path = tmp_path_factory.mktemp("gradients")
     names = [item.callspec.params["name"] for item in request.session.items if item.path == request.path]
-    # One server imports torch and forks the processes.
-    multiprocessing.set_forkserver_preload(["torch.distributed", "mmssl.objectives.combine", "mmssl.training.step"])
     for world in (2, 4):
-        arguments = (world, str(folder), names)
-        torch.multiprocessing.start_processes(process, arguments, nprocs=world, start_method="forkserver")
+        processes(process, (world, str(folder), names), world)
     return {world: torch.load(folder / f"{world}.pt") for world in (2, 4)}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from collections import Counter
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from scipy import stats
 from tiny_encoders import tiny_batch, tiny_encoders, tiny_pairs
 from torch import Tensor, nn
@@ -220,12 +218,11 @@ def _process(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_and_micro_batches_train_what_one_trains(tmp_path):
+def test_two_processes_and_micro_batches_train_what_one_trains(tmp_path, processes):
     with socket() as free:
         free.bind(("127.0.0.1", 0))
         Path(tmp_path, "port").write_text(str(free.getsockname()[1]))
-    multiprocessing.set_forkserver_preload(["torch.distributed", "mmssl.objectives.combine", "mmssl.training.loop"])
-    mp.start_processes(_process, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
+    processes(_process, (2, str(tmp_path)), 2)
     for name, hyper in TURNS.items():
         task = _task(**hyper)
         losses = [record["loss"] for record in fit(task, Data(), _settings(), quiet=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -134,9 +133,8 @@ def _process(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_make_the_codebook_of_one(tmp_path: Path):
-    multiprocessing.set_forkserver_preload(["torch.distributed", "mmssl.ops.clustering"])
-    torch.multiprocessing.start_processes(_process, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
+def test_two_processes_make_the_codebook_of_one(tmp_path: Path, processes):
+    processes(_process, (2, str(tmp_path)), 2)
     expected = _fitted().state_dict()
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")

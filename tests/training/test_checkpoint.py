@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from tiny import Pull, free_port, make
 from torch import nn
@@ -99,14 +99,14 @@ def _sharded(rank: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_sharded_weights_are_stored_whole(tmp_path: Path) -> None:
+def test_sharded_weights_are_stored_whole(tmp_path: Path, processes: Callable) -> None:
     """FSDP2 on two processes saves what one process would have, and reads it back into shards."""
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
     task = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
     save_file(task.state_dict(), tmp_path / "start.safetensors")
-    mp.spawn(_sharded, (free_port(), str(tmp_path)), nprocs=2)
+    processes(_sharded, (free_port(), str(tmp_path)), 2)
     optimizer = torch.optim.AdamW(task.parameters(), lr=0.1)
     x = torch.linspace(-1, 1, 24).reshape(4, 6)
     for _ in range(2):

@@ -9,12 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from tiny import Denoise, MemoryLoader, Pull, free_port, make
 
 from mmssl.errors import RecipeError, RunError
@@ -86,8 +86,8 @@ def test_same_curve_with_accumulation(single: dict, task: str, parts: int) -> No
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_same_curve_on_several_processes(single: dict, world: int, tmp_path: Path) -> None:
-    mp.spawn(_worker, (world, free_port(), str(tmp_path)), nprocs=world)
+def test_same_curve_on_several_processes(single: dict, world: int, tmp_path: Path, processes: Callable) -> None:
+    processes(_worker, (world, free_port(), str(tmp_path)), world)
     curves = json.loads((tmp_path / f"{world}.json").read_text())
     for name, curve in curves.items():
         expected = torch.tensor(single[name.split()[0]])

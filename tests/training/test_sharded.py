@@ -5,7 +5,6 @@ accelerate shards on accelerators only, so the sharding here is torch's own, on 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,10 +73,9 @@ def _process(rank: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory) -> dict[tuple[str, int], dict[str, Tensor]]:
+def sharded(tmp_path_factory, processes) -> dict[tuple[str, int], dict[str, Tensor]]:
     folder: Path = tmp_path_factory.mktemp("sharded")
-    multiprocessing.set_forkserver_preload(["torch.distributed", "mmssl.training.loop"])
-    torch.multiprocessing.start_processes(_process, (str(folder),), nprocs=2, start_method="forkserver")
+    processes(_process, (str(folder),), 2)
     return torch.load(folder / "results.pt")
 
 
@@ -128,9 +126,8 @@ def _run(rank: int, folder: str, port: int) -> None:
     dist.destroy_process_group()
 
 
-def test_a_sharded_run_is_finished_and_read_back_whole(tmp_path):
-    multiprocessing.set_forkserver_preload(["torch.distributed", "mmssl.training.loop"])
-    torch.multiprocessing.start_processes(_run, (str(tmp_path), free_port()), nprocs=2, start_method="forkserver")
+def test_a_sharded_run_is_finished_and_read_back_whole(tmp_path, processes):
+    processes(_run, (str(tmp_path), free_port()), 2)
     alone = mmssl.run(RECIPE, out=tmp_path / "alone", quiet=True)
     sharded = mmssl.load(tmp_path / "run")
     assert [r["loss"] for r in sharded.history] == pytest.approx([r["loss"] for r in alone.history], abs=1e-5)

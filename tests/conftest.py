@@ -1,0 +1,28 @@
+"""What tests of all rooms share."""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+# One thread a worker of pytest-xdist: the networks are tiny, and threads of several workers would fight for the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+PRELOADED = ["torch.distributed", "mmssl.build", "mmssl.objectives.combine", "mmssl.training.loop"]
+
+
+@pytest.fixture(scope="session")
+def processes() -> Callable[..., None]:
+    """`processes(function, arguments, count)`: `function(rank, *arguments)` on so many processes, until all have ended.
+
+    They are forked from a server that imports once what would take each of them seconds.
+    """
+    from torch.multiprocessing import start_processes
+
+    def start(function: Callable[..., None], arguments: tuple[Any, ...], count: int) -> None:
+        multiprocessing.set_forkserver_preload(PRELOADED)
+        start_processes(function, arguments, nprocs=count, start_method="forkserver")
+
+    return start
