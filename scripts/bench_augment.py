@@ -1,16 +1,19 @@
 """Images per second and core of SimCLR's augmentation: batched on the device, against torchvision one image at a time.
 
-    python scripts/bench_augment.py [--sizes 64,96,224] [--rounds 5]
+    python scripts/bench_augment.py [--sizes 64,96,224] [--rounds 9]
 
 Both do the same operations with the same probabilities: random resized crop (antialiased), flip, color jitter in
-random order, gray, Gaussian blur. One thread, CPU time, the two alternating; the best round of each counts.
+random order, gray, Gaussian blur. One thread, CPU time, the two alternating. Shown are medians over the rounds, and of
+the ratio of neighboring runs the smallest and the largest, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torchvision.transforms import v2
@@ -40,7 +43,7 @@ def seconds(work: Callable[[], object]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sizes", default="64,96,224", help="image sides in pixels")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -58,9 +61,11 @@ def main() -> None:
                 random_views(images, Draws(0, step, len(images)), 1, size)
 
             theirs(), ours(-1)
-            times = [(seconds(theirs), seconds(lambda step=step: ours(step))) for step in range(arguments.rounds)]
-            slow, fast = (rows / min(column) for column in zip(*times, strict=True))
-            print(f"| {size} | {name} | {slow:.0f} | {fast:.0f} | {fast / slow:.1f}x |")
+            times = [(seconds(theirs), seconds(partial(ours, step))) for step in range(arguments.rounds)]
+            slow, fast = (rows / statistics.median(column) for column in zip(*times, strict=True))
+            ratios = [before / after for before, after in times]
+            ratio = f"**{statistics.median(ratios):.1f}x** ({min(ratios):.1f} to {max(ratios):.1f})"
+            print(f"| {size} | {name} | {slow:.0f} | {fast:.0f} | {ratio} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,10 @@ _LUMA = (0.2989, 0.587, 0.114)
 _TRIES = 10
 # Rows that are augmented together on a CPU: about what its caches hold, and still many operations a call.
 _CPU_PIXELS = 1 << 17
+# Sides up to which products of small matrices resize faster than one image after another, on a CPU.
+_PRODUCT_SIDE = 64
+# Pixels that are blurred by one product.
+_BLOCK = 16
 
 
 def draw_crops(
@@ -98,6 +102,8 @@ def resized_crop(images: Tensor, boxes: Tensor, size: int, flip: Tensor) -> Tens
         Float in [0, 1], (N, 3, size, size).
     """
     n, channels, height, width = images.shape
+    if images.device.type == "cpu" and max(height, width, size) > _PRODUCT_SIDE:
+        return _resize_one_by_one(images, boxes, size, flip)
     top, left, tall, wide = boxes.unbind(-1)
     rows = resize_matrix(top, tall, height, size)
     columns = resize_matrix(left, wide, width, size, flip)
@@ -105,6 +111,16 @@ def resized_crop(images: Tensor, boxes: Tensor, size: int, flip: Tensor) -> Tens
         columns = columns / 255
     across = images.to(columns.dtype).reshape(n, channels * height, width) @ columns.mT
     return rows[:, None] @ across.view(n, channels, height, size)
+
+
+def _resize_one_by_one(images: Tensor, boxes: Tensor, size: int, flip: Tensor) -> Tensor:
+    """`resized_crop` without products with the zeros of its matrices, which are most of the work on large images."""
+    whole = torch.empty(len(images), images.shape[1], size, size, dtype=torch.get_default_dtype())
+    for row, (top, left, tall, wide, mirrored) in enumerate(torch.cat([boxes, flip[:, None]], 1).tolist()):
+        cut = images[row : row + 1, :, top : top + tall, left : left + wide].to(whole.dtype)
+        resized = F.interpolate(cut, (size, size), mode="bilinear", antialias=True)[0]
+        whole[row] = resized.flip(-1) if mirrored else resized
+    return whole.div_(255) if images.dtype == torch.uint8 else whole
 
 
 def random_crop(images: Tensor, draws: Draws, area: Range) -> Tensor:
@@ -149,16 +165,18 @@ def gray(images: Tensor) -> Tensor:
 def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue of each image by `shift` (N,) of a full circle; value and saturation stay."""
     red, green, blue = images.unbind(1)
-    high, low = images.amax(1), images.amin(1)
+    high = torch.maximum(red, green).clamp_(min=blue)
+    low = torch.minimum(red, green).clamp_(max=blue)
     chroma = high - low
-    unit = torch.where(chroma == 0, 1.0, chroma).reciprocal_()
-    # In sixths of the circle from red; where two channels are highest, both formulas give the same place.
-    hue = torch.where(high == green, (blue - red).mul_(unit).add_(2), (red - green).mul_(unit).add_(4))
-    hue = torch.where(high == red, (green - blue).mul_(unit), hue)
-    hue = hue.add_(6 * shift[:, None, None]).remainder_(6)
+    # In sixths of the circle from red, by arithmetic alone, for choices between tensors are slow on a CPU. Scaled to
+    # [0, 1], the distance from red is 1 - red + green + blue on both sides; the sign tells the nearer of the others.
+    hue = (green + blue).sub_(red).sub_(low).mul_(chroma.clamp(min=1e-20).reciprocal_()).add_(1)
+    hue.copysign_(green - blue).add_(6 * shift[:, None, None])
+    hue.sub_((hue / 6).floor_(), alpha=6)
     result = torch.empty_like(images)
-    for channel, share in enumerate(((hue - 3).abs_().sub_(1), 2 - (hue - 2).abs_(), 2 - (hue - 4).abs_())):
-        torch.addcmul(low, chroma, share.clamp_(0, 1), out=result[:, channel])
+    for channel, (center, sign, level) in enumerate(((3, 1, -1), (2, -1, 2), (4, -1, 2))):
+        share = (hue - center).abs_().mul_(sign).add_(level).clamp_(0, 1)
+        torch.addcmul(low, chroma, share, out=result[:, channel])
     return result
 
 
@@ -195,11 +213,12 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
         luma = gray(images)
         mean = luma.mean((2, 3), keepdim=True)
         keep = torch.where(is_hue, 1.0, factor)[:, None, None, None]
-        other = luma * torch.where(turn == 2, 1.0, 0.0)[:, None, None, None]
-        other += mean * torch.where(turn == 1, 1.0, 0.0)[:, None, None, None]
-        images = torch.addcmul(other * (1 - keep), images, keep).clamp_(0, 1)
+        rest = 1 - keep
+        luma *= torch.where(turn == 2, 1.0, 0.0)[:, None, None, None] * rest
+        luma += mean * torch.where(turn == 1, 1.0, 0.0)[:, None, None, None] * rest
+        images = (images * keep).add_(luma).clamp_(0, 1)
         rows = is_hue.nonzero()[:, 0]
-        images[rows] = shift_hue(images[rows], factor[rows])
+        images.index_copy_(0, rows, shift_hue(images.index_select(0, rows), factor[rows]))
     return images
 
 
@@ -216,16 +235,19 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel: int) -> Tensor:
     # Far taps are exactly 0: products with denormal numbers are slow.
     weight = F.threshold(torch.exp(-0.5 * (taps / sigma[:, None].to(images.dtype)) ** 2), 1e-20, 0.0)
     weight = weight / weight.sum(1, keepdim=True)
-
-    def blur_matrix(size: int) -> Tensor:
-        place = (torch.arange(size, device=images.device)[:, None] + taps).abs()
-        place = torch.minimum(place, 2 * (size - 1) - place).expand(len(sigma), -1, -1)
-        empty = torch.zeros(len(sigma), size, size, device=images.device, dtype=images.dtype)
-        return empty.scatter_add_(2, place, weight[:, None].expand_as(place))
+    # A matrix product for each block of pixels: all of the image at once would be mostly products with 0.
+    window = _BLOCK + kernel - 1
+    place = torch.arange(_BLOCK, device=images.device)[:, None] + torch.arange(kernel, device=images.device)
+    empty = torch.zeros(len(sigma), _BLOCK, window, device=images.device, dtype=images.dtype)
+    band = empty.scatter_(2, place.expand(len(sigma), -1, -1), weight[:, None].expand(-1, _BLOCK, -1))
 
     n, channels, height, width = images.shape
-    across = images.reshape(n, channels * height, width) @ blur_matrix(width).mT
-    return blur_matrix(height)[:, None] @ across.view(images.shape)
+    down, across = (-length % _BLOCK for length in (height, width))
+    padded = F.pad(F.pad(images, (radius, radius, radius, radius), mode="reflect"), (0, across, 0, down))
+    lines = padded.unfold(3, window, _BLOCK).reshape(n, -1, window) @ band.mT
+    columns = lines.view(n, channels, -1, width + across).unfold(2, window, _BLOCK)
+    blurred = band[:, None, None] @ columns.mT
+    return blurred.reshape(n, channels, height + down, width + across)[..., :height, :width]
 
 
 def random_views(
@@ -283,11 +305,11 @@ def random_views(
             (jittered, lambda part, at: color_jitter(part, factors[at], order[at])),
             (grayed, lambda part, at: gray(part).expand_as(part)),
             (blurred, lambda part, at: gaussian_blur(part, sigma[at], kernel)),
-            (solarized, lambda part, at: torch.where(part < 0.5, part, 1 - part)),
+            (solarized, lambda part, at: torch.minimum(part, 1 - part)),
         ):
             which = chosen[rows].nonzero()[:, 0]
             if len(which):
-                out[which] = change(out[which], rows[which])
+                out.index_copy_(0, which, change(out.index_select(0, which), rows[which]))
         return out
 
     together = n if device.type != "cpu" else max(1, _CPU_PIXELS // size**2)

@@ -20,7 +20,8 @@ def _images(n: int = 8, height: int = 40, width: int = 56) -> torch.Tensor:
     return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("size", [16, 24, 64], ids=["smaller", "mixed", "larger"])
+# Up to 64 pixels as products of matrices, above one by one.
+@pytest.mark.parametrize("size", [16, 24, 64, 80], ids=["smaller", "mixed", "larger", "one by one"])
 def test_crop_is_torchvisions_antialiased_resize(size):
     images = _images()
     boxes = augment.draw_crops(Draws(0, 0, len(images)), 1, 40, 56)[:, 0]
@@ -31,12 +32,13 @@ def test_crop_is_torchvisions_antialiased_resize(size):
         torch.testing.assert_close(mine, expected.flip(-1) if mirrored else expected, atol=1e-5, rtol=0)
 
 
-def test_bytes_are_floats_over_255():
+@pytest.mark.parametrize("size", [24, 80])
+def test_bytes_are_floats_over_255(size):
     images = (_images() * 255).round().to(torch.uint8)
     boxes = augment.draw_crops(Draws(0, 0, len(images)), 1, 40, 56)[:, 0]
     flip = torch.zeros(len(images), dtype=torch.bool)
     torch.testing.assert_close(
-        augment.resized_crop(images, boxes, 24, flip), augment.resized_crop(images / 255, boxes, 24, flip)
+        augment.resized_crop(images, boxes, size, flip), augment.resized_crop(images / 255, boxes, size, flip)
     )
 
 
@@ -52,12 +54,23 @@ def test_jitter_is_torchvisions_in_each_images_own_order():
         torch.testing.assert_close(mine, image, atol=1e-5, rtol=0)
 
 
-def test_blur_and_gray_are_torchvisions():
+def test_hue_of_colors_with_equal_channels_is_torchvisions():
+    levels = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    colors = torch.cartesian_prod(levels, levels, levels).T.reshape(3, 8, 8)
+    shift = torch.linspace(-0.5, 0.5, 13)
+    turned = augment.shift_hue(colors.expand(13, -1, -1, -1), shift)
+    for mine, by in zip(turned, shift.tolist(), strict=True):
+        torch.testing.assert_close(mine, TF.adjust_hue(colors, by), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", [3, 7, 23])
+def test_blur_and_gray_are_torchvisions(kernel):
     images = _images()
     sigma = torch.linspace(0.1, 2, len(images))
-    blurred = augment.gaussian_blur(images, sigma, 7)
+    blurred = augment.gaussian_blur(images, sigma, kernel)
     for image, width, mine in zip(images, sigma.tolist(), blurred, strict=True):
-        torch.testing.assert_close(mine, TF.gaussian_blur(image, [7, 7], [width, width]), atol=1e-5, rtol=0)
+        expected = TF.gaussian_blur(image, [kernel, kernel], [width, width])
+        torch.testing.assert_close(mine, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(augment.gray(images), TF.rgb_to_grayscale(images))
 
 
