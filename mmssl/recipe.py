@@ -60,9 +60,12 @@ class TextDecode(_Section):
         length: number of ids in a row; longer texts are cut, shorter ones padded and masked.
         start: where in a longer text a row begins, anew at every reading: at its `first` word, at a `random` one, or
             at a random `sentence`, as tasks that compare sentences need it. Probes read from the beginning.
+        pack: documents end to end in rows without padding, an end token after each; attention is not cut between them.
+            Probes read them one by one.
     """
 
     length: Positive = 64
+    pack: bool = False
     start: Literal["first", "random", "sentence"] = "first"
 
 

@@ -209,6 +209,8 @@ class Decoder:
 
             video = self.spec.video
             return {"video": decode_video(cell, video.size, video.fps, video.frames, window, video.fit)}
+        if self.spec.text.pack and isinstance(cell, Mapping):
+            return _packed(cell)
         if not isinstance(cell, str):
             raise DataError(f"column '{self.columns['text']}' should hold text, it holds {type(cell).__name__}")
         assert self.tokenizer is not None  # checked when built
@@ -231,3 +233,9 @@ class Decoder:
         elif not isinstance(value, int | list):
             raise DataError(f"label {value!r} is no class number")
         return torch.tensor(value, dtype=torch.int64)
+
+
+def _packed(cell: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """A row of `mmssl.data.packing`."""
+    found = {key: torch.tensor(numbers) for key, numbers in cell.items()}
+    return {**found, "text_mask": torch.ones_like(found["text"], dtype=torch.bool)}

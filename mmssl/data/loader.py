@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -85,6 +86,8 @@ class Loader:
             source = source.select(decoder.reads)
             if isinstance(source, StreamSource):
                 source = source.present(decoder.reads)
+            if spec.text.pack:
+                source = _packed(source, decoder)
             self.sources[name] = source
             readers[name] = _reader(source, decoder)
             own = mix_seed(seed, "order", name)
@@ -187,7 +190,7 @@ def read(
             `spec.max_bad`; the first two before anything is decoded.
     """
     source = source if source is not None else open_source(spec)
-    spec = spec.model_copy(update={"text": spec.text.model_copy(update={"start": "first"})})
+    spec = spec.model_copy(update={"text": spec.text.model_copy(update={"start": "first", "pack": False})})
     if label is not None and label in source.columns:
         found = find_classes(source.values(label))
         classes = found if classes is None else classes
@@ -222,6 +225,16 @@ def _read(source: Source, decoder: Decoder, spec: Data, batch_size: int, workers
         log.warning(
             "%s: %d rows cannot be decoded and are left out: %s", source.name, tally.bad, "; ".join(tally.first)
         )
+
+
+def _packed(source: Source, decoder: Decoder) -> Source:
+    from mmssl.data.packing import pack
+
+    if decoder.needs != ("text",) or decoder.label is not None:
+        read = ", ".join(decoder.needs)
+        raise RecipeError(f"data.text.pack joins the texts of several rows, and here rows have {read}; set pack: false")
+    tokenizer: Any = decoder.tokenizer
+    return pack(source, decoder.columns["text"], tokenizer, decoder.spec.text.length, decoder.parts)
 
 
 def _reader(source: Source, decoder: Decoder) -> Reader:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from mmssl.media.text import CHARACTERS_PER_TOKEN, SENTENCE_END, clean
+from mmssl.media.text import CHARACTERS_PER_TOKEN, clean
+from mmssl.media.units import SENTENCE_END
 
 Start = Literal["first", "random", "sentence"]
 Starts = Callable[[str], Sequence[int]]

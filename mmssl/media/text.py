@@ -13,7 +13,6 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from functools import cache
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mmssl.errors import DataError, RecipeError
+from mmssl.media.units import sentence_ends, unit_numbers, word_ends
 
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
@@ -35,12 +35,6 @@ SENTINEL = "<extra_id_{}>"
 OPEN_CLIP_FILE = "open_clip_tokenizer.json"
 # No vocabulary has tokens this long on average; it bounds the work on a text that is one endless line.
 CHARACTERS_PER_TOKEN = 64
-# A stop and what closes with it, before white space or the end; a full-width stop, which needs no space; a line break.
-SENTENCE_END = re.compile(
-    r"""[.!?\u2026\u061f\u06d4\u0964]+["')\]}\u00bb\u2019\u201d]*(?=\s|$)"""
-    r"""|[\u3002\uff01\uff1f\uff0e\uff61]+["')\]\u300d\u300f\u2019\u201d\uff09]*"""
-    r"""|\s*[\n\r\u2028\u2029]\s*"""
-)
 FIXED_LENGTH: dict[str, Any] = {
     "padding": "max_length",
     "padding_side": "right",
@@ -51,6 +45,8 @@ FIXED_LENGTH: dict[str, Any] = {
 
 class Tokenizer:
     """Ids of one text, of fixed length, start and end tokens included.
+
+    A text that is cut has an end token only where the library puts one there.
 
     Made by `load`, `train` or `open_clip`. It can be pickled, so that data workers get it.
 
@@ -94,6 +90,13 @@ class Tokenizer:
             self.start_id = vocabulary.bos_token_id if vocabulary.cls_token_id is None else vocabulary.cls_token_id
             self.end_id = vocabulary.eos_token_id if vocabulary.sep_token_id is None else vocabulary.sep_token_id
         self._vocabulary: Any = vocabulary
+        # GPT-2's tokenizer puts no end token after a text, from which a model learns where texts end.
+        self._lacks_end = (
+            vocabulary is not None
+            and self.end_id is not None
+            and open_clip_name is None
+            and vocabulary("a")["input_ids"][-1:] != [self.end_id]
+        )
 
     def __eq__(self, other: object) -> bool:
         """Whether every id stands for the same piece of text in both."""
@@ -134,7 +137,16 @@ class Tokenizer:
         if self._open_clip_name:
             return self._open_clip_ids(text, length)
         encoded = self._library(text, max_length=length, **FIXED_LENGTH)
-        return torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"], dtype=torch.bool)
+        return self._ended(
+            torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"], dtype=torch.bool)
+        )
+
+    def _ended(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """With an end token after a text that was not cut, where the library puts none."""
+        place = int(mask.sum())
+        if self._lacks_end and self.end_id is not None and place < len(ids):
+            ids[place], mask[place] = self.end_id, True
+        return ids, mask
 
     def divide(self, text: str, length: int, parts: Sequence[str]) -> dict[str, Tensor]:
         """Encode one text, and number the words or sentences that its tokens belong to.
@@ -173,12 +185,33 @@ class Tokenizer:
         source = source[: max(stops[content], default=0) + CHARACTERS_PER_TOKEN]
         found = {"text": ids, "text_mask": mask}
         for part in parts:
-            if part == "text_word":
-                ends = [end for _, (_, end) in _word_splitter().pre_tokenize_str(source)]
-            else:
-                breaks = SENTENCE_END.finditer(source)
-                ends = [b.start() if b[0].isspace() else b.end() for b in breaks] + [len(source)]
-            found[part] = _number(ends, starts, content)
+            ends = word_ends(source) if part == "text_word" else sentence_ends(source)
+            found[part] = unit_numbers(ends, starts, content)
+        return found
+
+    def whole(self, texts: Sequence[str], parts: Sequence[str] = ()) -> list[dict[str, list[int]]]:
+        """All of each text, however long: ids without special tokens as `text`, and the words they belong to.
+
+        Args:
+            texts: any strings.
+            parts: `text_word` or nothing; see `divide`.
+
+        Raises:
+            RecipeError: for open_clip's own vocabulary, whose library cuts every text, and where words are asked for
+                and the library does not tell where a token begins.
+        """
+        if self._vocabulary is None:
+            raise RecipeError("open_clip's own tokenizer cuts every text to its context; packing takes another one")
+        texts = [clean(text) for text in texts]
+        wanted = {"return_offsets_mapping": True} if parts else {}
+        if parts and not self._vocabulary.is_fast:
+            raise RecipeError("this tokenizer does not tell where a token begins, which words are found by")
+        encoded = self._vocabulary(texts, add_special_tokens=False, verbose=False, **wanted)
+        found: list[dict[str, list[int]]] = [{"text": ids} for ids in encoded["input_ids"]]
+        for part in parts:
+            for text, document, offsets in zip(texts, found, encoded["offset_mapping"], strict=True):
+                starts = np.array([start for start, _ in offsets], dtype=np.int64)
+                document[part] = unit_numbers(word_ends(text), starts, np.ones(len(starts), dtype=bool)).tolist()
         return found
 
     def token_starts(self, text: str) -> list[int]:
@@ -214,7 +247,7 @@ class Tokenizer:
         mask = torch.tensor(encoded["attention_mask"], dtype=torch.bool)
         content = mask.numpy() & (np.array(encoded["special_tokens_mask"]) == 0)
         starts, stops = np.array(encoded["offset_mapping"]).T
-        return starts, stops, content, torch.tensor(encoded["input_ids"]), mask
+        return starts, stops, content, *self._ended(torch.tensor(encoded["input_ids"]), mask)
 
     def _open_clip_places(self, source: str, ids: Tensor, mask: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The same for open_clip's own vocabulary: its last token of each match of its pattern ends in `</w>`."""
@@ -234,7 +267,7 @@ class Tokenizer:
             if self.end_id in ids:
                 ids = ids[: ids.index(self.end_id)]
             return str(self._library.decode([i for i in ids if i not in self.special_ids])).strip()
-        shown = {self.mask_id, self._vocabulary.unk_token_id, *self.sentinel_ids}
+        shown = {self.mask_id, self._vocabulary.unk_token_id, *self.sentinel_ids} - {self.start_id, self.end_id}
         kept = [i for i in ids if i not in self.special_ids or i in shown]
         return str(self._vocabulary.decode(kept, skip_special_tokens=False)).strip()
 
@@ -366,21 +399,3 @@ def _clean(text: str, length: int) -> str:
 def clean(text: str) -> str:
     """Characters that can be encoded: halves of surrogate pairs are joined, or U+FFFD where they stand alone."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-@cache
-def _word_splitter() -> Any:
-    from tokenizers import Regex, pre_tokenizers
-
-    return pre_tokenizers.Sequence(
-        [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated")]
-    )
-
-
-def _number(ends: Sequence[int], starts: np.ndarray, content: np.ndarray) -> Tensor:
-    """int64 (L,): which of the units that end there each token begins in or before, without gaps; -1 beside content."""
-    unit = np.searchsorted(np.array(ends, dtype=np.int64), starts[content], side="right")
-    unit = unit.clip(max=max(len(ends) - 1, 0))  # white space behind the last word belongs to it
-    numbers = np.full(len(starts), -1)
-    numbers[content] = np.cumsum(np.diff(unit, prepend=unit[:1]) != 0)
-    return torch.from_numpy(numbers)

@@ -173,3 +173,22 @@ def test_sentinels_stand_above_the_vocabulary_and_descend(trained, clip, tmp_pat
     for refused in (with_four, clip):
         with pytest.raises(RecipeError, match="sentinels"):
             refused.with_sentinels(5)
+
+
+def test_a_tokenizer_of_gpt2s_kind_gets_its_end_token():
+    """No post-processor, one token for start, end and padding: as the published GPT-2 tokenizer."""
+    from tokenizers import Tokenizer as Model
+    from tokenizers import models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    model = Model(models.WordLevel({"<|endoftext|>": 0, "a": 1, "b": 2, "c": 3}, unk_token="<|endoftext|>"))
+    model.pre_tokenizer = pre_tokenizers.Whitespace()
+    end = "<|endoftext|>"
+    gpt2 = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=model, bos_token=end, eos_token=end, unk_token=end))
+    assert [part.tolist() for part in gpt2("a b", 5)] == [[1, 2, 0, 0, 0], [True] * 3 + [False] * 2]
+    assert [part.tolist() for part in gpt2("a b c", 3)] == [[1, 2, 3], [True] * 3]
+    divided = gpt2.divide("a b", 5, ("text_word",))
+    assert divided["text"].tolist() == [1, 2, 0, 0, 0]
+    assert divided["text_mask"].tolist() == [True] * 3 + [False] * 2
+    assert divided["text_word"].tolist() == [0, 1, -1, -1, -1]
+    assert gpt2.decode([1, 2, 0]) == "a b"
