@@ -47,17 +47,17 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device | str) -> Batch:
 
 
 def split_rows(batch: Mapping[str, Tensor], parts: int) -> list[Batch]:
-    """Cut a batch into `parts` micro-batches of equal size, in order; 0-dim tensors go to each of them."""
+    """Cut a batch into `parts` micro-batches of equal size, in order; 0-dim tensors go to each of them.
+
+    Entries that are one tensor are one tensor in each part, too.
+    """
     if parts == 1:
         return [dict(batch)]
     rows = count_rows(batch)
     if rows % parts:
         raise ValueError(f"{rows} rows cannot be cut into {parts} equal micro-batches")
-    size = rows // parts
-    return [
-        {key: value[i * size : (i + 1) * size] if value.ndim else value for key, value in batch.items()}
-        for i in range(parts)
-    ]
+    cut = {id(value): value.split(rows // parts) if value.ndim else (value,) * parts for value in batch.values()}
+    return [{key: cut[id(value)][i] for key, value in batch.items()} for i in range(parts)]
 
 
 def under(batch: Mapping[str, Tensor], prefix: str) -> Batch:

@@ -183,14 +183,15 @@ def show(
     resolved = load(recipe / "recipe.yaml" if trained else recipe, _overrides(set_))
     from mmssl import runs
     from mmssl.build import build
+    from mmssl.objectives.base import Step
     from mmssl.report.figures import draw_panels
-    from mmssl.training.loop import WholeData
+    from mmssl.training.loop import whole_data
 
     objective, loader = build(resolved, recipe if trained else None, where=str(recipe))
     if trained:
         objective = runs.load(recipe, trust=trust).objective
-    elif objective.refresh_every:
-        objective.refresh(WholeData(loader, objective.refresh_every, "cpu"))
+    else:
+        objective.before_step(Step(0, data=lambda: whole_data(loader, "cpu")))
     target = out_ or Path(f"{recipe.resolve().stem}.png")
     state = "trained" if trained else "untrained"
     draw_panels(

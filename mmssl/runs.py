@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.console import Console
 from torch.distributed.tensor import DTensor
 
 from mmssl import recipe as recipes
@@ -23,7 +24,8 @@ from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
 from mmssl.recipe import Data, Recipe
 from mmssl.training import checkpoint
-from mmssl.training.loop import check_trackers, fit, start_processes
+from mmssl.training.launch import check_trackers, start_processes
+from mmssl.training.loop import fit
 
 if TYPE_CHECKING:
     from mmssl.audit.verdict import Verdict
@@ -141,6 +143,8 @@ def run(
         quiet=quiet,
     )
     result.step = resolved.training.steps
+    if state.is_main_process and not quiet:
+        _print_verdict(result)
     objective.eval()
     if any(isinstance(parameter, DTensor) for parameter in objective.parameters()):
         # Sharded weights work on all processes together; what follows is done by one.
@@ -259,6 +263,14 @@ def _probe_data(run: Run, encoder: str) -> Data:
     """The probe's source, decoded as the encoder's training data is."""
     own, probe = run.decoding(run.encoders[encoder].modality), run.recipe.probe
     return own if probe is None or probe.data is None else own.model_copy(update={"source": probe.data})
+
+
+def _print_verdict(run: Run) -> None:
+    from mmssl.audit.verdict import closing_lines  # its distributions take a second to import
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for line in closing_lines(run.history, run.chance, run.recipe.training.batch_size):
+        console.print(line)
 
 
 def _finish(run: Run, loader: Loader) -> None:

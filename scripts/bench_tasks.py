@@ -30,7 +30,7 @@ import mmssl
 from mmssl.ops.draws import Draws
 from mmssl.recipe import Optimizer
 from mmssl.training.optim import make_optimizer, set_lr
-from mmssl.training.step import accumulated_backward
+from mmssl.training.step import ForwardPass, accumulated_backward
 
 WARM_UP = 2
 COLUMNS = ("task", "images/s by hand", "mmssl", "ratio", "rest", "ms by hand, transform + rest", "mmssl", "losses", "")
@@ -45,6 +45,7 @@ def race(by_hand: Callable[[Any, Net, int], Hand], images: Tensor, rounds: int) 
     encoder = mmssl.encoder(modality="image", **network)
     task = mmssl.objective(by_hand.__name__, {"image": encoder}, **TASKS[by_hand]).to(device).train()
     twin = copy.deepcopy(task)
+    passes = ForwardPass(task)
     hand = by_hand(twin, trunk(twin.encoders["image"]), size)
     batch = {"image": images, "id": torch.arange(len(images), device=device)}
     optimizer, settings = make_optimizer(task, Optimizer()), Optimizer()
@@ -60,7 +61,7 @@ def race(by_hand: Callable[[Any, Net, int], Hand], images: Tensor, rounds: int) 
 
     def our_rest(inputs: Any, step: int) -> Tensor:
         set_lr(optimizer, settings.lr)
-        losses = accumulated_backward(task, task, inputs)
+        losses = accumulated_backward(passes, inputs)
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmssl import recipe
 from mmssl.batch import MODALITIES, TEXT_PARTS, Batch, count_rows, split_rows
 from mmssl.build import build
+from mmssl.objectives import reinitialized
 from mmssl.objectives.base import Objective
 from mmssl.ops.draws import Draws
 from mmssl.registry import ROOT
@@ -197,7 +198,7 @@ def test_its_preview_can_be_drawn(built, tmp_path):
 
 def test_it_can_be_made_afresh(built):
     objective, _ = built
-    one, same, other = (objective.fresh(seed).state_dict() for seed in (1, 1, 2))
+    one, same, other = (reinitialized(objective, seed).state_dict() for seed in (1, 1, 2))
     assert one.keys() == objective.state_dict().keys()
     assert not list(differing(one, same))
     assert list(differing(one, other))

@@ -23,6 +23,7 @@ from mmssl.build import tokenizers_of
 from mmssl.encoders.base import Encoder, Features
 from mmssl.errors import DataError, RecipeError, RunError
 from mmssl.media.text import Tokenizer
+from mmssl.objectives import reinitialized
 from mmssl.objectives.base import Objective, Pair
 from mmssl.recipe import Data
 
@@ -132,7 +133,7 @@ def fresh_tasks(task: Objective, seeds: Iterable[int]) -> list[Objective]:
     """The task with new random weights, on its device; raises RecipeError where it cannot be made again."""
     device = next(task.parameters()).device
     try:
-        return [task.fresh(seed).to(device) for seed in seeds]
+        return [reinitialized(task, seed).to(device) for seed in seeds]
     except TypeError as error:
         raise RecipeError(f"{error}; or leave the random-initialized baseline out (baseline=False)") from error
 

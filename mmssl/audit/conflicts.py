@@ -10,41 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from statistics import fmean, stdev
 from typing import Any
 
-import torch
-from torch import Tensor
+from mmssl.ops.conflicts import COSINE, SHARE
 
-COSINE, SHARE = "conflict", "gradient_share"  # prefixes in the records
 SURE = 0.95
-
-
-def compare(gradients: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Cosines and shares of gradients.
-
-    Args:
-        gradients: task -> parameter -> weighted gradient. A parameter that a task does not train is left out.
-
-    Returns:
-        `conflict/<a>_<b>`: cosine over the parameters that both train, for each pair that has such;
-        `gradient_share/<task>`: its norm over the sum of all norms. What is not finite is left out.
-    """
-    norms = {task: _dot(own, own, own).sqrt() for task, own in gradients.items()}
-    total = torch.stack(list(norms.values())).sum()
-    found = {f"{SHARE}/{task}": norm / total for task, norm in norms.items()}
-    for a, b in combinations(gradients, 2):
-        own, other = gradients[a], gradients[b]
-        shared = [key for key in own if key in other]
-        if shared:
-            lengths = _dot(own, own, shared).sqrt() * _dot(other, other, shared).sqrt()
-            found[f"{COSINE}/{a}_{b}"] = _dot(own, other, shared) / lengths
-    return {key: value for key, value in found.items() if torch.isfinite(value)}
-
-
-def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor], keys: Sequence[str] | Mapping[str, Any]) -> Tensor:
-    return torch.stack([(a[key] * b[key]).sum() for key in keys]).sum()
 
 
 def fiercest(history: Sequence[Mapping[str, Any]]) -> str | None:

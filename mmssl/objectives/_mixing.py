@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any, Literal
@@ -35,7 +34,7 @@ class Mixing:
         pick: `all`, `one` group a step, or group -> how often it is picked, in proportion.
 
     Attributes:
-        alternates: whether there is a step at which a task does not train.
+        takes_turns: whether there is a step at which a task does not train.
 
     Raises:
         RecipeError: where at some step no task would train, or a group has no odds.
@@ -59,7 +58,7 @@ class Mixing:
                     f"combine: pick = {dict(pick)} should give a number above 0 to each of {', '.join(names)}"
                 )
             self.odds = {name: float(pick[name]) for name in names}
-        self.alternates = any(stage != (0, None) for stage in stages.values()) or (pick != "all" and len(names) > 1)
+        self.takes_turns = any(stage != (0, None) for stage in stages.values()) or (pick != "all" and len(names) > 1)
         idle = 0
         for start, stop in sorted(stages.values(), key=lambda stage: stage[0]):
             if start > idle:
@@ -69,9 +68,14 @@ class Mixing:
             idle = max(idle, stop)
         raise RecipeError(f"combine: no task is trained at step {idle}; steps: [{idle}, null] makes one go on")
 
+    def runs(self, task: str, step: int) -> bool:
+        """Whether `step` is among those of the task's stage."""
+        start, stop = self.stages[task]
+        return start <= step and (stop is None or step < stop)
+
     def active(self, seed: int, step: int) -> list[str]:
         """The tasks that train at `step`; a function of both arguments, and so the same on every process."""
-        due = [name for name, (start, stop) in self.stages.items() if start <= step and (stop is None or step < stop)]
+        due = [name for name in self.stages if self.runs(name, step)]
         if self.pick == "all":
             return due
         names = list(dict.fromkeys(self.groups[name] for name in due))
@@ -79,32 +83,3 @@ class Mixing:
         dice = mix_seed(seed, step, "pick") / 2**63 * bounds[-1]
         picked = next((name for name, bound in zip(names, bounds, strict=True) if dice < bound), names[-1])
         return [name for name in due if self.groups[name] == picked]
-
-
-class Refreshes:
-    """When which task refreshes: each at its first step, and every so many steps of its own from there.
-
-    Args:
-        stages: see `Mixing`.
-        periods: task -> its `refresh_every`; those with 0 are passed over.
-        once: the period of what refreshes at its first step alone.
-
-    Attributes:
-        every: steps between the times at which one may be due; 0 where none ever is.
-    """
-
-    def __init__(self, stages: Mapping[str, Stage], periods: Mapping[str, int], once: int) -> None:
-        self.stages, self.periods, self._once = dict(stages), {k: v for k, v in periods.items() if v}, once
-        times = [self.stages[name][0] for name in self.periods]
-        times += [period for period in self.periods.values() if period != once]
-        self.every = (math.gcd(*times) or once) if times else 0
-
-    def due(self, step: int) -> list[str]:
-        """The tasks that refresh before `step`."""
-        found = []
-        for name, period in self.periods.items():
-            start, stop = self.stages[name]
-            since = step - start
-            if since == 0 or (since > 0 and period != self._once and since % period == 0 and (not stop or step < stop)):
-                found.append(name)
-        return found

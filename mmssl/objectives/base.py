@@ -7,21 +7,20 @@ is what makes gradient accumulation exact: see `mmssl.training.step`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, cast
+from functools import cached_property
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder, Features
+from mmssl.errors import RecipeError
 from mmssl.ops.draws import Draws
 
 Meets = Literal["nowhere", "transform", "loss"]
-
-ONCE = 2**62
-"""As `refresh_every`: before the first step and never again."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,66 @@ class Pair(NamedTuple):
     match: Callable[[Features, Features], Tensor] | None = None
 
 
+def _no_gradients(task: Objective, inputs: Batch) -> dict[str, Tensor]:
+    return {}
+
+
+def _no_log(numbers: Mapping[str, Tensor]) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a task sees before a step of training. One of a number and data alone trains nothing: a look at the task.
+
+    Attributes:
+        number: from 0; of a task in a combination, from its own first step.
+        data: -> this process's batches of the whole data set, anew at each call; an epoch, or without end where the
+            data have none. They need not be read to the end, but by every process equally far.
+        prepare: -> `inputs`.
+        gradients: (task, its inputs) -> gradient of its loss over the global batch, by name of the trained module's
+            parameter; those that the loss does not reach are left out. Everything stays as it was.
+        log: numbers, 0-dim and equal on all processes, for the record of this step.
+        sharded: whether each process holds a part of every weight; see `need_whole_weights`.
+    """
+
+    number: int
+    data: Callable[[], Iterable[Batch]]
+    prepare: Callable[[], Batch] = dict
+    gradients: Callable[[Objective, Batch], dict[str, Tensor]] = _no_gradients
+    log: Callable[[Mapping[str, Tensor]], None] = _no_log
+    sharded: bool = False
+
+    @cached_property
+    def inputs(self) -> Batch:
+        """What `transform` makes of this step's rows, and the step then trains on; empty where the task rests."""
+        return self.prepare()
+
+    def need_whole_weights(self, setting: str) -> None:
+        """Raise RecipeError, naming what asked for it, where no network can run outside of the training step."""
+        if self.sharded:
+            raise RecipeError(f"{setting} is measured on whole weights, and these are sharded; set {setting}=0")
+
+
+class Shared(Mapping[str, Encoder]):
+    """Encoders that another module registers: a task that is handed these refers to them and has no weights of them.
+
+    So every encoder of a combination has one name in weights and state, whatever number of tasks use it.
+    """
+
+    def __init__(self, encoders: Mapping[str, Encoder]) -> None:
+        self._encoders = dict(encoders)
+
+    def __getitem__(self, name: str) -> Encoder:
+        return self._encoders[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._encoders)
+
+    def __len__(self) -> int:
+        return len(self._encoders)
+
+
 def full_precision(outputs: Mapping[str, Tensor]) -> Batch:
     """Half-precision outputs as float32: logits divided by a temperature do not survive 8 bits of mantissa."""
     half = (torch.float16, torch.bfloat16)
@@ -98,23 +157,18 @@ class Objective(nn.Module):
         meets: where rows of a batch meet: `nowhere`, in the `transform` (a sample is made of two rows) or in the `loss`
             (contrastive negatives, queues). A task of the last kind is accumulated by cached outputs, any other by
             plain averaging; where rows meet, it takes two of them.
-        spec: name and hyper-parameters that build this task again; None where it was not made by `mmssl.objective`.
-        alternates: whether a step may leave some of the parameters without gradient, which then stay as they are.
-        refresh_every: steps between calls of `refresh`; 0 for never, `ONCE` for before the first step alone.
-        diagnose_every: steps between calls of `diagnose`; 0 for never.
+        takes_turns: whether a step may leave some of the parameters without gradient, which then stay as they are. An
+            attribute, because DDP has to be told when it wraps the module, before there is any step to look at.
     """
 
     needs: tuple[str, ...] = ()
     divisors: tuple[str, ...] = ()
-    spec: dict[str, Any] | None = None
     meets: Meets = "nowhere"
-    alternates: bool = False
-    refresh_every: int = 0
-    diagnose_every: int = 0
+    takes_turns: bool = False
 
     def __init__(self, encoders: Mapping[str, Encoder]) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict(encoders)
+        self.encoders = encoders if isinstance(encoders, Shared) else nn.ModuleDict(encoders)
 
     def encoder(self, name: str) -> Encoder:
         """The encoder of that name; raises ValueError naming those there are."""
@@ -133,24 +187,6 @@ class Objective(nn.Module):
         """The pairs of encoders that the task has learned to compare; none by default."""
         return ()
 
-    def fresh(self, seed: int) -> Objective:
-        """The same task over the same networks, all with new random weights, in evaluation mode on the CPU.
-
-        Raises:
-            TypeError: where the task was made by its class, so that its arguments are not known.
-        """
-        from mmssl.encoders import create as create_encoder
-        from mmssl.objectives import create
-
-        if self.spec is None:
-            raise TypeError(
-                f"{type(self).__name__} was made by its class; mmssl.objective makes one that can be repeated"
-            )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            encoders = {name: create_encoder(**self.encoder(name).spec) for name in self.encoders}
-            return create(encoders=encoders, **self.spec).eval()
-
     def chance(self, rows: int) -> Chance:
         """The score of guessing with a global batch of `rows`."""
         raise TypeError(f"{type(self).__name__} states no chance level")
@@ -167,44 +203,17 @@ class Objective(nn.Module):
         """`loss` is minimized, the other 0-dim entries are logged; each is a mean over this process's rows."""
         raise TypeError(f"{type(self).__name__} has no loss")
 
-    def forward(
-        self, inputs: Batch, pull: Batch | None = None, whole: tuple[Batch, Batch] | None = None
-    ) -> dict[str, Tensor]:
-        """What DDP, FSDP and torch.compile wrap: `loss(predict(inputs), inputs)`.
-
-        With `pull`, the gradient of an already known loss with respect to these outputs, the result is the scalar
-        whose backward pass carries that gradient into the parameters. With `whole`, outputs without gradient and inputs
-        of all micro-batches, the gradient of parameters that the loss itself owns comes with it.
-        """
+    def forward(self, inputs: Batch) -> dict[str, Tensor]:
+        """`loss(predict(inputs), inputs)`, the loss in full precision."""
         outputs = full_precision(self.predict(inputs))
         with torch.autocast(next(iter(outputs.values())).device.type, enabled=False):
-            if pull is None:
-                return self.loss(outputs, inputs)
-            terms = [(outputs[key] * gradient).sum() for key, gradient in pull.items()]
-            if whole is not None:
-                terms.append(self.loss(*whole)["loss"])
-            return {"loss": torch.stack(terms).sum()}
+            return self.loss(outputs, inputs)
+
+    def before_step(self, step: Step) -> None:
+        """Before each step, and before its `transform`: clusters and codebooks from the data, numbers to be logged."""
 
     def after_step(self, progress: float) -> None:
         """After each optimizer step, without gradient: momentum teachers, clamps. `progress` runs from 0 to 1."""
-
-    def refresh(self, batches: Iterable[Batch]) -> None:
-        """Before the first step and every `refresh_every` steps, on the whole data: clusters, codebooks.
-
-        Args:
-            batches: this process's rows; may be read several times, and need not be read to the end, but by every
-                process equally far.
-        """
-
-    def diagnose(self, inputs: Batch, gradients: Callable[[Objective, Batch], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Every `diagnose_every` steps, before the step: numbers that cost a backward pass of their own; logged.
-
-        Args:
-            inputs: of this process's rows.
-            gradients: (objective, its inputs) -> gradient of its loss over the global batch, by name of the parameter;
-                those that the loss does not reach are left out. Nothing else changes.
-        """
-        raise TypeError(f"{type(self).__name__} has nothing to diagnose")
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """The columns that `mmssl show` draws: input, target, prediction."""

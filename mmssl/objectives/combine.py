@@ -3,9 +3,8 @@
 The loss is the weighted sum; everything that a task reads, makes and logs carries its name: `turn/accuracy`. Each task
 draws random numbers of its own, so that adding one leaves what the others see unchanged.
 
-Tasks whose `transform` hands the same tensor on, such as the caption of a pair, have one entry of the inputs together,
-`match/b+caption/b`; an encoder that two of them hand the same entries to runs once (see `one_pass`). Images are such a
-tensor where no task crops them by itself: `area` crops them once for all.
+An encoder that two tasks hand the same tensor to, such as the caption of a pair, runs once (see `one_pass`). Images are
+such a tensor where no task crops them by itself: `area` crops them once for all.
 
 Tasks may take turns: in stages (`steps`), as where masked modeling comes first and contrastive pairs second, or one
 source a step (`pick`), as in FLAVA. A task whose turn it is not makes no inputs and runs no network; parameters that no
@@ -14,37 +13,24 @@ task trained at a step stay as they are, untouched by momentum and weight decay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from mmssl.audit.conflicts import COSINE, SHARE, compare
 from mmssl.batch import Batch, under
 from mmssl.encoders.base import Encoder, one_pass
 from mmssl.errors import RecipeError
 from mmssl.objectives import create
-from mmssl.objectives._mixing import Mixing, Refreshes, Stage, read_stage
-from mmssl.objectives.base import ONCE, Chance, Objective, Pair, Panel
+from mmssl.objectives._mixing import Mixing, Stage, read_stage
+from mmssl.objectives.base import Chance, Objective, Pair, Panel, Shared, Step
 from mmssl.ops.augment import random_crop
+from mmssl.ops.conflicts import COSINE, SHARE, compare
 from mmssl.ops.draws import Draws
 
 TAKEN = (COSINE, SHARE, "probe")
-
-
-class _Alone(Objective):
-    """One task of a combination, with the shared encoders among its own parameters."""
-
-    def __init__(self, encoders: nn.ModuleDict, task: Objective) -> None:
-        super().__init__(cast(Mapping[str, Encoder], encoders))
-        self.task, self.meets, self.divisors = task, task.meets, task.divisors
-
-    def predict(self, inputs: Batch) -> Batch:
-        return self.task.predict(inputs)
-
-    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
-        return self.task.loss(outputs, inputs)
 
 
 class Combine(Objective):
@@ -62,8 +48,7 @@ class Combine(Objective):
             augmentation; None for the whole image. Tasks that look for equal images then find none.
         conflicts: steps between measurements of the cosine of each two tasks' gradients on the encoders that they
             share, and of each one's share of the gradient; 0 for never. A measurement takes about as long as a step
-            and holds one gradient of the encoders a task. What tasks measure themselves keeps the same pace; without
-            conflicts, that of the most frequent.
+            and holds one gradient of the encoders a task.
     """
 
     def __init__(
@@ -87,7 +72,7 @@ class Combine(Objective):
         self.weights: dict[str, float] = {}
         self.sources: dict[str, str] = {}
         stages: dict[str, Stage] = {}
-        lenders: dict[str, str] = {}
+        shared = Shared(encoders)
         for name, given in tasks.items():
             hyper = dict(given)
             where = f"tasks.{name}"
@@ -105,34 +90,21 @@ class Combine(Objective):
             stages[name] = read_stage(hyper.pop("steps", (0, None)), where)
             lender = hyper.pop("heads", None)
             try:
-                task = create(kind, encoders, **hyper)
+                task = create(kind, shared, **hyper)
             except (RecipeError, ValueError) as error:
                 raise RecipeError(f"{where}: {error}") from error
-            # The encoders are this module's: registered once, so that weights and state have one name each.
-            del task.encoders
-            object.__setattr__(task, "encoders", self.encoders)
             if lender is not None:
                 if lender not in built:
                     raise RecipeError(f"{where}: heads = {lender!r} should be a task above this one")
                 if stages[name][0] < stages[lender][0]:
                     raise RecipeError(f"{where}: heads: {lender} begins later, and its heads are not ready before")
                 _lend(built[lender], task, where)
-                lenders[name] = lender
             built[name], self.weights[name], self.sources[name] = task, float(weight), source
         self.tasks = nn.ModuleDict(built)
         groups = self.sources if any(self.sources.values()) else {name: name for name in built}
         self.mixing = Mixing(stages, groups, pick)
-        self.alternates = self.mixing.alternates
+        self.takes_turns = self.mixing.takes_turns
         self._active = list(built)
-        # What is lent is refreshed by the task that it belongs to.
-        periods = {name: 0 if name in lenders else task.refresh_every for name, task in built.items()}
-        self.refreshes = Refreshes(stages, periods, ONCE)
-        self.refresh_every = self.refreshes.every
-        if self.refresh_every:
-            self.register_buffer("refreshed", torch.zeros((), dtype=torch.long))
-        self.diagnose_every = conflicts or min(
-            (t.diagnose_every for t in built.values() if t.diagnose_every), default=0
-        )
         self.area = area
         if area is not None and not any("image" in task.needs for task in built.values()):
             raise RecipeError("combine: area crops images, and no task reads any")
@@ -147,11 +119,9 @@ class Combine(Objective):
             )
         )
 
-    refreshed: Tensor
-
     def _each(self, inputs: Batch | None = None) -> list[tuple[str, Objective]]:
         """The tasks, or those that have inputs."""
-        names = None if inputs is None else {n.partition("/")[0] for joined in inputs for n in joined.split("+")}
+        names = None if inputs is None else {key.partition("/")[0] for key in inputs}
         return [(name, cast(Objective, task)) for name, task in self.tasks.items() if names is None or name in names]
 
     @property
@@ -161,7 +131,7 @@ class Combine(Objective):
 
     def chance(self, rows: int) -> Chance:
         """The weighted sum, which has no level where tasks take turns; each task's own levels under its name."""
-        total: float | None = None if self.alternates else 0.0
+        total: float | None = None if self.takes_turns else 0.0
         metrics: dict[str, float] = {}
         for name, task in self._each():
             own = task.chance(rows)
@@ -171,10 +141,7 @@ class Combine(Objective):
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """Each task's inputs from its source, as `task/key`; one entry for tasks that hand the same tensor on.
-
-        In training those of the tasks whose turn it is at the step of `draws`.
-        """
+        """Each task's inputs from its source, as `task/key`; in training of those whose turn it is at this step."""
         if self.area is not None:
             images = [need for need in self.needs if need.rpartition("/")[2] == "image"]
             batch = batch | {key: random_crop(batch[key], draws, self.area) for key in images}
@@ -185,14 +152,14 @@ class Combine(Objective):
                 continue
             rows = under(batch, self.sources[name]) if self.sources[name] else batch
             inputs |= _prefixed(name, task.transform(rows, draws.named(name)))
-        return _joined(inputs)
+        return inputs
 
     def predict(self, inputs: Batch) -> Batch:
         """Each task's outputs, as `task/key`."""
         outputs: Batch = {}
         with one_pass(self.encoder(name) for name in self.encoders):
             for name, task in self._each(inputs):
-                outputs |= _prefixed(name, task.predict(_own(inputs, name)))
+                outputs |= _prefixed(name, task.predict(under(inputs, name)))
         return outputs
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
@@ -200,10 +167,44 @@ class Combine(Objective):
         logs: dict[str, Tensor] = {}
         terms = []
         for name, task in self._each(inputs):
-            losses = task.loss(under(outputs, name), _own(inputs, name))
+            losses = task.loss(under(outputs, name), under(inputs, name))
             terms.append(self.weights[name] * losses["loss"])
             logs |= _prefixed(name, losses)
         return {"loss": torch.stack(terms).sum(), **logs}
+
+    def before_step(self, step: Step) -> None:
+        """Each task's own from its first step to its last, on the rows of its source; conflicts where they are due.
+
+        Those are of the tasks' gradients on shared encoders: cosines `conflict/<a>_<b>`, and `gradient_share/<task>`.
+        """
+        for name, task in self._each():
+            if self.mixing.runs(name, step.number):
+                task.before_step(self._narrowed(step, name))
+        if self.conflicts:
+            step.need_whole_weights("objective.conflicts")
+            if (step.number + 1) % self.conflicts == 0:
+                gradients = {name: self._gradient(step, name) for name, _ in self._each(step.inputs)}
+                step.log(compare(gradients) if len(gradients) > 1 else {})
+
+    def _narrowed(self, step: Step, name: str) -> Step:
+        """The step as this task sees it."""
+        source = self.sources[name]
+
+        def data() -> Iterator[Batch]:
+            return (under(batch, source) if source else batch for batch in step.data())
+
+        return replace(
+            step,
+            number=step.number - self.mixing.stages[name][0],
+            data=data,
+            prepare=lambda: under(step.inputs, name),
+            log=lambda numbers: step.log(_prefixed(name, numbers)),
+        )
+
+    def _gradient(self, step: Step, name: str) -> dict[str, Tensor]:
+        """Of this task's weighted loss, on the encoders."""
+        found = step.gradients(cast(Objective, self.tasks[name]), under(step.inputs, name))
+        return {key: self.weights[name] * value for key, value in found.items() if key.startswith("encoders.")}
 
     def after_step(self, progress: float) -> None:
         """Each task's own, of those that trained."""
@@ -211,50 +212,17 @@ class Combine(Objective):
             if name in self._active:
                 task.after_step(progress)
 
-    def refresh(self, batches: Iterable[Batch]) -> None:
-        """Each task's own at its own pace, counted from its first step, on the rows of its source."""
-        step = 0 if self.refresh_every == ONCE else int(self.refreshed) * self.refresh_every
-        self.refreshed += 1
-        for name in self.refreshes.due(step):
-            cast(Objective, self.tasks[name]).refresh(_Source(batches, self.sources[name]))
-
-    def diagnose(self, inputs: Batch, gradients: Callable[[Objective, Batch], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """What the tasks measure themselves, as `task/key`, and conflicts where they are asked for.
-
-        Those are of the tasks' gradients on shared encoders: cosines `conflict/<a>_<b>`, and `gradient_share/<task>`.
-        """
-        found: dict[str, Batch] = {}
-        numbers: Batch = {}
-        for name, task in self._each(inputs):
-            own = _own(inputs, name)
-            if task.diagnose_every:
-                numbers |= _prefixed(name, task.diagnose(own, gradients))
-            if self.conflicts:
-                alone = gradients(_Alone(self.encoders, task), own)
-                found[name] = {k: self.weights[name] * v for k, v in alone.items() if k.startswith("encoders.")}
-        return numbers | (compare(found) if len(found) > 1 else {})
-
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Each task's columns, beside each other."""
         return [
             Panel(f"{name}: {panel.title}", panel.cells)
             for name, task in self._each(inputs)
-            for panel in task.preview(_own(inputs, name), under(outputs, name))
+            for panel in task.preview(under(inputs, name), under(outputs, name))
         ]
 
 
-class _Source:
-    """The batches of one source, as often as they are asked for."""
-
-    def __init__(self, batches: Iterable[Batch], name: str) -> None:
-        self._batches, self._name = batches, name
-
-    def __iter__(self) -> Iterator[Batch]:
-        return (under(batch, self._name) if self._name else batch for batch in self._batches)
-
-
 def _lend(lender: Objective, task: Objective, where: str) -> None:
-    """Put the lender's modules in place of those of the same name; they stay registered with the lender alone."""
+    """Put the lender's modules in place of those of the same name."""
     names = [n for n, _ in task.named_children() if n != "encoders" and n in dict(lender.named_children())]
     if not names:
         raise RecipeError(f"{where}: heads: the two tasks have no modules of the same name")
@@ -262,23 +230,8 @@ def _lend(lender: Objective, task: Objective, where: str) -> None:
         own, other = task.get_submodule(name), lender.get_submodule(name)
         if {k: v.shape for k, v in own.state_dict().items()} != {k: v.shape for k, v in other.state_dict().items()}:
             raise RecipeError(f"{where}: heads: '{name}' has another size in the other task")
-        delattr(task, name)
-        object.__setattr__(task, name, other)
+        setattr(task, name, other)
 
 
 def _prefixed(name: str, entries: Mapping[str, Tensor]) -> Batch:
     return {f"{name}/{key}": value for key, value in entries.items()}
-
-
-def _joined(inputs: Batch) -> Batch:
-    """One entry for entries that are the same memory, under all their names: cut, moved and cast once, they stay so."""
-    names: dict[object, str] = {}
-    for key, value in inputs.items():
-        memory = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.ndim else key
-        names[memory] = f"{names[memory]}+{key}" if memory in names else key
-    return {joined: inputs[joined.partition("+")[0]] for joined in names.values()}
-
-
-def _own(inputs: Batch, task: str) -> Batch:
-    """A task's entries, as `key`."""
-    return under({name: value for joined, value in inputs.items() for name in joined.split("+")}, task)

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mmssl.audit.conflicts import COSINE, SHARE
 from mmssl.objectives.base import Chance, Panel
+from mmssl.ops.conflicts import COSINE, SHARE
 
 INK, FAINT, LINE, ACCENT = "#1f2430", "#8a8f98", "#2f6fb4", "#c8553d"
 FRAMES = 6  # of a clip that fit beside each other and are still seen

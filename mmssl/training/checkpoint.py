@@ -143,6 +143,25 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         raise RunError(f"{checkpoint}: state.json cannot be read: {error}") from error
 
 
+def restore(module: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, checkpoint: Path) -> int:
+    """Restore all of a checkpoint's state but the weights; returns the steps that were done.
+
+    Args:
+        module: the objective.
+        optimizer: bare.
+        scaler: of half precision, or None.
+        checkpoint: of the same recipe.
+
+    Raises:
+        RunError: where a file is damaged or does not fit the module.
+    """
+    state = read_state(checkpoint)
+    load_optimizer(module, optimizer, checkpoint)
+    if scaler is not None and state["scaler"]:
+        scaler.load_state_dict(state["scaler"])
+    return int(state["step"])
+
+
 def load_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
     """Restore the optimizer's state from a checkpoint of the same recipe.
 

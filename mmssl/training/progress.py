@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mmssl.batch import Batch
 from mmssl.objectives.base import Chance
 
 
@@ -35,10 +36,13 @@ class Clock:
         self._waited = 0.0
         self._rows = 0
 
-    def waited(self, seconds: float, rows: int) -> None:
-        """Count a batch that took `seconds` to arrive."""
-        self._waited += seconds
+    def waiting_for(self, batches: Iterator[Batch], rows: int) -> Batch:
+        """The next batch, whose `rows` and time to arrive are counted."""
+        asked = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - asked
         self._rows += rows
+        return batch
 
     def read(self) -> dict[str, float]:
         """`samples_per_second` and `data_wait` (0 to 1) since the last call."""
@@ -108,10 +112,6 @@ class Reporter:
             rest = record.get("eta")
             tail = f"  eta {rest / 60:.1f} min" if rest is not None else ""
             self._console.print(f"step {record['step']}/{self.steps}  {text}{tail}", highlight=False, soft_wrap=True)
-
-    def say(self, text: str) -> None:
-        """Print a line beside the bar."""
-        self._console.print(text, highlight=False, soft_wrap=True)
 
 
 def describe(record: Mapping[str, Any], chance: Chance) -> str:

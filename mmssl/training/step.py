@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn.modules.batchnorm import _NormBase
 
 from mmssl.batch import Batch, split_rows
@@ -24,12 +25,54 @@ Context = Callable[[], AbstractContextManager]
 Forward = Callable[..., dict[str, Tensor]]
 
 
+class ForwardPass(nn.Module):
+    """What DDP, FSDP2 and torch.compile wrap: the objective, and the replay of a part of its batch."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(
+        self, inputs: Batch, pull: Batch | None = None, whole: tuple[Batch, Batch] | None = None
+    ) -> dict[str, Tensor]:
+        """The loss of `inputs`; with `pull`, the scalar whose backward pass carries a known gradient to the parameters.
+
+        Args:
+            inputs: of a micro-batch.
+            pull: gradient of the loss with respect to the outputs of this micro-batch.
+            whole: outputs without gradient and inputs of all micro-batches, for the gradient of parameters that the
+                loss itself owns.
+        """
+        if pull is None:
+            losses: dict[str, Tensor] = self.objective(inputs)
+            return losses
+        outputs = self.predict(inputs)
+        terms = [(outputs[key] * gradient).sum() for key, gradient in pull.items()]
+        if whole is not None:
+            terms.append(self.loss(*whole)["loss"])
+        return {"loss": torch.stack(terms).sum()}
+
+    def predict(self, inputs: Batch) -> Batch:
+        """The objective's outputs, none in half precision."""
+        return full_precision(self.objective.predict(inputs))
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        """The objective's loss, in full precision."""
+        with torch.autocast(next(iter(outputs.values())).device.type, enabled=False):
+            return self.objective.loss(outputs, inputs)
+
+    def collect_shards(self) -> None:
+        """Let FSDP2 collect the shards for what is called outside of `forward`; call it once they are made."""
+        for method in ("predict", "loss"):
+            register_fsdp_forward_method(self, method)
+
+
 def accumulated_backward(
-    objective: Objective,
-    wrapped: Forward,
+    passes: ForwardPass,
     inputs: Batch,
     parts: int = 1,
     *,
+    wrapped: Forward | None = None,
     backward: Callable[[Tensor], None] = torch.Tensor.backward,
     no_sync: Context = nullcontext,
     autocast: Context = nullcontext,
@@ -38,10 +81,10 @@ def accumulated_backward(
     """Leave in `.grad` what the mean over the global batch gives, and return the logged values.
 
     Args:
-        objective: the bare module.
-        wrapped: the same as DDP, FSDP or torch.compile wrapped it; the objective itself where nothing does.
+        passes: of the bare objective.
         inputs: what `transform` made of this process's rows.
         parts: micro-batches, of which only one at a time holds activations.
+        wrapped: `passes` as DDP or FSDP wrapped it; itself where nothing does.
         backward: the backward pass, scaled where half precision asks for it.
         no_sync: suspends the averaging of gradients over processes; entered for all but the last micro-batch.
         autocast: context of the forward pass without gradient.
@@ -50,22 +93,23 @@ def accumulated_backward(
     Returns:
         The entries of the objective's loss dictionary, detached, averaged over the micro-batches of this process.
     """
-    inputs = _average_divisors(inputs, objective.divisors)
+    forward, objective = wrapped or passes, passes.objective
+    divisors = [key for key in objective.divisors if key in inputs]
+    inputs = inputs | {key: average(inputs[key].to(torch.get_default_dtype())) for key in divisors}
     if parts == 1:
         reseed(0)
-        losses = wrapped(inputs)
+        losses = forward(inputs)
         backward(losses["loss"])
         return {key: value.detach() for key, value in losses.items()}
     micro_batches = split_rows(inputs, parts)
     if objective.meets == "loss":
-        return _cached(objective, wrapped, inputs, micro_batches, backward, no_sync, autocast, reseed)
-    for micro_batch in micro_batches:
-        micro_batch.update({key: micro_batch[key] / parts for key in objective.divisors if key in micro_batch})
+        return _cached(passes, forward, inputs, micro_batches, backward, no_sync, autocast, reseed)
     logs: dict[str, Tensor] = {}
     for i, micro_batch in enumerate(micro_batches):
+        micro_batch.update({key: micro_batch[key] / parts for key in divisors})
         with no_sync() if i < parts - 1 else nullcontext():
             reseed(i)
-            losses = wrapped(micro_batch)
+            losses = forward(micro_batch)
             backward(losses["loss"] / parts)
         for key, value in losses.items():
             logs[key] = logs.get(key, torch.zeros_like(value)) + value.detach() / parts
@@ -73,8 +117,8 @@ def accumulated_backward(
 
 
 def _cached(
-    objective: Objective,
-    wrapped: Forward,
+    passes: ForwardPass,
+    forward: Forward,
     inputs: Batch,
     micro_batches: list[Batch],
     backward: Callable[[Tensor], None],
@@ -83,14 +127,14 @@ def _cached(
     reseed: Callable[[int], None],
 ) -> dict[str, Tensor]:
     pieces: list[Batch] = []
-    with torch.no_grad(), autocast(), frozen_statistics(objective):
+    with torch.no_grad(), autocast(), frozen_statistics(passes):
         for i, micro_batch in enumerate(micro_batches):
             reseed(i)
-            pieces.append(full_precision(objective.predict(micro_batch)))
+            pieces.append(passes.predict(micro_batch))
     outputs = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
     leaves = {key: value.requires_grad_() for key, value in outputs.items() if value.is_floating_point()}
 
-    losses = objective.loss(outputs, inputs)
+    losses = passes.loss(outputs, inputs)
     gradients = torch.autograd.grad(losses["loss"], list(leaves.values()), allow_unused=True)
     pull = {key: g for key, g in zip(leaves, gradients, strict=True) if g is not None}
 
@@ -101,12 +145,13 @@ def _cached(
             reseed(i)
             # The loss's own parameters take part in the last replay: the one whose gradients DDP or FSDP averages.
             whole = ({key: value.detach() for key, value in outputs.items()}, inputs) if last else None
-            backward(wrapped(micro_batch, part_pull, whole)["loss"])
+            backward(forward(micro_batch, part_pull, whole)["loss"])
     return {key: value.detach() for key, value in losses.items()}
 
 
-def diagnosed(
-    objective: Objective,
+def task_gradients(
+    trained: nn.Module,
+    task: Objective,
     inputs: Batch,
     parts: int = 1,
     *,
@@ -114,45 +159,53 @@ def diagnosed(
     reseed: Callable[[int], None] = lambda part: None,
     scale: float = 1.0,
 ) -> dict[str, Tensor]:
-    """What `objective.diagnose` returns, with gradients that are exact under any number of micro-batches and processes.
+    """The gradient of one task's loss over the global batch, exact however that batch is cut; see `Step.gradients`.
 
-    The run goes on as if it had not been called: parameters, `.grad`, buffers and random numbers are left as they are.
-    A gradient holds the activations of one micro-batch at a time, and none of DDP's hooks sees it.
+    The run goes on as if it had not been taken: parameters, `.grad`, buffers and random numbers are left as they are.
+    It holds the activations of one micro-batch at a time, and none of DDP's hooks sees it.
 
     Args:
-        objective: the bare module.
-        inputs: what `transform` made of this process's rows.
+        trained: the bare module whose parameters are asked for: the task or the combination that it belongs to.
+        task: whose loss it is.
+        inputs: of the task, from this process's rows.
         parts: micro-batches.
         autocast: context of the forward pass.
         reseed: as for `accumulated_backward`.
         scale: of the loss during the backward pass, for half precision.
+
+    Returns:
+        Name of the parameter in `trained` -> gradient, for those that the loss reaches.
     """
+    parameters = {name: parameter for name, parameter in trained.named_parameters() if parameter.requires_grad}
+    totals: dict[str, Tensor] = {}
+    passes = ForwardPass(task)
 
-    def gradients(part: Objective, own: Batch) -> dict[str, Tensor]:
-        parameters = {name: parameter for name, parameter in part.named_parameters() if parameter.requires_grad}
-        totals: dict[str, Tensor] = {}
+    def forward(*arguments: Batch) -> dict[str, Tensor]:
+        with autocast():
+            losses: dict[str, Tensor] = passes(*arguments)
+            return losses
 
-        def forward(*arguments: Batch) -> dict[str, Tensor]:
-            with autocast():
-                return part(*arguments)
+    def collect(scalar: Tensor) -> None:
+        found = torch.autograd.grad(scalar * scale, list(parameters.values()), allow_unused=True)
+        for name, gradient in zip(parameters, found, strict=True):
+            if gradient is not None:
+                totals[name] = totals[name] + gradient if name in totals else gradient
 
-        def collect(scalar: Tensor) -> None:
-            found = torch.autograd.grad(scalar * scale, list(parameters.values()), allow_unused=True)
-            for name, gradient in zip(parameters, found, strict=True):
-                if gradient is not None:
-                    totals[name] = totals[name] + gradient if name in totals else gradient
+    with unchanged(trained):
+        accumulated_backward(passes, inputs, parts, wrapped=forward, backward=collect, autocast=autocast, reseed=reseed)
+    return {name: average(total) / scale for name, total in totals.items()}
 
-        accumulated_backward(part, forward, own, parts, backward=collect, autocast=autocast, reseed=reseed)
-        return {name: average(total) / scale for name, total in totals.items()}
 
-    buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
-    devices = {p.device for p in objective.parameters() if p.device.type == "cuda"}
+@contextmanager
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """Afterwards buffers and random numbers are what they were."""
+    saved = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=devices):
-        numbers = objective.diagnose(inputs, gradients)
+        yield
     with torch.no_grad():
-        for name, buffer in objective.named_buffers():
-            buffer.copy_(buffers[name])
-    return numbers
+        for name, buffer in module.named_buffers():
+            buffer.copy_(saved[name])
 
 
 @contextmanager
@@ -164,8 +217,3 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     for norm, buffers in zip(norms, saved, strict=True):
         for buffer, value in zip(norm.buffers(recurse=False), buffers, strict=True):
             buffer.copy_(value)
-
-
-def _average_divisors(inputs: Batch, divisors: tuple[str, ...]) -> Batch:
-    dtype = torch.get_default_dtype()
-    return inputs | {key: average(inputs[key].to(dtype)) for key in divisors if key in inputs}

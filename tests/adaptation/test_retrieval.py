@@ -13,6 +13,7 @@ import mmssl
 from mmssl.adaptation import adapt
 from mmssl.adaptation.raw import Agreement, agree, bag, frequent, plain
 from mmssl.errors import DataError, RecipeError, RunError
+from mmssl.objectives import reinitialized
 from mmssl.recipe import Data, ImageDecode, TextDecode
 
 DATA = Data(source="", image=ImageDecode(size=16), text=TextDecode(length=LENGTH))
@@ -125,11 +126,11 @@ def test_baselines_stand_in_the_table(small):
 
 
 def test_random_weights_are_those_of_the_seed(small):
-    one = retrieve(small.fresh(4), table(RIGHT), data=DATA)
+    one = retrieve(reinitialized(small, 4), table(RIGHT), data=DATA)
     other = retrieve(small, table(RIGHT), data=DATA, baseline=True, seed=4, seeds=1)
     assert one.row("pretrained", "text").recall == other.row("random", "text").recall
-    assert torch.equal(small.fresh(4).project_a.weight, small.fresh(4).project_a.weight)
-    assert not torch.equal(small.fresh(5).project_a.weight, small.fresh(4).project_a.weight)
+    assert torch.equal(reinitialized(small, 4).project_a.weight, reinitialized(small, 4).project_a.weight)
+    assert not torch.equal(reinitialized(small, 5).project_a.weight, reinitialized(small, 4).project_a.weight)
 
 
 def test_tasks_together_compare_what_each_does(small):
@@ -139,7 +140,7 @@ def test_tasks_together_compare_what_each_does(small):
     both.tasks["pair"].load_state_dict({k: v for k, v in small.state_dict().items() if not k.startswith("encoders.")})
     own, shared = retrieve(small, table(RIGHT), data=DATA), retrieve(both, table(RIGHT), data=DATA)
     assert own.rows == shared.rows
-    assert both.fresh(1).pairs[0][:2] == ("image", "text")
+    assert reinitialized(both, 1).pairs[0][:2] == ("image", "text")
 
 
 @pytest.mark.parametrize("suffix", ["", "/test.parquet"])

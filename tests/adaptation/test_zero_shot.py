@@ -15,6 +15,7 @@ from mmssl.adaptation import adapt
 from mmssl.adaptation.pairs import network_of
 from mmssl.adaptation.probes.zero_shot import class_vectors
 from mmssl.errors import DataError, RecipeError
+from mmssl.objectives import reinitialized
 from mmssl.recipe import Data, ImageDecode, TextDecode
 
 DATA = Data(source="", image=ImageDecode(size=16), text=TextDecode(length=LENGTH))
@@ -112,7 +113,7 @@ def test_random_weights_stand_beside():
     given = table(PAIRS, kind=[NAMES[label] for label in LABELS])
     scores = classify(task, given, data=DATA, label="kind", baseline=True, seeds=2)
     random = next(row for row in scores.rows if row.encoder == "random")
-    alone = [classify(task.fresh(seed), given, data=DATA, label="kind").accuracy for seed in (0, 1)]
+    alone = [classify(reinitialized(task, seed), given, data=DATA, label="kind").accuracy for seed in (0, 1)]
     assert list(random.runs) == alone
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmssl.audit.conflicts import compare, fiercest
+from mmssl.audit.conflicts import fiercest
 from mmssl.audit.verdict import closing_lines
 from mmssl.objectives.base import Chance
+from mmssl.ops.conflicts import compare
 from mmssl.report.figures import draw_conflicts
 
 

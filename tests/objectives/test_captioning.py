@@ -15,10 +15,10 @@ from mmssl.encoders.base import Encoder, Features
 from mmssl.encoders.fusion import Fused
 from mmssl.errors import RecipeError
 from mmssl.media.text import Tokenizer
-from mmssl.objectives import create
+from mmssl.objectives import Objective, create
+from mmssl.objectives.base import Step
 from mmssl.objectives.reconstruction.captioning import Captioning
 from mmssl.ops.draws import Draws
-from mmssl.training.step import diagnosed
 
 LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 20}
 TOWER = {"width": 16, "layers": 2, "heads": 2}
@@ -276,6 +276,13 @@ def test_chance_is_that_of_equal_logits_and_of_known_frequencies():
         assert math.isclose(losses["relative_error"], 1, rel_tol=1e-3)
 
 
+def _measured(task: Objective, inputs: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+    numbers: dict[str, Tensor] = {}
+    task.before_step(Step(number, data=list, prepare=lambda: inputs, log=numbers.update))
+    assert task.encoder("text").training
+    return numbers
+
+
 @pytest.mark.parametrize("a", ["image", "audio", "video"])
 def test_whatever_is_described_is_looked_at(a):
     task, batch = _task(a, blind=5), tiny_batch(8)
@@ -284,20 +291,21 @@ def test_whatever_is_described_is_looked_at(a):
     assert ("a_mask" in inputs) == (a == "audio")
     rolled = {key: value.roll(1, 0) if key in ("a", "a_mask") else value for key, value in inputs.items()}
     expected = task(inputs)["loss"] / task(rolled)["loss"]
-    numbers = diagnosed(task, inputs)
-    assert task.diagnose_every == 5
-    torch.testing.assert_close(numbers, {"loss_over_blind": expected.detach()})
+    torch.testing.assert_close(_measured(task, inputs, 4), {"loss_over_blind": expected.detach()})
+    assert not any(_measured(task, inputs, number) for number in (0, 3, 5))
+    assert not _measured(task, {}, 4)  # whose turn it is not
+    assert _measured(task, inputs, 9)
     assert expected != 1
     if a == "audio":
         task.encoder("fusion").map_a.weight.data.zero_()
-        torch.testing.assert_close(diagnosed(task, inputs)["loss_over_blind"], torch.tensor(1.0))
+        torch.testing.assert_close(_measured(task, inputs, 4)["loss_over_blind"], torch.tensor(1.0))
     assert task.preview(inputs, task.predict(inputs))[0].title == a
 
 
 def test_it_learns_what_the_picture_says_and_writes_it():
     # Its color says which of four words comes; all else is the same everywhere.
     torch.manual_seed(0)
-    task = _task()
+    task = _task(blind=1)
     words = torch.arange(16) % 4
     colors = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [0, 0, 0]], dtype=torch.uint8)
     images = colors[words][..., None, None].expand(-1, -1, 12, 12)
@@ -312,7 +320,7 @@ def test_it_learns_what_the_picture_says_and_writes_it():
         optimizer.step()
     assert losses["accuracy"] == 1
     assert losses["loss"] < 0.1
-    assert task.diagnose(inputs, lambda *_: {})["loss_over_blind"] < 0.1
+    assert _measured(task, inputs, 0)["loss_over_blind"] < 0.1
     written = task.generate(images[:8], length=6)
     assert written.tolist() == batch["text"][:8].tolist()
     seen, caption, generated = task.preview(inputs, task.predict(inputs))

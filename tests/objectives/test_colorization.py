@@ -17,7 +17,7 @@ from mmssl.objectives import create
 from mmssl.objectives.reconstruction import colorization as module
 from mmssl.objectives.reconstruction.colorization import Colorization
 from mmssl.ops.draws import Draws
-from mmssl.training.step import accumulated_backward
+from mmssl.training.step import ForwardPass, accumulated_backward
 
 WHOLE = {"area": (1.0, 1.0), "flip": 0.0, "width": 64}
 FORMS = pytest.mark.parametrize("form", ["classes", "regression"])
@@ -188,7 +188,7 @@ def test_micro_batches_weigh_pictures_as_the_whole_batch_does(form):
         if form == "classes":
             task.mean_target[0] = torch.rand(313, generator=torch.Generator().manual_seed(5)).mul(6).softmax(0)
         inputs = task.transform(pictures(8, gray=(0, 1, 6)), Draws(0, 0, 8))
-        logs = accumulated_backward(task, task, inputs, parts)
+        logs = accumulated_backward(ForwardPass(task), inputs, parts)
         return [*(p.grad for p in task.parameters()), logs["loss"], logs["relative_error"]]
 
     for found, expected in zip(gradients(4), gradients(1), strict=True):

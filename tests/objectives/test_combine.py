@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,10 @@ from mmssl.build import build
 from mmssl.encoders.base import Encoder, Features, one_pass
 from mmssl.errors import RecipeError
 from mmssl.objectives import Objective, combine, create
+from mmssl.objectives.base import Step
 from mmssl.ops.draws import Draws
 from mmssl.training.loop import fit
-from mmssl.training.step import accumulated_backward, diagnosed
+from mmssl.training.step import ForwardPass, accumulated_backward, task_gradients
 
 TASKS = {
     "turn": {"name": "rotation", "weight": 0.5, "data": "pictures"},
@@ -132,13 +134,21 @@ FIGHT = {
 ROWS = 8
 
 
+def _logged(task: Objective, inputs: dict[str, Tensor], parts: int = 1, number: int = 0) -> dict[str, Tensor]:
+    """What a task says before a step."""
+    numbers: dict[str, Tensor] = {}
+    gradients = partial(task_gradients, task, parts=parts, reseed=torch.manual_seed)
+    task.before_step(Step(number, data=list, prepare=lambda: inputs, gradients=gradients, log=numbers.update))
+    return numbers
+
+
 def _conflicts(rank: int = 0, world: int = 1, parts: int = 1) -> dict[str, Tensor]:
     torch.manual_seed(1)
     task = create("combine", tiny_encoders(), tasks=FIGHT, conflicts=1)
     local = ROWS // world
     own = {key: value[rank * local : (rank + 1) * local] for key, value in tiny_batch(ROWS).items()}
     inputs, random = task.transform(own, Draws(5, 3, local, share=rank, shares=world)), torch.get_rng_state()
-    numbers = diagnosed(task, inputs, parts, reseed=torch.manual_seed)
+    numbers = _logged(task, inputs, parts)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(parameter.grad is None for parameter in task.parameters())
     return numbers
@@ -164,7 +174,6 @@ def _double():
 def test_conflicts_are_cosines_of_the_gradients_of_each_alone_however_the_batch_is_cut(tmp_path: Path, processes):
     torch.manual_seed(1)
     task = create("combine", tiny_encoders(), tasks=FIGHT, conflicts=1)
-    assert task.diagnose_every == 1
     inputs = task.transform(tiny_batch(ROWS), Draws(5, 3, ROWS))
     alone = {}
     for name, given in FIGHT.items():
@@ -268,7 +277,7 @@ def test_one_pass_serves_all_tasks_with_the_gradient_of_separate_passes(monkeypa
             monkeypatch.setattr(combine, "one_pass", nullcontext)
         task.zero_grad()
         with _counted(task) as runs:
-            losses.append(accumulated_backward(task, task, inputs, parts))
+            losses.append(accumulated_backward(ForwardPass(task), inputs, parts))
         replays = 1 if parts == 1 else 2 * parts
         assert runs == {"image": passes * replays, "text": passes * replays, "fusion": replays}
         gradients.append({name: parameter.grad for name, parameter in task.named_parameters()})
@@ -282,7 +291,7 @@ def test_one_pass_serves_all_tasks_with_the_gradient_of_separate_passes(monkeypa
 def test_what_differs_is_not_shared():
     with_crops = _pair({**COCA, "match": {"name": "contrastive", "width": 7}})
     inputs = with_crops.transform(tiny_batch(4), Draws(0, 0, 4))
-    assert {"match/a", "caption/a", "match/b+caption/b"} <= inputs.keys()
+    assert inputs["match/b"] is inputs["caption/b"]
     with _counted(with_crops) as runs:
         with_crops(inputs)
     assert runs == {"image": 2, "text": 1, "fusion": 1}
@@ -291,7 +300,7 @@ def test_what_differs_is_not_shared():
     with _counted(with_crops) as runs:
         for _ in range(2):
             with_crops(inputs)
-            with_crops.encoder("text")(inputs["match/b+caption/b"], inputs["match/b_mask+caption/b_mask"])
+            with_crops.encoder("text")(inputs["match/b"], inputs["match/b_mask"])
     assert runs == {"image": 4, "text": 4, "fusion": 2}
 
 
@@ -343,23 +352,35 @@ def test_compiled_tasks_share_the_pass_too():
 def test_one_crop_for_all_tasks():
     task, batch = _pair(area=(0.3, 0.5)), tiny_batch(4)
     inputs = task.transform(batch, Draws(0, 0, 4))
-    crops = inputs["match/a+caption/a"]
+    crops = inputs["match/a"]
+    assert crops is inputs["caption/a"]
     assert crops.shape == batch["image"].shape
     assert crops.is_floating_point()
-    assert not torch.equal(crops, task.transform(batch, Draws(0, 1, 4))["match/a+caption/a"])
-    assert "match/a+caption/a" in _pair().transform(batch, Draws(0, 0, 4))
+    assert not torch.equal(crops, task.transform(batch, Draws(0, 1, 4))["match/a"])
+    whole = _pair().transform(batch, Draws(0, 0, 4))
+    assert whole["match/a"] is whole["caption/a"]
     with pytest.raises(RecipeError, match="no task reads any"):
         create("combine", tiny_encoders(), tasks={"words": {"name": "masked_language"}}, area=(0.5, 1.0))
 
 
-def test_what_tasks_measure_themselves_is_logged():
-    tasks = {**COCA, "caption": {"name": "captioning", "blind": 7}}
-    assert _pair(tasks).diagnose_every == 7
-    for conflicts, expected in (
-        (0, {"caption/loss_over_blind"}),
-        (3, {"caption/loss_over_blind", "conflict/match_caption", "gradient_share/match", "gradient_share/caption"}),
-    ):
-        task = _pair(tasks, conflicts=conflicts)
-        assert task.diagnose_every == (conflicts or 7)
-        inputs = task.transform(tiny_batch(4), Draws(0, 0, 4))
-        assert diagnosed(task, inputs).keys() == expected
+def test_what_tasks_measure_themselves_is_logged_at_their_own_pace():
+    task = _pair({**COCA, "caption": {"name": "captioning", "blind": 3}}, conflicts=2)
+    inputs = task.transform(tiny_batch(4), Draws(0, 0, 4))
+    conflicts = {"conflict/match_caption", "gradient_share/match", "gradient_share/caption"}
+    blind = {"caption/loss_over_blind"}
+    logged = [set(_logged(task, inputs, number=number)) for number in range(6)]
+    assert logged == [set(), conflicts, blind, conflicts, set(), blind | conflicts]
+
+
+def test_conflicts_are_refused_at_the_first_step_where_weights_are_sharded():
+    task = create("combine", tiny_encoders(), tasks=FIGHT, conflicts=100)
+    with pytest.raises(RecipeError, match=r"set objective\.conflicts=0"):
+        task.before_step(Step(0, data=list, sharded=True))
+
+
+def test_tasks_hold_no_encoders_of_their_own():
+    task = create("combine", tiny_encoders(), tasks=FIGHT)
+    for part in task.tasks.values():
+        assert not any(isinstance(module, Encoder) for module in part.modules())
+        assert part.encoder("image") is task.encoder("image")
+        assert part.exported.keys() == task.exported.keys()

@@ -19,7 +19,7 @@ from mmssl.objectives import create
 from mmssl.objectives.invariance.dino import _focus, _Head
 from mmssl.ops.draws import Draws
 from mmssl.registry import ROOT
-from mmssl.training.step import accumulated_backward
+from mmssl.training.step import ForwardPass, accumulated_backward
 
 K, ROWS = 11, 4
 SMALL = {"prototypes": K, "hidden": 9, "bottleneck": 5, "local_crops": 2, "local_views": {"size": 8}}
@@ -188,7 +188,7 @@ def test_micro_batches_move_the_center_as_one_batch_does():
     centers = []
     for parts in (1, 4):
         task = _task()
-        accumulated_backward(task, task, _inputs(task, 8), parts)
+        accumulated_backward(ForwardPass(task), _inputs(task, 8), parts)
         task.after_step(0.5)
         centers.append(task.center)
     assert centers[0].abs().max() > 1e-3

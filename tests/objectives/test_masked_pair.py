@@ -18,6 +18,7 @@ from mmssl.encoders.fusion import Fused, FusionEncoder
 from mmssl.encoders.image import Normalize
 from mmssl.errors import RecipeError
 from mmssl.objectives import Objective, create
+from mmssl.objectives.base import Step
 from mmssl.objectives.correspondence.matching import draw_negatives
 from mmssl.ops.draws import Draws
 from mmssl.ops.pairs import info_nce
@@ -327,7 +328,7 @@ def test_padding_behind_a_sound_is_never_asked_for_nor_learned_from():
     valid = inputs["a/valid"]
     assert not valid.all()
     assert not (inputs["a/chosen"] & ~valid.gather(1, inputs["a/places"])).any()
-    task.refresh([batch])
+    task.before_step(Step(0, lambda: [batch]))
     assert int(task.patches.codebook.counts.sum()) == int(valid.sum())
     assert task.patches.codebook.centers.isfinite().all()
 
@@ -338,7 +339,7 @@ def test_padding_behind_a_sound_is_never_asked_for_nor_learned_from():
 def test_the_histogram_scores_one_and_the_most_frequent_code_makes_all_its_mistakes(monkeypatch):
     task, batch = _task(area=None), tiny_batch(64)
     batch["image"][:, :, :, :8] = 255  # blank patches
-    task.refresh([batch])
+    task.before_step(Step(0, lambda: [batch]))
     inputs = task.transform(batch, Draws(0, 0, 64))
     task.double()
     blind = {
@@ -365,7 +366,6 @@ def test_the_histogram_scores_one_and_the_most_frequent_code_makes_all_its_mista
 
 def test_the_codebook_is_learned_once_from_crops_as_they_are_trained_on():
     task, batch = _task(), tiny_batch(64)
-    assert task.refresh_every > 10**9
     read = []
 
     def batches():
@@ -373,11 +373,15 @@ def test_the_codebook_is_learned_once_from_crops_as_they_are_trained_on():
             read.append(i)
             yield batch
 
-    task.refresh(batches())
+    task.before_step(Step(0, batches))
     # 64 patches for each of 20 codes, 32 words for each of 30 tokens; a batch has 576 patches and some 750 words.
     assert read == [0, 1, 2]
+    task.before_step(Step(1, batches))
+    task.before_step(Step(0, batches))  # it has learned already, or what it was lent has
+    _task().before_step(Step(1, batches))
+    assert read == [0, 1, 2]
     again = _task()
-    again.refresh([batch] * 3)
+    again.before_step(Step(0, lambda: [batch] * 3))
     assert torch.equal(task.patches.codebook.centers, again.patches.codebook.centers)
     assert "patches.codebook.centers" in task.state_dict()
     assert "words.counts" in task.state_dict()
@@ -401,7 +405,7 @@ def _colors(rows: int, step: int) -> dict[str, Tensor]:
 def test_one_side_tells_the_other(kind):
     sides = {"rate_a": 0, "rate_b": 0.5} if kind == "cross" else {"rate_a": 0.8, "rate_b": 0.0}
     task = _task(kind, codes=3, area=None, **sides)
-    task.refresh([_colors(64, 999)])
+    task.before_step(Step(0, lambda: [_colors(64, 999)]))
     optimizer = torch.optim.Adam(task.parameters(), lr=2e-2)
     for step in range(50):
         loss = task(task.transform(_colors(24, step), Draws(0, step, 24)))["loss"]

@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmssl.objectives import Objective, create
 from mmssl.ops.draws import Draws
-from mmssl.training.step import accumulated_backward
+from mmssl.training.step import ForwardPass, accumulated_backward
 
 ROWS, SEED, STEP = 16, 5, 3
 ALIGNMENT = {"window": 0.5, "min_shift": 0.3, "width": 8}
@@ -168,11 +168,12 @@ def gradients(name: str, parts: int, rank: int = 0, world: int = 1) -> dict[str,
     local = ROWS // world
     own = {key: value[rank * local : (rank + 1) * local] for key, value in batch.items()}
     inputs = objective.transform(own, Draws(SEED, STEP, local, share=rank, shares=world))
+    passes = ForwardPass(objective)
     if world == 1:
-        losses = accumulated_backward(objective, objective, inputs, parts)
+        losses = accumulated_backward(passes, inputs, parts)
     else:
-        wrapped = DistributedDataParallel(objective)
-        losses = accumulated_backward(objective, wrapped, inputs, parts, no_sync=wrapped.no_sync)
+        wrapped = DistributedDataParallel(passes)
+        losses = accumulated_backward(passes, inputs, parts, wrapped=wrapped, no_sync=wrapped.no_sync)
         for value in losses.values():
             dist.all_reduce(value)
             value /= world

@@ -1,4 +1,4 @@
-"""Tasks of a combination that take turns: stages, one source a step, refreshes of their own, heads in common."""
+"""Tasks of a combination that take turns: stages, one source a step, steps of their own, heads in common."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from mmssl.audit.verdict import judge
 from mmssl.errors import Interrupted, RecipeError
 from mmssl.objectives import Objective, create
-from mmssl.objectives._mixing import Mixing, Refreshes
-from mmssl.objectives.base import ONCE
+from mmssl.objectives._mixing import Mixing
+from mmssl.objectives.base import Step
 from mmssl.ops.draws import Draws
 from mmssl.recipe import Training
-from mmssl.training.loop import fit, start_processes
+from mmssl.training import checkpoint
+from mmssl.training.launch import start_processes
+from mmssl.training.loop import fit
 
 STAGES = {
     "turn": {"name": "rotation", "data": "pictures", "steps": [0, 4]},
@@ -74,8 +76,8 @@ def test_stages_and_odds():
     stages = {"a": (0, 10), "b": (5, None), "c": (0, None)}
     mixing = Mixing(stages, {"a": "x", "b": "x", "c": "y"}, "all")
     assert [mixing.active(0, step) for step in (0, 5, 10)] == [["a", "c"], ["a", "b", "c"], ["b", "c"]]
-    assert mixing.alternates
-    assert not Mixing({"a": (0, None)}, {"a": "a"}, "one").alternates
+    assert mixing.takes_turns
+    assert not Mixing({"a": (0, None)}, {"a": "a"}, "one").takes_turns
     one = Mixing(stages, {"a": "x", "b": "x", "c": "y"}, "one")
     picked = [tuple(one.active(3, step)) for step in range(10, 1010)]
     assert set(picked) == {("b",), ("c",)}
@@ -162,7 +164,7 @@ def test_all_take_part_in_evaluation_and_the_sum_has_no_level():
     task.train()
     assert {key.partition("/")[0] for key in task.transform(batch, Draws(0, 0, 8))} == {"turn"}
     whole = _task(PICK)
-    assert not whole.alternates
+    assert not whole.takes_turns
     assert whole.chance(8).loss is not None
 
 
@@ -231,49 +233,45 @@ def test_two_processes_and_micro_batches_train_what_one_trains(tmp_path, process
             torch.testing.assert_close(value, task.state_dict()[key], rtol=1e-8, atol=1e-10)
 
 
-# Refreshes.
+# What comes before a step.
 
 
-def test_each_task_refreshes_at_its_own_pace_from_its_first_step():
-    stages = {"once": (0, None), "late": (40, None), "often": (10, 35), "never": (0, None)}
-    refreshes = Refreshes(stages, {"once": ONCE, "late": ONCE, "often": 15, "never": 0}, ONCE)
-    assert refreshes.every == 5
-    due = {step: names for step in range(0, 100, 5) if (names := refreshes.due(step))}
-    assert due == {0: ["once"], 10: ["often"], 25: ["often"], 40: ["late"]}
-    assert Refreshes(stages, {"once": ONCE}, ONCE).every == ONCE
-    assert Refreshes(stages, {"never": 0}, ONCE).every == 0
+def test_before_a_step_each_task_sees_its_own_number_source_and_inputs():
+    seen: dict[str, list[tuple[int, set[str], set[str]]]] = {name: [] for name in STAGES}
 
+    def looks(name: str):
+        def before_step(step: Step) -> None:
+            for _ in range(2):
+                batches = list(step.data())
+                assert len(batches) == 3
+            seen[name].append((step.number, set(batches[0]), set(step.inputs)))
+            step.log({"number": torch.tensor(step.number)})
 
-def test_a_refresh_reads_the_source_of_its_task_as_often_as_it_likes(tmp_path):
-    def made() -> tuple[Objective, list[tuple[str, int, tuple[str, ...]]]]:
-        task = _task({**STAGES, "pairs": {"name": "contrastive", "width": 7, "data": "pairs"}})
-        calls: list[tuple[str, int, tuple[str, ...]]] = []
+        return before_step
 
-        def reads(name: str):
-            def refresh(batches) -> None:
-                for _ in range(2):
-                    found = list(batches)
-                    calls.append((name, len(found), tuple(sorted(found[0]))))
-
-            return refresh
-
-        for name in ("turn", "words"):
-            task.tasks[name].refresh = reads(name)
-        return task, calls
-
-    # Periods are read when built: of tasks that refresh every third and every second step.
-    task, calls = made()
-    task.refreshes = Refreshes(task.mixing.stages, {"turn": 3, "words": 2}, ONCE)
-    task.refresh_every = task.refreshes.every
-    task.register_buffer("refreshed", torch.zeros((), dtype=torch.long))
-    assert task.refresh_every == 1
+    task = _task({**STAGES, "turn": {**STAGES["turn"], "steps": [1, 4]}, "words": {**PICK["words"]}})
+    for name, part in task.tasks.items():
+        part.before_step = looks(name)
     loader = Data()
     loader.steps_per_epoch = 3
-    fit(task, loader, _settings(steps=7), quiet=True)
-    assert [name for name, *_ in calls[::2]] == ["turn", "words", "turn", "words", "words"]  # at 0, 2, 3, 4, 6
-    assert {count for _, count, _ in calls} == {3}
-    assert {keys for name, _, keys in calls if name == "turn"} == {tuple(sorted(tiny_batch(2)))}
-    assert int(task.refreshed) == 7
+    history = fit(task, loader, _settings(steps=6), quiet=True)
+    numbers = {name: [number for number, *_ in calls] for name, calls in seen.items()}
+    assert numbers == {"turn": [0, 1, 2], "words": [0, 1, 2, 3, 4, 5], "pairs": [0, 1]}
+    assert [record.get("turn/number") for record in history] == [None, 0, 1, 2, None, None]
+    assert [record.get("pairs/number") for record in history] == [None] * 4 + [0, 1]
+    for calls in seen.values():
+        assert all(keys == set(tiny_batch(2)) for _, keys, _ in calls)
+    assert all(inputs == {"image", "turn"} for *_, inputs in seen["turn"])
+
+
+def test_a_task_that_is_not_picked_may_look_at_the_data_and_has_no_inputs():
+    seen = []
+    task = _task(**TURNS["pick"])
+    task.tasks["turn"].before_step = lambda step: seen.append((step.number, bool(step.inputs)))
+    history = fit(task, Data(), _settings(steps=12), quiet=True)
+    picked = ["turn/loss" in record for record in history]
+    assert seen == list(enumerate(picked))
+    assert {True, False} == set(picked)
 
 
 PAIRS = {
@@ -289,13 +287,18 @@ def test_heads_and_codebook_are_one_where_they_are_asked_to_be():
     own = task.tasks["pairs"]
     assert task.tasks["alone"].patches is own.patches
     assert task.tasks["words"].words is own.words
-    assert not any(name.startswith(("tasks.alone", "tasks.words")) for name in task.state_dict())
+    assert not any(name.startswith(("tasks.alone", "tasks.words")) for name in checkpoint.tensors(task))
     assert (own.rate_b, task.tasks["words"].rate_b) == (0.5, 0.15)
-    assert task.refresh_every == ONCE
-    assert task.refreshes.due(0) == ["pairs"]
     batch = next(Data().batches(0, 1))
-    task.refresh([batch])
+    task.before_step(Step(0, lambda: [batch]))
     assert int(own.patches.codebook.counts.sum()) == 8 * 9
+    expected = create("combine", tiny_pairs("multiway"), tasks={"pairs": PAIRS["pairs"]}).tasks["pairs"].patches
+    expected.codebook.seed.copy_(own.patches.codebook.seed)
+    vectors = own.patches.vectors(
+        task.encoder("image"), {k[6:]: v for k, v in batch.items() if k[0:6] == "pairs/"}, 0, own.crop
+    )
+    expected.codebook.fit([vectors])  # on pairs alone, and not again on pictures
+    assert torch.equal(own.patches.codebook.centers, expected.codebook.centers)
     inputs = task.transform(batch, Draws(0, 0, 8))
     losses = task(inputs)
     # The classifier of patches learns from both.

@@ -17,11 +17,15 @@ import torch
 import torch.distributed as dist
 from tiny import Denoise, MemoryLoader, Pull, free_port, make
 
-from mmssl.errors import RecipeError, RunError
-from mmssl.objectives.base import Objective
+from mmssl.batch import Batch
+from mmssl.encoders.base import Encoder
+from mmssl.errors import Interrupted, RecipeError, RunError
+from mmssl.objectives.base import Step
 from mmssl.recipe import Optimizer, Schedule, Training
 from mmssl.training import checkpoint
-from mmssl.training.loop import Interrupted, fit, start_processes
+from mmssl.training.launch import start_processes
+from mmssl.training.loop import fit
+from mmssl.training.step import ForwardPass, accumulated_backward
 
 TASKS = {"denoise": Denoise, "pull": Pull}
 HERE = Path(__file__).parent
@@ -97,11 +101,9 @@ def test_same_curve_on_several_processes(single: dict, world: int, tmp_path: Pat
 def test_dropout_repeats_in_the_replay() -> None:
     """With dropout, cached accumulation must replay the masks of its first pass: the gradients fit the loss."""
     torch.manual_seed(0)
-    from mmssl.training.step import accumulated_backward
-
     task = make(Pull, dropout=0.5).double()
     inputs = {"views": torch.rand(8, 2, 3, 8, 8, dtype=torch.float64)}
-    accumulated_backward(task, task, inputs, 2, reseed=lambda part: torch.manual_seed(part))
+    accumulated_backward(ForwardPass(task), inputs, 2, reseed=lambda part: torch.manual_seed(part))
     got = {name: p.grad.clone() for name, p in task.named_parameters()}
     task.zero_grad()
     outputs = []
@@ -114,11 +116,9 @@ def test_dropout_repeats_in_the_replay() -> None:
 
 
 def test_replay_counts_batch_statistics_once() -> None:
-    from mmssl.training.step import accumulated_backward
-
     task = make(Pull)
     task.encoders["image"].net[1] = torch.nn.BatchNorm1d(16)
-    accumulated_backward(task, task, {"views": torch.rand(8, 2, 3, 8, 8)}, 2)
+    accumulated_backward(ForwardPass(task), {"views": torch.rand(8, 2, 3, 8, 8)}, 2)
     assert task.encoders["image"].net[1].num_batches_tracked == 2
 
 
@@ -259,24 +259,63 @@ def test_weight_decay_moves_over_the_run() -> None:
     assert ends[0.0, 50.0] / ends[0.0, None] == pytest.approx(shrink, rel=0.05)
 
 
-def test_refresh_sees_the_data() -> None:
-    class Counts(Denoise):
-        refresh_every = 10
-        calls = 0
+class Looks(Denoise):
+    """Counts the batches of the data, logs its own loss and a gradient, and remembers what it was given."""
 
-        def refresh(self, batches) -> None:  # type: ignore[no-untyped-def]
-            Counts.calls += sum(1 for _ in batches)
+    def __init__(self, encoders: dict[str, Encoder]) -> None:
+        super().__init__(encoders)
+        self.numbers: list[int] = []
+        self.read: list[int] = []
+        self.inputs: list[int] = []
 
-    fit(make(Counts), MemoryLoader(), settings(), quiet=True)
-    assert Counts.calls == 20
+    def before_step(self, step: Step) -> None:
+        self.numbers.append(step.number)
+        if step.number % 10 == 0:
+            self.read += [sum(1 for _ in step.data()) for _ in range(2)]
+        if step.number % 7 == 3:
+            self.inputs.append(id(step.inputs))
+            gradients = step.gradients(self, step.inputs)
+            assert gradients.keys() == dict(self.named_parameters()).keys()
+            step.log({"bias": gradients["head.bias"].norm(), "own": self(step.inputs)["loss"].detach()})
+
+    def predict(self, inputs: Batch) -> Batch:
+        self.inputs.append(id(inputs["image"]))
+        return super().predict(inputs)
 
 
-def test_compiled_objective_is_called_through_forward() -> None:
-    task: Objective = make(Denoise)
+def test_before_each_step_a_task_sees_data_inputs_and_gradients_and_the_run_is_the_same() -> None:
+    loader = MemoryLoader()
+    loader.steps_per_epoch = 3  # type: ignore[attr-defined]
+    task = make(Looks)
+    history = fit(task, loader, settings(steps=12, log_every=5), quiet=True)
+    assert task.numbers == list(range(12))
+    assert task.read == [3] * 4
+    assert [record["step"] for record in history] == [4, 5, 10, 11, 12]
+    assert ["own" in record for record in history] == [True, False, False, True, False]
+    for record in history:
+        if "own" in record:  # what it measured was trained on
+            assert record["own"] == pytest.approx(record["loss"], rel=1e-12)
+    plain = fit(make(Denoise), MemoryLoader(), settings(steps=12), quiet=True)
+    assert [record["loss"] for record in history] == [plain[record["step"] - 1]["loss"] for record in history]
+
+
+def test_inputs_are_made_once_and_a_look_at_a_task_makes_none() -> None:
+    made: list[int] = []
+    step = Step(0, data=list, prepare=lambda: made.append(1) or {"a": torch.ones(2)})
+    assert step.inputs is step.inputs
+    assert made == [1]
+    assert Step(0, data=list).inputs == {}
+    with pytest.raises(RecipeError, match=r"objective.blind is measured on whole weights.* set objective.blind=0"):
+        Step(0, data=list, sharded=True).need_whole_weights("objective.blind")
+    step.need_whole_weights("objective.blind")
+
+
+def test_the_pass_is_compiled_where_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
-    task.compile = lambda: called.append(True)  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(ForwardPass, "compile", lambda self: called.append(self.objective))
+    task = make(Denoise)
     fit(task, MemoryLoader(), settings(steps=1, compile=True), quiet=True)
-    assert called
+    assert called == [task]
 
 
 def test_tensorboard_is_always_written_and_an_unknown_tracker_is_named(tmp_path: Path) -> None:

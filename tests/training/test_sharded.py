@@ -26,9 +26,8 @@ import mmssl
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import Objective
 from mmssl.ops.draws import Draws
-from mmssl.training import loop
-from mmssl.training.loop import whole_outside_forward
-from mmssl.training.step import accumulated_backward
+from mmssl.training import launch
+from mmssl.training.step import ForwardPass, accumulated_backward
 
 ROWS = 8
 TASKS: dict[str, type[Objective]] = {"denoise": Denoise, "pull": Pull}
@@ -39,12 +38,13 @@ def _task(name: str) -> Objective:
     return TASKS[name]({"image": TinyEncoder()})
 
 
-def _gradients(task: Objective, parts: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
+def _gradients(passes: ForwardPass, parts: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
     images = torch.randint(0, 256, (ROWS, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     local = ROWS // world
     own = {"image": images[rank * local : (rank + 1) * local]}
+    task = passes.objective
     inputs = task.transform(own, Draws(0, 0, local, share=rank, shares=world))
-    accumulated_backward(task, task, inputs, parts)
+    accumulated_backward(passes, inputs, parts)
     gradients = {}
     for name, parameter in task.named_parameters():
         assert parameter.grad is not None, name
@@ -63,9 +63,9 @@ def _process(rank: int, folder: str) -> None:
         for parts in (1, 2):
             task = _task(name)
             fully_shard(task.encoder("image"), mesh=mesh)
-            fully_shard(task, mesh=mesh)
-            whole_outside_forward(task)
-            results[name, parts] = _gradients(task, parts, rank, 2)
+            passes = fully_shard(ForwardPass(task), mesh=mesh)
+            passes.collect_shards()
+            results[name, parts] = _gradients(passes, parts, rank, 2)
     if rank == 0:
         torch.save(results, f"{folder}/results.pt")
     dist.barrier()
@@ -84,7 +84,7 @@ def sharded(tmp_path_factory, processes) -> dict[tuple[str, int], dict[str, Tens
 def test_sharded_gradients_are_those_of_one_process(name, parts, sharded):
     torch.set_default_dtype(torch.float64)
     try:
-        expected = _gradients(_task(name), 1)
+        expected = _gradients(ForwardPass(_task(name)), 1)
     finally:
         torch.set_default_dtype(torch.float32)
     found = sharded[name, parts]
@@ -105,21 +105,20 @@ RECIPE = {
 class _Sharding(Accelerator):
     """What accelerate does with its FSDP2 plugin, which it leaves out on the CPU."""
 
-    def prepare(self, objective: Any, optimizer: Any) -> Any:  # type: ignore[override]
-        before = dict(objective.named_parameters())
-        fully_shard(objective, mesh=init_device_mesh("cpu", (2,)))
-        whole_outside_forward(objective)
-        after = {id(before[name]): parameter for name, parameter in objective.named_parameters()}
+    def prepare(self, passes: Any, optimizer: Any) -> Any:  # type: ignore[override]
+        before = dict(passes.named_parameters())
+        fully_shard(passes, mesh=init_device_mesh("cpu", (2,))).collect_shards()
+        after = {id(before[name]): parameter for name, parameter in passes.named_parameters()}
         for group in optimizer.param_groups:
             group["params"] = [after[id(parameter)] for parameter in group["params"]]
-        return objective, AcceleratedOptimizer(optimizer)
+        return passes, AcceleratedOptimizer(optimizer)
 
 
 def _run(rank: int, folder: str, port: int) -> None:
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    loop.Accelerator = _Sharding  # type: ignore[attr-defined, misc]
+    launch.Accelerator = _Sharding  # type: ignore[attr-defined, misc]
     finished = mmssl.run(RECIPE, out=f"{folder}/run", quiet=True)
     assert not any(isinstance(parameter, DTensor) for parameter in finished.objective.parameters())
     dist.barrier()
@@ -141,13 +140,12 @@ def test_a_sharded_run_is_finished_and_read_back_whole(tmp_path, processes):
 @pytest.mark.parametrize(
     ("kind", "second", "every", "message"),
     [
-        ("DEEPSPEED", False, (0, 0), "DeepSpeed keeps weights .* use accelerate launch --use_fsdp --fsdp_version 2"),
-        ("FSDP", False, (0, 0), "FSDP of the first version .* use accelerate launch"),
-        ("FSDP", True, (10, 0), "set probe.every=0"),
-        ("FSDP", True, (0, 10), "set objective.conflicts=0"),
+        ("DEEPSPEED", False, 0, "DeepSpeed keeps weights .* use accelerate launch --use_fsdp --fsdp_version 2"),
+        ("FSDP", False, 0, "FSDP of the first version .* use accelerate launch"),
+        ("FSDP", True, 10, "set probe.every=0"),
     ],
 )
 def test_what_sharding_cannot_do_is_said_before_training(kind, second, every, message):
     launched = SimpleNamespace(distributed_type=DistributedType[kind], is_fsdp2=second)
     with pytest.raises(RecipeError, match=message):
-        loop._check_sharding(launched, *every)
+        launch.check_sharding(launched, every)

@@ -22,7 +22,7 @@ measures whether it looks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -35,7 +35,7 @@ from mmssl.encoders.fusion import FusionEncoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.objectives._causal import PROOF_TOKENS, evaluating, leaks, prove_causal
-from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.objectives.base import Chance, Objective, Panel, Step
 from mmssl.ops.augment import random_crop
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import average
@@ -98,7 +98,7 @@ class Captioning(Objective):
                 "take another, or train:8000 for one made from the texts"
             )
         self.start, self.end = ids[mask].tolist()
-        self.a, self.b, self.fusion, self.area, self.diagnose_every = a, b, fusion, area, blind
+        self.a, self.b, self.fusion, self.area, self.blind = a, b, fusion, area, blind
         self.smoothing, self.tokenizer = smoothing, text.tokenizer
         self.needs = (self.modality, "text")
         self.tokens, width = text.token_embedding.shape
@@ -173,24 +173,32 @@ class Captioning(Objective):
         """Count the step's tokens."""
         self.unigram.update()
 
+    def before_step(self, step: Step) -> None:
+        """Every `blind` steps `loss_over_blind`; see `_loss_over_blind`."""
+        if self.blind:
+            step.need_whole_weights("objective.blind")
+            if (step.number + 1) % self.blind == 0 and step.inputs:
+                step.log({"loss_over_blind": average(self._loss_over_blind(step.inputs))})
+
     @torch.no_grad()
-    def diagnose(self, inputs: Batch, gradients: Callable[[Objective, Batch], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """`loss_over_blind`: the loss over that with the `a` of the row before; of at most 64 rows a process."""
+    def _loss_over_blind(self, inputs: Batch) -> Tensor:
+        """The loss over that with the `a` of the row before, of at most 64 rows a process, without dropout."""
         rows = {key: value[:BLIND_ROWS] for key, value in inputs.items() if value.ndim}
-        valid, seen = _next_valid(rows), self._see(rows)
-        other = Features(
-            seen.tokens.roll(1, 0),
-            seen.pooled.roll(1, 0),
-            seen.grid,
-            None if seen.valid is None else seen.valid.roll(1, 0),
-        )
-        own, blind = (
-            F.cross_entropy(
-                self._say(self._read(side, rows["b"], rows.get("b_mask"))[:, :-1][valid]), rows["b"][:, 1:][valid]
+        with evaluating(*(self.encoder(name) for name in (self.a, self.b, self.fusion))):
+            seen, valid = self._see(rows), _next_valid(rows)
+            other = Features(
+                seen.tokens.roll(1, 0),
+                seen.pooled.roll(1, 0),
+                seen.grid,
+                None if seen.valid is None else seen.valid.roll(1, 0),
             )
-            for side in (seen, other)
-        )
-        return {"loss_over_blind": average(own / blind)}
+            own, blind = (
+                F.cross_entropy(
+                    self._say(self._read(side, rows["b"], rows.get("b_mask"))[:, :-1][valid]), rows["b"][:, 1:][valid]
+                )
+                for side in (seen, other)
+            )
+        return own / blind
 
     @torch.no_grad()
     def generate(self, a: Tensor, a_mask: Tensor | None = None, *, length: int) -> Tensor:

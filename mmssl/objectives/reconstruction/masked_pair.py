@@ -34,7 +34,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.encoders.fusion import FusionEncoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
-from mmssl.objectives.base import ONCE, Chance, Objective, Panel
+from mmssl.objectives.base import Chance, Objective, Panel, Step
 from mmssl.objectives.reconstruction._hidden import Crop, HiddenPatches, HiddenWords
 from mmssl.ops.augment import random_crop
 from mmssl.ops.draws import Draws
@@ -60,8 +60,6 @@ class MaskedPair(Objective):
         flip: probability that an image is mirrored.
         size: of an image crop, in pixels; that of the image where left out.
     """
-
-    refresh_every = ONCE
 
     def __init__(
         self,
@@ -143,24 +141,21 @@ class MaskedPair(Objective):
         return Chance(sum(math.log(head.classes) for _, head in self._hidden().values()), metrics)
 
     @torch.no_grad()
-    def refresh(self, batches: Iterable[Batch]) -> None:
-        """Learn the codebook, and count codes and words, on as many batches as that takes."""
-        stream = self._counting(batches)
-        if self.patches is not None:
-            network = self.encoder(cast(str, self.a))
-            vectors = (self.patches.vectors(network, batch, i, self.crop) for i, batch in enumerate(stream))
-            self.patches.codebook.fit(vectors)
-        while self.words is not None and not self.words.enough() and next(stream, None) is not None:
-            pass
+    def before_step(self, step: Step) -> None:
+        """Before the first, learn the codebook, and count codes and words, on as many batches as that takes.
 
-    def _counting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, while their words are counted."""
-        if self.words is not None:
-            self.words.counts.zero_()
-        for batch in batches:
-            if self.words is not None:
-                self.words.count(batch)
-            yield batch
+        What another task has lent has learned already.
+        """
+        patches = None if self.patches is None or self.patches.codebook.counts.any() else self.patches
+        words = None if self.words is None or self.words.counts.any() else self.words
+        if step.number or (patches is None and words is None):
+            return
+        stream = _counted(words, step.data())
+        if patches is not None:
+            network = self.encoder(cast(str, self.a))
+            patches.codebook.fit(patches.vectors(network, batch, i, self.crop) for i, batch in enumerate(stream))
+        while words is not None and not words.enough() and next(stream, None) is not None:
+            pass
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
@@ -246,6 +241,14 @@ def _whole(network: Encoder, batch: Batch) -> Batch:
     """A side of which nothing is hidden."""
     names = {network.modality: "seen", f"{network.modality}_mask": "valid"}
     return {name: batch[key] for key, name in names.items() if key in batch}
+
+
+def _counted(words: HiddenWords | None, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, while their words are counted."""
+    for batch in batches:
+        if words is not None:
+            words.count(batch)
+        yield batch
 
 
 def _prefixed(name: str, entries: Mapping[str, Tensor]) -> Batch:

@@ -1,0 +1,84 @@
+"""The records of a run: in memory, in metrics.jsonl, on the console, in TensorBoard and other trackers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.tracking import TensorBoardTracker
+
+from mmssl.objectives.base import Chance
+from mmssl.training.progress import Reporter, truncate_after
+
+
+class History:
+    """All records so far, and every place that a new one is written to.
+
+    Args:
+        accelerator: with the trackers that the recipe asks for.
+        directory: of the run; None keeps records in memory alone.
+        steps: of the whole run.
+        done: steps already done; records of later ones, which a killed run may have left, are dropped.
+        chance: the level of guessing, shown beside the loss.
+        quiet: print nothing.
+
+    Attributes:
+        records: those of metrics.jsonl, of earlier parts of a resumed run too.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, directory: Path | None, steps: int, done: int, chance: Chance, quiet: bool
+    ) -> None:
+        main = accelerator.is_main_process
+        self.records: list[dict[str, Any]] = [] if directory is None else _stored(directory, done, main)
+        self._trackers = [] if directory is None else _trackers(accelerator, directory, done)
+        file = directory / "metrics.jsonl" if directory and main else None
+        self._reporter = Reporter(steps, done, chance, file, quiet or not main)
+
+    def __enter__(self) -> History:
+        self._reporter.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reporter.__exit__(kind, error, trace)
+        # Not accelerator.end_training(), which also takes the process group down under a later probe or fit.
+        for tracker in self._trackers:
+            tracker.finish()
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        self._reporter.advance(step)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Write one record everywhere; it holds `step`."""
+        self._reporter.log(record)
+        numbers = {key: value for key, value in record.items() if key not in ("step", "eta")}
+        for tracker in self._trackers:
+            tracker.log(numbers, step=record["step"])
+        self.records.append(record)
+
+
+def _stored(directory: Path, done: int, main: bool) -> list[dict[str, Any]]:
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "metrics.jsonl"
+    if main:
+        for name in ("metrics.jsonl", "errors.jsonl"):
+            truncate_after(directory / name, done)
+    if dist.is_initialized():
+        dist.barrier()
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [record for record in map(json.loads, lines) if record["step"] <= done]
+
+
+def _trackers(accelerator: Accelerator, directory: Path, done: int) -> list[Any]:
+    # Made by hand: accelerate would name its folder after the project, and the project is what W&B shows.
+    board = TensorBoardTracker("tensorboard", logging_dir=str(directory), purge_step=done + 1)
+    accelerator.log_with.append(board)
+    accelerator.init_trackers("mmssl")
+    return accelerator.trackers
