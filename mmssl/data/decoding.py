@@ -10,7 +10,10 @@ import json
 import math
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -155,6 +158,7 @@ def decode(rows: Rows, tasks: Iterator[dict[str, Task]]) -> Iterator[dict[str, D
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context=_context() if rows.workers else None,
+        worker_init_fn=partial(_end_with, os.getpid()) if rows.workers else None,
         # Its own, for the loader takes a number from it, and the global one belongs to the training.
         generator=torch.Generator(),
     )
@@ -174,6 +178,23 @@ def decode(rows: Rows, tasks: Iterator[dict[str, Task]]) -> Iterator[dict[str, D
             "ran out (use fewer training.workers, or 0 to see which row it is), or a script uses workers without "
             'if __name__ == "__main__": around its own code'
         ) from error
+
+
+def _end_with(reader: int, worker: int) -> None:
+    """Have this worker end when the process that reads its batches does, even if that was killed.
+
+    The loader's own watch is on the fork server, which lives as long as its workers do.
+    """
+    threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+
+
+def _watch(reader: int) -> None:
+    while True:
+        time.sleep(1)
+        try:
+            os.kill(reader, 0)
+        except ProcessLookupError:
+            os._exit(1)  # the main thread may hang in a queue that nobody empties
 
 
 def _as_it_is(batch: Any) -> Any:
