@@ -128,6 +128,7 @@ def test_a_run_is_not_overwritten_and_not_resumed_as_another(finished: Path) -> 
     assert again.history[-1]["step"] == 4
 
 
+@pytest.mark.long
 def test_torchrun_on_two_processes_is_the_same_run(finished: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     recipe = write(tmp_path / "together.yaml", together(accumulate=2))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -143,7 +144,9 @@ def test_torchrun_on_two_processes_is_the_same_run(finished: Path, tmp_path: Pat
     assert torch.allclose(one, two, atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+@pytest.mark.parametrize(
+    "streaming", [pytest.param(False, id="map"), pytest.param(True, id="stream", marks=pytest.mark.long)]
+)
 def test_killed_and_resumed_has_the_same_bits(streaming: bool, tmp_path: Path, environment: dict[str, str]) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": sentence}) + "\n" for sentence in SENTENCES))

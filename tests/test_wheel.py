@@ -31,6 +31,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_every_recipe(wheel):
     assert inside == package | {f"mmssl/{path.relative_to(PROJECT)}" for path in catalog.recipe_files()}
 
 
+@pytest.mark.long
 def test_a_recipe_runs_by_name_where_only_the_wheel_is_installed(wheel, tmp_path):
     site, empty = tmp_path / "site", tmp_path / "empty"
     empty.mkdir()

@@ -187,6 +187,7 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("name", TASKS)
 def test_the_librarys_tasks_are_at_chance_on_noise_from_every_kind_of_file(name, file):
@@ -198,6 +199,7 @@ def test_the_librarys_tasks_are_at_chance_on_noise_from_every_kind_of_file(name,
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif("MMSSL_DATA" not in os.environ, reason="needs real pictures: set MMSSL_DATA")
 def test_rotation_is_at_chance_on_real_pictures_with_random_phases():
     tree = task(48, name="rotation").model_dump(exclude_none=True)

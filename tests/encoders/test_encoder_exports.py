@@ -150,6 +150,7 @@ def exported(tmp_path_factory):
     return root, encoders, inputs, (torch.stack(ids), torch.stack(masks)), load_file(root / "found.safetensors")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("found", "name", "source"),
     [
@@ -175,6 +176,7 @@ def test_the_library_computes_what_the_encoder_does(exported, found, name, sourc
     torch.testing.assert_close(outputs[found], expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
 
 
+@pytest.mark.long
 def test_a_pair_gives_each_tower_back(exported):
     root, encoders, inputs, text, _ = exported
     weights = f"local-dir:{root / 'clip_pair'}"
@@ -185,6 +187,7 @@ def test_a_pair_gives_each_tower_back(exported):
     torch.testing.assert_close(words(*text).pooled, encoders["clip_text"](*text).pooled)
 
 
+@pytest.mark.long
 def test_a_pair_carries_scale_and_bias_and_a_lone_tower_says_what_is_random(exported):
     root, _, _, _, outputs = exported
     assert outputs["clip_pair_scale"].item() == 1.25

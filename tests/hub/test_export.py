@@ -45,6 +45,7 @@ def run_elsewhere(folder: Path, uses: dict[str, str], inputs: dict) -> dict[str,
     return torch.load(folder / "outputs.pt")
 
 
+@pytest.mark.long
 def test_lines_of_the_readme_load_every_library(tmp_path) -> None:
     encoders = {"image": VIT, "shufflenet": SHUFFLENET, "convnext": CONVNEXT, "text": BERT}
     run = make_run(tmp_path / "run", {**PAIRS, "encoders": encoders})
@@ -93,6 +94,7 @@ def test_both_towers_of_a_clip_are_one_model(tmp_path) -> None:
         torch.testing.assert_close(theirs, mine, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["clip", "siglip"])
 def test_towers_without_projections_are_a_whole_clip(tmp_path, form) -> None:
     """open_clip's logits, with scale and bias, are those that the task was trained with."""

@@ -204,6 +204,7 @@ def talk(run, tmp_path_factory):
     return hub, json.loads(result.stdout.splitlines()[-1]), place
 
 
+@pytest.mark.long
 def test_pushed_over_http(run, talk) -> None:
     hub, told, _ = talk
     assert told["addresses"] == [f"{hub.url}/me/pairs", f"{hub.url}/me/fresh"]
@@ -216,6 +217,7 @@ def test_pushed_over_http(run, talk) -> None:
     assert hub.private == {"me/fresh"}
 
 
+@pytest.mark.long
 def test_loaded_over_http(run, talk) -> None:
     hub, told, _ = talk
     assert told["equal"]
@@ -226,6 +228,7 @@ def test_loaded_over_http(run, talk) -> None:
     assert got == {name for name in PUBLISHED if not name.startswith(("native/", "README"))}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("case", "sentence"),
     [

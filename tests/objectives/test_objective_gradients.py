@@ -118,6 +118,8 @@ CASES = {
         {"tasks": {"words": {"name": "masked_language"}, "sync": {"name": "temporal_alignment", **ALIGNMENT}}},
     ),
 }
+# Rows that never meet, a mean over tokens, all pairs of rows, a queue, several tasks; the others are long together.
+QUICK = ("rotation", "masked_language", "clip", "moco", "combine")
 VARIANTS = [(2, 1), (4, 1), (1, 4), (2, 4), (4, 4)]  # processes, micro-batches of each
 
 
@@ -210,7 +212,9 @@ def distributed(request, tmp_path_factory, processes) -> dict[int, dict]:
 
 
 @pytest.mark.usefixtures("_double")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in CASES]
+)
 def test_gradient_is_that_of_the_whole_batch(name, distributed):
     expected = gradients(name, 1)
     assert all(value is not None for value in expected.values())

@@ -89,7 +89,7 @@ def test_same_curve_with_accumulation(single: dict, task: str, parts: int) -> No
     assert torch.allclose(torch.tensor(train(task, accumulate=parts)), torch.tensor(single[task]), atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_same_curve_on_several_processes(single: dict, world: int, tmp_path: Path, processes: Callable) -> None:
     processes(_worker, (world, free_port(), str(tmp_path)), world)
     curves = json.loads((tmp_path / f"{world}.json").read_text())
@@ -159,6 +159,7 @@ def test_resumed_run_has_the_same_bits(task: str, optimizer: str, tmp_path: Path
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.long
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     """SIGKILL at several moments, some inside a save, then a resume to the end: the same bits."""
     fit(make(Pull), MemoryLoader(), settings(steps=200, save_every=1), tmp_path / "whole", quiet=True)
@@ -208,6 +209,7 @@ def test_signal_saves_and_leaves(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is not None
 
 
+@pytest.mark.long
 def test_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     """A limit on the size of files stands for a full disk: the operating system refuses the write half-way."""
     script = (

@@ -125,6 +125,7 @@ def _run(rank: int, folder: str, port: int) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_a_sharded_run_is_finished_and_read_back_whole(tmp_path, processes):
     processes(_run, (str(tmp_path), free_port()), 2)
     alone = mmssl.run(RECIPE, out=tmp_path / "alone", quiet=True)
