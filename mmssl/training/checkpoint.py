@@ -176,9 +176,12 @@ def load_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, checkpoi
                 name, _, key = entry.rpartition(":")
                 if name not in parameters:
                     raise RunError(f"{path}: speaks of '{name}', which the recipe's model does not have")
-                value = file.get_tensor(entry)
-                # Step counters are 0-dim and stay on the CPU, where AdamW keeps them.
-                optimizer.state[parameters[name]][key] = value if value.ndim == 0 else _like(value, parameters[name])
+                value, parameter = file.get_tensor(entry), parameters[name]
+                if key != "step":
+                    value = _like(value, parameter)
+                elif optimizer.defaults.get("fused"):  # else the counters stay on the CPU
+                    value = value.to(parameter.device)
+                optimizer.state[parameter][key] = value
     except (SafetensorError, OSError) as error:
         raise RunError(f"{path}: not a readable safetensors file: {error}") from error
 
@@ -189,8 +192,10 @@ def _full(value: Tensor) -> Tensor:
 
 
 def _like(value: Tensor, target: Tensor) -> Tensor:
-    value = value.to(target.device)
-    return distribute_tensor(value, target.device_mesh, target.placements) if isinstance(target, DTensor) else value
+    """On the device of `target` and with its shards or strides."""
+    if isinstance(target, DTensor):
+        return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+    return torch.empty_like(target, dtype=value.dtype).copy_(value)
 
 
 def _flush(paths: Iterable[Path]) -> None:

@@ -14,7 +14,9 @@ from tiny import Pull, free_port, make
 from torch import nn
 
 from mmssl.errors import RunError
+from mmssl.recipe import Optimizer
 from mmssl.training import checkpoint
+from mmssl.training.optim import make_optimizer
 
 
 def trained(module: nn.Module) -> torch.optim.Optimizer:
@@ -48,6 +50,37 @@ def test_optimizer_round_trip(tmp_path: Path) -> None:
         assert torch.equal(a, b), name
         for key, value in optimizer.state[a].items():
             assert torch.equal(value, again.state[b][key]), (name, key)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars", "lamb"])
+def test_a_restored_optimizer_goes_on_with_the_same_bits(tmp_path: Path, name: str) -> None:
+    """Of weights in any order of memory: a fused optimizer pairs moments with weights by their places in memory."""
+
+    def build() -> nn.Module:
+        module = nn.Conv2d(5, 3, 3).to(memory_format=torch.channels_last)
+        module.scale = nn.Parameter(torch.tensor(2.0))
+        return module
+
+    def train(module: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            optimizer.zero_grad()
+            x = torch.randn(2, 5, 4, 4, generator=torch.Generator().manual_seed(step))
+            (module(x) * module.scale).square().sum().backward()
+            optimizer.step()
+
+    straight, resumed = (build() for _ in range(2))
+    settings = Optimizer(name=name, lr=0.01)
+    optimizer = make_optimizer(straight, settings)
+    train(straight, optimizer, range(3))
+    checkpoint.save(tmp_path, straight, optimizer, {"step": 3}, main=True)
+    train(straight, optimizer, range(3, 5))
+    again = make_optimizer(resumed, settings)
+    last = checkpoint.newest(tmp_path)
+    checkpoint.load_weights(resumed, last / checkpoint.WEIGHTS)
+    checkpoint.load_optimizer(resumed, again, last)
+    train(resumed, again, range(3, 5))
+    for (key, a), b in zip(straight.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), key
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:

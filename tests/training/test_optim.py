@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -50,6 +52,23 @@ def test_a_constant_learning_rate_stays_at_the_peak() -> None:
     assert {rates[id(p)] for p in module[0].parameters()} == {0.2}
     assert {rates[id(p)] for p in module[1].parameters()} == {0.8}
     assert {g["weight_decay"] for g in optimizer.param_groups if g["lr"] == 0.8} == {0.1, 0.0}
+
+
+def test_adamw_takes_one_fused_pass_and_equals_the_plain_one() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(4, 3, 3), nn.Conv2d(3, 4, 3)).to(memory_format=torch.channels_last)
+    twin = copy.deepcopy(module)
+    optimizer = make_optimizer(module, Optimizer(lr=0.1, weight_decay=0.1))
+    assert optimizer.defaults["fused"]
+    plain = torch.optim.AdamW(parameter_groups(twin, 0.1), lr=0.1, betas=Optimizer().betas, foreach=False)
+    x = torch.randn(2, 4, 8, 8)
+    for _ in range(3):
+        for network, by in ((module, optimizer), (twin, plain)):
+            by.zero_grad()
+            network(x).square().sum().backward()
+            by.step()
+    for a, b in zip(module.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_lars_does_not_adapt_what_is_not_decayed() -> None:
