@@ -60,6 +60,11 @@ def split_rows(batch: Mapping[str, Tensor], parts: int) -> list[Batch]:
     return [{key: cut[id(value)][i] for key, value in batch.items()} for i in range(parts)]
 
 
+def valid_tokens(batch: Mapping[str, Tensor]) -> Tensor:
+    """Bool (B, L), False for padding: the batch's `text_mask`; True throughout where it has none."""
+    return batch["text_mask"] if "text_mask" in batch else torch.ones_like(batch["text"], dtype=torch.bool)
+
+
 def under(batch: Mapping[str, Tensor], prefix: str) -> Batch:
     """The entries named `prefix/key`, as `key`."""
     start = len(prefix) + 1

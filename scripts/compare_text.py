@@ -151,7 +151,7 @@ def losses(run: Any) -> dict[str, float]:
             inputs = task.transform(batch, Draws(0, step, len(batch["id"])))
             logits = task.logits(inputs)
         span = "target_mask" in inputs
-        hidden = removed_tokens(inputs, task.tokenizer) if span else masked_tokens(inputs, task.tokenizer)
+        hidden = (removed_tokens if span else masked_tokens)(inputs, tokenizer)
         asked = inputs["target_mask" if span else "chosen"]
         words = logits[:, : len(special)].masked_fill(torch.from_numpy(special), -math.inf)
         nats = F.cross_entropy(words, inputs["target"][asked], reduction="none")

@@ -24,6 +24,7 @@ catalog
 recipe
 ops media
 data encoders
+modules
 objectives
 build training
 adaptation

@@ -1,4 +1,4 @@
-"""Proof that a network does not see later tokens, and a picture of what it foresees.
+"""Proof that a network does not see later tokens, and a picture of what it predicts.
 
 The proof is its gradient with respect to later tokens, which is exactly zero or not.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mmssl.encoders.base import Encoder, Features
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.media.text import Tokenizer
@@ -21,7 +22,7 @@ PROOF_TOKENS = 6
 
 
 def sees_later(text: TextEncoder) -> bool | None:
-    """Whether what stands at a place depends on a later token, by one run on a short text.
+    """Whether the output at a place depends on a later token, by one run on a short text.
 
     Args:
         text: the network, whatever its weights; without memory (`meta`) they show nothing, and the answer is None.
@@ -43,12 +44,42 @@ def prove_causal(text: TextEncoder, name: str, task: str) -> None:
     """Refuse a text encoder, by its name and for a task, that sees later tokens; see `sees_later`.
 
     Raises:
-        RecipeError: where what stands at a place depends on a later token.
+        RecipeError: where the output at a place depends on a later token.
     """
     if sees_later(text):
         raise RecipeError(
             f"{task}: the text encoder '{name}' sees later tokens, so that the answer stands in the question; take "
             "a causal one: transformers/gpt2, transformers/bert with is_decoder: true, or a text tower of open_clip"
+        )
+
+
+def prove_fusion_causal(fusion: Encoder, name: str, widths: tuple[int, int], task: str) -> None:
+    """Refuse a fusion, by its name and for a task, that lets a token of `b` see later ones though told not to.
+
+    Args:
+        fusion: of tokens of these `widths`, those of `a` and of `b`.
+        name: of the fusion.
+        widths: in numbers.
+        task: named in the error.
+
+    Raises:
+        RecipeError: where what the fusion makes of a token has a gradient on a later one.
+    """
+    like = next(fusion.parameters())
+    if like.is_meta:
+        return
+    with torch.enable_grad(), evaluating(fusion):
+        a, b = (
+            torch.linspace(-1, 1, rows * width, device=like.device, dtype=like.dtype).sin().view(1, rows, width)
+            for rows, width in zip((3, PROOF_TOKENS), widths, strict=True)
+        )
+        b.requires_grad_()
+        sides = [Features(tokens, tokens.mean(1), tokens.shape[1:2]) for tokens in (a, b)]
+        leaking = leaks(fusion(*sides, causal=True).b[0], b, torch.arange(PROOF_TOKENS, device=like.device))
+    if leaking:
+        raise RecipeError(
+            f"{task}: the fusion '{name}' lets a token see later ones though it is told not to, so that the answer "
+            "stands in the question; take {model: transformers/bert}"
         )
 
 
@@ -75,7 +106,7 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def foreseen(tokenizer: Tokenizer, ids: Tensor, choices: Tensor) -> str:
+def blank_misses(tokenizer: Tokenizer, ids: Tensor, choices: Tensor) -> str:
     """The text of `ids` (L,) with `_` for each of them that is not the one in `choices` (L,).
 
     An untrained network with tied embeddings says again what it has just read: its choices alone look like the text.

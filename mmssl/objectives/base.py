@@ -170,12 +170,25 @@ class Objective(nn.Module):
         super().__init__()
         self.encoders = encoders if isinstance(encoders, Shared) else nn.ModuleDict(encoders)
 
-    def encoder(self, name: str) -> Encoder:
-        """The encoder of that name; raises ValueError naming those there are."""
+    def encoder(self, name: str, *reads: str) -> Encoder:
+        """The encoder of that name.
+
+        Args:
+            name: as in the recipe.
+            *reads: the modalities that will do; any where none is given.
+
+        Raises:
+            ValueError: where there is none, naming those there are.
+            RecipeError: where it reads another modality.
+        """
         if name not in self.encoders:
             have = ", ".join(self.encoders) or "none"
             raise ValueError(f"{type(self).__name__} needs an encoder named '{name}'; the recipe has: {have}")
-        return cast(Encoder, self.encoders[name])
+        encoder = cast(Encoder, self.encoders[name])
+        if reads and encoder.modality not in reads:
+            task = type(self).__module__.rpartition(".")[2]
+            raise RecipeError(f"{task} reads {' or '.join(reads)}, and the encoder '{name}' reads {encoder.modality}")
+        return encoder
 
     @property
     def exported(self) -> dict[str, Encoder]:

@@ -1,4 +1,4 @@
-"""k-means over what all processes hold, and the codebook that it fills.
+"""k-means over what all processes hold.
 
 Lloyd 1982 from a k-means++ start (Arthur & Vassilvitskii 2007). Sums are taken over all processes, so that each has the
 same centers and any number of them makes the same ones up to rounding.
@@ -7,13 +7,11 @@ same centers and any number of them makes the same ones up to rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmssl.ops.draws import mix_seed
 from mmssl.ops.gather import gather, process_share, total
 
 ENTRIES = 2**24  # of the largest matrix of distances that is held at once
@@ -111,77 +109,3 @@ def _farthest(own: Tensor, distance: Tensor, number: int) -> tuple[Tensor, Tenso
     rows, distances = gather(rows), gather(distances)
     order = distances.argsort(descending=True, stable=True)[:number]
     return rows[order], distances[order]
-
-
-class Codebook(nn.Module):
-    """Vectors -> the number of the nearest of K centers, and back; random until `fit` is called.
-
-    All state is buffers. The seed is drawn when built, so that it is a function of the run's.
-
-    Args:
-        codes: K.
-        width: D of the vectors.
-
-    Attributes:
-        centers: (K, D).
-        counts: int64 (K,), how often each code stood for one of the vectors that it was fitted to; 0 before.
-    """
-
-    centers: Tensor
-    counts: Tensor
-    seed: Tensor
-
-    def __init__(self, codes: int, width: int) -> None:
-        super().__init__()
-        self.register_buffer("centers", torch.randn(codes, width))
-        self.register_buffer("counts", torch.zeros(codes, dtype=torch.long))
-        self.register_buffer("seed", torch.randint(2**62, ()))
-
-    @torch.no_grad()
-    def fit(self, batches: Iterable[Tensor], points: int = 64, iterations: int = 25) -> None:
-        """k-means on the first vectors of `batches`, which are read no further than needed.
-
-        A second call goes on from the centers there are, so that codes keep their meaning.
-
-        Args:
-            batches: (n, D) each, this process's share of a global batch; a vector with a NaN is left out. Every
-                process has the same number of them.
-            points: for each code; all there are where the batches end before.
-            iterations: of Lloyd.
-
-        Raises:
-            ValueError: where there is no vector.
-        """
-        kept: list[Tensor] = []
-        for batch in batches:
-            everyone = gather(batch)
-            kept.append(everyone[~everyone.isnan().any(1)].to(self.centers))
-            if sum(map(len, kept)) >= points * len(self.centers):
-                break
-        if not sum(map(len, kept)):
-            raise ValueError("a codebook cannot be fitted to no data")
-        sample = torch.cat(kept)[: points * len(self.centers)]
-        start = self.centers
-        if not self.counts.any():
-            start = choose_centers(sample, len(self.centers), mix_seed(int(self.seed), "k-means++"))
-        centers, counts = kmeans(sample, start, iterations)
-        self.centers.copy_(centers)
-        self.counts.copy_(counts)
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """(..., D) -> codes int64 (...)."""
-        return nearest_center(vectors.flatten(0, -2), self.centers)[0].view(vectors.shape[:-1])
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """int64 (...) -> their centers (..., D)."""
-        return self.centers[codes]
-
-    def log_shares(self) -> Tensor:
-        """Log of how frequent each code is, (K,): counts, each with one added, so that none is impossible."""
-        smoothed = (self.counts + 1).to(self.centers.dtype)
-        return (smoothed / smoothed.sum()).log()
-
-    def perplexity(self) -> Tensor:
-        """The exponential of the entropy of the codes' shares, 0-dim: K where all are equally frequent."""
-        log_shares = self.log_shares()
-        return (-(log_shares.exp() * log_shares).sum()).exp()

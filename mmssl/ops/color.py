@@ -125,3 +125,8 @@ def annealed_mean(logits: Tensor, bins: Tensor, *, temperature: float = 0.38) ->
         ab, (B, 2, h, w).
     """
     return torch.einsum("bqhw,qc->bchw", (logits / temperature).softmax(1), bins)
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """Images as floats in [0, 1]: bytes are divided by 255, floats stay as they are."""
+    return images / 255 if images.dtype == torch.uint8 else images

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmssl.batch import Batch
 from mmssl.ops.gather import gather, own_rows, process_share
 
 
@@ -55,23 +56,59 @@ def off_diagonal(a: Tensor, b: Tensor) -> Tensor:
     return everything - (a * b).sum(0).square().sum()
 
 
-def token_gains(logits: Tensor, target: Tensor, asked: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """What logits say of tokens: nats better than a guess among all V, and whether they are right, (B, M) each.
+def score_tokens(logits: Tensor, target: Tensor, chosen: Tensor, smoothing: float = 0.0) -> Batch:
+    """Of each chosen token its `log_likelihood_ratio`, and whether it was `right`, the likeliest: (B, M), 0 elsewhere.
 
-    Tasks with a vocabulary hand on these in place of logits: outputs of the whole batch are kept where it is cut into
-    micro-batches, and B·M·V numbers are many. Where nothing is asked both are 0, as for a guess.
+    The ratio is that of its probability to 1 / V, so that 0 is a guess. Tasks with a vocabulary hand these on in place
+    of logits: outputs of the whole batch are kept where it is cut into micro-batches, and B·M·V numbers are many.
 
     Args:
-        logits: (N, V), of the tokens that are asked for, row by row.
+        logits: (N, V), of the chosen tokens, row by row.
         target: int64 (B, M).
-        asked: bool (B, M), of which N are True.
+        chosen: bool (B, M), of which N are True.
         smoothing: share of the target that is spread over all V.
     """
-    logits, wanted = logits.to(torch.promote_types(logits.dtype, torch.float32)), target[asked]
-    gain = math.log(logits.shape[1]) - F.cross_entropy(logits, wanted, reduction="none", label_smoothing=smoothing)
-    right = (logits.argmax(1) == wanted).to(gain.dtype)
-    nothing = gain.new_zeros(asked.shape)
-    return nothing.masked_scatter(asked, gain), nothing.masked_scatter(asked, right)
+    logits, answer = logits.to(torch.promote_types(logits.dtype, torch.float32)), target[chosen]
+    ratio = math.log(logits.shape[1]) - F.cross_entropy(logits, answer, reduction="none", label_smoothing=smoothing)
+    right = (logits.argmax(1) == answer).to(ratio.dtype)
+    scores, nothing = {"log_likelihood_ratio": ratio, "right": right}, ratio.new_zeros(chosen.shape)
+    return {key: nothing.masked_scatter(chosen, score) for key, score in scores.items()}
+
+
+def token_losses(outputs: Batch, tokens: int, chosen: Tensor, count: Tensor, unigram: Tensor) -> dict[str, Tensor]:
+    """Cross-entropy and accuracy, means over the chosen tokens of the global batch, and `relative_error`.
+
+    That is the cross-entropy over that of the frequencies of tokens, which fall far below guessing without looking: it
+    says whether a network reads.
+
+    Args:
+        outputs: of `score_tokens`.
+        tokens: V, how many there are to choose from.
+        chosen: bool (B, M).
+        count: 0-dim, number of chosen tokens.
+        unigram: 0-dim, the sum of their cross-entropies by their frequencies; see `Unigram`.
+    """
+    error = math.log(tokens) - outputs["log_likelihood_ratio"]
+    return {
+        "loss": mean_over(error, chosen, count),
+        "accuracy": mean_over(outputs["right"], chosen, count),
+        "relative_error": mean_over(error.detach(), chosen, unigram),
+    }
+
+
+@torch.no_grad()
+def token_ranking(logits: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """How often a positive token has a higher logit than a negative one, over all such pairs, 0-dim; 0.5 where none.
+
+    Args:
+        logits: (B, L).
+        positive: bool (B, L).
+        negative: bool (B, L).
+    """
+    below = logits.masked_fill(~negative, math.inf).flatten().sort().values
+    wins = (torch.searchsorted(below, logits, right=False) + torch.searchsorted(below, logits, right=True)) / 2
+    pairs = positive.sum() * negative.sum()
+    return torch.where(pairs > 0, (wins * positive).sum() / pairs.clamp(min=1), 0.5).to(logits.dtype)
 
 
 def mean_over(values: Tensor, valid: Tensor, count: Tensor) -> Tensor:

@@ -70,6 +70,24 @@ def corrupt_tokens(
     return tokens.scatter(1, places, torch.where(chosen, new, original))
 
 
+@torch.no_grad()
+def draw_tokens(logits: Tensor, dice: Tensor) -> Tensor:
+    """One token a place from softmax(logits), by inverting its distribution function: one number a place.
+
+    ELECTRA's code adds Gumbel noise to every logit and takes the largest, which draws from the same distribution.
+
+    Args:
+        logits: (..., V).
+        dice: (...), uniform in [0, 1).
+
+    Returns:
+        int64 (...). A token of probability 0 is never drawn.
+    """
+    below = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).cumsum(-1)
+    level = dice.to(below.dtype)[..., None] * below[..., -1:]
+    return torch.searchsorted(below, level, right=True)[..., 0].clamp(max=logits.shape[-1] - 1)
+
+
 def mask_blocks(
     grid: tuple[int, int],
     total: int,

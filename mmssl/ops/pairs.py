@@ -9,6 +9,7 @@ the two passes embeddings are held, O(B · D), and never anything of B x B; the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -147,6 +148,22 @@ def _found(logits: Tensor, own: Tensor, items: Tensor | None, everyones: Tensor 
         return (best == own).sum().to(logits.dtype)
     equal = _equal(items, everyones)
     return (equal.gather(1, best[:, None])[:, 0] / equal.sum(1)).sum().to(logits.dtype)
+
+
+def draw_negatives(similar: Tensor, equal: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """One row that is not equal to it for each row, with probability softmax(similar) over those.
+
+    Args:
+        similar: logits (B, N).
+        equal: bool (B, N), True where the row must not be drawn.
+        noise: uniform in [0, 1), (B, N); its Gumbel form turns the largest sum into a draw.
+
+    Returns:
+        int64 (B,) rows, and bool (B,), False where every row is equal: what was drawn there says nothing.
+    """
+    gumbel = -(-noise.clamp(min=torch.finfo(noise.dtype).tiny).log()).log()
+    chances = (similar + gumbel).masked_fill(equal, -math.inf)
+    return chances.argmax(1), ~equal.all(1)
 
 
 @torch.no_grad()

@@ -115,7 +115,7 @@ def test_towers_without_projections_are_a_whole_clip(tmp_path, form) -> None:
     )["image_text"]
     ids, mask = zip(*(run.encoders["text"].tokenizer(text, 16) for text in ("a red circle", "two")), strict=True)
     with torch.no_grad():
-        z = task.predict({"a": image, "b": torch.stack(ids), "b_mask": torch.stack(mask)})
+        z = task.predict({"a": image, "b": torch.stack(ids), "b_valid": torch.stack(mask)})
         expected = math.exp(1.25) * z["a"] @ z["b"].T + (-3.5 if form == "siglip" else 0)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 

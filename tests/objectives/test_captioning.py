@@ -139,7 +139,7 @@ def test_equal_to_blip_on_its_logits(smoothing, monkeypatch):
     output.logits.retain_grad()
     output.loss.backward()
     logits = output.logits.detach().requires_grad_()
-    monkeypatch.setattr(task, "logits", lambda inputs: logits[:, :-1][inputs["b_mask"][:, 1:]])
+    monkeypatch.setattr(task, "logits", lambda inputs: logits[:, :-1][inputs["b_valid"][:, 1:]])
     losses = task(inputs)
     losses["loss"].backward()
     torch.testing.assert_close(losses["loss"], output.loss, rtol=1e-12, atol=0)
@@ -232,7 +232,7 @@ def test_equal_to_coca_of_open_clip_with_its_weights():
             "fusion": CoCaFusion(coca.text_decoder, 16),
         },
     )
-    task.head = nn.Identity()
+    task.head.transform = nn.Identity()
     losses = task(task.transform({**batch, "image": pictures}, Draws(0, 0, 5)))
     (2 * losses["loss"]).backward()
     torch.testing.assert_close(2 * losses["loss"], expected, rtol=1e-12, atol=0)
@@ -264,13 +264,13 @@ def test_chance_is_that_of_equal_logits_and_of_known_frequencies():
     for smoothing in (0.0, 0.2):
         task, batch = _task(smoothing=smoothing), tiny_batch(200)
         assert task.chance(4).loss == math.log(30)
-        nn.init.zeros_(task.head[2].weight)
+        nn.init.zeros_(task.head.transform[2].weight)
         losses = {key: float(value.detach()) for key, value in task(task.transform(batch, Draws(0, 0, 200))).items()}
         assert math.isclose(losses["loss"], math.log(30), rel_tol=1e-6)
         assert math.isclose(losses["relative_error"], 1, rel_tol=1e-6)
         # One that has learned the frequencies of tokens and nothing else is no better than the running counts.
         task.after_step(0.5)
-        task.bias.data = -task.unigram.surprise(torch.arange(30))
+        task.head.bias.data = -task.unigram.surprise(torch.arange(30))
         losses = task(task.transform(tiny_batch(200, seed=1), Draws(0, 1, 200)))
         assert smoothing or losses["loss"] < math.log(30) - 0.1
         assert math.isclose(losses["relative_error"], 1, rel_tol=1e-3)
@@ -288,8 +288,8 @@ def test_whatever_is_described_is_looked_at(a):
     task, batch = _task(a, blind=5), tiny_batch(8)
     assert task.needs == (a, "text")
     inputs = task.transform(batch, Draws(0, 0, 8))
-    assert ("a_mask" in inputs) == (a == "audio")
-    rolled = {key: value.roll(1, 0) if key in ("a", "a_mask") else value for key, value in inputs.items()}
+    assert ("a_valid" in inputs) == (a == "audio")
+    rolled = {key: value.roll(1, 0) if key in ("a", "a_valid") else value for key, value in inputs.items()}
     expected = task(inputs)["loss"] / task(rolled)["loss"]
     torch.testing.assert_close(_measured(task, inputs, 4), {"loss_over_blind": expected.detach()})
     assert not any(_measured(task, inputs, number) for number in (0, 3, 5))
@@ -321,7 +321,7 @@ def test_it_learns_what_the_picture_says_and_writes_it():
     assert losses["accuracy"] == 1
     assert losses["loss"] < 0.1
     assert _measured(task, inputs, 0)["loss_over_blind"] < 0.1
-    written = task.generate(images[:8], length=6)
+    written = task.generate({"a": images[:8]}, 6)
     assert written.tolist() == batch["text"][:8].tolist()
     seen, caption, generated = task.preview(inputs, task.predict(inputs))
     assert generated.cells[5] == "2 11 7"  # up to the end token, which this tokenizer would show
@@ -331,14 +331,14 @@ def test_it_learns_what_the_picture_says_and_writes_it():
 
 def test_greedy_choices_are_those_of_the_logits():
     task, images = _task(), tiny_batch(4)["image"]
-    written = task.generate(images, length=9)
+    written = task.generate({"a": images}, 9)
     assert (written[:, 0] == 2).all()
     likeliest = task.logits({"a": images, "b": written}).argmax(-1).view(4, 8)
     for row, best in zip(written.tolist(), likeliest.tolist(), strict=True):
         end = row.index(3) if 3 in row else 8
         assert row[1 : end + 1] == best[:end]
-    task.bias.data[3] = 99
-    assert task.generate(images, length=5).tolist() == [[2, 3, 0, 0, 0]] * 4
+    task.head.bias.data[3] = 99
+    assert task.generate({"a": images}, 5).tolist() == [[2, 3, 0, 0, 0]] * 4
 
 
 def test_images_are_cropped_where_asked_for():
@@ -355,8 +355,8 @@ class NoEnds(TinyTokenizer):
 @pytest.mark.parametrize(
     ("encoders", "hyper", "message"),
     [
-        ({}, {"b": "audio"}, "predicts text, and the encoder 'audio' reads audio"),
-        ({}, {"a": "text"}, "describes what is no text, and the encoder 'text' reads text"),
+        ({}, {"b": "audio"}, "reads text, and the encoder 'audio' reads audio"),
+        ({}, {"a": "text"}, "reads image or audio or video, and the encoder 'text' reads text"),
         ({}, {"fusion": "image"}, "needs a fusion in which text attends to 'image', and 'image' is none"),
         ({}, {"smoothing": 1.0}, "smoothing = 1.0 should be a share"),
         ({}, {"blind": -1}, "blind = -1 should be a number of steps"),

@@ -152,7 +152,7 @@ def test_a_narrower_embedding_gets_a_map():
     assert task.head.weight.shape == (4, 6)
     batch = tiny_batch(5)
     inputs = task.transform(batch, Draws(0, 0, 5))
-    assert task.predict(inputs)["gain"].shape == (5, 23)
+    assert task.predict(inputs)["log_likelihood_ratio"].shape == (5, 23)
     assert torch.isfinite(task(inputs)["loss"])
 
 
@@ -169,15 +169,15 @@ def test_what_was_trained_is_loaded_as_a_language_model(tmp_path):
         torch.testing.assert_close(task.logits(inputs), expected[batch["text_mask"][:, 1:]])
 
 
-def test_preview_shows_what_was_foreseen(monkeypatch):
+def test_preview_shows_what_was_predicted(monkeypatch):
     task = create("causal_language", {"text": gpt2()}).eval()
     inputs = task.transform(texts(), Draws(0, 0, 4))
     following = inputs["text"][:, 1:]
     choices = F.one_hot(following, WORDS.vocab_size)
     choices[1, 0] = choices[1, 1] = F.one_hot(torch.tensor(7), WORDS.vocab_size)
     monkeypatch.setattr(task, "logits", lambda inputs: choices[inputs["text_mask"][:, 1:]])
-    text, foreseen, prediction = task.preview(inputs, {})
-    assert text.cells[:2] == [*foreseen.cells[:1], "a dog sat on the mat"] == ["the cat", "a dog sat on the mat"]
+    text, predicted, prediction = task.preview(inputs, {})
+    assert text.cells[:2] == [*predicted.cells[:1], "a dog sat on the mat"] == ["the cat", "a dog sat on the mat"]
     assert prediction.cells[0] == "the cat"
     ids = following[1][inputs["text_mask"][1, 1:]]
-    assert foreseen.cells[1].split() == ["_", "_", *WORDS.decode(ids[2:]).split()]
+    assert predicted.cells[1].split() == ["_", "_", *WORDS.decode(ids[2:]).split()]

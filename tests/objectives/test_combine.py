@@ -94,7 +94,7 @@ def test_chance_steps_and_previews_are_those_of_the_tasks():
     inputs = task.transform(_batch(), Draws(0, 0, 4))
     titles = [panel.title for panel in task.preview(inputs, task.predict(inputs))]
     assert titles[0] == "turn: 0°"
-    assert titles[-1] == "pairs: found"
+    assert titles[-1] == "pairs: nearest text"
     assert create("combine", tiny_encoders(), tasks={"turn": {"name": "rotation"}}).meets == "nowhere"
 
 
@@ -300,7 +300,7 @@ def test_what_differs_is_not_shared():
     with _counted(with_crops) as runs:
         for _ in range(2):
             with_crops(inputs)
-            with_crops.encoder("text")(inputs["match/b"], inputs["match/b_mask"])
+            with_crops.encoder("text")(inputs["match/b"], inputs["match/b_valid"])
     assert runs == {"image": 4, "text": 4, "fusion": 2}
 
 
@@ -330,7 +330,7 @@ def test_one_pass_has_one_dropout_mask_and_counts_the_rows_once(monkeypatch):
         task = _pair(twice, NoisyImage)
         task.tasks["second"].load_state_dict(task.tasks["first"].state_dict())
         outputs = task.predict(task.transform(tiny_batch(4), Draws(0, 0, 4)))
-        assert torch.equal(outputs["first/gain"], outputs["second/gain"]) == shared
+        assert torch.equal(outputs["first/log_likelihood_ratio"], outputs["second/log_likelihood_ratio"]) == shared
         assert task.encoder("image").norm.num_batches_tracked == (1 if shared else 2)
 
 

@@ -54,17 +54,18 @@ def test_chances_add_up_and_none_is_nothing():
 def test_masked_tokens_have_the_neighbors_they_had():
     batch = tiny_batch(60, length=40)
     task = create("masked_language", {"text": TinyText()}, rate=0.3)
+    mask_id = task.vocabulary.mask_id
     inputs = task.transform(batch, Draws(0, 0, 60))
     hidden, beside = 0, 0
-    for row, slot, target, left, right in masked_tokens(inputs, task.tokenizer):
+    for row, slot, target, left, right in masked_tokens(inputs, task.vocabulary.tokenizer):
         place = int(inputs["places"][row, slot])
         assert int(batch["text"][row, place]) == target
-        assert int(inputs["text"][row, place]) == task.mask_id
+        assert int(inputs["text"][row, place]) == mask_id
         for token, where in ((left, place - 1), (right, place + 1)):
             beside += token is None
-            assert int(inputs["text"][row, where]) == (task.mask_id if token is None else token)
+            assert int(inputs["text"][row, where]) == (mask_id if token is None else token)
         hidden += 1
-    assert hidden == int(((inputs["text"] == task.mask_id) & (batch["text"] != task.mask_id)).sum())
+    assert hidden == int(((inputs["text"] == mask_id) & (batch["text"] != mask_id)).sum())
     assert beside
 
 

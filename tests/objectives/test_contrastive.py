@@ -1,4 +1,4 @@
-"""Contrastive pairs: what reaches the loss, chance, the scale."""
+"""Contrastive pairs: what reaches the loss, chance, the temperature."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_start_values_are_the_papers():
     assert "logit_bias" not in dict(clip.named_parameters())
 
 
-def test_scale_is_clamped_after_the_step():
+def test_temperature_is_clamped_after_the_step():
     task = create("contrastive", tiny_encoders())
     for value, expected in ((9.0, math.log(100)), (-1.0, 0.0), (2.0, 2.0)):
         task.logit_scale.data.fill_(value)
@@ -72,11 +72,11 @@ def test_both_sides_and_their_masks_arrive(pair):
     batch = tiny_batch(4)
     inputs = task.transform(batch, Draws(0, 0, 4))
     for side, name in (("a", a), ("b", b)):
-        assert (f"{side}_mask" in inputs) == (f"{name}_mask" in batch)
+        assert (f"{side}_valid" in inputs) == (f"{name}_mask" in batch)
     outputs = task.predict(inputs)
     assert outputs["a"].shape == outputs["b"].shape == (4, 7)
     losses = task.loss(outputs, inputs)
-    assert {f"accuracy_{a}_to_{b}", f"accuracy_{b}_to_{a}", "scale", "loss"} == losses.keys()
+    assert {f"accuracy_{a}_to_{b}", f"accuracy_{b}_to_{a}", "temperature", "loss"} == losses.keys()
     assert len(task.preview(inputs, outputs)) == 3
     # Whatever stands behind the mask has no say.
     for key in (key for key in ("text", "audio") if key in pair):
@@ -137,7 +137,7 @@ def test_loss_and_every_gradient_of_transformers_siglip(chunk):
 def test_loss_of_transformers_align():
     align = pytest.importorskip("transformers.models.align.modeling_align")
     torch.manual_seed(0)
-    task = create("contrastive", tiny_encoders(), scale=1.0, smoothing=0.1).double()
+    task = create("contrastive", tiny_encoders(), temperature=1.0, smoothing=0.1).double()
     z = torch.nn.functional.normalize(torch.randn(2, 6, 512, dtype=torch.float64), dim=-1)
     temperature = 1 / task.logit_scale.exp()
     expected = align.align_loss(z[1] @ z[0].T / temperature)
@@ -185,7 +185,7 @@ def test_without_a_width_the_encoders_meet_in_their_own_space():
     names = [name for name, _ in task.named_parameters() if not name.startswith("encoders.")]
     assert names == ["logit_scale"]
     inputs = task.transform(tiny_batch(3), Draws(0, 0, 3))
-    pooled = encoders["text"](inputs["b"], inputs["b_mask"]).pooled
+    pooled = encoders["text"](inputs["b"], inputs["b_valid"]).pooled
     torch.testing.assert_close(task.predict(inputs)["b"], torch.nn.functional.normalize(pooled, dim=-1))
     with pytest.raises(RecipeError, match="'audio' has 5 and 'text' 6; set one"):
         create("contrastive", tiny_encoders(), a="audio", width=None)
@@ -212,8 +212,8 @@ def test_refuses_one_encoder_for_both_sides():
         ({"form": "siglip", "smoothing": 0.1}, "siglip has none; set form=clip"),
         ({"smoothing": 1.0}, "from 0 to below 1"),
         ({"chunk": 0}, "chunk = 0 should be a number of rows"),
-        ({"scale": 0.0}, "scale = 0.0 should be from 1 to 100"),
-        ({"scale": 1000.0}, "scale = 1000.0 should be from 1 to 100"),
+        ({"temperature": 0.0}, "temperature = 0.0 should be from 0.01"),
+        ({"temperature": 2.0}, "temperature = 2.0 should be from 0.01"),
     ):
         with pytest.raises(RecipeError, match=message):
             create("contrastive", tiny_encoders(), **wrong)

@@ -219,14 +219,14 @@ def test_the_preview_reads_well(monkeypatch):
     inputs = task.transform(batch, Draws(0, 0, 2))
     answers = torch.nn.functional.one_hot(inputs["target"], task.tokens)
     monkeypatch.setattr(task, "logits", lambda inputs: answers[inputs["target_mask"]])
-    seen, target, foreseen, prediction = task.preview(inputs, {})
+    seen, target, predicted, prediction = task.preview(inputs, {})
     whole = [words.decode(i[m]) for i, m in zip(ids, masks, strict=True)]
-    assert target.cells == foreseen.cells == prediction.cells == whole
+    assert target.cells == predicted.cells == prediction.cells == whole
     assert all("[MASK]" in cell for cell in seen.cells)
     # One that says what it has just read foresees nothing, whatever its choices look like.
     monkeypatch.setattr(task, "logits", lambda inputs: answers.roll(1, dims=1)[inputs["target_mask"]])
-    _, target, foreseen, _ = task.preview(inputs, {})
-    assert [cell.count("_") for cell in foreseen.cells] == inputs["target_mask"].sum(1).tolist()
+    _, target, predicted, _ = task.preview(inputs, {})
+    assert [cell.count("_") for cell in predicted.cells] == inputs["target_mask"].sum(1).tolist()
 
 
 def test_refuses_what_cannot_work():

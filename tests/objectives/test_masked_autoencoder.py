@@ -15,8 +15,8 @@ from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_pos
 from mmssl.encoders import create as create_encoder
 from mmssl.errors import RecipeError
 from mmssl.objectives import create
-from mmssl.objectives.reconstruction._patches import patchify, standardize, unpatchify
 from mmssl.ops.draws import Draws
+from mmssl.ops.patches import patchify, standardize, unpatchify
 
 ROWS, PIXELS = 3, 3 * 4 * 4
 VIT = {"img_size": 24, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4}

@@ -188,7 +188,7 @@ def test_a_run_that_learns_the_frequencies_alone_is_at_chance():
 
     task = _task()
     for name, parameter in task.named_parameters():
-        parameter.requires_grad_(name == "bias")
+        parameter.requires_grad_(name == "head.bias")
     training = Training(steps=150, batch_size=32, log_every=5, optimizer=Optimizer(lr=0.1, weight_decay=0.0))
     history = fit(task, Loader(), training, quiet=True)
     (verdict,) = judge(history, task.chance(32), 32)
@@ -215,7 +215,7 @@ def test_loss_is_the_mean_over_masked_tokens():
     torch.testing.assert_close(losses["accuracy"], (logits.argmax(-1) == target).float().mean())
     # Logits at masked places are those that all places would have.
     tokens = task.encoder("text")(inputs["text"], inputs["text_mask"]).tokens
-    everywhere = task.head(tokens) @ task.encoder("text").token_embedding.T + task.bias
+    everywhere = task.head.transform(tokens) @ task.encoder("text").token_embedding.T + task.head.bias
     at = inputs["places"][..., None].expand(-1, -1, 30)
     torch.testing.assert_close(logits, everywhere.gather(1, at)[inputs["chosen"]])
     uniform = task.loss({name: torch.zeros_like(value) for name, value in outputs.items()}, inputs)

@@ -16,8 +16,9 @@ from mmssl.encoders import create as create_encoder
 from mmssl.encoders.base import Encoder, Features
 from mmssl.errors import RecipeError
 from mmssl.objectives import create
-from mmssl.objectives.correspondence.matching import PRIOR, draw_negatives
+from mmssl.objectives.correspondence.matching import PRIOR
 from mmssl.ops.draws import Draws
+from mmssl.ops.pairs import draw_negatives
 
 DISTILLED = {"momentum": 0.9, "queue": 10, "width": 7}
 

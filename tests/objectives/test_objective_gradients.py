@@ -33,7 +33,7 @@ ROWS, SEED, STEP = 16, 5, 3
 ALIGNMENT = {"window": 0.5, "min_shift": 0.3, "width": 8}
 MAE = {"decoder_depth": 1, "decoder_width": 8, "decoder_heads": 2}
 DINO = {"prototypes": 24, "hidden": 16, "bottleneck": 8, "local_crops": 2, "freeze_last": 0.0}
-ALIGN = {"width": 7, "scale": 1.0, "smoothing": 0.1}
+ALIGN = {"width": 7, "temperature": 1.0, "smoothing": 0.1}
 CASES = {
     "rotation": ("rotation", {}),
     "jigsaw": ("jigsaw", {"area": [1.0, 1.0], "size": 36, "orders": 30, "tile_width": 7, "hidden": 16}),

@@ -14,8 +14,9 @@ from mmssl.encoders import create as create_encoder
 from mmssl.errors import RecipeError
 from mmssl.media.text import Tokenizer
 from mmssl.objectives import create
-from mmssl.objectives.reconstruction.replaced_token import ReplacedToken, draw_tokens
+from mmssl.objectives.reconstruction.replaced_token import ReplacedToken
 from mmssl.ops.draws import Draws
+from mmssl.ops.masking import draw_tokens
 
 TEXTS = ["A cat, sitting (on) a mat.", "the dog's bone is under the tree", "two cats chase one dog"] * 4
 
@@ -144,9 +145,9 @@ def test_it_is_transformers_electra(share):
         big.discriminator_predictions.dense_prediction.load_state_dict(task.head[2].state_dict())
         small = ElectraForMaskedLM(encoders["generator"].backbone.net.config)
         small.electra.load_state_dict(encoders["generator"].backbone.net.state_dict())
-        small.generator_predictions.dense.load_state_dict(task.language_head[0].state_dict())
-        small.generator_predictions.LayerNorm.load_state_dict(task.language_head[2].state_dict())
-        small.generator_lm_head.bias = torch.nn.Parameter(task.language_bias.detach().clone())
+        small.generator_predictions.dense.load_state_dict(task.language_head.transform[0].state_dict())
+        small.generator_predictions.LayerNorm.load_state_dict(task.language_head.transform[2].state_dict())
+        small.generator_lm_head.bias = torch.nn.Parameter(task.language_head.bias.detach().clone())
         small.generator_lm_head.weight = small.electra.embeddings.word_embeddings.weight
         if share:
             for name in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
@@ -182,14 +183,16 @@ def test_it_is_transformers_electra(share):
             (encoders["generator"].backbone.net, small.electra),
             (task.head[0], big.discriminator_predictions.dense),
             (task.head[2], big.discriminator_predictions.dense_prediction),
-            (task.language_head[0], small.generator_predictions.dense),
-            (task.language_head[2], small.generator_predictions.LayerNorm),
+            (task.language_head.transform[0], small.generator_predictions.dense),
+            (task.language_head.transform[2], small.generator_predictions.LayerNorm),
         ]
         for own, theirs in pairs:
             other = dict(theirs.named_parameters())
             for name, p in own.named_parameters():
                 torch.testing.assert_close(p.grad, other[name].grad, rtol=1e-8, atol=1e-10, msg=name)
-        torch.testing.assert_close(task.language_bias.grad, small.generator_lm_head.bias.grad, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(
+            task.language_head.bias.grad, small.generator_lm_head.bias.grad, rtol=1e-8, atol=1e-10
+        )
     finally:
         torch.set_default_dtype(torch.float32)
 

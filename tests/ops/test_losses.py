@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmssl.ops.losses import mean_over, nt_xent, off_diagonal, ranking, spread, token_gains
+from mmssl.ops.losses import mean_over, nt_xent, off_diagonal, ranking, score_tokens, spread
 
 
 def _unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -75,23 +75,24 @@ def test_mean_over_counts_only_what_is_valid():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_token_gains_are_those_over_a_guess_and_none_where_nothing_is_asked(smoothing):
+def test_tokens_are_scored_over_a_guess_and_not_where_none_is_chosen(smoothing):
     generator = torch.Generator().manual_seed(0)
     target, asked = torch.tensor([[1, 3, 0], [2, 2, 1]]), torch.tensor([[True, False, True], [False, True, True]])
     logits = torch.randn(4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
-    gain, right = token_gains(logits, target, asked, smoothing)
+    ratio, right = score_tokens(logits, target, asked, smoothing).values()
     wanted = [((0, 0), 1), ((0, 2), 0), ((1, 1), 2), ((1, 2), 1)]
-    assert not gain[~asked].any()
+    assert not ratio[~asked].any()
     assert not right[~asked].any()
     for row, (place, token) in zip(logits.log_softmax(1), wanted, strict=True):
         own = (1 - smoothing) * row[token] + smoothing * row.mean()
-        torch.testing.assert_close(gain[place], math.log(5) + own)
+        torch.testing.assert_close(ratio[place], math.log(5) + own)
         assert right[place] == (row.argmax() == token)
-    torch.testing.assert_close(token_gains(torch.zeros(4, 5), target, asked, smoothing)[0], torch.zeros(2, 3))
-    (slope,) = torch.autograd.grad(gain.sum(), logits)
+    guess = score_tokens(torch.zeros(4, 5), target, asked, smoothing)["log_likelihood_ratio"]
+    torch.testing.assert_close(guess, torch.zeros(2, 3))
+    (slope,) = torch.autograd.grad(ratio.sum(), logits)
     expected = (1 - smoothing) * F.one_hot(torch.tensor([1, 0, 2, 1]), 5) + smoothing / 5 - logits.softmax(1)
     torch.testing.assert_close(slope, expected)
-    nothing, _ = token_gains(logits[:0], target, torch.zeros_like(asked))
+    nothing = score_tokens(logits[:0], target, torch.zeros_like(asked))["log_likelihood_ratio"]
     assert nothing.requires_grad  # so that every process has a gradient
     assert not nothing.any()
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
+from mmssl.modules.side import SIDES
+from mmssl.modules.teacher import Teacher
 from mmssl.ops.gather import gather
-from mmssl.ops.momentum import enqueue, follow, momentum_copy
-
-SIDES = ("a", "b")
+from mmssl.ops.queue import enqueue
 
 
 class Distillation(nn.Module):
@@ -56,7 +56,7 @@ class Distillation(nn.Module):
     ) -> None:
         super().__init__()
         self.momentum, self.alpha, self.ramp = momentum, alpha, ramp
-        self.teacher = momentum_copy(nn.ModuleDict(towers))
+        self.teacher = Teacher(towers)
         for side in SIDES:
             self.register_buffer(f"queue_{side}", F.normalize(torch.randn(queue, width), dim=1))
         # Nothing equals a row that was never filled: ids start at 0, and no hash is expected to be -1.
@@ -70,7 +70,7 @@ class Distillation(nn.Module):
         """`a_key` and `b_key` (B, width), unit vectors of the copy."""
         found = {}
         for side in SIDES:
-            pooled = cast(Encoder, self.teacher[side])(inputs[side], inputs.get(f"{side}_mask")).pooled
+            pooled = cast(Encoder, self.teacher[side])(inputs[side], inputs.get(f"{side}_valid")).pooled
             found[f"{side}_key"] = F.normalize(self.teacher[f"project_{side}"](pooled), dim=-1)
         return found
 
@@ -99,7 +99,7 @@ class Distillation(nn.Module):
 
     def after_step(self, towers: Mapping[str, nn.Module]) -> None:
         """The copy follows; the newest keys replace the oldest."""
-        follow(self.teacher, towers, self.momentum)
+        self.teacher.follow(towers, self.momentum)
         self.steps += 1
         if self._newest is not None:
             a, b, items = self._newest

@@ -1,14 +1,14 @@
 """Contrastive pairs: which `b` belongs to which `a`, for instance which caption to which image?
 
 Form `clip`, cross-entropy over rows and over columns: Radford et al. 2021, "Learning Transferable Visual Models From
-Natural Language Supervision", arXiv 2103.00020. With `smoothing` and a scale of 1 it is ALIGN (Jia et al. 2021, arXiv
-2102.05918), with equal positives UniCL (Yang et al. 2022, arXiv 2204.03610) and Florence (Yuan et al. 2021, arXiv
+Natural Language Supervision", arXiv 2103.00020. With `smoothing` and a temperature of 1 it is ALIGN (Jia et al. 2021,
+arXiv 2102.05918), with equal positives UniCL (Yang et al. 2022, arXiv 2204.03610) and Florence (Yuan et al. 2021, arXiv
 2111.11432), with a frozen encoder LiT (Zhai et al. 2022, arXiv 2111.07991). Form `siglip`, one binary decision a
 combination: Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", arXiv 2303.15343. Formulas: see
 `mmssl.ops.pairs`. Each process compares its own rows with everybody's.
 
-Known traps. Gathering without gradient scales or turns the towers' gradient while the loss looks right. The learnable
-scale is clamped after the step, to at most 100. A small batch wants a bias nearer 0 than SigLIP's -10: the best
+Known traps. Gathering without gradient scales or turns the towers' gradient while the loss looks right. The learned
+temperature is kept at 0.01 or above, after the step. A small batch wants a bias nearer 0 than SigLIP's -10: the best
 constant is -ln(B - 1). A caption that stands twice in a batch is a negative of itself, unless positives are equal
 items; empty captions are equal ones, too.
 """
@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, cast
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,14 +27,14 @@ from torch import Tensor, nn
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder, Features
 from mmssl.encoders.fusion import FusionEncoder
-from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
+from mmssl.modules.side import both_sides
 from mmssl.objectives.base import Chance, Objective, Pair, Panel
-from mmssl.ops.augment import draw_crops, resized_crop
 from mmssl.ops.draws import Draws
 from mmssl.ops.pairs import fingerprint, info_nce, sigmoid_pairs
 
-LARGEST_SCALE = 100.0
+TEMPERATURE = {"clip": 0.07, "siglip": 0.1}
+COLDEST = 0.01
 
 
 class Contrastive(Objective):
@@ -47,8 +48,9 @@ class Contrastive(Objective):
             the encoders themselves.
         form: `clip` or `siglip`.
         width: of the shared space; None for the encoders' own, where it is one: towers of open_clip then leave as a
-            whole CLIP, with the scale and the bias.
-        scale: initial factor of the cosine, 1 / temperature; 1 / 0.07 for clip and 10 for siglip where left out.
+            whole CLIP, with the logit scale and the bias.
+        temperature: initial value of what divides the cosine, learned from 0.01 to 1; 0.07 for clip and 0.1 for siglip
+            where left out.
         bias: initial bias of siglip's logits.
         positives: `pair` for each row's own partner alone; `equal` for the partners of all rows with the same `a` or
             the same `b`, byte by byte before augmentation, such as equal captions or several captions of one image.
@@ -69,7 +71,7 @@ class Contrastive(Objective):
         fusion: str | None = None,
         form: Literal["clip", "siglip"] = "clip",
         width: int | None = 512,
-        scale: float | None = None,
+        temperature: float | None = None,
         bias: float = -10.0,
         positives: Literal["pair", "equal"] = "pair",
         smoothing: float = 0.0,
@@ -85,9 +87,11 @@ class Contrastive(Objective):
             raise RecipeError(f"contrastive: smoothing = {smoothing} should be a share from 0 to below 1")
         if chunk is not None and chunk < 1:
             raise RecipeError(f"contrastive: chunk = {chunk} should be a number of rows, or null for all at once")
-        scale = (1 / 0.07 if form == "clip" else 10.0) if scale is None else scale
-        if not 1 <= scale <= LARGEST_SCALE:
-            raise RecipeError(f"contrastive: scale = {scale} should be from 1 to {LARGEST_SCALE:g}, where it is kept")
+        temperature = TEMPERATURE[form] if temperature is None else temperature
+        if not COLDEST <= temperature <= 1:
+            raise RecipeError(
+                f"contrastive: temperature = {temperature} should be from {COLDEST}, where it is kept, to 1"
+            )
         both = None if fusion is None else self.encoder(fusion)
         if both is not None and not (
             isinstance(both, FusionEncoder) and both.kind == "multiway" and list(both.reads) == [a, b]
@@ -96,11 +100,11 @@ class Contrastive(Objective):
                 f"contrastive: fusion = '{fusion}' should take one side alone, and be a timm vision transformer: "
                 f"{{modality: fusion, model: timm/vit_base_patch16_224, reads: [{a}, {b}]}}"
             )
-        self.a, self.b, self.form, self.width, self.area, self.fusion = a, b, form, width, area, fusion
+        self.a, self.b, self.fusion, self.form, self.width = a, b, fusion, form, width
         self.positives, self.smoothing, self.chunk = positives, smoothing, chunk
-        self.modalities = {side: self.encoder(name).modality for side, name in (("a", a), ("b", b))}
-        self.needs = tuple(dict.fromkeys(self.modalities.values()))
-        widths = (both.dim, both.dim) if both is not None else (self.encoder(a).dim, self.encoder(b).dim)
+        self.sides = both_sides(a, b, self.encoder, area)
+        self.needs = tuple(dict.fromkeys(side.modality for side in self.sides.values()))
+        widths = [both.dim, both.dim] if both is not None else [side.encoder.dim for side in self.sides.values()]
         if width is None and widths[0] != widths[1]:
             raise RecipeError(
                 f"contrastive: width = null keeps the encoders' own, and '{a}' has {widths[0]} and '{b}' {widths[1]}; "
@@ -110,7 +114,7 @@ class Contrastive(Objective):
             nn.Identity() if width is None else nn.Linear(own, width, bias=False) for own in widths
         )
         # Of one entry each: FSDP2 shards no parameter without dimensions.
-        self.logit_scale = nn.Parameter(torch.tensor([math.log(scale)]))
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / temperature)]))
         if form == "siglip":
             self.logit_bias = nn.Parameter(torch.tensor([bias]))
 
@@ -128,74 +132,51 @@ class Contrastive(Objective):
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """Both sides as they are, images cropped: `a`, `b`, and `a_mask`, `b_mask` where the batch has masks.
+        """Both sides, images cropped: `a`, `b`, and which of them is valid; see `Side`.
 
         `items` int64 (B, 2), where equal items are positives: a number for each `a` and each `b`.
         """
         inputs = {}
         if self.positives == "equal":
-            inputs["items"] = torch.stack([fingerprint(batch[key]) for key in self.modalities.values()], dim=1)
-        for side, modality in self.modalities.items():
-            inputs[side] = batch[modality]
-            if modality == "image" and self.area is not None:
-                images = batch["image"]
-                boxes = draw_crops(draws, 1, *images.shape[-2:], area=self.area)[:, 0]
-                unflipped = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-                inputs[side] = resized_crop(images, boxes, min(images.shape[-2:]), unflipped)
-            if f"{modality}_mask" in batch:
-                inputs[f"{side}_mask"] = batch[f"{modality}_mask"]
+            inputs["items"] = torch.stack([fingerprint(batch[s.modality]) for s in self.sides.values()], dim=1)
+        for side in self.sides.values():
+            inputs |= side.read(batch, draws)
         return inputs
 
-    def embed_a(self, features: Features) -> Tensor:
-        """Unit vectors (B, width) in the shared space."""
-        pooled = features.pooled if self.fusion is None else self.encoder(self.fusion)(features, None).pooled
-        return F.normalize(self.project_a(pooled), dim=-1)
-
-    def embed_b(self, features: Features) -> Tensor:
-        """Unit vectors (B, width) in the shared space."""
-        pooled = features.pooled if self.fusion is None else self.encoder(self.fusion)(None, features).pooled
-        return F.normalize(self.project_b(pooled), dim=-1)
+    def embed(self, key: str, features: Features) -> Tensor:
+        """What the encoder of side `a` or `b` makes of it -> unit vectors (B, width) in the shared space."""
+        pooled = features.pooled
+        if self.fusion is not None:
+            alone = (features, None) if key == "a" else (None, features)
+            pooled = self.encoder(self.fusion)(*alone).pooled
+        return F.normalize(self.get_submodule(f"project_{key}")(pooled), dim=-1)
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
         """Both encoders, by the cosine in the shared space."""
-        return (Pair(self.a, self.b, embed=(self.embed_a, self.embed_b)),)
+        return (Pair(self.a, self.b, embed=(partial(self.embed, "a"), partial(self.embed, "b"))),)
 
     def predict(self, inputs: Batch) -> Batch:
         """`a` and `b` (B, width), unit vectors."""
-        a = self.encoder(self.a)(inputs["a"], inputs.get("a_mask"))
-        b = self.encoder(self.b)(inputs["b"], inputs.get("b_mask"))
-        return {"a": self.embed_a(a), "b": self.embed_b(b)}
+        return {key: self.embed(key, side.features(inputs)) for key, side in self.sides.items()}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
-        """The form's loss over the global batch, retrieval accuracy in both directions, the scale."""
+        """The form's loss over the global batch, retrieval accuracy in both directions, the temperature."""
         scale = self.logit_scale[0].exp()
         a, b, items = outputs["a"], outputs["b"], inputs.get("items")
         if self.form == "clip":
             loss, *accuracies = info_nce(a, b, scale, items=items, smoothing=self.smoothing, chunk=self.chunk)
         else:
             loss, *accuracies = sigmoid_pairs(a, b, scale, self.logit_bias[0], items=items, chunk=self.chunk)
-        return {"loss": loss, **dict(zip(self._metrics(), accuracies, strict=True)), "scale": scale.detach()}
+        return {"loss": loss, **dict(zip(self._metrics(), accuracies, strict=True)), "temperature": 1 / scale.detach()}
 
     def after_step(self, progress: float) -> None:
-        """Keep the scale in [1, 100]."""
+        """Keep the temperature in [0.01, 1]."""
         with torch.no_grad():
-            self.logit_scale.clamp_(0, math.log(LARGEST_SCALE))
+            self.logit_scale.clamp_(0, math.log(1 / COLDEST))
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
-        """Both sides, and the `b` that the network finds for each `a` among the rows shown."""
-        found = (outputs["a"] @ outputs["b"].T).argmax(1)
-        b = self._cells(inputs, "b")
-        return [
-            Panel(self.a, self._cells(inputs, "a")),
-            Panel(self.b, b),
-            Panel("found", [b[int(i)] for i in found]),
-        ]
-
-    def _cells(self, inputs: Batch, side: str) -> list[Tensor | str]:
-        value, name = inputs[side], self.a if side == "a" else self.b
-        if self.modalities[side] == "text":
-            tokenizer = cast(TextEncoder, self.encoder(name)).tokenizer
-            masks = inputs.get(f"{side}_mask", torch.ones_like(value, dtype=torch.bool))
-            return [tokenizer.decode(ids[mask]) for ids, mask in zip(value, masks, strict=True)]
-        return list(value / 255 if value.dtype == torch.uint8 else value)
+        """Both sides, and the nearest `b` to each `a` among the rows shown."""
+        nearest = (outputs["a"] @ outputs["b"].T).argmax(1)
+        a, b = (side.cells(inputs) for side in self.sides.values())
+        return [Panel(self.a, a), Panel(self.b, b), Panel(f"nearest {self.b}", [b[int(i)] for i in nearest])]

@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, cast
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,15 +33,13 @@ from torch.utils.checkpoint import checkpoint
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder, Features
-from mmssl.encoders.fusion import FusionEncoder
-from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
+from mmssl.modules.side import SIDES, both_sides, find_fusion
 from mmssl.objectives.base import Chance, Objective, Pair, Panel
-from mmssl.objectives.correspondence._distillation import SIDES, Distillation
-from mmssl.ops.augment import random_crop
+from mmssl.objectives.correspondence._distillation import Distillation
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import average, gather, own_rows
-from mmssl.ops.pairs import fingerprint, info_nce
+from mmssl.ops.pairs import draw_negatives, fingerprint, info_nce
 
 COLDEST, WARMEST = 0.001, 0.5
 PRIOR = math.log(3) - 2 / 3 * math.log(2)  # cross-entropy of answering 1/3 to all of one pair and two negatives
@@ -88,16 +87,7 @@ class Matching(Objective):
         chunk: int | None = None,
     ) -> None:
         super().__init__(encoders)
-        both = self.encoder(fusion)
-        if not isinstance(both, FusionEncoder):
-            raise RecipeError(
-                f"matching: fusion = '{fusion}' reads {both.modality}; it should be an encoder "
-                f"{{modality: fusion, model: transformers/bert, reads: [{a}, {b}]}}"
-            )
-        if list(both.reads) != [a, b]:
-            raise RecipeError(
-                f"matching compares {a} and {b}, and the fusion '{fusion}' reads {' and '.join(both.reads)}"
-            )
+        both = find_fusion("matching", fusion, self.encoder(fusion), a, b)
         if contrastive < 0:
             raise RecipeError(f"matching: contrastive = {contrastive} should be a weight, or 0 for no such term")
         if not contrastive and (negatives == "hard" or momentum is not None):
@@ -111,14 +101,13 @@ class Matching(Objective):
             raise RecipeError(f"matching: temperature = {temperature} should lie between {COLDEST} and {WARMEST}")
         if chunk is not None and chunk < 1:
             raise RecipeError(f"matching: chunk = {chunk} should be a number of pairs, or null for all at once")
-        self.names, self.fusion = {"a": a, "b": b}, fusion
-        self.negatives, self.weight, self.area, self.chunk = negatives, contrastive, area, chunk
-        self.needs = tuple(dict.fromkeys(self.encoder(name).modality for name in (a, b)))
+        self.fusion, self.negatives, self.weight, self.chunk = fusion, negatives, contrastive, chunk
+        self.sides = both_sides(a, b, self.encoder, area)
+        self.needs = tuple(dict.fromkeys(side.modality for side in self.sides.values()))
         self.head = nn.Linear(both.dim, 2)
         self.distillation: Distillation | None = None
         if contrastive:
-            self.project_a = nn.Linear(self.encoder(a).dim, width)
-            self.project_b = nn.Linear(self.encoder(b).dim, width)
+            self.project_a, self.project_b = (nn.Linear(side.encoder.dim, width) for side in self.sides.values())
             # Of one entry: FSDP2 shards no parameter without dimensions.
             self.temperature = nn.Parameter(torch.tensor([temperature]))
         if momentum is not None:
@@ -127,7 +116,7 @@ class Matching(Objective):
             )
 
     def _towers(self) -> dict[str, nn.Module]:
-        towers = {side: self.encoder(name) for side, name in self.names.items()}
+        towers = {key: side.encoder for key, side in self.sides.items()}
         return {**towers, "project_a": self.project_a, "project_b": self.project_b}
 
     def chance(self, rows: int) -> Chance:
@@ -140,44 +129,40 @@ class Matching(Objective):
         return Chance(None, metrics)
 
     def _metrics(self) -> tuple[str, str]:
-        a, b = self.names.values()
+        a, b = (side.name for side in self.sides.values())
         return f"accuracy_{a}_to_{b}", f"accuracy_{b}_to_{a}"
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """Both sides, images cropped: `a`, `b`, and `a_mask`, `b_mask` where the batch has masks.
+        """Both sides, images cropped: `a`, `b`, and which of them is valid; see `Side`.
 
         `items` int64 (B, 3): numbers of the row, of its `a` and of its `b`. `noise` (B, 2, W·B) in [0, 1): what decides
         on the negative `b` and the negative `a` among the rows of the global batch.
         """
-        modalities = {side: self.encoder(name).modality for side, name in self.names.items()}
-        hashes = [fingerprint(batch[modality]) for modality in modalities.values()]
+        hashes = [fingerprint(batch[side.modality]) for side in self.sides.values()]
         inputs = {"items": torch.stack([batch.get("id", hashes[0]), *hashes], dim=1)}
-        for side, modality in modalities.items():
-            inputs[side] = batch[modality]
-            if modality == "image" and self.area is not None:
-                inputs[side] = random_crop(batch[modality], draws, self.area)
-            if f"{modality}_mask" in batch:
-                inputs[f"{side}_mask"] = batch[f"{modality}_mask"]
+        for side in self.sides.values():
+            inputs |= side.read(batch, draws)
         return inputs | {"noise": draws.uniform(2, draws.rows * draws.shares)}
 
     def predict(self, inputs: Batch) -> Batch:
-        """Of each side `a_tokens` (B, N, D), `a_valid` (B, N) of 0 and 1 where some tokens are not.
+        """Of each side `a_tokens` (B, N, D), `a_valid` (B, N) of 0 and 1 where some may be padding.
 
         With the contrastive term unit vectors `a` (B, width), and `a_key` of the slow copy.
         """
         outputs: Batch = {}
-        for side, name in self.names.items():
-            features = self.encoder(name)(inputs[side], inputs.get(f"{side}_mask"))
-            outputs[f"{side}_tokens"] = features.tokens
+        for key, side in self.sides.items():
+            features = side.features(inputs)
+            outputs[f"{key}_tokens"] = features.tokens
             if features.valid is not None:
-                outputs[f"{side}_valid"] = features.valid.to(features.tokens.dtype)
+                outputs[f"{key}_valid"] = features.valid.to(features.tokens.dtype)
             if self.weight:
-                outputs[side] = self._embed(side, features)
+                outputs[key] = self.embed(key, features)
         return outputs if self.distillation is None else outputs | self.distillation.keys(inputs)
 
-    def _embed(self, side: str, features: Features) -> Tensor:
-        return F.normalize(self.get_submodule(f"project_{side}")(features.pooled), dim=-1)
+    def embed(self, key: str, features: Features) -> Tensor:
+        """What the encoder of side `a` or `b` makes of it -> unit vectors (B, width) of the contrastive term."""
+        return F.normalize(self.get_submodule(f"project_{key}")(features.pooled), dim=-1)
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Both terms, their sum and what each gets right; means over the pairs of the global batch."""
@@ -238,41 +223,34 @@ class Matching(Objective):
         tokens = {side: gather(outputs[f"{side}_tokens"]) for side in SIDES}
         valid = {side: gather(outputs[f"{side}_valid"].detach()) > 0.5 for side in SIDES if f"{side}_valid" in outputs}
 
-        def judge(*rows: Tensor) -> Tensor:
+        def logits(*rows: Tensor) -> Tensor:
             sides = []
             for side, row in zip(SIDES, rows, strict=True):
                 mask = valid[side][row] if side in valid else None
                 sides.append(Features(tokens[side][row], tokens[side][row, 0], (), mask))
-            return self._judge(*sides)
+            return self._logits(*sides)
 
         if self.chunk is None:
-            return judge(*rows.values())
+            return logits(*rows.values())
         parts = zip(*(row.split(self.chunk) for row in rows.values()), strict=True)
-        return torch.cat([checkpoint(judge, *part, use_reentrant=False) for part in parts])
+        return torch.cat([checkpoint(logits, *part, use_reentrant=False) for part in parts])
 
-    def _judge(self, a: Features, b: Features) -> Tensor:
+    def _logits(self, a: Features, b: Features) -> Tensor:
         """Logits (B, 2) of no pair and of a pair."""
-        logits: Tensor = self.head(cast(FusionEncoder, self.encoder(self.fusion))(a, b).pooled)
+        logits: Tensor = self.head(self.encoder(self.fusion)(a, b).pooled)
         return logits
 
     def match(self, a: Features, b: Features) -> Tensor:
         """How well given pairs belong together: logits (B,) of the probability that they do."""
-        logits = self._judge(a, b)
+        logits = self._logits(a, b)
         return logits[:, 1] - logits[:, 0]
-
-    def embed_a(self, features: Features) -> Tensor:
-        """Unit vectors (B, width) in the space of the contrastive term."""
-        return self._embed("a", features)
-
-    def embed_b(self, features: Features) -> Tensor:
-        """Unit vectors (B, width) in the space of the contrastive term."""
-        return self._embed("b", features)
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
         """Both encoders: quickly by the cosine of the contrastive term where there is one, slowly by the fusion."""
-        embed = (self.embed_a, self.embed_b) if self.weight else None
-        return (Pair(self.names["a"], self.names["b"], embed=embed, match=self.match),)
+        a, b = (side.name for side in self.sides.values())
+        embed = (partial(self.embed, "a"), partial(self.embed, "b")) if self.weight else None
+        return (Pair(a, b, embed=embed, match=self.match),)
 
     def after_step(self, progress: float) -> None:
         """Clamp the temperature; the slow copy and its queue move on."""
@@ -293,35 +271,12 @@ class Matching(Objective):
             " | ".join(f"{float(p):.2f}" if there else "none" for p, there in zip(*column, strict=True))
             for column in zip(probability.T, known.T, strict=True)
         ]
-        a, b = self._cells(inputs, "a"), self._cells(inputs, "b")
+        a, b = (side.cells(inputs) for side in self.sides.values())
+        name_a, name_b = (side.name for side in self.sides.values())
         return [
-            Panel(self.names["a"], a),
-            Panel(self.names["b"], b),
-            Panel(f"other {self.names['b']}", [b[int(i)] for i in other_b]),
-            Panel(f"other {self.names['a']}", [a[int(i)] for i in other_a]),
-            Panel(f"a pair? own | other {self.names['b']} | other {self.names['a']}", answers),
+            Panel(name_a, a),
+            Panel(name_b, b),
+            Panel(f"other {name_b}", [b[int(i)] for i in other_b]),
+            Panel(f"other {name_a}", [a[int(i)] for i in other_a]),
+            Panel(f"a pair? own | other {name_b} | other {name_a}", answers),
         ]
-
-    def _cells(self, inputs: Batch, side: str) -> list[Tensor | str]:
-        value, encoder = inputs[side], self.encoder(self.names[side])
-        if encoder.modality == "text":
-            tokenizer = cast(TextEncoder, encoder).tokenizer
-            masks = inputs.get(f"{side}_mask", torch.ones_like(value, dtype=torch.bool))
-            return [tokenizer.decode(ids[mask]) for ids, mask in zip(value, masks, strict=True)]
-        return list(value / 255 if value.dtype == torch.uint8 else value)
-
-
-def draw_negatives(similar: Tensor, equal: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """One row that is not equal to it for each row, with probability softmax(similar) over those.
-
-    Args:
-        similar: logits (B, N).
-        equal: bool (B, N), True where the row must not be drawn.
-        noise: uniform in [0, 1), (B, N); its Gumbel form turns the largest sum into a draw.
-
-    Returns:
-        int64 (B,) rows, and bool (B,), False where every row is equal: what was drawn there says nothing.
-    """
-    gumbel = -(-noise.clamp(min=torch.finfo(noise.dtype).tiny).log()).log()
-    chances = (similar + gumbel).masked_fill(equal, -math.inf)
-    return chances.argmax(1), ~equal.all(1)

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmssl.batch import Batch
+from mmssl.batch import Batch, valid_tokens
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
@@ -41,7 +41,7 @@ ANSWERS = {"nsp": ("goes on", "another text"), "sop": ("in order", "swapped")}
 
 
 class _Part(NamedTuple):
-    """One passage a row: its ids (B, L) from the left, whatever stands behind them, and their number (B,)."""
+    """One passage a row: its ids (B, L) from the left, whatever comes after them, and their number (B,)."""
 
     ids: Tensor
     length: Tensor
@@ -63,13 +63,11 @@ class NextSentence(Objective):
         self, encoders: Mapping[str, Encoder], *, encoder: str = "text", form: Literal["nsp", "sop"] = "nsp"
     ) -> None:
         super().__init__(encoders)
-        text = cast(TextEncoder, self.encoder(encoder))
-        if text.modality != "text":
-            raise RecipeError(f"next_sentence reads text, and the encoder '{encoder}' reads {text.modality}")
+        text = cast(TextEncoder, self.encoder(encoder, "text"))
         self.tokenizer = text.tokenizer
         if self.tokenizer.pair_ids is None:
             raise RecipeError(
-                f"next_sentence puts [CLS] before and [SEP] behind the parts of a pair, and the tokenizer of the "
+                f"next_sentence puts [CLS] before and [SEP] after the parts of a pair, and the tokenizer of the "
                 f"encoder '{encoder}' has no such tokens; take a masked model's, or train:8000 for one made here"
             )
         if sees_later(text) is False:
@@ -88,8 +86,7 @@ class NextSentence(Objective):
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
         """Pairs `text`, `text_mask` and `segments` (B, L), `answer` (B,) 0 or 1, `valid` bool (B,)."""
-        text, sentence = batch["text"], batch["text_sentence"]
-        mask = batch.get("text_mask", torch.ones_like(text, dtype=torch.bool))
+        text, sentence, mask = batch["text"], batch["text_sentence"], valid_tokens(batch)
         cut = mask.all(1, keepdim=True) & (sentence == sentence.amax(1, keepdim=True))
         content = mask & (sentence >= 0) & ~cut
         sentences = sentence.masked_fill(~content, -1).amax(1) + 1

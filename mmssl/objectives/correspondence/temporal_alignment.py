@@ -28,6 +28,7 @@ from mmssl.encoders.base import Encoder, Features
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import Chance, Objective, Pair, Panel
 from mmssl.ops.augment import random_squares
+from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
 
 SOUNDS = 2
@@ -157,10 +158,9 @@ class TemporalAlignment(Objective):
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """The window, its own sound, the other one, and the probability that the network gives to each."""
-        clip = inputs["video"] / 255 if inputs["video"].dtype == torch.uint8 else inputs["video"]
         chances = outputs["logits"].sigmoid().tolist()
         return [
-            Panel("video", list(clip)),
+            Panel("video", list(as_floats(inputs["video"]))),
             Panel("its sound", list(inputs["audio"][:, 0])),
             Panel("another moment's", list(inputs["audio"][:, 1])),
             Panel("prediction", [f"belongs: {own:.0%} / {other:.0%}" for own, other in chances]),

@@ -16,20 +16,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
-from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.objectives.invariance._views import BYOL_VIEWS, Given, Views, encode_views, nearest_panels
-from mmssl.ops.draws import Draws
+from mmssl.modules.heads import mlp
+from mmssl.modules.views import BYOL_VIEWS, Given
+from mmssl.objectives.base import Chance, Panel
+from mmssl.objectives.invariance._two_views import TwoViews, nearest_panels
 from mmssl.ops.gather import gather, process_share
 from mmssl.ops.losses import off_diagonal, ranking, spread
 
 EPS = 1e-5
 
 
-class BarlowTwins(Objective):
+class BarlowTwins(TwoViews):
     """Draw the cross-correlation of two views' embeddings toward the identity.
 
     Args:
@@ -55,15 +56,10 @@ class BarlowTwins(Objective):
         bias_lr: float = 1.0,
         views: Given = None,
     ) -> None:
-        super().__init__(encoders)
-        self.name, self.width, self.redundancy = encoder, width, redundancy
+        super().__init__(encoders, encoder, views, image=BYOL_VIEWS)
+        self.width, self.redundancy = width, redundancy
         backbone = self.encoder(encoder)
-        self.views = Views(backbone, views, image=BYOL_VIEWS)
-        self.needs = self.views.needs
-        layers: list[nn.Module] = []
-        for dim in (backbone.dim, hidden):
-            layers += [nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
-        self.projection = nn.Sequential(*layers, nn.Linear(hidden, width, bias=False))
+        self.projection = mlp(backbone.dim, hidden, hidden, width, bias=False)
         for parameter in (*backbone.parameters(), *self.projection.parameters()):
             if parameter.ndim < 2 and bias_lr != 1:
                 parameter.lr_scale = bias_lr  # type: ignore[attr-defined]
@@ -72,14 +68,9 @@ class BarlowTwins(Objective):
         """Embeddings that say nothing correlate with nothing: all D diagonal terms are missing."""
         return Chance(float(self.width), {"ranking": 0.5})
 
-    @torch.no_grad()
-    def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """`views` (B, 2, 3, h, h), or (B, 2, M, T) of sounds of which `valid` (B, 2, T) frames are no padding."""
-        return dict(zip(("views", "valid"), self.views(batch, draws, self.encoder(self.name)), strict=False))
-
     def predict(self, inputs: Batch) -> Batch:
         """`z` (B, 2, D); both views of a row in one pass."""
-        pooled = encode_views(self.encoder(self.name), inputs["views"], inputs.get("valid"))
+        pooled = self.pooled(inputs)
         return {"z": self.projection(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2])}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:

@@ -25,14 +25,15 @@ from torch import Tensor, nn
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
-from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.objectives.invariance._views import BYOL_VIEWS, Given, Views, encode_views, nearest_panels
-from mmssl.ops.draws import Draws
+from mmssl.modules.heads import mlp
+from mmssl.modules.teacher import Teacher, cosine_momentum
+from mmssl.modules.views import BYOL_VIEWS, Given, encode_views
+from mmssl.objectives.base import Chance, Panel
+from mmssl.objectives.invariance._two_views import TwoViews, nearest_panels
 from mmssl.ops.losses import ranking, spread
-from mmssl.ops.momentum import cosine_momentum, follow, momentum_copy
 
 
-class BYOL(Objective):
+class BYOL(TwoViews):
     """Predict the target network's projection of the other view.
 
     Args:
@@ -54,32 +55,25 @@ class BYOL(Objective):
         momentum: float = 0.996,
         views: Given = None,
     ) -> None:
-        super().__init__(encoders)
-        self.name, self.momentum = encoder, momentum
-        online = self.encoder(encoder)
-        self.views = Views(online, views, image=BYOL_VIEWS)
-        self.needs = self.views.needs
-        self.projection = _mlp(online.dim, hidden, width)
-        self.prediction = _mlp(width, hidden, width)
-        self.target = momentum_copy(nn.ModuleDict({"encoder": online, "projection": self.projection}))
+        super().__init__(encoders, encoder, views, image=BYOL_VIEWS)
+        self.momentum = momentum
+        self.projection = mlp(self.encoder(encoder).dim, hidden, width)
+        self.prediction = mlp(width, hidden, width)
+        self.target = Teacher(self._online())
+
+    def _online(self) -> dict[str, nn.Module]:
+        return {"encoder": self.encoder(self.name), "projection": self.projection}
 
     def chance(self, rows: int) -> Chance:
         """An answer at a right angle to what was asked, in both directions; its rank among the rows is any."""
         return Chance(4.0, {"ranking": 0.5})
 
-    @torch.no_grad()
-    def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """`views` (B, 2, 3, h, h), or (B, 2, M, T) of sounds of which `valid` (B, 2, T) frames are no padding."""
-        return dict(zip(("views", "valid"), self.views(batch, draws, self.encoder(self.name)), strict=False))
-
     def predict(self, inputs: Batch) -> Batch:
         """Unit vectors (B, 2, width): the `prediction` from each view, and the `target` projection of each."""
         views, valid = inputs["views"], inputs.get("valid")
-        pooled = encode_views(self.encoder(self.name), views, valid)
-        prediction = self.prediction(self.projection(pooled.flatten(0, 1)))
+        prediction = self.prediction(self.projection(self.pooled(inputs).flatten(0, 1)))
         with torch.no_grad():
-            pooled = encode_views(self.target["encoder"], views, valid)  # type: ignore[arg-type]
-            target = self.target["projection"](pooled.flatten(0, 1))
+            target = self.target["projection"](encode_views(self.target["encoder"], views, valid).flatten(0, 1))
         both = {"prediction": prediction, "target": target}
         return {key: F.normalize(z, dim=-1).unflatten(0, views.shape[:2]) for key, z in both.items()}
 
@@ -94,15 +88,8 @@ class BYOL(Objective):
 
     def after_step(self, progress: float) -> None:
         """The target follows."""
-        online = {"encoder": self.encoder(self.name), "projection": self.projection}
-        follow(self.target, online, cosine_momentum(self.momentum, progress))
+        self.target.follow(self._online(), cosine_momentum(self.momentum, progress))
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Both views, and for each prediction from view 1 the row whose view 2 has the nearest target."""
         return nearest_panels(inputs["views"], outputs["prediction"][:, 0] @ outputs["target"][:, 1].T)
-
-
-def _mlp(dim: int, hidden: int, width: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, width, bias=False)
-    )

@@ -30,12 +30,13 @@ from torchvision.ops import StochasticDepth
 from mmssl.batch import Batch
 from mmssl.encoders._timm import TimmTransformer
 from mmssl.encoders.base import Encoder
-from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.objectives.invariance._views import Given, Views, encode_views
+from mmssl.modules.teacher import Teacher, cosine_momentum
+from mmssl.modules.views import Given, Views, encode_views
+from mmssl.objectives.base import Chance, Panel
+from mmssl.objectives.invariance._two_views import TwoViews
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import average
 from mmssl.ops.losses import ranking, spread
-from mmssl.ops.momentum import cosine_momentum, follow, momentum_copy
 
 COLOR = {"strength": 0.5, "saturation": 0.4}
 GLOBAL_VIEWS = (
@@ -45,7 +46,7 @@ GLOBAL_VIEWS = (
 LOCAL_VIEWS = (COLOR | {"area": (0.05, 0.4), "size": 96 / 224, "blur": 0.5},)
 
 
-class DINO(Objective):
+class DINO(TwoViews):
     """Match a momentum teacher's assignment to prototypes, from large and small crops.
 
     Args:
@@ -90,23 +91,23 @@ class DINO(Objective):
         views: Given = None,
         local_views: Given = None,
     ) -> None:
-        super().__init__(encoders)
-        self.name, self.prototypes = encoder, prototypes
-        self.student_temperature = student_temperature
+        super().__init__(encoders, encoder, views, image=GLOBAL_VIEWS)
+        self.prototypes, self.student_temperature = prototypes, student_temperature
         self.teacher_temperature, self.temperature_warmup = teacher_temperature, temperature_warmup
         self.center_momentum, self.momentum, self.freeze_last = center_momentum, momentum, freeze_last
         student = self.encoder(encoder)
-        self.views = Views(student, views, image=GLOBAL_VIEWS)
         self.local_views = Views(student, local_views, local_crops, image=LOCAL_VIEWS, audio=({"window": 0.2},))
-        self.needs = self.views.needs
         self.head = _Head(student.dim, hidden, bottleneck, prototypes, batch_norm)
-        self.teacher = momentum_copy(nn.ModuleDict({"encoder": student, "head": self.head}))
+        self.teacher = Teacher(self._student())
         _without_dropout(self.teacher)
         self.register_buffer("center", torch.zeros(prototypes))
         self.register_buffer("progress", torch.zeros(()))
         # The teacher's logits in this step's micro-batches, until the center moves.
         self.register_buffer("seen", torch.zeros(prototypes), persistent=False)
         self.register_buffer("seen_count", torch.zeros(()), persistent=False)
+
+    def _student(self) -> dict[str, nn.Module]:
+        return {"encoder": self.encoder(self.name), "head": self.head}
 
     @property
     def exported(self) -> dict[str, Encoder]:
@@ -123,23 +124,22 @@ class DINO(Objective):
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """Large crops `views` (B, 2, 3, h, h), small ones `local` (B, L, 3, l, l); of sounds also `valid` frames."""
-        encoder = self.encoder(self.name)
-        large = dict(zip(("views", "valid"), self.views(batch, draws, encoder), strict=False))
-        return large | dict(zip(("local", "local_mask"), self.local_views(batch, draws, encoder), strict=False))
+        """Large crops `views` (B, 2, 3, h, h) and small ones `local` (B, L, 3, l, l); of sounds also what is valid."""
+        large, small = super().transform(batch, draws), self.local_views(batch, draws, self.encoder(self.name))
+        return large | dict(zip(("local", "local_valid"), small, strict=False))
 
     def predict(self, inputs: Batch) -> Batch:
         """Logits (B, V, K) of the `student` for all V crops, (B, 2, K) of the `teacher` for the large ones.
 
         `z` (B, 2, bottleneck) are the student's unit vectors of the large crops.
         """
-        views, valid, encoder = inputs["views"], inputs.get("valid"), self.encoder(self.name)
-        pooled = encode_views(encoder, views, valid)
+        pooled = self.pooled(inputs)
         if "local" in inputs:
-            pooled = torch.cat([pooled, encode_views(encoder, inputs["local"], inputs.get("local_mask"))], dim=1)
+            small = encode_views(self.encoder(self.name), inputs["local"], inputs.get("local_valid"))
+            pooled = torch.cat([pooled, small], dim=1)
         z, student = self.head(pooled, self.progress < self.freeze_last)
         with torch.no_grad():
-            _, teacher = self.teacher["head"](encode_views(self._taught, views, valid))
+            _, teacher = self.teacher["head"](encode_views(self._taught, inputs["views"], inputs.get("valid")))
         return {"student": student, "teacher": teacher, "z": z[:, :2]}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
@@ -168,8 +168,7 @@ class DINO(Objective):
     def after_step(self, progress: float) -> None:
         """The teacher follows, the center moves toward the mean of the logits that this step saw."""
         self.progress.fill_(progress)
-        student = {"encoder": self.encoder(self.name), "head": self.head}
-        follow(self.teacher, student, cosine_momentum(self.momentum, progress))
+        self.teacher.follow(self._student(), cosine_momentum(self.momentum, progress))
         mean = average(self.seen / self.seen_count.clamp(min=1))
         self.center.lerp_(torch.where(self.seen_count > 0, mean, self.center), 1 - self.center_momentum)
         self.seen.zero_()
@@ -232,7 +231,7 @@ def _without_dropout(module: nn.Module) -> None:
             part.p = 0.0
 
 
-def _focus(encoder: Encoder, x: Tensor, valid: Tensor | None) -> Tensor:
+def _focus(encoder: Encoder, x: Tensor, mask: Tensor | None) -> Tensor:
     """Where the encoder looks in `x`, (B, H, W) from 0 to 1.
 
     For a timm transformer with a class token its attention to the patches in the last block, averaged over heads; for
@@ -245,12 +244,12 @@ def _focus(encoder: Encoder, x: Tensor, valid: Tensor | None) -> Tensor:
         fused, last.fused_attn = last.fused_attn, False  # the fused kernel shows its weights to nobody
         found: list[Tensor] = []
         hook = last.attn_drop.register_forward_pre_hook(lambda module, given: found.append(given[0]))
-        grid = encoder(x, valid).grid
+        grid = encoder(x, mask).grid
         hook.remove()
         last.fused_attn = fused
         weight = found[0].mean(1)[:, 0, -math.prod(grid) :]
     else:
-        tokens, pooled, grid, _ = encoder(x, valid)
+        tokens, pooled, grid, _ = encoder(x, mask)
         weight = torch.cosine_similarity(tokens, pooled[:, None], dim=-1)
     maps = F.interpolate(weight.unflatten(1, grid)[:, None], x.shape[-2:], mode="bilinear")[:, 0]
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)

@@ -23,8 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import pairwise
-from typing import Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,15 +33,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
-from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.objectives.invariance._views import Given, Views, nearest_panels
+from mmssl.modules.heads import mlp
+from mmssl.modules.teacher import Teacher, cosine_momentum
+from mmssl.modules.views import Given, encode_views
+from mmssl.objectives.base import Chance, Panel
+from mmssl.objectives.invariance._two_views import TwoViews, nearest_panels
 from mmssl.ops.draws import Draws
-from mmssl.ops.gather import gather, process_share
+from mmssl.ops.gather import gather, own_rows
 from mmssl.ops.losses import spread
-from mmssl.ops.momentum import cosine_momentum, enqueue, follow, momentum_copy
+from mmssl.ops.queue import enqueue
 
 
-class MoCo(Objective):
+class MoCo(TwoViews):
     """Find the key of the other view, made by a momentum copy of the network.
 
     Args:
@@ -80,34 +82,30 @@ class MoCo(Objective):
         freeze_patch_embedding: bool = True,
         views: Given = None,
     ) -> None:
-        super().__init__(encoders)
+        patches = encoder in encoders and encoders[encoder].patch_size is not None
+        super().__init__(encoders, encoder, views, image=_views(form, patches))
         net = self.encoder(encoder)
-        patches = net.patch_size is not None
-        self.name, self.form = encoder, form
-        width = width or (128 if form == "v2" else 256)
+        self.form, self.groups, width = form, 1, width or (128 if form == "v2" else 256)
         if form == "v2":
-            hidden = hidden or net.dim
-            published = [{"strength": 0.5, "area": (0.2, 1.0)}]
             self.temperature, self.momentum = temperature or 0.2, 0.999 if momentum is None else momentum
-            self.groups = max(1, groups) if any(isinstance(m, _BatchNorm) for m in net.modules()) else 1
-            self.projection = nn.Sequential(nn.Linear(net.dim, hidden), nn.ReLU(), nn.Linear(hidden, width))
+            if any(isinstance(module, _BatchNorm) for module in net.modules()):
+                self.groups = max(1, groups)
+            self.projection = mlp(net.dim, hidden or net.dim, width, norm=False, last_bias=True)
             self.register_buffer("queue", F.normalize(torch.randn(queue, width), dim=1))
             self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
             self._keys: Tensor | None = None
         else:
-            hidden = hidden or 4096
-            both = {"strength": 0.5, "saturation": 0.4, "area": (0.08 if patches else 0.2, 1.0)}
-            published = [both | {"blur": 1.0}, both | {"blur": 0.1, "solarize": 0.2}]
             self.temperature = temperature or (0.2 if patches else 1.0)
             self.momentum = 0.99 if momentum is None else momentum
-            self.groups = 1
-            self.projection = _mlp(net.dim, *[hidden] * (2 if patches else 1), width, last_norm=True)
-            self.prediction = _mlp(width, hidden, width, last_norm=patches)
+            layers = [hidden or 4096] * (2 if patches else 1)
+            self.projection = mlp(net.dim, *layers, width, bias=False, last_norm=True)
+            self.prediction = mlp(width, layers[0], width, bias=False, last_norm=patches)
             if patches and freeze_patch_embedding:
                 _patch_embedding(net).requires_grad_(False)
-        self.views = Views(net, views, image=published)
-        self.needs = self.views.needs
-        self.teacher = momentum_copy(nn.ModuleDict({"encoder": net, "projection": self.projection}))
+        self.teacher = Teacher(self._student())
+
+    def _student(self) -> dict[str, nn.Module]:
+        return {"encoder": self.encoder(self.name), "projection": self.projection}
 
     def chance(self, rows: int) -> Chance:
         """One key among K + 1; in v3 among those of N rows, in both directions, times 2 T as the loss is."""
@@ -118,32 +116,27 @@ class MoCo(Objective):
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """`views` (B, 2, 3, h, h), or (B, 2, M, T) of sounds of which `valid` (B, 2, T) frames are no padding.
-
-        With groups, `place` (B,) in [0, 1): what the keys of a block are ordered by.
-        """
-        inputs = dict(zip(("views", "valid"), self.views(batch, draws, self.encoder(self.name)), strict=False))
+        """Both views; with groups, `place` (B,) in [0, 1) too: what the keys of a block are ordered by."""
+        inputs = super().transform(batch, draws)
         return inputs if self.groups == 1 else inputs | {"place": draws.uniform()}
 
     def predict(self, inputs: Batch) -> Batch:
         """`q` and `k`, unit vectors (B, 1, width), in v3 (B, 2, width); `k[:, i]` is the key for `q[:, i]`."""
-        views, valid = inputs["views"], inputs.get("valid")
         if self.form == "v2":
-            q = self.projection(self._encode(self.encoder(self.name), views, valid, 0, None))
+            q = self.projection(self._encode(self.encoder(self.name), inputs, 0, None))
             with torch.no_grad():
-                pooled = self._encode(cast(Encoder, self.teacher["encoder"]), views, valid, 1, inputs.get("place"))
-                k = self.teacher["projection"](pooled)
+                k = self.teacher["projection"](self._encode(self.teacher["encoder"], inputs, 1, inputs.get("place")))
         else:
-            images, inside = views.flatten(0, 1), None if valid is None else valid.flatten(0, 1)
-            q = self.prediction(self.projection(self.encoder(self.name)(images, inside).pooled))
+            q = self.prediction(self.projection(self.pooled(inputs).flatten(0, 1)))
             with torch.no_grad():
-                k = self.teacher["projection"](self.teacher["encoder"](images, inside).pooled)
-        q, k = (F.normalize(z, dim=1).unflatten(0, (len(views), -1)) for z in (q, k))
+                pooled = encode_views(self.teacher["encoder"], inputs["views"], inputs.get("valid"))
+                k = self.teacher["projection"](pooled.flatten(0, 1))
+        q, k = (F.normalize(z, dim=1).unflatten(0, (len(inputs["views"]), -1)) for z in (q, k))
         return {"q": q, "k": k.flip(1)}
 
-    def _encode(self, encoder: Encoder, views: Tensor, valid: Tensor | None, view: int, place: Tensor | None) -> Tensor:
+    def _encode(self, encoder: nn.Module, inputs: Batch, view: int, place: Tensor | None) -> Tensor:
         """Pooled vectors (B, D) of one view, in groups of rows that share BatchNorm statistics."""
-        rows = len(views)
+        views, valid, rows = inputs["views"], inputs.get("valid"), len(inputs["views"])
         groups = min(self.groups, max(1, rows // 2))
         order = torch.arange(rows, device=views.device)
         if place is not None:
@@ -155,8 +148,7 @@ class MoCo(Objective):
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy of each query over the keys; accuracy: how often its own is the nearest one."""
         q, k = outputs["q"], gather(outputs["k"].detach())
-        rank = process_share()[0]
-        own = torch.arange(len(q), device=q.device) + rank * len(q)
+        own = own_rows(len(q), q.device)
         if self.form == "v2":
             if len(k) > len(self.queue):
                 raise RecipeError(f"moco: queue = {len(self.queue)} should hold the keys of a batch, {len(k)} rows")
@@ -178,7 +170,7 @@ class MoCo(Objective):
     def after_step(self, progress: float) -> None:
         """The copy follows; in v2 the keys of this batch replace the oldest in the queue."""
         momentum = self.momentum if self.form == "v2" else cosine_momentum(self.momentum, progress)
-        follow(self.teacher, {"encoder": self.encoder(self.name), "projection": self.projection}, momentum)
+        self.teacher.follow(self._student(), momentum)
         if self.form == "v2" and self._keys is not None:
             enqueue(self.pointer, [(self.queue, self._keys)])
             self._keys = None
@@ -188,12 +180,12 @@ class MoCo(Objective):
         return nearest_panels(inputs["views"], outputs["q"][:, 0] @ outputs["k"][:, 0].T, "query", "key")
 
 
-def _mlp(*widths: int, last_norm: bool) -> nn.Sequential:
-    """Linear layers without bias, BatchNorm and ReLU between them; the last BatchNorm has no scale and shift."""
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU()]
-    return nn.Sequential(*layers[:-2], *([nn.BatchNorm1d(widths[-1], affine=False)] if last_norm else []))
+def _views(form: str, patches: bool) -> list[dict[str, Any]]:
+    """The published views: for v3 with larger crops where the network is convolutional."""
+    if form == "v2":
+        return [{"strength": 0.5, "area": (0.2, 1.0)}]
+    both = {"strength": 0.5, "saturation": 0.4, "area": (0.08 if patches else 0.2, 1.0)}
+    return [both | {"blur": 1.0}, both | {"blur": 0.1, "solarize": 0.2}]
 
 
 def _patch_embedding(encoder: Encoder) -> nn.Module:

@@ -15,19 +15,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
-from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.objectives.invariance._views import Given, Views, encode_views, nearest_panels
-from mmssl.ops.draws import Draws
+from mmssl.modules.heads import mlp
+from mmssl.modules.views import Given
+from mmssl.objectives.base import Chance, Panel
+from mmssl.objectives.invariance._two_views import TwoViews, nearest_panels
 from mmssl.ops.losses import nt_xent, spread
 
 
-class SimCLR(Objective):
+class SimCLR(TwoViews):
     """Contrast two views of a row with those of all other rows.
 
     Args:
@@ -51,29 +51,19 @@ class SimCLR(Objective):
         temperature: float = 0.1,
         views: Given = None,
     ) -> None:
-        super().__init__(encoders)
-        self.name, self.temperature = encoder, temperature
-        self.views = Views(self.encoder(encoder), views)
-        self.needs = self.views.needs
+        super().__init__(encoders, encoder, views)
+        self.temperature = temperature
         dim = self.encoder(encoder).dim
-        self.projection = nn.Sequential(
-            nn.Linear(dim, hidden or dim), nn.ReLU(), nn.Linear(hidden or dim, width, bias=False)
-        )
+        self.projection = mlp(dim, hidden or dim, width, norm=False)
 
     def chance(self, rows: int) -> Chance:
         """One partner among the 2N - 1 other views."""
         others = 2 * rows - 1
         return Chance(math.log(others), {"accuracy": 1 / others})
 
-    @torch.no_grad()
-    def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """`views` (B, 2, 3, h, h), or (B, 2, M, T) of sounds of which `valid` (B, 2, T) frames are no padding."""
-        return dict(zip(("views", "valid"), self.views(batch, draws, self.encoder(self.name)), strict=False))
-
     def predict(self, inputs: Batch) -> Batch:
         """`z` (B, 2, width), unit vectors; both views of a row in one pass."""
-        pooled = encode_views(self.encoder(self.name), inputs["views"], inputs.get("valid"))
-        return {"z": F.normalize(self.projection(pooled), dim=-1)}
+        return {"z": F.normalize(self.projection(self.pooled(inputs)), dim=-1)}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """NT-Xent over the global batch; accuracy: how often the partner is the nearest view."""

@@ -13,21 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
-from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.objectives.invariance._views import Given, Views, encode_views, nearest_panels
-from mmssl.ops.draws import Draws
+from mmssl.modules.heads import mlp
+from mmssl.modules.views import Given
+from mmssl.objectives.base import Chance, Panel
+from mmssl.objectives.invariance._two_views import TwoViews, nearest_panels
 from mmssl.ops.losses import ranking, spread
 
 IMAGE_VIEWS = ({"strength": 0.5, "area": (0.2, 1.0)},)
 
 
-class SimSiam(Objective):
+class SimSiam(TwoViews):
     """Predict the projection of the other view, and stop the gradient there.
 
     Args:
@@ -51,21 +51,11 @@ class SimSiam(Objective):
         fix_pred_lr: bool = True,
         views: Given = None,
     ) -> None:
-        super().__init__(encoders)
-        self.name = encoder
-        self.views = Views(self.encoder(encoder), views, image=IMAGE_VIEWS)
-        self.needs = self.views.needs
+        super().__init__(encoders, encoder, views, image=IMAGE_VIEWS)
         dim = self.encoder(encoder).dim
         inner = hidden or dim
-        self.projection = nn.Sequential(
-            *(nn.Linear(dim, inner, bias=False), nn.BatchNorm1d(inner), nn.ReLU()),
-            *(nn.Linear(inner, inner, bias=False), nn.BatchNorm1d(inner), nn.ReLU()),
-            *(nn.Linear(inner, width, bias=False), nn.BatchNorm1d(width, affine=False)),
-        )
-        self.prediction = nn.Sequential(
-            *(nn.Linear(width, bottleneck, bias=False), nn.BatchNorm1d(bottleneck), nn.ReLU()),
-            nn.Linear(bottleneck, width),
-        )
+        self.projection = mlp(dim, inner, inner, width, bias=False, last_norm=True)
+        self.prediction = mlp(width, bottleneck, width, bias=False, last_bias=True)
         if fix_pred_lr:
             for parameter in self.prediction.parameters():
                 parameter.lr_constant = True  # type: ignore[attr-defined]
@@ -74,14 +64,9 @@ class SimSiam(Objective):
         """An answer at a right angle to what was asked; its rank among the rows is any."""
         return Chance(0.0, {"ranking": 0.5})
 
-    @torch.no_grad()
-    def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """`views` (B, 2, 3, h, h), or (B, 2, M, T) of sounds of which `valid` (B, 2, T) frames are no padding."""
-        return dict(zip(("views", "valid"), self.views(batch, draws, self.encoder(self.name)), strict=False))
-
     def predict(self, inputs: Batch) -> Batch:
         """Unit vectors (B, 2, width): the projection `z` of each view, and the prediction `p` from it."""
-        pooled = encode_views(self.encoder(self.name), inputs["views"], inputs.get("valid"))
+        pooled = self.pooled(inputs)
         z = self.projection(pooled.flatten(0, 1))
         both = {"z": z, "p": self.prediction(z)}
         return {key: F.normalize(value, dim=-1).unflatten(0, pooled.shape[:2]) for key, value in both.items()}

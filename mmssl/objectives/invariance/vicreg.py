@@ -19,20 +19,21 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
-from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.objectives.invariance._views import BYOL_VIEWS, Given, Views, encode_views, nearest_panels
-from mmssl.ops.draws import Draws
+from mmssl.modules.heads import mlp
+from mmssl.modules.views import BYOL_VIEWS, Given
+from mmssl.objectives.base import Chance, Panel
+from mmssl.objectives.invariance._two_views import TwoViews, nearest_panels
 from mmssl.ops.gather import gather
 from mmssl.ops.losses import off_diagonal, ranking, spread
 
 EPS = 1e-4
 
 
-class VICReg(Objective):
+class VICReg(TwoViews):
     """Variance, invariance and covariance of two views' embeddings.
 
     Args:
@@ -62,30 +63,19 @@ class VICReg(Objective):
         form: Literal["official", "paper"] = "official",
         views: Given = None,
     ) -> None:
-        super().__init__(encoders)
-        self.name, self.form = encoder, form
+        super().__init__(encoders, encoder, views, image=BYOL_VIEWS)
+        self.form = form
         self.weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
-        backbone = self.encoder(encoder)
-        self.views = Views(backbone, views, image=BYOL_VIEWS)
-        self.needs = self.views.needs
-        layers: list[nn.Module] = []
-        for dim in (backbone.dim, hidden):
-            layers += [nn.Linear(dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU()]
-        self.expander = nn.Sequential(*layers, nn.Linear(hidden, width, bias=False))
+        self.expander = mlp(self.encoder(encoder).dim, hidden, hidden, width)
 
     def chance(self, rows: int) -> Chance:
         """Embeddings that are all the same: no distance, no covariance, and a standard deviation of sqrt(1e-4)."""
         hinge = (1 - EPS**0.5) * (1 if self.form == "official" else 2)
         return Chance(self.weights["variance"] * hinge, {"ranking": 0.5})
 
-    @torch.no_grad()
-    def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """`views` (B, 2, 3, h, h), or (B, 2, M, T) of sounds of which `valid` (B, 2, T) frames are no padding."""
-        return dict(zip(("views", "valid"), self.views(batch, draws, self.encoder(self.name)), strict=False))
-
     def predict(self, inputs: Batch) -> Batch:
         """`z` (B, 2, D); both views of a row in one pass."""
-        pooled = encode_views(self.encoder(self.name), inputs["views"], inputs.get("valid"))
+        pooled = self.pooled(inputs)
         return {"z": self.expander(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2])}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:

@@ -6,21 +6,23 @@ import math
 from typing import TypedDict, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmssl.batch import Batch
+from mmssl.batch import Batch, valid_tokens
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.image import ImageEncoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
+from mmssl.modules.codebook import Codebook
+from mmssl.modules.pictures import read_picture
+from mmssl.modules.unigram import Unigram
+from mmssl.modules.vocabulary import TiedHead, Vocabulary
 from mmssl.objectives.base import Panel
-from mmssl.objectives.reconstruction._patches import patchify, read_picture, unpatchify
-from mmssl.ops.clustering import Codebook
 from mmssl.ops.draws import Draws
-from mmssl.ops.gather import process_share, total
-from mmssl.ops.losses import mean_over
-from mmssl.ops.masking import choose_places, corrupt_tokens, mask_blocks, take
+from mmssl.ops.gather import process_share
+from mmssl.ops.losses import mean_over, token_losses
+from mmssl.ops.masking import mask_blocks, take
+from mmssl.ops.patches import patchify, unpatchify
 
 SMALLEST_BLOCK = 16 / 196
 TOKENS_COUNTED = 32  # for each entry of the vocabulary
@@ -34,28 +36,18 @@ class Crop(TypedDict):
     size: int | None
 
 
-def _guessing(target: Tensor, chosen: Tensor, log_shares: Tensor) -> Batch:
-    """Targets, their number, and the cross-entropy of a histogram."""
+def _targets(target: Tensor, chosen: Tensor, surprise: Tensor) -> Batch:
+    """Which places count, what was there, their number, and the cross-entropy of a histogram, `surprise` a place."""
     return {
         "chosen": chosen,
         "target": target,
         "hidden_places": chosen.sum(),
-        "prior_surprise": -(log_shares[target] * chosen).sum(),
-    }
-
-
-def _scores(outputs: Batch, inputs: Batch, classes: int) -> dict[str, Tensor]:
-    """Cross-entropy, that over the histogram's, and the share of right answers."""
-    chosen, count, surprise = inputs["chosen"], inputs["hidden_places"], math.log(classes) - outputs["gain"]
-    return {
-        "loss": mean_over(surprise, chosen, count),
-        "relative_error": mean_over(surprise.detach(), chosen, inputs["prior_surprise"]),
-        "right": mean_over(outputs["right"], chosen, count),
+        "prior_surprise": (surprise * chosen).sum(),
     }
 
 
 class HiddenPatches(nn.Module):
-    """Blocks of patches behind a mask token, and a classifier over the codes of a codebook.
+    """Blocks of patches under a mask token, and a classifier over the codes of a codebook.
 
     Args:
         network: of images or sound; it stays outside of this module.
@@ -91,8 +83,10 @@ class HiddenPatches(nn.Module):
             patches = patches.masked_fill(~valid[:, :, None], math.nan)
         return patches.flatten(0, 1)
 
-    def hide(self, network: Encoder, batch: Batch, draws: Draws, rate: float, crop: Crop) -> Batch:
-        """What is `seen`, `valid` where it is no padding, and what is hidden, a share `rate` of the patches.
+    def hide(
+        self, network: Encoder, batch: Batch, draws: Draws, rate: float, crop: Crop
+    ) -> tuple[Tensor, Tensor | None, Batch]:
+        """The picture, what of it is valid, and what is hidden, a share `rate` of the patches.
 
         `hidden` bool (B, N), in the grid of patches; `places` (B, M), of which the `chosen` ones count, with the
         `target` codes. `constant_mistakes` is the number of mistakes of the most frequent code.
@@ -104,15 +98,13 @@ class HiddenPatches(nn.Module):
         number = grid[0] * grid[1]
         slots = max(1, round(rate * number))
         hidden = mask_blocks(grid, slots, draws, smallest=max(1, round(SMALLEST_BLOCK * number)))
-        inputs = {"seen": picture, "hidden": hidden}
-        if valid is not None:
-            inputs["valid"] = valid
-            hidden = hidden & valid
-        inputs["places"] = hidden.long().argsort(dim=1, descending=True, stable=True)[:, :slots]
-        chosen = hidden.gather(1, inputs["places"])
-        target = self.codebook(take(patchify(pixels, self.patch), inputs["places"]))
-        inputs["constant_mistakes"] = ((target != self.codebook.counts.argmax()) & chosen).sum()
-        return inputs | _guessing(target, chosen, self.codebook.log_shares())
+        counted = hidden if valid is None else hidden & valid
+        places = counted.long().argsort(dim=1, descending=True, stable=True)[:, :slots]
+        chosen = counted.gather(1, places)
+        target = self.codebook(take(patchify(pixels, self.patch), places))
+        mistakes = ((target != self.codebook.counts.argmax()) & chosen).sum()
+        targets = _targets(target, chosen, -self.codebook.log_shares()[target])
+        return picture, valid, {"hidden": hidden, "places": places, "constant_mistakes": mistakes} | targets
 
     def forward(self, tokens: Tensor, inputs: Batch) -> Tensor:
         """Logits (N, K) at all N hidden places, row by row."""
@@ -120,14 +112,16 @@ class HiddenPatches(nn.Module):
         return logits
 
     def scores(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
-        """See `_scores`; also the mistakes over those of the most frequent code, and the codebook's perplexity."""
+        """See `token_losses`; also the mistakes over those of the most frequent code, and the codebook's perplexity."""
+        losses = token_losses(
+            outputs, self.classes, inputs["chosen"], inputs["hidden_places"], inputs["prior_surprise"]
+        )
         mistakes = mean_over(1 - outputs["right"], inputs["chosen"], inputs["constant_mistakes"])
-        found = {"relative_mistakes": mistakes, "perplexity": self.codebook.perplexity()}
-        return _scores(outputs, inputs, self.classes) | found
+        return losses | {"relative_mistakes": mistakes, "perplexity": self.codebook.perplexity()}
 
-    def panels(self, network: Encoder, inputs: Batch, logits: Tensor) -> list[Panel]:
+    def panels(self, network: Encoder, picture: Tensor, inputs: Batch, logits: Tensor) -> list[Panel]:
         """What is seen; answer and target, as the mean patches of codes; the picture."""
-        picture, places, chosen = inputs["seen"], inputs["places"], inputs["chosen"]
+        places, chosen = inputs["places"], inputs["chosen"]
         pixels, scale, shift = picture[:, None], picture.new_ones(()), picture.new_zeros(())
         if network.modality == "image":
             normalize = cast(ImageEncoder, network).normalize
@@ -154,83 +148,56 @@ class HiddenWords(nn.Module):
     """Tokens masked as in masked_language, and a classifier tied to the embedding of the text encoder.
 
     Args:
-        network: of texts; it stays outside of this module.
+        text: the encoder of texts; it stays outside of this module.
+        name: its name, for errors.
         width: of the tokens that the head reads.
     """
 
     divisors = ("hidden_places", "prior_surprise")
-    special: Tensor
-    vocabulary: Tensor
-    counts: Tensor
 
-    def __init__(self, network: Encoder, width: int) -> None:
+    def __init__(self, text: TextEncoder, name: str, width: int) -> None:
         super().__init__()
-        if network.modality != "text":
-            raise RecipeError(f"masked_pair: b is text, and {network.spec['model']} reads {network.modality}")
-        text = cast(TextEncoder, network)
-        self.tokenizer = text.tokenizer
-        if self.tokenizer.mask_id is None:
-            raise RecipeError(
-                "masked_pair needs a mask token, and the tokenizer of the text encoder has none; "
-                "take a masked model's tokenizer, or train:8000 for one made from the texts"
-            )
-        self.mask_id = self.tokenizer.mask_id
-        special = torch.zeros(self.tokenizer.vocab_size, dtype=torch.bool)
-        special[sorted(self.tokenizer.special_ids)] = True
-        self.classes, embedding = text.token_embedding.shape
-        self.register_buffer("special", special, persistent=False)
-        self.register_buffer("vocabulary", (~special).nonzero()[:, 0], persistent=False)
-        self.register_buffer("counts", torch.zeros(self.classes, dtype=torch.long))
-        self.head = nn.Sequential(nn.Linear(width, embedding), nn.GELU(), nn.LayerNorm(embedding))
-        self.bias = nn.Parameter(torch.zeros(self.classes))
-
-    def _maskable(self, batch: Batch) -> Tensor:
-        """Bool (B, L), True for tokens that are neither padding nor special."""
-        text = batch["text"]
-        return batch.get("text_mask", torch.ones_like(text, dtype=torch.bool)) & ~self.special[text]
+        self.classes = len(text.token_embedding)
+        self.vocabulary = Vocabulary(text, name, "masked_pair")
+        self.head = TiedHead(width, text)
+        self.unigram = Unigram(self.classes, self.classes)
 
     def count(self, batch: Batch) -> None:
         """Add the words of a batch to the histogram, those of all processes."""
-        self.counts += total(torch.bincount(batch["text"][self._maskable(batch)], minlength=self.classes))
+        text = batch["text"]
+        self.unigram.see(text[valid_tokens(batch) & ~self.vocabulary.special[text]])
+        self.unigram.update()
 
     def enough(self) -> bool:
         """Whether so many words are counted that more say little."""
-        return int(self.counts.sum()) >= TOKENS_COUNTED * self.classes
+        return int(self.unigram.counts.sum()) >= TOKENS_COUNTED * self.classes
 
-    def hide(self, batch: Batch, draws: Draws, rate: float) -> Batch:
-        """What is `seen`, where it is `valid`; `places` (B, M), of which the `chosen` ones count, and `target` tokens.
+    def hide(self, batch: Batch, draws: Draws, rate: float) -> tuple[Tensor, Tensor, Batch]:
+        """What is seen of the texts, what of it is valid, and what is hidden, a share `rate` of the tokens.
 
-        Of a text of n tokens max(1, round(rate * n)) are chosen.
+        `places` (B, M), of which the `chosen` ones count, with the `target` tokens.
         """
-        text = batch["text"]
-        mask = batch.get("text_mask", torch.ones_like(text, dtype=torch.bool))
-        count_of = [max(1, round(rate * n)) for n in range(text.shape[1] + 1)]
-        counts = torch.tensor(count_of, device=text.device)[mask.sum(1)]
-        places, chosen = choose_places(self._maskable(batch), counts, max(count_of), draws)
-        seen = corrupt_tokens(text, places, chosen, draws, mask_id=self.mask_id, vocabulary=self.vocabulary)
-        smoothed = (self.counts + 1).to(self.bias.dtype)
-        guessing = _guessing(text.gather(1, places), chosen, (smoothed / smoothed.sum()).log())
-        return {"seen": seen, "valid": mask, "places": places, **guessing}
+        text, valid = batch["text"], valid_tokens(batch)
+        places, chosen = self.vocabulary.choose(text, valid, rate, draws)
+        target = text.gather(1, places)
+        targets = _targets(target, chosen, self.unigram.surprise(target))
+        return self.vocabulary.corrupt(text, places, chosen, draws), valid, {"places": places} | targets
 
-    def forward(self, tokens: Tensor, inputs: Batch, embedding: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, inputs: Batch, text: TextEncoder) -> Tensor:
         """Logits (N, V) at all N chosen places, row by row."""
-        return F.linear(self.head(take(tokens, inputs["places"])[inputs["chosen"]]), embedding, self.bias)
+        logits: Tensor = self.head(take(tokens, inputs["places"])[inputs["chosen"]], text)
+        return logits
 
     def scores(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
-        """See `_scores`."""
-        return _scores(outputs, inputs, self.classes)
+        """See `token_losses`."""
+        return token_losses(outputs, self.classes, inputs["chosen"], inputs["hidden_places"], inputs["prior_surprise"])
 
-    def panels(self, inputs: Batch, logits: Tensor) -> list[Panel]:
+    def panels(self, seen: Tensor, valid: Tensor, inputs: Batch, logits: Tensor) -> list[Panel]:
         """The corrupted text, the network's choices filled in, the original."""
-        text, places, chosen = inputs["seen"], inputs["places"], inputs["chosen"]
-        seen = text.gather(1, places)
-
-        def texts(tokens: Tensor) -> list[Tensor | str]:
-            filled = text.scatter(1, places, seen.masked_scatter(chosen, tokens))
-            return [self.tokenizer.decode(ids[kept]) for ids, kept in zip(filled, inputs["valid"], strict=True)]
-
+        places, chosen = inputs["places"], inputs["chosen"]
+        texts = self.vocabulary.filled_in(seen, valid, places, chosen)
         return [
-            Panel("input", texts(seen[chosen])),
+            Panel("input", texts(seen.gather(1, places)[chosen])),
             Panel("prediction", texts(logits.argmax(-1))),
             Panel("target", texts(inputs["target"][chosen])),
         ]

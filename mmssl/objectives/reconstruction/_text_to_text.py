@@ -13,9 +13,10 @@ from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
-from mmssl.objectives._causal import foreseen
+from mmssl.modules.vocabulary import decode_rows
+from mmssl.objectives._causal import blank_misses
 from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.ops.losses import mean_over, token_gains
+from mmssl.ops.losses import mean_over, score_tokens
 
 
 def pack(tokens: Tensor, keep: Tensor, width: int, fill: int) -> tuple[Tensor, Tensor]:
@@ -25,7 +26,7 @@ def pack(tokens: Tensor, keep: Tensor, width: int, fill: int) -> tuple[Tensor, T
         tokens: int64 (B, L).
         keep: bool (B, L), at most `width` a row.
         width: of the result, W.
-        fill: what stands behind them.
+        fill: what comes after them.
 
     Returns:
         int64 (B, W), and bool (B, W), True where there is a token.
@@ -48,9 +49,7 @@ class TextToText(Objective):
 
     def __init__(self, encoders: Mapping[str, Encoder], name: str, task: str) -> None:
         super().__init__(encoders)
-        text = cast(TextEncoder, self.encoder(name))
-        if text.modality != "text":
-            raise RecipeError(f"{task} reads text, and the encoder '{name}' reads {text.modality}")
+        text = cast(TextEncoder, self.encoder(name, "text"))
         if not text.decodes:
             raise RecipeError(
                 f"{task} needs a decoder, and the encoder '{name}' has none: set encoders.{name}.decoder: true "
@@ -73,12 +72,8 @@ class TextToText(Objective):
         return mask & ~(first & (text == self.start_id)) & ~(last & (text == self.end_id))
 
     def predict(self, inputs: Batch) -> Batch:
-        """Of each target token (B, T): `gain`, nats better than a guess among all, and whether it was `right`.
-
-        See `token_gains`.
-        """
-        gain, right = token_gains(self.logits(inputs), inputs["target"], inputs["target_mask"])
-        return {"gain": gain, "right": right}
+        """Of each target token (B, T) its `log_likelihood_ratio`, and whether it was `right`; see `score_tokens`."""
+        return score_tokens(self.logits(inputs), inputs["target"], inputs["target_mask"])
 
     def logits(self, inputs: Batch) -> Tensor:
         """Of all N valid target tokens, row by row, given the corrupted text and the true tokens before: (N, V)."""
@@ -90,22 +85,21 @@ class TextToText(Objective):
         """Cross-entropy and accuracy, means over the target tokens of the global batch."""
         said, count = inputs["target_mask"], inputs["target_tokens"]
         return {
-            "loss": mean_over(math.log(self.tokens) - outputs["gain"], said, count),
+            "loss": mean_over(math.log(self.tokens) - outputs["log_likelihood_ratio"], said, count),
             "accuracy": mean_over(outputs["right"], said, count),
         }
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
-        """The corrupted text, what should be said, the same with `_` for what the decoder did not foresee, its choices.
+        """The corrupted text, what should be said, the same with `_` for what the decoder did not predict, its choices.
 
         Each token is chosen given the true ones before it.
         """
-        decode, (target, said) = self.tokenizer.decode, (inputs["target"], inputs["target_mask"])
+        target, said = inputs["target"], inputs["target_mask"]
         choices = self.logits(inputs).argmax(-1).split(said.sum(1).tolist())
-        rows = list(zip(target, choices, said, strict=True))
-        read = zip(inputs["text"], inputs["text_mask"], strict=True)
+        rows = zip(target, choices, said, strict=True)
         return [
-            Panel("input", [decode(ids[mask]) for ids, mask in read]),
-            Panel("target", [decode(ids[mask]) for ids, _, mask in rows]),
-            Panel("foreseen", [foreseen(self.tokenizer, ids[mask], choice) for ids, choice, mask in rows]),
-            Panel("prediction", [decode(choice) for _, choice, _ in rows]),
+            Panel("input", decode_rows(self.tokenizer, inputs["text"], inputs["text_mask"])),
+            Panel("target", decode_rows(self.tokenizer, target, said)),
+            Panel("predicted", [blank_misses(self.tokenizer, ids[mask], choice) for ids, choice, mask in rows]),
+            Panel("prediction", [self.tokenizer.decode(choice) for choice in choices]),
         ]

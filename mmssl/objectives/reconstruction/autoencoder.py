@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
+from mmssl.modules.decoders import DenseDecoder
 from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.objectives.reconstruction._decoder import Decoder
 from mmssl.ops.augment import draw_crops, resized_crop
 from mmssl.ops.draws import Draws
 
@@ -73,7 +73,7 @@ class Autoencoder(Objective):
         self.code = nn.Linear(self.encoder(encoder).dim, bottleneck)
         # Each place of the first map has weights of its own, since a code has no places.
         self.spread = nn.Linear(bottleneck, width * SEED**2)
-        self.decoder = Decoder(width, 3, width=width)
+        self.decoder = DenseDecoder(width, 3, width=width)
 
     def chance(self, rows: int) -> Chance:
         """The level of the squared error is that of the data; relative to each picture's mean color it is 1."""

@@ -2,7 +2,7 @@
 
 Yu et al. 2022, "CoCa: Contrastive Captioners are Image-Text Foundation Models", arXiv 2205.01917, section 3.2, equation
 (3): a causal text tower, above it layers that also attend to the tokens of `a`, and the cross-entropy of each next
-token; with `contrastive` beside it, weights 1 and 2, one pass of both towers serves both (`combine`). Li et al. 2022,
+token; with `contrastive`, weights 1 and 2, one pass of both towers serves both (`combine`). Li et al. 2022,
 "BLIP", arXiv 2201.12086, trains its decoder so with label smoothing 0.1. `a` may be of any modality: images, sound,
 video. The loss is the mean over all valid next tokens of the global batch, the end token included, padding excluded.
 
@@ -27,20 +27,20 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder, Features
-from mmssl.encoders.fusion import FusionEncoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
-from mmssl.objectives._causal import PROOF_TOKENS, evaluating, leaks, prove_causal
+from mmssl.modules.side import both_sides
+from mmssl.modules.unigram import Unigram
+from mmssl.modules.vocabulary import TiedHead
+from mmssl.objectives._causal import evaluating, prove_causal, prove_fusion_causal
 from mmssl.objectives.base import Chance, Objective, Panel, Step
-from mmssl.ops.augment import random_crop
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import average
-from mmssl.ops.losses import mean_over, token_gains
-from mmssl.ops.unigram import Unigram
+from mmssl.ops.losses import mean_over, score_tokens, token_losses
 
 BLIND_ROWS = 64  # of each process: enough for a ratio, little against a step
 
@@ -73,12 +73,8 @@ class Captioning(Objective):
         blind: int = 0,
     ) -> None:
         super().__init__(encoders)
-        text = cast(TextEncoder, self.encoder(b))
-        self.modality = self.encoder(a).modality
-        if text.modality != "text":
-            raise RecipeError(f"captioning predicts text, and the encoder '{b}' reads {text.modality}")
-        if self.modality in ("text", "fusion"):
-            raise RecipeError(f"captioning describes what is no text, and the encoder '{a}' reads {self.modality}")
+        text = cast(TextEncoder, self.encoder(b, "text"))
+        modality = self.encoder(a, "image", "audio", "video").modality
         if getattr(self.encoder(fusion), "kind", None) != "cross":
             raise RecipeError(
                 f"captioning needs a fusion in which text attends to '{a}', and '{fusion}' is none; "
@@ -86,8 +82,8 @@ class Captioning(Objective):
             )
         if not 0 <= smoothing < 1:
             raise RecipeError(f"captioning: smoothing = {smoothing} should be a share from 0 to below 1")
-        if area is not None and self.modality != "image":
-            raise RecipeError(f"captioning: area crops images, and the encoder '{a}' reads {self.modality}")
+        if area is not None and modality != "image":
+            raise RecipeError(f"captioning: area crops images, and the encoder '{a}' reads {modality}")
         if blind < 0:
             raise RecipeError(f"captioning: blind = {blind} should be a number of steps, or 0 for never")
         with torch.device("cpu"):  # also where a network without memory is built
@@ -98,16 +94,14 @@ class Captioning(Objective):
                 "take another, or train:8000 for one made from the texts"
             )
         self.start, self.end = ids[mask].tolist()
-        self.a, self.b, self.fusion, self.area, self.blind = a, b, fusion, area, blind
-        self.smoothing, self.tokenizer = smoothing, text.tokenizer
-        self.needs = (self.modality, "text")
-        self.tokens, width = text.token_embedding.shape
-        fused = self.encoder(fusion).dim
-        self.head = nn.Sequential(nn.Linear(fused, width), nn.GELU(), nn.LayerNorm(width))
-        self.bias = nn.Parameter(torch.zeros(self.tokens))
+        self.sides = both_sides(a, b, self.encoder, area)
+        self.needs = (modality, "text")
+        self.fusion, self.smoothing, self.blind = fusion, smoothing, blind
+        self.tokenizer, self.tokens = text.tokenizer, len(text.token_embedding)
+        self.head = TiedHead(self.encoder(fusion).dim, text)
         self.unigram = Unigram(self.tokens, self.tokens)
         prove_causal(text, b, "captioning")
-        self._prove_fusion_causal()
+        prove_fusion_causal(self.encoder(fusion), fusion, (self.encoder(a).dim, text.dim), "captioning")
 
     def chance(self, rows: int) -> Chance:
         """Any token of the embedding table, equally likely; the relative error of knowing how frequent each is."""
@@ -115,59 +109,54 @@ class Captioning(Objective):
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """Both sides as they are, images cropped where asked for: `a`, `b` (B, L), their masks.
+        """Both sides, images cropped where asked for: `a`, `b` (B, L), and which of them is valid; see `Side`.
 
         And the number of next tokens, `caption_tokens`, and how much their frequencies alone do not tell of them,
         `unigram_surprise`.
         """
-        seen = batch[self.modality]
-        inputs = {"a": seen if self.area is None else random_crop(seen, draws, self.area), "b": batch["text"]}
-        for side, key in (("a", f"{self.modality}_mask"), ("b", "text_mask")):
-            if key in batch:
-                inputs[f"{side}_mask"] = batch[key]
-        valid, target = _next_valid(inputs), inputs["b"][:, 1:]
+        inputs = self.sides["a"].read(batch, draws) | self.sides["b"].read(batch, draws)
+        target, valid = self._next(inputs)
         self.unigram.see(target[valid])
         return inputs | {
             "caption_tokens": valid.sum(),
             "unigram_surprise": (self.unigram.surprise(target) * valid).sum(),
         }
 
-    def predict(self, inputs: Batch) -> Batch:
-        """Of each next token (B, L - 1): `gain`, nats better than a guess among all, and whether it was `right`.
+    def _next(self, inputs: Batch) -> tuple[Tensor, Tensor]:
+        """Next tokens (B, L - 1), and where there is one, bool."""
+        return inputs["b"][:, 1:], self.sides["b"].valid(inputs)[:, 1:]
 
-        `gain_unsmoothed` is the gain without label smoothing. See `token_gains`.
+    def predict(self, inputs: Batch) -> Batch:
+        """Of each next token (B, L - 1) its `log_likelihood_ratio`, and whether it was `right`; see `score_tokens`.
+
+        With label smoothing, `unsmoothed` is the ratio without.
         """
-        logits, target, valid = self.logits(inputs), inputs["b"][:, 1:], _next_valid(inputs)
-        gain, right = token_gains(logits, target, valid, self.smoothing)
-        plain, _ = token_gains(logits.detach(), target, valid) if self.smoothing else (gain.detach(), None)
-        return {"gain": gain, "gain_unsmoothed": plain, "right": right}
+        logits, (target, valid) = self.logits(inputs), self._next(inputs)
+        outputs = score_tokens(logits, target, valid, self.smoothing)
+        if self.smoothing:
+            outputs["unsmoothed"] = score_tokens(logits.detach(), target, valid)["log_likelihood_ratio"]
+        return outputs
 
     def logits(self, inputs: Batch) -> Tensor:
         """Of all N valid next tokens, row by row, (N, V)."""
+        return self._logits(self.sides["a"].features(inputs), inputs)
+
+    def _logits(self, seen: Features, inputs: Batch) -> Tensor:
         # The tower reads the whole text, and not all but its last token, so that other tasks can share the pass.
-        hidden = self._read(self._see(inputs), inputs["b"], inputs.get("b_mask"))
-        return self._say(hidden[:, :-1][_next_valid(inputs)])
-
-    def _see(self, inputs: Batch) -> Features:
-        features: Features = self.encoder(self.a)(inputs["a"], inputs.get("a_mask"))
-        return features
-
-    def _read(self, seen: Features, ids: Tensor, mask: Tensor | None) -> Tensor:
-        fusion = cast(FusionEncoder, self.encoder(self.fusion))
-        return fusion(seen, self.encoder(self.b)(ids, mask), causal=True).b
-
-    def _say(self, hidden: Tensor) -> Tensor:
-        return F.linear(self.head(hidden), cast(TextEncoder, self.encoder(self.b)).token_embedding, self.bias)
+        text = self.sides["b"]
+        hidden = self.encoder(self.fusion)(seen, text.features(inputs), causal=True).b[:, :-1]
+        logits: Tensor = self.head(hidden[self._next(inputs)[1]], text.encoder)
+        return logits
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy and accuracy, means over the next tokens of the global batch, and the relative error."""
-        valid, count, guess = _next_valid(inputs), inputs["caption_tokens"], math.log(self.tokens)
-        surprise = guess - outputs["gain_unsmoothed"].detach()
-        return {
-            "loss": mean_over(guess - outputs["gain"], valid, count),
-            "accuracy": mean_over(outputs["right"], valid, count),
-            "relative_error": mean_over(surprise, valid, inputs["unigram_surprise"]),
-        }
+        _, valid = self._next(inputs)
+        losses = token_losses(outputs, self.tokens, valid, inputs["caption_tokens"], inputs["unigram_surprise"])
+        if self.smoothing:
+            losses["relative_error"] = mean_over(
+                math.log(self.tokens) - outputs["unsmoothed"], valid, inputs["unigram_surprise"]
+            )
+        return losses
 
     def after_step(self, progress: float) -> None:
         """Count the step's tokens."""
@@ -184,77 +173,37 @@ class Captioning(Objective):
     def _loss_over_blind(self, inputs: Batch) -> Tensor:
         """The loss over that with the `a` of the row before, of at most 64 rows a process, without dropout."""
         rows = {key: value[:BLIND_ROWS] for key, value in inputs.items() if value.ndim}
-        with evaluating(*(self.encoder(name) for name in (self.a, self.b, self.fusion))):
-            seen, valid = self._see(rows), _next_valid(rows)
-            other = Features(
-                seen.tokens.roll(1, 0),
-                seen.pooled.roll(1, 0),
-                seen.grid,
-                None if seen.valid is None else seen.valid.roll(1, 0),
-            )
-            own, blind = (
-                F.cross_entropy(
-                    self._say(self._read(side, rows["b"], rows.get("b_mask"))[:, :-1][valid]), rows["b"][:, 1:][valid]
-                )
-                for side in (seen, other)
-            )
+        a, b = self.sides.values()
+        with evaluating(a.encoder, b.encoder, self.encoder(self.fusion)):
+            seen, (target, valid) = a.features(rows), self._next(rows)
+            rolled = {name: getattr(seen, name).roll(1, 0) for name in ("tokens", "pooled")}
+            other = seen._replace(**rolled, valid=None if seen.valid is None else seen.valid.roll(1, 0))
+            own, blind = (F.cross_entropy(self._logits(side, rows), target[valid]) for side in (seen, other))
         return own / blind
 
     @torch.no_grad()
-    def generate(self, a: Tensor, a_mask: Tensor | None = None, *, length: int) -> Tensor:
+    def generate(self, inputs: Batch, length: int) -> Tensor:
         """The likeliest next token again and again; call it in evaluation mode.
 
         Args:
-            a: as the encoder `a` reads it, B rows.
-            a_mask: its mask.
+            inputs: `a` as its encoder reads it, B rows, and `a_valid` where some of it is padding.
             length: number of ids L, start and end included.
 
         Returns:
-            Ids int64 (B, L), padded behind the end token.
+            Ids int64 (B, L), padded after the end token.
         """
-        seen = self.encoder(self.a)(a, a_mask)
-        ids = torch.full((len(a), 1), self.start, device=a.device)
+        seen, text, fusion = self.sides["a"].features(inputs), self.sides["b"].encoder, self.encoder(self.fusion)
+        ids = torch.full((len(seen.pooled), 1), self.start, device=seen.pooled.device)
         for _ in range(length - 1):
-            new = self._say(self._read(seen, ids, None)[:, -1]).argmax(-1)
+            new = self.head(fusion(seen, text(ids), causal=True).b[:, -1], text).argmax(-1)
             ended = (ids == self.end).any(1)
             ids = torch.cat([ids, torch.where(ended, self.tokenizer.pad_id, new)[:, None]], 1)
         return ids
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """What is seen, its caption, and the one that the network writes."""
-        seen, ids = inputs["a"], inputs["b"]
-        captions = [self.tokenizer.decode(row[mask]) for row, mask in zip(ids, _valid(inputs), strict=True)]
-        cells: list[Tensor | str] = list(seen / 255 if seen.dtype == torch.uint8 else seen)
-        written: list[Tensor | str] = []
-        for row in self.generate(seen, inputs.get("a_mask"), length=ids.shape[1]).tolist():
+        a, b = self.sides.values()
+        written = []
+        for row in self.generate(inputs, inputs["b"].shape[1]).tolist():
             written.append(self.tokenizer.decode(row[: row.index(self.end)] if self.end in row else row))
-        return [Panel(self.a, cells), Panel("caption", list[Tensor | str](captions)), Panel("generated", written)]
-
-    def _prove_fusion_causal(self) -> None:
-        """Raise RecipeError where what the fusion makes of a token has a gradient on a later one."""
-        fusion, text = cast(FusionEncoder, self.encoder(self.fusion)), self.encoder(self.b)
-        like = next(fusion.parameters())
-        if like.is_meta:
-            return
-        with torch.enable_grad(), evaluating(fusion):
-            a, b = (
-                torch.linspace(-1, 1, rows * width, device=like.device, dtype=like.dtype).sin().view(1, rows, width)
-                for rows, width in ((3, self.encoder(self.a).dim), (PROOF_TOKENS, text.dim))
-            )
-            b.requires_grad_()
-            sides = [Features(tokens, tokens.mean(1), tokens.shape[1:2]) for tokens in (a, b)]
-            leaking = leaks(fusion(*sides, causal=True).b[0], b, torch.arange(PROOF_TOKENS, device=like.device))
-        if leaking:
-            raise RecipeError(
-                f"captioning: the fusion '{self.fusion}' lets a token see later ones though it is told not to, so that "
-                "the answer stands in the question; take {model: transformers/bert}"
-            )
-
-
-def _valid(inputs: Batch) -> Tensor:
-    return inputs.get("b_mask", torch.ones_like(inputs["b"], dtype=torch.bool))
-
-
-def _next_valid(inputs: Batch) -> Tensor:
-    """Where there is a next token to predict, bool (B, L - 1)."""
-    return _valid(inputs)[:, 1:]
+        return [Panel(a.name, a.cells(inputs)), Panel("caption", b.cells(inputs)), Panel("generated", written)]

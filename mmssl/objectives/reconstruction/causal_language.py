@@ -6,7 +6,7 @@ bias. The loss is the mean over all predicted tokens of the global batch: the en
 first token of a row are not. One row of the data is one text; texts are not packed.
 
 `relative_error`, not the loss or the accuracy, says whether the network reads the text: it is the loss over that of the
-running frequencies of tokens, which fall far below guessing without looking (see `mmssl.ops.unigram`).
+running frequencies of tokens, which fall far below guessing without looking (see `mmssl.modules.unigram`).
 
 Known traps. A network that sees later tokens makes the task trivial, and its loss looks excellent: the gradient with
 respect to later tokens is taken when the task is built, and has to be exactly zero. GPT-2 pads with its end token, and
@@ -24,15 +24,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmssl.batch import Batch
+from mmssl.batch import Batch, valid_tokens
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.text import TextEncoder
-from mmssl.errors import RecipeError
-from mmssl.objectives._causal import foreseen, prove_causal
+from mmssl.modules.unigram import Unigram
+from mmssl.modules.vocabulary import decode_rows
+from mmssl.objectives._causal import blank_misses, prove_causal
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
-from mmssl.ops.losses import mean_over, token_gains
-from mmssl.ops.unigram import Unigram
+from mmssl.ops.losses import score_tokens, token_losses
 
 
 class CausalLanguage(Objective):
@@ -48,9 +48,7 @@ class CausalLanguage(Objective):
 
     def __init__(self, encoders: Mapping[str, Encoder], *, encoder: str = "text") -> None:
         super().__init__(encoders)
-        text = cast(TextEncoder, self.encoder(encoder))
-        if text.modality != "text":
-            raise RecipeError(f"causal_language reads text, and the encoder '{encoder}' reads {text.modality}")
+        text = cast(TextEncoder, self.encoder(encoder, "text"))
         prove_causal(text, encoder, "causal_language")
         self.name, self.tokenizer = encoder, text.tokenizer
         self.tokens, width = text.token_embedding.shape
@@ -65,8 +63,7 @@ class CausalLanguage(Objective):
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
         """`text` (B, L) and `text_mask` as they are; nothing is random."""
-        text = batch["text"]
-        mask = batch.get("text_mask", torch.ones_like(text, dtype=torch.bool))
+        text, mask = batch["text"], valid_tokens(batch)
         target, valid = text[:, 1:], mask[:, 1:]
         self.unigram.see(target[valid])
         return {
@@ -77,12 +74,8 @@ class CausalLanguage(Objective):
         }
 
     def predict(self, inputs: Batch) -> Batch:
-        """Of each next token (B, L - 1): `gain`, nats better than a guess among all, and whether it was `right`.
-
-        See `token_gains`.
-        """
-        gain, right = token_gains(self.logits(inputs), inputs["text"][:, 1:], inputs["text_mask"][:, 1:])
-        return {"gain": gain, "right": right}
+        """Of each next token (B, L - 1) its `log_likelihood_ratio`, and whether it was `right`; see `score_tokens`."""
+        return score_tokens(self.logits(inputs), inputs["text"][:, 1:], inputs["text_mask"][:, 1:])
 
     def logits(self, inputs: Batch) -> Tensor:
         """Of all N valid next tokens, row by row, (N, V)."""
@@ -93,28 +86,20 @@ class CausalLanguage(Objective):
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy and accuracy, means over the next tokens of the global batch, and the relative error."""
-        valid, count = inputs["text_mask"][:, 1:], inputs["predicted_tokens"]
-        surprise = math.log(self.tokens) - outputs["gain"]
-        return {
-            "loss": mean_over(surprise, valid, count),
-            "accuracy": mean_over(outputs["right"], valid, count),
-            "relative_error": mean_over(surprise.detach(), valid, inputs["unigram_surprise"]),
-        }
+        valid = inputs["text_mask"][:, 1:]
+        return token_losses(outputs, self.tokens, valid, inputs["predicted_tokens"], inputs["unigram_surprise"])
 
     def after_step(self, progress: float) -> None:
         """Count the step's tokens."""
         self.unigram.update()
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
-        """The text, the same with `_` for what the network did not foresee, and its choices, given the true text."""
-        following, masks = inputs["text"][:, 1:], inputs["text_mask"][:, 1:]
-        choices = self.logits(inputs).argmax(-1).split(masks.sum(1).tolist())
-        rows = list(zip(following, choices, masks, strict=True))
-        texts = [
-            self.tokenizer.decode(ids[mask]) for ids, mask in zip(inputs["text"], inputs["text_mask"], strict=True)
-        ]
+        """The text, the same with `_` for what the network did not predict, and its choices, given the true text."""
+        text, mask = inputs["text"], inputs["text_mask"]
+        choices = self.logits(inputs).argmax(-1).split(mask[:, 1:].sum(1).tolist())
+        rows = list(zip(text[:, 1:], choices, mask[:, 1:], strict=True))
         return [
-            Panel("text", texts),
-            Panel("foreseen", [foreseen(self.tokenizer, ids[mask], choice) for ids, choice, mask in rows]),
-            Panel("prediction", [self.tokenizer.decode(choice) for _, choice, _ in rows]),
+            Panel("text", decode_rows(self.tokenizer, text, mask)),
+            Panel("predicted", [blank_misses(self.tokenizer, ids[valid], choice) for ids, choice, valid in rows]),
+            Panel("prediction", [self.tokenizer.decode(choice) for choice in choices]),
         ]

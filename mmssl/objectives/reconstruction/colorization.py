@@ -32,8 +32,8 @@ from torch import Tensor
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
+from mmssl.modules.decoders import DenseDecoder, feature_map
 from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.objectives.reconstruction._decoder import Decoder, feature_map
 from mmssl.ops.augment import draw_crops, resized_crop
 from mmssl.ops.color import annealed_mean, bins_nearby, color_bins, lab_to_rgb, rgb_to_lab, soft_encode
 from mmssl.ops.draws import Draws
@@ -94,7 +94,7 @@ class Colorization(Objective):
         self.register_buffer("bins", color_bins(), persistent=False)
         self.register_buffer("nearby", bins_nearby(color_bins(), NEIGHBORS), persistent=False)
         channels = len(self.bins) if form == "classes" else 2
-        self.decoder = Decoder(self.encoder(encoder).dim, channels, width=width)
+        self.decoder = DenseDecoder(self.encoder(encoder).dim, channels, width=width)
         # Of all targets so far, plain and weighted: how often each color came, or its mean. Begins as one picture.
         start = torch.full((2, channels), 1 / channels) if form == "classes" else torch.zeros(2, channels)
         self.register_buffer("mean_target", start)

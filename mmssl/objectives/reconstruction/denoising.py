@@ -21,20 +21,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from mmssl.batch import Batch
+from mmssl.batch import Batch, valid_tokens
 from mmssl.encoders.base import Encoder
+from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
+from mmssl.modules.vocabulary import Vocabulary
 from mmssl.objectives.reconstruction._text_to_text import TextToText
 from mmssl.ops.draws import Draws
 from mmssl.ops.masking import choose_places
 
 
 def permute_sentences(sentence: Tensor, draws: Draws) -> Tensor:
-    """An order of the places in which each row's sentences stand in random order, and all else where it was.
+    """An order of the places in which each row's sentences come in random order, and all else where it was.
 
     Args:
         sentence: int64 (B, L), number of the sentence, -1 for start, end and padding.
@@ -86,7 +89,6 @@ class Denoising(TextToText):
     """
 
     needs = ("text", "text_word", "text_sentence")
-    vocabulary: Tensor
 
     def __init__(
         self,
@@ -104,21 +106,13 @@ class Denoising(TextToText):
                 raise RecipeError(f"denoising: {key} = {value} should be a share between 0 and 1")
         if span <= 0:
             raise RecipeError(f"denoising: span = {span} should be a number of words above 0")
-        if self.tokenizer.mask_id is None:
-            raise RecipeError(
-                f"denoising needs a mask token, and the tokenizer of the encoder '{encoder}' has none; "
-                "take BART's tokenizer, or train:8000 for one made from the texts"
-            )
         self.rate, self.span, self.random, self.permute = rate, span, random, permute
-        self.mask_id = self.tokenizer.mask_id
-        ordinary = sorted(set(range(self.tokenizer.vocab_size)) - self.tokenizer.special_ids)
-        self.register_buffer("vocabulary", torch.tensor(ordinary), persistent=False)
+        self.vocabulary = Vocabulary(cast(TextEncoder, self.encoder(encoder)), encoder, "denoising")
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
         """`text` (B, L) -> the damaged `text` and `target`, the untouched one, both (B, L), each with its mask."""
-        text, word = batch["text"], batch["text_word"]
-        mask = batch.get("text_mask", torch.ones_like(text, dtype=torch.bool))
+        text, word, mask = batch["text"], batch["text_word"], valid_tokens(batch)
         seen = text
         if self.permute:
             order = permute_sentences(batch["text_sentence"], draws)
@@ -165,8 +159,8 @@ class Denoising(TextToText):
         before = torch.where(inside, before, torch.where(inside.cumsum(1) > 0, used.sum(1)[:, None], 0))
 
         at = torch.where(kept, kept.cumsum(1) - 1 + before, width)
-        other = self.vocabulary[draws.integers(len(self.vocabulary), width)]
-        holes = torch.where(draws.chance(self.random, width), other, self.mask_id)
+        other = self.vocabulary.ordinary[draws.integers(len(self.vocabulary.ordinary), width)]
+        holes = torch.where(draws.chance(self.random, width), other, self.vocabulary.mask_id)
         seen = torch.cat([holes, holes[:, :1]], dim=1).scatter(1, at, text)[:, :width]
         seen_mask = place < (kept.sum(1) + used.sum(1))[:, None]
         return seen.masked_fill(~seen_mask, self.tokenizer.pad_id), seen_mask

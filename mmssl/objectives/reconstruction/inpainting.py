@@ -35,8 +35,8 @@ from torch.func import functional_call
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
+from mmssl.modules.decoders import DenseDecoder, feature_map
 from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.objectives.reconstruction._decoder import Decoder, feature_map
 from mmssl.ops.augment import random_squares
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import mean_over
@@ -95,7 +95,7 @@ class Inpainting(Objective):
         self.name, self.region, self.overlap, self.share = encoder, region, overlap, share
         self.adversarial, self.size, self.flip = adversarial, size, flip
         self.register_buffer("fill", torch.tensor(fill)[:, None, None], persistent=False)
-        self.decoder = Decoder(self.encoder(encoder).dim, 3, width=width)
+        self.decoder = DenseDecoder(self.encoder(encoder).dim, 3, width=width)
         if adversarial:
             if discriminator_width % GROUPS:
                 raise RecipeError(f"inpainting: discriminator_width = {discriminator_width} is no multiple of {GROUPS}")

@@ -31,17 +31,14 @@ from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.image import ImageEncoder
 from mmssl.errors import RecipeError
+from mmssl.modules.decoders import PatchDecoder
+from mmssl.modules.pictures import read_picture
 from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.objectives.reconstruction._patches import (
-    PatchDecoder,
-    patchify,
-    read_picture,
-    standardize,
-    unpatchify,
-)
+from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import mean_over
 from mmssl.ops.masking import take
+from mmssl.ops.patches import patchify, standardize, unpatchify
 
 RATIO = {"mae": 0.75, "simmim": 0.6}
 SIMMIM_UNIT = 32
@@ -217,7 +214,7 @@ class MaskedAutoencoder(Objective):
         picture, hidden = inputs[self.modality], inputs["hidden"]
         if self.modality == "image":
             normalize = cast(ImageEncoder, self.encoder(self.name)).normalize
-            pixels, original = normalize(picture), picture / 255 if picture.dtype == torch.uint8 else picture
+            pixels, original = normalize(picture), as_floats(picture)
             scale, shift = normalize.std[:, None, None], normalize.mean[:, None, None]
         else:
             pixels = original = picture[:, None]

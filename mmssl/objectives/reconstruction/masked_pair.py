@@ -3,7 +3,7 @@
 Form `flava`: Singh et al. 2022, "FLAVA", arXiv 2112.04482, masked multimodal modeling: 75 of 14 x 14 patches, in
 blocks as in BEiT (arXiv 2106.08254), and 15 % of the words are hidden together; a fusion reads both sides, and each
 hidden place is classified, a word over the vocabulary, a patch over a codebook. Form `beit3`: Wang et al. 2022, "Image
-as a Foreign Language", arXiv 2208.10442, masked data modeling: 40 % of the patches and, beside an image, half of the
+as a Foreign Language", arXiv 2208.10442, masked data modeling: 40 % of the patches and, with an image, half of the
 words. One side alone (`b: null` or `a: null`) is masked image or text modeling, through a multiway fusion or, of
 images, without one; a side with rate 0 is seen whole: `rate_a: 0` is the masked language model of ALBEF (arXiv
 2107.07651), whose text layers read the image.
@@ -17,7 +17,7 @@ mismatches itself, so that all pairs are true ones.
 Known traps. The codes of blank patches are far more frequent than others: the level to beat is not 1 / K but the
 histogram, of codes and of words, which is counted before the first step; `relative_error` (chance 1) is each side's
 loss over that of the histogram. Where half of the words are hidden the image has to say which they were; 15 % are often
-told by the words beside them. Each side's loss is a mean over its hidden places in the global batch.
+told by the words around them. Each side's loss is a mean over its hidden places in the global batch.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ from torch import Tensor
 
 from mmssl.batch import Batch, under
 from mmssl.encoders.base import Encoder
-from mmssl.encoders.fusion import FusionEncoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
+from mmssl.modules.side import SIDES, Side, find_fusion
 from mmssl.objectives.base import Chance, Objective, Panel, Step
 from mmssl.objectives.reconstruction._hidden import Crop, HiddenPatches, HiddenWords
-from mmssl.ops.augment import random_crop
 from mmssl.ops.draws import Draws
-from mmssl.ops.losses import token_gains
+from mmssl.ops.losses import score_tokens
 
 PATCHES = {"flava": 75 / 196, "beit3": 0.4}
 WORDS = {"flava": (0.15, 0.15), "beit3": (0.5, 0.15)}  # in a pair, alone
@@ -77,30 +76,30 @@ class MaskedPair(Objective):
         size: int | None = None,
     ) -> None:
         super().__init__(encoders)
-        self.a, self.b, self.fusion = a, b, fusion
+        self.fusion = fusion
         self.crop: Crop = {"area": area, "flip": flip, "size": size}
-        sides = [name for name in (a, b) if name is not None]
-        self.needs = tuple(dict.fromkeys(self.encoder(name).modality for name in sides))
+        self.sides = {k: Side(k, n, self.encoder(n), area) for k, n in zip(SIDES, (a, b), strict=True) if n is not None}
+        self.needs = tuple(dict.fromkeys(side.modality for side in self.sides.values()))
         if rate_a is None:
             rate_a = PATCHES[form] if a is not None else 0.0
         if rate_b is None:
-            rate_b = WORDS[form][len(sides) == 1] if b is not None else 0.0
+            rate_b = WORDS[form][len(self.sides) == 1] if b is not None else 0.0
         if not (0 <= rate_a < 1 and 0 <= rate_b < 1):
             raise RecipeError(f"masked_pair: rate_a = {rate_a} and rate_b = {rate_b} should be shares, 0 to below 1")
         if (rate_a == 0 or a is None) and (rate_b == 0 or b is None):
             raise RecipeError("masked_pair hides nothing; give it a side, a or b, whose rate is above 0")
         self.rate_a, self.rate_b = rate_a, rate_b
-        self._check_fusion()
+        self._check_fusion(a, b)
         self.patches: HiddenPatches | None = None
         self.words: HiddenWords | None = None
         if a is not None and rate_a:
             self.patches = HiddenPatches(self.encoder(a), self.encoder(fusion or a).dim, codes)
         if b is not None and rate_b:
-            self.words = HiddenWords(self.encoder(b), self.encoder(fusion or b).dim)
-        self.divisors = tuple(f"{side}/{key}" for side, (_, head) in self._hidden().items() for key in head.divisors)
+            text = cast(TextEncoder, self.encoder(b, "text"))
+            self.words = HiddenWords(text, b, self.encoder(fusion or b).dim)
+        self.divisors = tuple(f"{key}/{name}" for key, (_, head) in self._hidden().items() for name in head.divisors)
 
-    def _check_fusion(self) -> None:
-        a, b = self.a, self.b
+    def _check_fusion(self, a: str | None, b: str | None) -> None:
         if self.fusion is None:
             if a is None or b is not None:
                 raise RecipeError(
@@ -108,16 +107,7 @@ class MaskedPair(Objective):
                     "masked_language"
                 )
             return
-        both = self.encoder(self.fusion)
-        if not isinstance(both, FusionEncoder):
-            raise RecipeError(
-                f"masked_pair: fusion = '{self.fusion}' reads {both.modality}; it should be an encoder "
-                f"{{modality: fusion, model: transformers/flava, reads: [{a}, {b}]}}"
-            )
-        if any(name not in (None, read) for name, read in zip((a, b), both.reads, strict=True)):
-            raise RecipeError(
-                f"masked_pair: a = {a} and b = {b}, and the fusion '{self.fusion}' reads {' and '.join(both.reads)}"
-            )
+        both = find_fusion("masked_pair", self.fusion, self.encoder(self.fusion), a, b)
         if both.kind != "multiway" and (a is None or b is None):
             raise RecipeError(
                 f"masked_pair: a {both.kind} fusion reads pairs; for one side alone take a multiway one (a timm vision "
@@ -128,14 +118,15 @@ class MaskedPair(Objective):
 
     def _hidden(self) -> dict[str, tuple[str, HiddenPatches | HiddenWords]]:
         """`a` or `b` -> the encoder's name, under which its numbers are logged, and its head."""
-        sides = {"a": (self.a, self.patches), "b": (self.b, self.words)}
-        return {side: (str(name), head) for side, (name, head) in sides.items() if head is not None}
+        heads = {"a": self.patches, "b": self.words}
+        return {key: (self.sides[key].name, head) for key, head in heads.items() if head is not None}
 
     def chance(self, rows: int) -> Chance:
         """Of the loss any code and any token, equally likely; of the others the histogram that was counted."""
         metrics: dict[str, float] = {}
         for side, (name, head) in self._hidden().items():
-            metrics |= {f"{name}/loss": math.log(head.classes), f"{name}/relative_error": 1.0}
+            metrics |= {f"{name}/loss": math.log(head.classes), f"{name}/accuracy": 1 / head.classes}
+            metrics[f"{name}/relative_error"] = 1.0
             if side == "a":
                 metrics[f"{name}/relative_mistakes"] = 1.0
         return Chance(sum(math.log(head.classes) for _, head in self._hidden().values()), metrics)
@@ -147,68 +138,54 @@ class MaskedPair(Objective):
         What another task has lent has learned already.
         """
         patches = None if self.patches is None or self.patches.codebook.counts.any() else self.patches
-        words = None if self.words is None or self.words.counts.any() else self.words
+        words = None if self.words is None or self.words.unigram.counts.any() else self.words
         if step.number or (patches is None and words is None):
             return
         stream = _counted(words, step.data())
         if patches is not None:
-            network = self.encoder(cast(str, self.a))
+            network = self.sides["a"].encoder
             patches.codebook.fit(patches.vectors(network, batch, i, self.crop) for i, batch in enumerate(stream))
         while words is not None and not words.enough() and next(stream, None) is not None:
             pass
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """Of each side `a/seen` and `a/valid`, what its encoder reads; of what is hidden see `HiddenPatches.hide`."""
+        """Of each side what its encoder reads, `a` and `a_valid`; of what is hidden `a/...`: see `HiddenPatches`."""
         inputs: Batch = {}
-        if self.a is not None:
-            network = self.encoder(self.a)
-            if self.patches is not None:
-                a = self.patches.hide(network, batch, draws, self.rate_a, self.crop)
+        for key, side in self.sides.items():
+            if key == "a" and self.patches is not None:
+                seen, valid, hidden = self.patches.hide(side.encoder, batch, draws, self.rate_a, self.crop)
+            elif key == "b" and self.words is not None:
+                seen, valid, hidden = self.words.hide(batch, draws, self.rate_b)
             else:
-                a = _whole(network, batch)
-                if network.modality == "image" and self.crop["area"] is not None:
-                    a["seen"] = random_crop(a["seen"], draws, self.crop["area"])
-            inputs |= _prefixed("a", a)
-        if self.b is not None:
-            if self.words is not None:
-                b = self.words.hide(batch, draws, self.rate_b)
-            else:
-                b = _whole(self.encoder(self.b), batch)
-            inputs |= _prefixed("b", b)
+                inputs |= side.read(batch, draws)
+                continue
+            inputs |= side.entries(seen, valid) | _prefixed(key, hidden)
         return inputs
 
     def predict(self, inputs: Batch) -> Batch:
-        """Of each hidden place of a side (B, M): `a/gain` and `a/right`, `b/gain` and `b/right`; see `token_gains`."""
+        """Of each hidden place (B, M) of a side `a/log_likelihood_ratio` and `a/right`; see `score_tokens`."""
         outputs: Batch = {}
-        for side, logits in self.logits(inputs).items():
-            given = under(inputs, side)
-            gain, right = token_gains(logits, given["target"], given["chosen"])
-            outputs |= _prefixed(side, {"gain": gain, "right": right})
+        for key, logits in self.logits(inputs).items():
+            outputs |= _prefixed(key, score_tokens(logits, inputs[f"{key}/target"], inputs[f"{key}/chosen"]))
         return outputs
 
     def logits(self, inputs: Batch) -> dict[str, Tensor]:
         """Of all hidden places of a side, row by row: `a` (N, K), `b` (N, V)."""
-        given_a, given_b = under(inputs, "a"), under(inputs, "b")
-        a = b = None
-        if self.a is not None:
-            network = self.encoder(self.a)
-            if self.patches is not None:
-                tokens = network.embed(given_a["seen"], given_a["hidden"], self.patches.mask_token)
-                a = network.encode(tokens, given_a.get("valid"))
-            else:
-                a = network(given_a["seen"], given_a.get("valid"))
-        if self.b is not None:
-            b = self.encoder(self.b)(given_b["seen"], given_b.get("valid"))
-        tokens_a, tokens_b = (None if side is None else side.tokens for side in (a, b))
+        features = {key: side.features(inputs) for key, side in self.sides.items() if key == "b" or not self.patches}
+        if self.patches is not None:
+            network = self.sides["a"].encoder
+            tokens = network.embed(inputs["a"], inputs["a/hidden"], self.patches.mask_token)
+            features["a"] = network.encode(tokens, inputs.get("a_valid"))
         if self.fusion is not None:
-            tokens_a, tokens_b, _ = self.encoder(self.fusion)(a, b)
+            a, b, _ = self.encoder(self.fusion)(features.get("a"), features.get("b"))
+        else:
+            a, b = features["a"].tokens, None
         logits: dict[str, Tensor] = {}
-        if self.patches is not None and tokens_a is not None:
-            logits["a"] = self.patches(tokens_a, given_a)
-        if self.words is not None and tokens_b is not None:
-            embedding = cast(TextEncoder, self.encoder(cast(str, self.b))).token_embedding
-            logits["b"] = self.words(tokens_b, given_b, embedding)
+        if self.patches is not None:
+            logits["a"] = self.patches(a, under(inputs, "a"))
+        if self.words is not None:
+            logits["b"] = self.words(b, under(inputs, "b"), self.sides["b"].encoder)
         return logits
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
@@ -222,25 +199,17 @@ class MaskedPair(Objective):
         """Of each side what is seen, what the network makes of it, and what was there."""
         panels: list[Panel] = []
         logits = self.logits(inputs)
-        given_a, given_b = under(inputs, "a"), under(inputs, "b")
-        if self.patches is not None:
-            panels += _titled(self.a, self.patches.panels(self.encoder(cast(str, self.a)), given_a, logits["a"]))
-        elif self.a is not None and given_a["seen"].ndim == 4:
-            images = given_a["seen"]
-            panels.append(Panel(self.a, list(images / 255 if images.dtype == torch.uint8 else images)))
-        if self.words is not None:
-            panels += _titled(self.b, self.words.panels(given_b, logits["b"]))
-        elif self.b is not None and self.encoder(self.b).modality == "text":
-            decode = cast(TextEncoder, self.encoder(self.b)).tokenizer.decode
-            rows = zip(given_b["seen"], given_b.get("valid", given_b["seen"] >= 0), strict=True)
-            panels.append(Panel(self.b, [decode(ids[kept]) for ids, kept in rows]))
+        for key, side in self.sides.items():
+            hidden = under(inputs, key)
+            if key == "a" and self.patches is not None:
+                made = self.patches.panels(side.encoder, inputs["a"], hidden, logits["a"])
+            elif key == "b" and self.words is not None:
+                made = self.words.panels(inputs["b"], side.valid(inputs), hidden, logits["b"])
+            else:
+                panels.append(Panel(side.name, side.cells(inputs)))
+                continue
+            panels += [Panel(f"{side.name}: {panel.title}", panel.cells) for panel in made]
         return panels
-
-
-def _whole(network: Encoder, batch: Batch) -> Batch:
-    """A side of which nothing is hidden."""
-    names = {network.modality: "seen", f"{network.modality}_mask": "valid"}
-    return {name: batch[key] for key, name in names.items() if key in batch}
 
 
 def _counted(words: HiddenWords | None, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -253,7 +222,3 @@ def _counted(words: HiddenWords | None, batches: Iterable[Batch]) -> Iterator[Ba
 
 def _prefixed(name: str, entries: Mapping[str, Tensor]) -> Batch:
     return {f"{name}/{key}": value for key, value in entries.items()}
-
-
-def _titled(name: str | None, panels: list[Panel]) -> list[Panel]:
-    return [Panel(f"{name}: {panel.title}", panel.cells) for panel in panels]

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mmssl.batch import Batch
+from mmssl.batch import Batch, valid_tokens
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
 from mmssl.objectives.reconstruction._text_to_text import TextToText, pack
@@ -128,9 +128,7 @@ class SpanDenoising(TextToText):
 
         N and T are what the longest text of L tokens can need.
         """
-        text = batch["text"]
-        mask = batch.get("text_mask", torch.ones_like(text, dtype=torch.bool))
-        width = text.shape[1]
+        text, mask, width = batch["text"], valid_tokens(batch), batch["text"].shape[1]
         inside = self.inside(text, mask)
         counts = [count_spans(n, self.rate, self.span) for n in range(width + 1)]
         if max(spans for _, spans in counts) + self.random_roll > len(self.sentinels):
@@ -141,7 +139,7 @@ class SpanDenoising(TextToText):
         lengths = inside.sum(1)
         removed, spans = torch.tensor(counts, device=text.device)[lengths].unbind(1)
         pattern = draw_spans(lengths, removed, spans, width, draws, roll=self.random_roll)
-        # Its first place is the first token behind the start token.
+        # Its first place is the first token after the start token.
         gone = inside & pattern.gather(1, (inside.cumsum(1) - 1).clamp(min=0))
 
         begins = gone & ~torch.cat([torch.zeros_like(gone[:, :1]), gone[:, :-1]], dim=1)
@@ -149,7 +147,7 @@ class SpanDenoising(TextToText):
         read, said = self._widths(width)
         seen = torch.where(begins, sentinel, text)
         seen, seen_mask = pack(seen, mask & (~gone | begins), read, self.tokenizer.pad_id)
-        # Each removed token behind a place for the sentinel of its span, and the end token behind all.
+        # Each removed token after a place for the sentinel of its span, and the end token after all.
         end = torch.full_like(text[:, :1], self.end_id)
         pairs, wanted = torch.stack([sentinel, text], dim=2), torch.stack([begins, gone], dim=2)
         target = torch.cat([pairs.flatten(1), end], dim=1)

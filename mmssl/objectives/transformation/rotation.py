@@ -27,6 +27,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.augment import draw_crops, resized_crop
+from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
 
 TURNS = 4
@@ -98,7 +99,6 @@ class Rotation(Objective):
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """The four views, each under its turn, and what the network takes each for."""
-        images = inputs["image"] / 255 if inputs["image"].dtype == torch.uint8 else inputs["image"]
-        views = [Panel(f"{90 * k}°", list(images[:, k])) for k in range(TURNS)]
+        views = [Panel(f"{90 * k}°", list(as_floats(inputs["image"][:, k]))) for k in range(TURNS)]
         guesses = [" ".join(f"{90 * int(k)}°" for k in row) for row in outputs["logits"].argmax(-1)]
         return [*views, Panel("prediction", guesses)]

@@ -1,4 +1,4 @@
-"""Random views of one row, of images and of sounds: what tasks that ask *what stays the same* share.
+"""Random views of one row, of images and of sounds.
 
 A task names the published settings of each of its views, and a recipe what differs from them: `views: {blur: 0}` for
 all views alike, `views: [{blur: 0}, {solarize: 0.5}]` for each in turn. A new kind of view is a class here with the
@@ -13,13 +13,12 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmssl.batch import Batch
 from mmssl.encoders.audio import AudioEncoder
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
-from mmssl.objectives.base import Panel
 from mmssl.ops.augment import random_views
 from mmssl.ops.augment_audio import random_stretch, random_windows
 from mmssl.ops.draws import Draws
@@ -89,13 +88,13 @@ class AudioView:
 
     def draw(self, batch: Batch, draws: Draws, count: int, encoder: Encoder) -> list[Tensor]:
         """`audio` (B, S) -> [(B, count, M, T) spectrograms, bool (B, count, T), True for valid frames]."""
-        audio, ear = batch["audio"], cast(AudioEncoder, encoder)
+        audio, hearing = batch["audio"], cast(AudioEncoder, encoder)
         size = max(1, round(self.window * audio.shape[1]))
         windows, inside = random_windows(
             audio, batch.get("audio_mask"), draws, count, size, attenuation=self.attenuation, noise=self.noise
         )
-        spectrograms = ear.spectrogram(windows.flatten(0, 1)).unflatten(0, (-1, count))
-        frames = ear.valid_frames(inside.flatten(0, 1)).unflatten(0, (-1, count))
+        spectrograms = hearing.spectrogram(windows.flatten(0, 1)).unflatten(0, (-1, count))
+        frames = hearing.valid_frames(inside.flatten(0, 1)).unflatten(0, (-1, count))
         frames = F.pad(frames, (0, spectrograms.shape[-1] - frames.shape[-1]))
         return list(random_stretch(spectrograms, frames, draws, self.stretch))
 
@@ -141,7 +140,7 @@ class Views:
         self.needs = (modality,)
 
     def __call__(self, batch: Batch, draws: Draws, encoder: Encoder) -> list[Tensor]:
-        """Views (B, V, ...), for sounds also the valid frames (B, V, T): what `encode_views` takes after the encoder.
+        """The views (B, V, ...), and of sounds the valid frames (B, V, T): what `encode_views` takes after the encoder.
 
         Raises:
             RecipeError: for views of several sizes.
@@ -157,24 +156,8 @@ class Views:
         return [torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True)]
 
 
-def encode_views(encoder: Encoder, views: Tensor, valid: Tensor | None = None) -> Tensor:
+def encode_views(encoder: nn.Module, views: Tensor, valid: Tensor | None = None) -> Tensor:
     """Pooled vectors (B, V, D) of views (B, V, ...): all of them in one pass, so that BatchNorm sees all."""
     inside = None if valid is None else valid.flatten(0, 1)
     pooled: Tensor = encoder(views.flatten(0, 1), inside).pooled
     return pooled.unflatten(0, views.shape[:2])
-
-
-def nearest_panels(views: Tensor, likeness: Tensor, first: str = "view 1", second: str = "view 2") -> list[Panel]:
-    """What `mmssl show` draws of a pair: both views (B, 2, ...), and for each first the likeliest second.
-
-    Args:
-        views: (B, 2, ...).
-        likeness: (B, B), of the first view of each row and the second of every row.
-        first: title of the first views.
-        second: of the second ones.
-    """
-    return [
-        Panel(first, list(views[:, 0])),
-        Panel(second, list(views[:, 1])),
-        Panel(f"nearest {second}", list(views[likeness.argmax(1), 1])),
-    ]

@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from mmssl.ops import unigram
-from mmssl.ops.unigram import Unigram
+from mmssl.modules import unigram
+from mmssl.modules.unigram import Unigram
 
 
 def test_what_is_judged_is_not_yet_counted():

@@ -7,7 +7,7 @@ import torch
 from tiny_encoders import tiny_batch, tiny_encoders
 
 from mmssl.errors import RecipeError
-from mmssl.objectives.invariance._views import Views, encode_views
+from mmssl.modules.views import Views, encode_views
 from mmssl.ops.draws import Draws
 
 PLAIN = {"area": (1.0, 1.0), "flip": 0, "jitter": 0, "grayscale": 0, "blur": 0}

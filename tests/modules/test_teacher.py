@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmssl.ops.momentum import cosine_momentum, follow, momentum_copy
+from mmssl.modules.teacher import Teacher, cosine_momentum
 
 
 def student() -> nn.ModuleDict:
@@ -15,25 +15,25 @@ def student() -> nn.ModuleDict:
 
 def test_a_teacher_follows_and_takes_no_gradient():
     net = student()
-    teacher = momentum_copy(net)
+    teacher = Teacher(dict(net.items()))
     assert not any(p.requires_grad for p in teacher.parameters())
     assert all(p.requires_grad for p in net.parameters())
     before = {name: p.clone() for name, p in teacher.named_parameters()}
     with torch.no_grad():
         for p in net.parameters():
             p.add_(torch.randn_like(p))
-    follow(teacher, {"encoder": net["encoder"], "head": net["head"]}, 0.9)
+    teacher.follow({"encoder": net["encoder"], "head": net["head"]}, 0.9)
     for name, own in teacher.named_parameters():
         torch.testing.assert_close(own, 0.9 * before[name] + 0.1 * net.get_parameter(name))
-    follow(teacher, net, 0.0)
+    teacher.follow(dict(net.items()), 0.0)
     torch.testing.assert_close(list(teacher.parameters()), list(net.parameters()))
 
 
 def test_a_teacher_keeps_statistics_of_its_own():
     net = student()
-    teacher = momentum_copy(net)
+    teacher = Teacher(dict(net.items()))
     teacher["encoder"](torch.randn(8, 3) + 5)
-    follow(teacher, net, 0.5)
+    teacher.follow(dict(net.items()), 0.5)
     assert teacher["encoder"][1].num_batches_tracked == 1
     assert net["encoder"][1].num_batches_tracked == 0
 

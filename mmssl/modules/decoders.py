@@ -1,8 +1,13 @@
-"""From an encoder's features back to a dense map of any size; shared by the tasks that answer in pixels."""
+"""From an encoder's features back to pixels: a dense map of any size, or the hidden ones among patches."""
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch
 import torch.nn.functional as F
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mmssl.encoders.base import Features
@@ -29,7 +34,7 @@ def feature_map(features: Features) -> Tensor:
     return features.tokens.mT.unflatten(2, features.grid) + features.pooled[:, :, None, None]
 
 
-class Decoder(nn.Module):
+class DenseDecoder(nn.Module):
     """A small convolutional upsampler: four times bilinear resize, convolution, GroupNorm, GELU.
 
     The sizes of the four stages grow by equal factors up to the one asked for, so that one set of weights serves any
@@ -63,3 +68,33 @@ class Decoder(nn.Module):
             grown = [round(a * (b / a) ** (number / STAGES)) for a, b in zip(start, size, strict=True)]
             x = stage(F.interpolate(x, size=grown, mode="bilinear"))
         return self.head(x)
+
+
+class PatchDecoder(nn.Module):
+    """MAE's decoder: visible tokens and mask tokens at their places, through transformer blocks, to pixels."""
+
+    def __init__(self, dim: int, pixels: int, depth: int, width: int, heads: int) -> None:
+        super().__init__()
+        norm = partial(nn.LayerNorm, eps=1e-6)
+        self.embed = nn.Linear(dim, width)
+        self.mask_token = nn.Parameter(torch.zeros(width))
+        self.blocks = nn.Sequential(*(Block(width, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)))
+        self.norm = norm(width)
+        self.head = nn.Linear(width, pixels)
+        nn.init.normal_(self.mask_token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, features: Features, seen: Tensor, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Features of the visible patches -> pixels of the hidden ones, (B, M, d)."""
+        tokens = self.embed(torch.cat([features.pooled[:, None], features.tokens], dim=1))
+        positions = build_sincos2d_pos_embed(
+            list(grid), tokens.shape[2], interleave_sin_cos=True, device=tokens.device, dtype=tokens.dtype
+        )
+        # Attention asks for no order: the visible patches come first and the hidden ones last.
+        visible = torch.cat([tokens[:, :1], tokens[:, 1:] + positions[seen]], dim=1)
+        x = torch.cat([visible, self.mask_token.to(tokens.dtype) + positions[hidden]], dim=1)
+        pixels: Tensor = self.head(self.norm(self.blocks(x)[:, visible.shape[1] :]))
+        return pixels

@@ -8,7 +8,7 @@ import torch
 from mmssl.encoders import create
 from mmssl.encoders.base import Features
 from mmssl.errors import RecipeError
-from mmssl.objectives.reconstruction._decoder import Decoder, feature_map
+from mmssl.modules.decoders import DenseDecoder, feature_map
 
 VIT = {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
 CLIP = {
@@ -22,7 +22,7 @@ CLIP = {
 @pytest.mark.parametrize("size", [(8, 8), (14, 22)])
 def test_it_answers_in_any_size_and_rows_never_meet(grid, size):
     torch.manual_seed(0)
-    decoder = Decoder(6, 3, width=64).double()
+    decoder = DenseDecoder(6, 3, width=64).double()
     x = torch.randn(4, 6, *grid, dtype=torch.float64, requires_grad=True)
     answer = decoder(x, size)
     assert answer.shape == (4, 3, *size)
@@ -36,7 +36,7 @@ def test_it_answers_in_any_size_and_rows_never_meet(grid, size):
 def test_a_flat_map_gives_no_checkerboard():
     # Away from the border all places see the same, so that they must be told the same.
     torch.manual_seed(0)
-    decoder = Decoder(6, 2, width=64).double()
+    decoder = DenseDecoder(6, 2, width=64).double()
     answer = decoder(torch.randn(1, 6, 1, 1, dtype=torch.float64).expand(1, 6, 16, 16), (64, 64))[..., 20:44, 20:44]
     assert (answer - answer[..., :1, :1]).abs().max() < 1e-10
 
@@ -67,7 +67,7 @@ def test_tokens_without_a_grid_are_refused(grid):
 def test_any_image_encoder_carries_it_and_all_its_weights_learn(model, arguments, grid):
     encoder = create(model, "image", **arguments)
     features = encoder(torch.rand(2, 3, 32, 32))
-    decoder = Decoder(encoder.dim, 3, width=64)
+    decoder = DenseDecoder(encoder.dim, 3, width=64)
     answer = decoder(feature_map(features), (8, 8))
     assert features.grid == grid
     assert answer.shape == (2, 3, 8, 8)

@@ -1,0 +1,39 @@
+"""Momentum teachers: a copy of some modules that follows them slowly and learns nothing itself.
+
+theta' <- m theta' + (1 - m) theta after each step (He et al. 2020, arXiv 1911.05722, equation 2). Only parameters
+follow; the copy's BatchNorm keeps statistics of its own, from its own forward passes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+
+class Teacher(nn.ModuleDict):
+    """A copy of the students by their names, without gradient; part of the state, so that checkpoints hold it.
+
+    Args:
+        students: name -> module.
+    """
+
+    def __init__(self, students: Mapping[str, nn.Module]) -> None:
+        super().__init__(copy.deepcopy(dict(students)))
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def follow(self, students: Mapping[str, nn.Module], momentum: float) -> None:
+        """Move every parameter toward that of the same name in `students`; `momentum` is the share that it keeps."""
+        for name, student in students.items():
+            own = dict(self[name].named_parameters())
+            for path, parameter in student.named_parameters():
+                own[path].lerp_(parameter, 1 - momentum)
+
+
+def cosine_momentum(start: float, progress: float) -> float:
+    """From `start` at progress 0 to 1 at progress 1 along a cosine (BYOL, arXiv 2006.07733, section 3.2)."""
+    return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2

@@ -1,0 +1,59 @@
+"""What tasks have in common that compare two random views of a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmssl.batch import Batch
+from mmssl.encoders.base import Encoder
+from mmssl.modules.views import Given, Views, encode_views
+from mmssl.objectives.base import Objective, Panel
+from mmssl.ops.draws import Draws
+
+
+class TwoViews(Objective):
+    """One encoder and two random views of each row.
+
+    Args:
+        encoders: holds the encoder.
+        encoder: its name; whether it reads images or sound decides the views.
+        views: what the recipe says of them.
+        **published: modality -> what each view's settings are without that; see `Views`.
+    """
+
+    def __init__(
+        self, encoders: Mapping[str, Encoder], encoder: str, views: Given, **published: Sequence[Mapping[str, Any]]
+    ) -> None:
+        super().__init__(encoders)
+        self.name = encoder
+        self.views = Views(self.encoder(encoder), views, 2, **published)
+        self.needs = self.views.needs
+
+    @torch.no_grad()
+    def transform(self, batch: Batch, draws: Draws) -> Batch:
+        """`views` (B, 2, 3, h, h), or (B, 2, M, T) of sounds with their `valid` frames (B, 2, T)."""
+        return dict(zip(("views", "valid"), self.views(batch, draws, self.encoder(self.name)), strict=False))
+
+    def pooled(self, inputs: Batch) -> Tensor:
+        """What the encoder makes of both views, (B, 2, D), in one pass."""
+        return encode_views(self.encoder(self.name), inputs["views"], inputs.get("valid"))
+
+
+def nearest_panels(views: Tensor, likeness: Tensor, first: str = "view 1", second: str = "view 2") -> list[Panel]:
+    """What `mmssl show` draws of a pair: both views (B, 2, ...), and for each first the likeliest second.
+
+    Args:
+        views: (B, 2, ...).
+        likeness: (B, B), of the first view of each row and the second of every row.
+        first: title of the first views.
+        second: of the second ones.
+    """
+    return [
+        Panel(first, list(views[:, 0])),
+        Panel(second, list(views[:, 1])),
+        Panel(f"nearest {second}", list(views[likeness.argmax(1), 1])),
+    ]
