@@ -200,6 +200,23 @@ def show(
     out.print(str(target))
 
 
+@app.command("check")
+def check_command(
+    data: Annotated[str, typer.Argument(help="Anything that a recipe's data.source may be.")],
+    split: Annotated[str | None, typer.Option(help="Whose rows are sampled; train, or the first there is.")] = None,
+    rows: Annotated[int, typer.Option(help="Size of the sample.", min=1)] = 200,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Another key of a data section, such as columns.image=img."),
+    ] = None,
+) -> None:
+    """Read a sample of a source: splits, columns, sizes, durations, broken rows, labels, likely traps."""
+    from mmssl.data.check import check
+    from mmssl.recipe import data_section
+
+    typer.echo(check(data_section(data, _overrides(set_)), split=split, rows=rows).text())
+
+
 @app.command("list")
 def list_command(
     name: Annotated[

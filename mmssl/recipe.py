@@ -259,6 +259,17 @@ class Recipe(_Section):
         return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
 
 
+def data_section(source: str, overrides: Mapping[str, Any]) -> Data:
+    """The data section of a source, with dotted keys in place of the defaults; see `load`."""
+    tree: dict[str, Any] = {"source": source}
+    for key, value in overrides.items():
+        _set(tree, key, value, "--set")
+    try:
+        return Data.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(_sentence(error, "--set", Data)) from None
+
+
 def load(path: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Read, override and validate a recipe.
 
@@ -318,13 +329,13 @@ def _set(tree: dict[str, Any], dotted: str, value: Any, where: str) -> None:
         raise RecipeError(f"{where}: cannot read the value of {dotted}: {value!r}") from error
 
 
-def _sentence(error: ValidationError, where: str) -> str:
+def _sentence(error: ValidationError, where: str, root: type[BaseModel] | None = None) -> str:
     first = error.errors()[0]
     place = [str(part) for part in first["loc"] if part not in (ONE, MANY)]
     key = ".".join(place)
     kind = first["type"]
     if kind == "extra_forbidden":
-        return f"{where}: unknown key '{key}'{nearest(place[-1], _known(place[:-1]))}"
+        return f"{where}: unknown key '{key}'{nearest(place[-1], _known(place[:-1], root or Recipe))}"
     if kind == "missing":
         return f"{where}: missing key '{key}'"
     given = first.get("input")
@@ -333,9 +344,9 @@ def _sentence(error: ValidationError, where: str) -> str:
     return f"{where}: {key}{shown}: {message[0].lower() + message[1:]}" if key else f"{where}: {message}"
 
 
-def _known(place: list[str]) -> list[str]:
+def _known(place: list[str], root: type[BaseModel]) -> list[str]:
     """Field names of the section at `place`; names of the user's own (of sources) are passed over."""
-    section: type[BaseModel] = Recipe
+    section = root
     for part in place:
         if part == "data":
             section = Data

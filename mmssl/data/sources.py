@@ -48,11 +48,13 @@ class MapSource:
         name: as in the recipe, for messages.
         columns: names of the columns.
         notes: what was read differently from what a user may think: files left out, splits found; a sentence each.
+        splits: names that `split` may have; empty where any name gives the same rows (one file), or only the Hub knows.
     """
 
     name: str
     columns: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         raise TypeError(f"{type(self).__name__} does not say how many rows it has")
@@ -95,10 +97,11 @@ class StreamSource:
         merged: column -> columns of which the one that a row has takes its place, such as jpg and png of shards.
 
     Attributes:
-        notes: see `MapSource`.
+        notes, splits: see `MapSource`.
     """
 
     notes: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -141,7 +144,7 @@ class StreamSource:
 
     def _like(self, dataset: IterableDataset) -> StreamSource:
         source = StreamSource(dataset, self.name, self.folders, self.merged)
-        source.notes = self.notes
+        source.notes, source.splits = self.notes, self.splits
         return source
 
 
@@ -185,7 +188,7 @@ class _Table(MapSource):
 
     def select(self, columns: Sequence[str]) -> MapSource:
         some = _Table(self.dataset.select_columns(_stored(columns, self.merged)), self.name, self.folders, self.merged)
-        some.notes = self.notes
+        some.notes, some.splits = self.notes, self.splits
         return some
 
 
@@ -213,7 +216,10 @@ def open_source(spec: Data) -> Source:
         if len(splits) == 1:
             # The file was named outright, so its own name (test.parquet) does not speak against the split asked for.
             splits, notes = {split_names(spec.split)[0]: files}, []
-        return _load(spec, builders[suffixes.pop()], splits, notes)
+        source = _load(spec, builders[suffixes.pop()], splits, notes)
+        if not notes and len(splits) == 1:
+            source.splits = ()
+        return source
     if files and path.suffix.lower() in KINDS:
         raise DataError(f"{where} is one file; name the folder that holds the files")
     if files:
@@ -264,7 +270,9 @@ def _open_media(spec: Data, root: Path, files: Sequence[Path], notes: Sequence[s
             table[column] = [str(file) if kind in sources else None for file, kind in zip(files, kinds, strict=True)]
     if all(file in layout.classes for file in files):
         table["label"] = [layout.classes[file] for file in files]
-    return _limited(spec, datasets.Dataset.from_dict(table), {}, [*layout.notes, *notes])
+    source = _limited(spec, datasets.Dataset.from_dict(table), {}, [*layout.notes, *notes])
+    source.splits = tuple(layout.splits)
+    return source
 
 
 def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: Sequence[str] = ()) -> Source:
@@ -292,7 +300,9 @@ def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: 
         dataset = datasets.load_dataset(builder, streaming=spec.streaming, **arguments)
         if builder == "text":
             dataset = dataset.filter(_not_blank, input_columns="text")
-    return _limited(spec, dataset, folders, notes, merged)
+    source = _limited(spec, dataset, folders, notes, merged)
+    source.splits = tuple(splits)
+    return source
 
 
 def _limited(

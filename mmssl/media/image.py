@@ -72,20 +72,9 @@ def decode_image(
     Raises:
         DataError: naming the picture and what is wrong with it.
     """
-    if isinstance(cell, Image.Image):
-        image, name = cell, "image"
-    elif isinstance(cell, np.ndarray):
-        image, name = _from_array(cell, extent), "image"
-    elif isinstance(cell, Mapping) and isinstance(cell.get("array"), np.ndarray):
-        image, name = _from_array(cell["array"], extent), "image"
-    else:
-        source, name = open_cell(cell, "image")
-        try:
-            image = Image.open(source, formats=FORMATS)
-            # JPEG decodes at a fraction of its size for less; twice the target keeps the resize antialiased.
-            image.draft(None, (2 * size, 2 * size))
-        except Exception as error:  # Pillow's decoders raise anything on hostile bytes.
-            raise DataError(f"cannot read {name}: {_reason(error)}") from error
+    image, name = open_image(cell, extent)
+    # JPEG decodes at a fraction of its size for less; twice the target keeps the resize antialiased.
+    image.draft(None, (2 * size, 2 * size))
     if image.width * image.height > max_pixels:
         raise DataError(
             f"{name} has {image.width} x {image.height} pixels, more than data.image.max_pixels = {max_pixels}"
@@ -98,6 +87,21 @@ def decode_image(
         raise DataError(f"cannot decode {name}: {_reason(error)}") from error
     # NumPy makes planes of colors in two thirds of the time that torch takes.
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def open_image(cell: Any, extent: tuple[float, float] | None = None) -> tuple[Image.Image, str]:
+    """A picture as Pillow opens it, not yet decoded where it is a file, and what to call it; see `decode_image`."""
+    if isinstance(cell, Image.Image):
+        return cell, "image"
+    if isinstance(cell, Mapping) and isinstance(cell.get("array"), np.ndarray):
+        cell = cell["array"]
+    if isinstance(cell, np.ndarray):
+        return _from_array(cell, extent), "image"
+    source, name = open_cell(cell, "image")
+    try:
+        return Image.open(source, formats=FORMATS), name
+    except Exception as error:  # Pillow's decoders raise anything on hostile bytes.
+        raise DataError(f"cannot read {name}: {_reason(error)}") from error
 
 
 def to_rgb(image: Image.Image, extent: tuple[float, float] | None = None, alpha: Alpha = "white") -> Image.Image:

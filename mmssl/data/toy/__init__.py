@@ -66,6 +66,8 @@ class ToySource(MapSource):
         self.size, self.video_size, self.seconds, self.fps, self.rate = size, video_size, seconds, fps, rate
         self.name = f"toy/{split}"
 
+    splits = SPLITS
+
     def __len__(self) -> int:
         return self.rows
 

@@ -1,0 +1,114 @@
+"""A look at a source tells its splits, columns and traps before anything is trained."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from made import png, texts, wav, write, write_csv, write_parquet
+from PIL import Image
+from typer.testing import CliRunner
+
+from mmssl.cli import app
+from mmssl.data.check import check
+from mmssl.errors import DataError
+from mmssl.media.clip import write_clip
+
+
+def encoded(array, kind="png"):
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, kind)
+    return stream.getvalue()
+
+
+def noise(seed, height=16, width=16):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_the_toy_world_has_no_trap():
+    found = check("toy", rows=20)
+    assert found.splits == {"train": 4096, "validation": 4096, "test": 4096}
+    assert {"image", "text", "audio", "video"} <= set(found.facts)
+    assert (found.broken, found.traps, found.notes) == ([], [], [])
+
+
+def test_splits_classes_and_files_left_out(tmp_path):
+    for split, rows in (("train", 5), ("val", 2), ("extra", 3)):
+        for n in range(rows):
+            write(tmp_path / split / "ab"[n % 2] / f"{n}.png", encoded(noise(n)))
+    write(tmp_path / "notes.md", "no picture")
+    found = check(tmp_path)
+    assert found.splits == {"train": 5, "validation": 2, "extra": 3}
+    assert found.columns == {"image": "image", "label": "label"}
+    assert "2 classes" in found.facts["label"][0]
+    assert any(".md" in note for note in found.notes)
+    assert check(tmp_path, split="validation").rows == 2
+    with pytest.raises(DataError, match="has no split 'test'"):
+        check(tmp_path, split="test")
+
+
+def test_broken_rows_are_named_and_the_sample_is_spread(tmp_path):
+    cells = [encoded(noise(n)) if n % 4 else b"no picture" for n in range(40)]
+    write_parquet(tmp_path / "train.parquet", {"image": cells})
+    found = check(tmp_path, rows=20)
+    assert len(found.broken) == 10
+    assert "row 36" in found.broken[-1]
+    assert "and 5 more" in found.text()
+
+
+TRAPS = {
+    "an eighth of the range": [encoded((noise(n)[..., 0].astype(np.uint16)) * 16) for n in range(8)],
+    "one color all over": [png(n * 20) for n in range(8)],
+    "equal to another": [encoded(noise(n // 2)) for n in range(8)],
+}
+
+
+@pytest.mark.parametrize("words", TRAPS)
+def test_traps_of_pictures(tmp_path, words):
+    write_parquet(tmp_path / "train.parquet", {"image": TRAPS[words]})
+    found = check(tmp_path)
+    assert [words in trap for trap in found.traps] == [True]
+
+
+def test_a_shape_that_tells_the_class(tmp_path):
+    for n in range(6):
+        write(tmp_path / "bus" / f"{n}.png", encoded(noise(n, 16, 32)))
+        write(tmp_path / "tower" / f"{n}.png", encoded(noise(10 + n, 32, 16)))
+    found = check(tmp_path)
+    assert "class bus are wider than those of tower" in found.traps[0]
+    assert "50% of the area lies outside" in " ".join(found.facts["image"])
+
+
+def test_silence_and_clips_that_do_not_move(tmp_path):
+    for n in range(6):
+        write(tmp_path / "sounds" / f"{n}.wav", wav(0.0 if n < 3 else 0.5, 8000))
+    found = check(tmp_path / "sounds")
+    assert "3 of 6 sounds" in found.traps[0]
+    assert "at most 8000" in found.traps[1]
+    (tmp_path / "clips").mkdir()
+    for n in range(3):
+        frames = np.full((25, 32, 32, 3), 40 * n, np.uint8)
+        write_clip(tmp_path / "clips" / f"{n}.mp4", frames, 25, None, 16_000)
+    found = check(tmp_path / "clips")
+    assert "3 of 3 clips do not move" in " ".join(found.traps)
+    assert any("3 of 3 clips have no sound" in note for note in found.notes)
+
+
+def test_texts_that_are_cut_and_cells_read_as_missing(tmp_path):
+    columns = texts(9)
+    columns["text"][:3] = [" ".join(["word"] * 100 + [str(n)]) for n in range(3)]
+    columns["label"] = ["NA", "a", "b"] * 3
+    write_csv(tmp_path / "train.csv", columns)
+    found = check(tmp_path)
+    assert "33% have more words than a row has ids (64)" in found.facts["text"][1]
+    assert "3 of 9 empty, or read as missing (NA, None, null)" in found.facts["label"]
+
+
+def test_columns_of_other_names_are_pointed_at(tmp_path):
+    write_parquet(tmp_path / "train.parquet", {"picture": [encoded(noise(n)) for n in range(3)]})
+    found = check(tmp_path)
+    assert found.notes == ["column 'picture' holds image that nothing is taken from: --set columns.image=picture"]
+    result = CliRunner().invoke(app, ["check", str(tmp_path), "--set", "columns.image=picture"])
+    assert "picture (image)" in result.stdout
+    assert "16 x 16 pixels" in result.stdout
