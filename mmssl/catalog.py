@@ -13,10 +13,10 @@ from mmssl.registry import ROOT, components, find, keywords
 
 KINDS = ("objective", "encoder", "probe")
 LIBRARIES = {
-    "image": "timm, torchvision, open_clip",
+    "image": "timm, torchvision, open_clip, transformers",
     "text": "transformers, open_clip",
-    "audio": "timm",
-    "video": "torchvision; framewise: timm, torchvision, open_clip",
+    "audio": "spectrograms: timm, torchvision, open_clip, transformers; waveforms: transformers",
+    "video": "torchvision, transformers; framewise: all image networks",
     "fusion": "transformers/flava, transformers/bert, timm",
 }
 

@@ -20,8 +20,13 @@ from typing import Any, get_type_hints
 from mmssl.errors import RecipeError, nearest
 
 ROOT = Path(__file__).parent
-ROOMS = {"objective": "objectives", "encoder": "encoders", "probe": "adaptation/probes"}
-NOT_COMPONENTS = {"__init__", "base", "backbones"}
+ROOMS = {
+    "objective": "objectives",
+    "encoder": "encoders",
+    "backbone": "encoders/backbones",
+    "probe": "adaptation/probes",
+}
+NOT_COMPONENTS = {"__init__", "base"}
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,12 @@ class Component:
 
 @cache
 def components(kind: str) -> dict[str, Component]:
-    """All components of a kind (`objective`, `encoder`, `probe`) by name, without importing any."""
+    """All components of a kind (`objective`, `encoder`, `backbone`, `probe`) by name, without importing any."""
     room = ROOT / ROOMS[kind]
+    others = {ROOT / other for other in ROOMS.values()} - {room}
     found = {}
     for path in sorted(room.rglob("*.py")):
-        if path.stem in NOT_COMPONENTS or path.stem.startswith("_"):
+        if path.stem in NOT_COMPONENTS or path.stem.startswith("_") or path.parent in others:
             continue
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         parts = path.relative_to(ROOT.parent).with_suffix("").parts
@@ -53,7 +59,7 @@ def find(kind: str, name: str, where: str = "") -> type:
     """The one class that the module of that name defines.
 
     Args:
-        kind: `objective`, `encoder` or `probe`.
+        kind: `objective`, `encoder`, `backbone` or `probe`.
         name: of a module of that kind's room, or dotted for one outside the library.
         where: file and key, for the error.
 

@@ -139,7 +139,9 @@ def measure(task: str, network: str, seed: int, folder: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     began = time.perf_counter()
     cell: dict[str, Any] = {}
-    encoder = mmssl.encoder(modality="image", **NETWORKS[network]).fresh(seed)
+    from mmssl.encoders import reinitialized
+
+    encoder = reinitialized(mmssl.encoder(modality="image", **NETWORKS[network]), seed)
     data = Data(source=f"{folder}/unseen", image=ImageDecode(size=SIZE))
     artists = data.model_copy(update={"source": f"{folder}/seen", "split": "test"})
     settings = {"label": "category", "groups": "concept", "seed": seed, "seeds": 1, "baseline": False}

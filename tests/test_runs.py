@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 import mmssl
+from mmssl.encoders import reinitialized
 from mmssl.errors import RecipeError, RunError
 from mmssl.training import checkpoint
 
@@ -115,7 +116,7 @@ def test_load_gives_the_trained_weights(finished: Path) -> None:
     stored = load_file(finished / "model.safetensors")
     for name, value in checkpoint.tensors(run.objective).items():
         assert torch.equal(value, stored[name].to(value.dtype)), name
-    fresh = run.encoders["image"].fresh(0)
+    fresh = reinitialized(run.encoders["image"], 0)
     assert not torch.equal(next(fresh.parameters()), next(run.encoders["image"].parameters()))
 
 

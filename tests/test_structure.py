@@ -37,10 +37,6 @@ __main__
 """
 # Importer and imported of today's arrows that run back up or close a circle. They are being removed; none may be added.
 BACK = {
-    ("encoders.backbones", "encoders._open_clip_vision"),
-    ("encoders.backbones", "encoders._timm"),
-    ("encoders.backbones", "encoders._torchvision"),
-    ("encoders.base", "encoders"),
     ("data.sources", "data.toy"),
     ("hub.card", "runs"),
     ("hub.export", "runs"),

@@ -16,6 +16,7 @@ from mmssl.adaptation.probes.base import HELD_OUT, Probe, RawRows, hold_out
 from mmssl.adaptation.rows import Labeled, Rows, groups_of, labels_of, open_pair
 from mmssl.adaptation.scores import CONSTANT, PRETRAINED, RANDOM, RetrievalScores, Scores, score
 from mmssl.batch import Batch
+from mmssl.encoders import reinitialized
 from mmssl.encoders.base import Encoder
 from mmssl.errors import DataError, RecipeError
 from mmssl.objectives.base import Objective
@@ -120,7 +121,7 @@ def adapt(
         workers=workers,
     )
     device = next(encoder.parameters()).device
-    random = [encoder.fresh(number).to(device) for number in every_seed] if baseline else []
+    random = [reinitialized(encoder, number).to(device) for number in every_seed] if baseline else []
     views, rest = _look(learner, [encoder, *random], known, layers)
     labels, together = labels_of(known, rest), groups_of(known, rest, groups)
     undivided = f", '{groups}' undivided" if groups else ""

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from mmssl.encoders.base import Encoder, Features
 from mmssl.errors import RecipeError
 
 if TYPE_CHECKING:
-    from mmssl.encoders._open_clip import export_clip_pair
+    from mmssl.encoders.backbones.open_clip import export_clip_pair
 
-__all__ = ["Encoder", "Features", "create", "export_clip_pair"]
+__all__ = ["Encoder", "Features", "create", "export_clip_pair", "reinitialized"]
 
 
 def __getattr__(name: str) -> Any:
     # Importing open_clip takes seconds.
     if name == "export_clip_pair":
-        from mmssl.encoders._open_clip import export_clip_pair
+        from mmssl.encoders.backbones.open_clip import export_clip_pair
 
         return export_clip_pair
     raise AttributeError(f"module 'mmssl.encoders' has no attribute '{name}'")
@@ -37,7 +39,7 @@ def create(model: str, modality: str, *, frozen: bool = False, **kwargs: Any) ->
     Raises:
         RecipeError: for a library, name, keyword or value that does not exist or does not fit.
     """
-    from mmssl.encoders.backbones import split_model
+    from mmssl.encoders.backbones.base import split_model
     from mmssl.registry import check_keywords, find
 
     split_model(model)
@@ -46,3 +48,10 @@ def create(model: str, modality: str, *, frozen: bool = False, **kwargs: Any) ->
         raise RecipeError(f"{model}: frozen = {frozen!r} should be true or false")
     encoder: Encoder = kind(model, **check_keywords(kind, kwargs, model))
     return encoder.freeze() if frozen else encoder
+
+
+def reinitialized(encoder: Encoder, seed: int) -> Encoder:
+    """The same network with new random weights, in evaluation mode on the CPU: the baseline of every probe."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return create(**encoder.spec).eval()

@@ -1,51 +1,53 @@
-"""Sounds: an image network of timm, torchvision or open_clip on a log-mel spectrogram."""
+"""Sounds: a network of pictures on a log-mel spectrogram, or one of transformers on its own input."""
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.encoders.backbones import Pretrained, build_errors, create_vision, write_json
-from mmssl.encoders.base import Encoder, Features
+from mmssl.encoders._network import NetworkEncoder
+from mmssl.encoders._spectrogram import FilterBanks, LogMel
+from mmssl.encoders.backbones.base import Pretrained, create_backbone
 from mmssl.errors import RecipeError
 
 
-class AudioEncoder(Encoder):
-    """Waveforms (B, S), float in [-1, 1], or spectrograms (B, M, T) as `spectrogram` makes them -> Features.
+class AudioEncoder(NetworkEncoder):
+    """Waveforms (B, S), float in [-1, 1] -> Features.
 
-    `forward`, `embed` and `layers` tell the two apart by their number of dimensions, so that a task may augment
-    spectrograms: `encoder(augment(encoder.spectrogram(x)))`. `valid` is (B, S) with a waveform and (B, T) with a
-    spectrogram. Frame `t` is centered on sample `t * hop`.
+    Networks of pictures read log-mel spectrograms, grid (mels, frames), and the audio spectrogram transformer Kaldi's
+    filter banks; what they read is `spectrogram`. `forward`, `embed` and `layers` of such encoders take spectrograms
+    (B, M, T) as well and tell the two apart by their number of dimensions, so that a task may augment spectrograms:
+    `encoder(augment(encoder.spectrogram(x)))`. `valid` is (B, S) with a waveform and (B, T) with a spectrogram.
+    Networks of waveforms have no spectrogram, and their grid is (1, frames).
 
     The default normalization is that of log(power mel + 1e-6) with AST's constants: mean -4.2677, twice the standard
     deviation 4.569 (AudioMAE, SSAST and Synchformer divide by 2·std, CAV-MAE by std).
 
     Args:
-        model: `timm/...`, `torchvision/...` or `open_clip/...`. timm's networks get one input channel, the others see
-            the spectrogram three times.
+        model: `timm/...`, `torchvision/...`, `open_clip/...`, or `transformers/` and a model type:
+            `audio-spectrogram-transformer` on its filter banks, `wav2vec2`, `hubert` or `wavlm` on waveforms, or one of
+            an image network. Networks of timm and transformers get one input channel, the others see the spectrogram
+            three times.
         pretrained: see `mmssl.encoders.create`.
         rate: sample rate in Hz; that of the data must be the same.
-        n_fft: window in samples.
-        hop: samples from frame to frame.
-        mels: number of mel bands M (HTK scale).
-        f_min: lowest frequency in Hz.
+        n_fft: window in samples (400). This and what follows up to `std` is for networks of pictures.
+        hop: samples from frame to frame (160).
+        mels: number of mel bands M (64, HTK scale).
+        f_min: lowest frequency in Hz (0).
         f_max: highest frequency in Hz; half the rate where left out.
-        log: `ln`, or `db` for 10·log10.
-        eps: added to the power before the logarithm.
-        mean: of the log spectrogram, subtracted.
-        std: divided by.
-        **kwargs: of the network's constructor. `img_size: [M, T]` gives a vision transformer positions of its own for
-            that grid; others are resampled from those.
+        log: `ln` (default), or `db` for 10·log10.
+        eps: added to the power before the logarithm (1e-6).
+        mean: of the log spectrogram, subtracted (-4.2677; for filter banks, too).
+        std: divided by (9.138; for filter banks, too).
+        normalize: whether a waveform is set to mean 0 and variance 1 for a network of waveforms; where left out, as its
+            weights expect, and with random ones it is.
+        **kwargs: of the network's constructor. `img_size: [M, T]` gives a vision transformer of timm positions of its
+            own for that grid; others are resampled from those.
     """
 
     modality = "audio"
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -53,117 +55,107 @@ class AudioEncoder(Encoder):
         *,
         pretrained: Pretrained = False,
         rate: int = 16_000,
-        n_fft: int = 400,
-        hop: int = 160,
-        mels: int = 64,
-        f_min: float = 0.0,
+        n_fft: int | None = None,
+        hop: int | None = None,
+        mels: int | None = None,
+        f_min: float | None = None,
         f_max: float | None = None,
-        log: Literal["ln", "db"] = "ln",
-        eps: float = 1e-6,
-        mean: float = -4.2677,
-        std: float = 9.138,
+        log: Literal["ln", "db"] | None = None,
+        eps: float | None = None,
+        mean: float | None = None,
+        std: float | None = None,
+        normalize: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__()
-        from torchaudio.transforms import MelSpectrogram
-
-        if model.startswith("timm/"):
-            kwargs.setdefault("in_chans", 1)
-        self.backbone = create_vision(model, pretrained, kwargs)
-        self.patch_size = self.backbone.patch_size
-        if self.patch_size and mels % self.patch_size[0]:
-            raise RecipeError(f"{model}: mels = {mels} cannot be cut into patches of {self.patch_size[0]}")
-        if std <= 0 or eps <= 0:
-            raise RecipeError(f"{model}: std and eps are above 0")
-        self.rate, self.hop, self.mels, self.log, self.eps = rate, hop, mels, log, eps
-        with build_errors(model):
-            self.mel = MelSpectrogram(rate, n_fft, hop_length=hop, n_mels=mels, f_min=f_min, f_max=f_max)
-        self.register_buffer("mean", torch.tensor(mean))
-        self.register_buffer("std", torch.tensor(std))
-        self.dim, self.subsets, self.width = self.backbone.dim, self.backbone.subsets, self.backbone.width
-        self.recipe = {
-            "rate": rate,
-            "n_fft": n_fft,
-            "hop": hop,
-            "mels": mels,
-            "f_min": f_min,
-            "f_max": f_max,
-            "log": log,
-            "eps": eps,
-            "mean": mean,
-            "std": std,
-        }
+        super().__init__(create_backbone(model, "audio", pretrained, kwargs))
+        self.rate = rate
+        window = {"n_fft": n_fft, "hop": hop, "mels": mels, "f_min": f_min, "f_max": f_max}
+        level = {"log": log, "eps": eps, "mean": mean, "std": std}
+        given: dict[str, Any] = {key: value for key, value in (window | level).items() if value is not None}
+        kind = self.backbone.reads
+        self.front: LogMel | FilterBanks | None = None
+        if kind == "waveforms":
+            self.normalize = self.backbone.normalizes if normalize is None else normalize
+            self.recipe: dict[str, Any] = {"rate": rate, "normalize": self.normalize}
+        elif kind == "filter banks":
+            config = self.backbone.net.config
+            self.front = FilterBanks(
+                rate, int(config.num_mel_bins), int(config.max_length), **_only(model, kind, given)
+            )
+            self.recipe = self.front.recipe
+        else:
+            self.front = LogMel(model, rate, self.backbone.patch_size, **given)
+            self.recipe = self.front.recipe
+        if self.front is not None and normalize is not None:
+            raise RecipeError(f"{model}: 'normalize' is for networks of waveforms, and this one reads spectrograms")
+        if self.front is None and given:
+            raise RecipeError(f"{model}: '{next(iter(given))}' is for spectrograms, and this network reads waveforms")
         self.spec = {"model": model, "modality": "audio", **self.recipe, **self.backbone.kwargs}
 
-    def _scale(self, power: Tensor) -> Tensor:
-        level = torch.log(power + self.eps)
-        if self.log == "db":
-            level = level * (10 / math.log(10))
-        return (level - self.mean) / self.std
+    @property
+    def hears(self) -> bool:
+        """Whether there is a spectrogram; a task that needs one asks this when it is built."""
+        return self.front is not None
 
-    def _pad(self, spectrogram: Tensor) -> Tensor:
-        """Silence at the end up to a whole number of patches."""
-        extra = -spectrogram.shape[2] % self.patch_size[1] if self.patch_size else 0
-        if not extra:
-            return spectrogram
-        silence = self._scale(torch.zeros_like(spectrogram[:, :, :1]))
-        return torch.cat([spectrogram, silence.expand(-1, -1, extra)], dim=2)
+    @property
+    def _front(self) -> LogMel | FilterBanks:
+        if self.front is None:
+            raise RecipeError(
+                f"{self.spec['model']} reads waveforms and has no spectrogram; take a network of pictures, such as "
+                "timm/resnet18, or transformers/audio-spectrogram-transformer"
+            )
+        return self.front
 
     def spectrogram(self, x: Tensor) -> Tensor:
-        """Waveforms (B, S) -> normalized log-mel spectrograms (B, M, T), T = S // hop + 1.
+        """Waveforms (B, S) -> normalized spectrograms (B, M, T), T a whole number of patches.
 
-        For a network of patches T is rounded up to whole patches with silence.
+        Raises:
+            RecipeError: for a network of waveforms.
         """
         # A Fourier transform in half precision loses the quiet bands, and is not implemented on every device.
         with torch.autocast(x.device.type, enabled=False):
-            return self._pad(self._scale(self.mel(x.to(self.mean.dtype))))
+            spectrogram: Tensor = self._front(x)
+        return spectrogram
 
     def valid_frames(self, valid: Tensor) -> Tensor:
-        """Of samples (B, S) -> of frames (B, S // hop + 1): those with one within half a hop of their center."""
-        frames = valid.shape[1] // self.hop + 1
-        near = F.pad(valid.unsqueeze(1).float(), (self.hop // 2, self.hop))
-        return F.max_pool1d(near, self.hop, self.hop)[:, 0, :frames] > 0
+        """Which samples are no padding (B, S) -> which frames of `spectrogram` (B, T)."""
+        return self._front.frames(valid)
 
-    def _picture(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What the network reads, (B, C, M, T), and its valid columns (B, T)."""
+    def prepare(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """What the network reads: pictures (B, C, M, T) with their valid columns (B, T), or waveforms."""
+        if self.front is None:
+            return self._waveform(x, valid)
         if x.ndim == 2:
             valid = None if valid is None else self.valid_frames(valid)
             x = self.spectrogram(x)
         else:
-            x = self._pad(x.to(self.mean.dtype))
-        if valid is not None:
-            valid = F.pad(valid, (0, x.shape[2] - valid.shape[1]))
+            x, valid = self.front.fit(x, valid)
         return x.unsqueeze(1).expand(-1, self.backbone.channels, -1, -1), valid
 
-    def embed(self, x: Tensor, hidden: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
-        """Waveforms or spectrograms -> tokens (B, h·w, width), row by row from the lowest band; see the base class."""
-        return self.backbone.embed(self._picture(x, None)[0], hidden, mask_token)
+    def _waveform(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if x.ndim != 2:
+            raise RecipeError(f"{self.spec['model']} reads waveforms (B, S), not spectrograms")
+        x = x.to(next(self.parameters()).dtype)
+        if not self.normalize:
+            return x, valid
+        weight = torch.ones_like(x) if valid is None else valid.to(x.dtype)
+        number = weight.sum(1, keepdim=True).clamp(min=1)
+        x = (x - (x * weight).sum(1, keepdim=True) / number) * weight
+        # The constant is transformers' own; padding stays 0.
+        return x / (x.square().sum(1, keepdim=True) / number + 1e-7).sqrt(), valid
 
-    def encode(self, tokens: Tensor, valid: Tensor | None = None) -> Features:
-        """Any subset of the tokens of `embed` -> Features; see the base class."""
-        return self.backbone.encode(tokens, valid)
-
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
-        """Waveforms or spectrograms -> Features, grid (mels, frames); a token is valid where one of its frames is."""
-        features: Features = self.backbone(*self._picture(x, valid))
-        return features
-
-    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
+    def preprocessing(self) -> dict[str, Any]:
         """See the base class."""
-        return self.backbone.layers(*self._picture(x, valid))
-
-    def export(self, directory: Path) -> None:
-        """Write the network's native files, and `preprocessing.json` beside them; see the base class."""
+        if self.front is None:
+            scaled = ": (x - mean) / sqrt(variance + 1e-7), of each sound" if self.normalize else ""
+            return {"input": f"mono in [-1, 1]{scaled}", **self.recipe}
         channels = self.backbone.channels
-        # To its library the network reads spectrograms that are normalized already.
-        picture = {"mean": [0.0] * channels, "std": [1.0] * channels}
-        self.backbone.export(Path(directory), picture)
-        preprocessing = {
-            "modality": "audio",
-            "model": self.spec["model"],
-            "input": "mono in [-1, 1]: (log(mel power + eps) - mean) / std",
-            "mel": "torchaudio.transforms.MelSpectrogram(rate, n_fft, None, hop, f_min, f_max, n_mels=mels)",
-            "channels": channels,
-            **self.recipe,
-        }
-        write_json(Path(directory) / "preprocessing.json", preprocessing)
+        return {"input": self.front.says, "mel": self.front.made_by, "channels": channels, **self.recipe}
+
+
+def _only(model: str, kind: str, given: dict[str, Any]) -> dict[str, Any]:
+    """`given`, which may say `mean` and `std` alone."""
+    for key in given:
+        if key not in ("mean", "std"):
+            raise RecipeError(f"{model}: '{key}' cannot be chosen: the network has {kind} of its own")
+    return given

@@ -7,12 +7,14 @@ tokenizer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -42,8 +44,9 @@ class Encoder(nn.Module):
         dim: width D of tokens and pooled vectors.
         subsets: whether `encode` takes any subset of the tokens of `embed` (transformers do, convolutional networks do
             not). A masked task asks this when it is built.
-        patch_size: height and width in pixels of a token, for a network of patches; else None.
-        width: of the tokens of `embed`, where there are any; a tower of open_clip has one apart from `dim`.
+        patch_size: extent of a token, where tokens are patches that do not overlap: (h, w) in pixels, (frames, h, w)
+            for video; else None.
+        width: of the mask token of `embed`, where there is one; a tower of open_clip has one apart from `dim`.
         spec: the arguments of `mmssl.encoder` that build this network again with random weights.
         frozen: whether it learns nothing; see `freeze`.
     """
@@ -51,7 +54,7 @@ class Encoder(nn.Module):
     modality: str
     dim: int
     subsets: bool = False
-    patch_size: tuple[int, int] | None = None
+    patch_size: tuple[int, ...] | None = None
     width: int | None = None
     spec: dict[str, Any]
     frozen: bool = False
@@ -86,7 +89,7 @@ class Encoder(nn.Module):
         return self
 
     def embed(self, x: Tensor, hidden: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
-        """Raw input -> position-aware tokens (B, N, width), of which any subset may go to `encode`.
+        """Raw input -> position-aware tokens (B, N, ...), of which any subset may go to `encode`.
 
         Args:
             x: see `forward`.
@@ -98,7 +101,7 @@ class Encoder(nn.Module):
         """
         raise TypeError(
             f"{self.spec['model']} has no tokens that can be left out; "
-            "a masked task needs a timm vision transformer, such as timm/vit_tiny_patch16_224"
+            "a masked task needs a plain vision transformer, such as timm/vit_tiny_patch16_224"
         )
 
     def encode(self, tokens: Tensor, valid: Tensor | None = None) -> Features:
@@ -127,17 +130,13 @@ class Encoder(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} names no layers")
 
+    def attention(self, x: Tensor, valid: Tensor | None = None) -> Tensor | None:
+        """How much the class token heeds each place in the last layer, (B, N); None where that cannot be told."""
+        return None
+
     def export(self, directory: Path) -> None:
         """Write native files into `directory` (made if missing): what the backbone's library loads without mmssl."""
         raise TypeError(f"{type(self).__name__} has no native form")
-
-    def fresh(self, seed: int) -> Encoder:
-        """The same network with new random weights, in evaluation mode on the CPU: the baseline of every probe."""
-        from mmssl.encoders import create
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return create(**self.spec).eval()
 
 
 @contextmanager
@@ -155,3 +154,42 @@ def one_pass(encoders: Iterable[Encoder]) -> Iterator[None]:
     finally:
         for encoder in encoders:
             encoder._passes = None
+
+
+def attendable(valid: Tensor) -> Tensor:
+    """(B, N) bool: a row without any valid place counts as valid throughout, so that no softmax or mean is empty."""
+    return valid | ~valid.any(dim=1, keepdim=True)
+
+
+def masked_mean(tokens: Tensor, valid: Tensor | None) -> Tensor:
+    """(B, N, D) -> (B, D), the mean over places where `valid` (B, N) is True."""
+    if valid is None:
+        return tokens.mean(dim=1)
+    weight = attendable(valid).unsqueeze(2).to(tokens.dtype)
+    return (tokens * weight).sum(dim=1) / weight.sum(dim=1)
+
+
+def at_depth(tokens: Tensor, grid: tuple[int, ...], valid: Tensor | None = None) -> Features:
+    """Tokens of one depth as Features: pooled is the mean over valid places."""
+    return Features(tokens, masked_mean(tokens, valid), grid, valid)
+
+
+def hide(tokens: Tensor, hidden: Tensor | None, mask_token: Tensor | None) -> Tensor:
+    """(B, N, D) with `mask_token` (D,) where `hidden` (B, N) is True; neither means that nothing is hidden.
+
+    Raises:
+        ValueError: where one of the two is missing.
+    """
+    if hidden is None and mask_token is None:
+        return tokens
+    if hidden is None or mask_token is None:
+        raise ValueError("embed: hidden and mask_token come together")
+    return torch.where(hidden.unsqueeze(2), mask_token.to(tokens.dtype), tokens)
+
+
+def places(valid: Tensor | None, grid: tuple[int, ...]) -> Tensor | None:
+    """Valid columns (B, W) -> valid places of a grid (..., w), (B, N): those over a valid column."""
+    if valid is None:
+        return None
+    kept = F.adaptive_max_pool1d(valid.unsqueeze(1).float(), grid[-1]) > 0
+    return kept.expand(-1, math.prod(grid[:-1]), -1).flatten(1)

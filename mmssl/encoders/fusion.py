@@ -1,6 +1,6 @@
 """Two modalities together: layers over what two encoders made of a pair.
 
-`joint`: the tokens of both attend to each other behind a start token of their own, as in FLAVA (Singh et al. 2022,
+`joint`: the tokens of both attend to each other after a start token of their own, as in FLAVA (Singh et al. 2022,
 arXiv 2112.04482): transformers' `FlavaMultimodalModel`. `cross`: `b` attends to itself, then to `a`, as the text layers
 of ALBEF and BLIP and the decoder of CoCa do (arXiv 2107.07651, 2201.12086, 2205.01917): layers of transformers' BERT
 with cross-attention. `multiway`: all attend together, then each modality has a feed-forward expert of its own and pairs
@@ -26,20 +26,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmssl.encoders.backbones import (
-    LOCAL_DIR,
-    Pretrained,
-    attendable,
-    build_errors,
-    load_weights,
-    masked_mean,
-    native_state,
-    read_weights,
-    refuse,
-    split_model,
-    write_json,
-)
-from mmssl.encoders.base import Encoder, Features
+from mmssl.encoders.backbones._files import LOCAL_DIR, load_weights, native_state, read_weights, write_json
+from mmssl.encoders.backbones.base import Pretrained, build_errors, refuse, split_model
+from mmssl.encoders.base import Encoder, Features, attendable, masked_mean
 from mmssl.errors import RecipeError, nearest
 
 # What of transformers' configurations makes a layer.
@@ -280,7 +269,7 @@ class _Multiway(nn.Module):
         from timm.models.vision_transformer import Block
 
         model = f"timm/{name}"
-        refuse(model, kwargs, {"num_classes", "checkpoint_path", "pretrained_cfg", "features_only"})
+        refuse(model, kwargs)
         with build_errors(model):
             nets: list[Any] = [timm.create_model(name, num_classes=0, **kwargs) for _ in range(3)]
         stacks = [list(getattr(net, "blocks", [None])) for net in nets]

@@ -1,16 +1,15 @@
-"""Images: a network of timm, torchvision or open_clip, behind its normalization."""
+"""Images: a network of timm, torchvision, open_clip or transformers, after a normalization."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmssl.encoders.backbones import Pretrained, create_vision, write_json
-from mmssl.encoders.base import Encoder, Features
+from mmssl.encoders._network import NetworkEncoder
+from mmssl.encoders.backbones.base import Pretrained, create_backbone
 from mmssl.errors import RecipeError
 
 
@@ -39,15 +38,17 @@ class Normalize(nn.Module):
         return (x - self.mean[:, None, None]) / self.std[:, None, None]
 
 
-class ImageEncoder(Encoder):
-    """Images (B, 3, H, W), uint8 or floats in [0, 1], of any size that the network takes.
+class ImageEncoder(NetworkEncoder):
+    """Images (B, 3, H, W), uint8 or floats in [0, 1], of any size that the network takes -> Features, grid (h, w).
 
     Args:
-        model: `timm/...`, `torchvision/...` or `open_clip/...`.
+        model: `timm/...`, `torchvision/...`, `open_clip/...`, or `transformers/` and a model type: `vit`, `dinov2`,
+            `siglip_vision_model`, `convnext`.
         pretrained: see `mmssl.encoders.create`.
         mean: normalization, one value a channel; the library's constants for these weights where left out.
         std: likewise.
-        **kwargs: of the network's constructor, for instance `img_size`, `patch_size`, `embed_dim`, `depth`.
+        **kwargs: of the network's constructor, for instance `img_size`, `patch_size`, `embed_dim`, `depth`; for
+            transformers of its configuration: `image_size`, `patch_size`, `hidden_size`, `num_hidden_layers`.
     """
 
     modality = "image"
@@ -61,52 +62,24 @@ class ImageEncoder(Encoder):
         std: tuple[float, ...] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__()
-        self.backbone = create_vision(model, pretrained, kwargs)
+        super().__init__(create_backbone(model, "image", pretrained, kwargs))
         mean, std = mean or self.backbone.mean, std or self.backbone.std
         check_channels(model, self.backbone.channels, mean, std)
         self.normalize = Normalize(mean, std)
-        self.dim, self.subsets = self.backbone.dim, self.backbone.subsets
-        self.patch_size, self.width = self.backbone.patch_size, self.backbone.width
-        self.spec = {
-            "model": model,
-            "modality": "image",
-            "mean": list(mean),
-            "std": list(std),
-            **self.backbone.kwargs,
-        }
+        constants = {"mean": list(mean), "std": list(std)}
+        self.spec = {"model": model, "modality": "image", **constants, **self.backbone.kwargs}
 
-    def embed(self, x: Tensor, hidden: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
-        """Images -> tokens (B, h·w, width) in rows, with their positional embedding; see the base class."""
-        return self.backbone.embed(self.normalize(x), hidden, mask_token)
+    def prepare(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Normalized images; `valid` (B, W) is False where a column is padding."""
+        return self.normalize(x), valid
 
-    def encode(self, tokens: Tensor, valid: Tensor | None = None) -> Features:
-        """Any subset of the tokens of `embed` -> Features; see the base class."""
-        return self.backbone.encode(tokens, valid)
-
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
-        """Images -> Features, grid (h, w)."""
-        x = self.normalize(x)
-        if valid is None:
-            features: Features = self.backbone(x)
-            return features
-        return self.backbone.encode(self.backbone.embed(x), valid)
-
-    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
+    def normalization(self) -> dict[str, list[float]]:
         """See the base class."""
-        return self.backbone.layers(self.normalize(x))
+        return {"mean": self.spec["mean"], "std": self.spec["std"]}
 
-    def export(self, directory: Path) -> None:
-        """Write the network's native files, and `preprocessing.json` beside them; see the base class."""
-        preprocessing = {
-            "modality": "image",
-            "model": self.spec["model"],
-            "input": "RGB in [0, 1], channels first: (x - mean) / std",
-            "mean": self.spec["mean"],
-            "std": self.spec["std"],
-        }
-        self.backbone.export(Path(directory), preprocessing)
-        write_json(Path(directory) / "preprocessing.json", preprocessing)
+    def preprocessing(self) -> dict[str, Any]:
+        """See the base class."""
+        return {"input": "RGB in [0, 1], channels first: (x - mean) / std", **self.normalization()}
 
 
 def check_channels(model: str, channels: int, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mmssl.encoders.backbones import (
-    Pretrained,
-    at_depth,
-    split_model,
-    write_json,
-)
-from mmssl.encoders.base import Encoder, Features
+from mmssl.encoders._network import NetworkEncoder
+from mmssl.encoders.backbones.base import Pretrained, create_backbone
+from mmssl.encoders.base import Features
 from mmssl.errors import RecipeError
 from mmssl.media.text import Tokenizer
 
 
-class TextEncoder(Encoder):
+class TextEncoder(NetworkEncoder):
     """Token ids int64 (B, L) and which are `valid`, bool (B, L), -> Features, grid (L,).
 
     A row without any valid token counts as valid throughout: its vectors mean nothing, but they are finite.
@@ -41,6 +36,8 @@ class TextEncoder(Encoder):
     """
 
     modality = "text"
+    backbone: Any
+    tokenizer: Tokenizer
     decodes: bool
 
     def __init__(
@@ -54,35 +51,15 @@ class TextEncoder(Encoder):
         sentinels: int = 0,
         **kwargs: Any,
     ) -> None:
-        super().__init__()
-        library, name = split_model(model)
         if isinstance(tokenizer, str):
             tokenizer = Tokenizer.load(tokenizer)
         if tokenizer is not None:
             tokenizer = tokenizer.with_sentinels(sentinels)
-        if library == "open_clip":
-            from mmssl.encoders._open_clip import OpenClipText
-
-            if pool is not None:
-                raise RecipeError(f"{model}: 'pool' is part of text_cfg here (pool_type)")
-            if decoder or sentinels:
-                raise RecipeError(f"{model} has no decoder; take transformers/t5 or transformers/bart")
-            tokenizer = tokenizer or Tokenizer.open_clip(name)
-            self.backbone: Any = OpenClipText(name, tokenizer, pretrained, kwargs)
-        elif library == "transformers":
-            if tokenizer is None:
-                raise RecipeError(
-                    f"{model}: missing key 'tokenizer', for instance train:8000 or google-bert/bert-base-uncased"
-                )
-            from mmssl.encoders._transformers import TransformersText
-
-            self.backbone = TransformersText(name, tokenizer, pretrained, pool or "mean", decoder, kwargs)
-        else:
-            raise RecipeError(f"model '{model}': {library} has no text encoders; use transformers/... or open_clip/...")
-        self.tokenizer, self.dim = tokenizer, self.backbone.dim
-        self.spec = {"model": model, "modality": "text", "tokenizer": tokenizer, **self.backbone.kwargs}
-        self.decodes = decoder
+        options = {"tokenizer": tokenizer, "pool": pool, "decoder": decoder, "sentinels": sentinels}
+        super().__init__(create_backbone(model, "text", pretrained, kwargs, **options))
+        self.tokenizer, self.decodes = self.backbone.tokenizer, decoder
         self.embeds_segments: bool = getattr(self.backbone, "embeds_segments", False)
+        self.spec = {"model": model, "modality": "text", "tokenizer": self.tokenizer, **self.backbone.kwargs}
         if pool is not None:
             self.spec["pool"] = pool
         if decoder:
@@ -102,16 +79,13 @@ class TextEncoder(Encoder):
             valid: bool (B, L), False where an id is padding.
             segments: int64 (B, L), 1 in the second part of a pair, else 0; only where the network `embeds_segments`.
         """
-        if valid is None:
-            valid = torch.ones_like(x, dtype=torch.bool)
-        tokens, pooled = self.backbone(x, valid) if segments is None else self.backbone(x, valid, segments)
-        return Features(tokens, pooled, (x.shape[1],), valid)
+        given = {} if segments is None else {"segments": segments}
+        features: Features = self.backbone(*self.prepare(x, valid), **given)
+        return features
 
-    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
-        """See the base class."""
-        if valid is None:
-            valid = torch.ones_like(x, dtype=torch.bool)
-        return {name: at_depth(tokens, (x.shape[1],), valid) for name, tokens in self.backbone.depths(x, valid).items()}
+    def prepare(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Ids as they are; see the base class."""
+        return x, torch.ones_like(x, dtype=torch.bool) if valid is None else valid
 
     def shift(self, target: Tensor) -> Tensor:
         """What the decoder reads to say `target` (B, L): the same, one place to the right, after a starting token."""
@@ -143,8 +117,6 @@ class TextEncoder(Encoder):
             raise RecipeError(f"{self.spec['model']} was built without a decoder; set decoder: true")
         return self.backbone
 
-    def export(self, directory: Path) -> None:
-        """Write the model's native files with its tokenizer, and `preprocessing.json`; see the base class."""
-        preprocessing = {"modality": "text", "model": self.spec["model"], "pool": self.backbone.pooling}
-        self.backbone.export(Path(directory), self.tokenizer)
-        write_json(Path(directory) / "preprocessing.json", preprocessing)
+    def preprocessing(self) -> dict[str, Any]:
+        """See the base class."""
+        return {"pool": self.backbone.pooling}

@@ -77,7 +77,7 @@ class Native:
         elif self.library == "open_clip" and not self.head:
             details["note"] = "  # what makes one space of both towers' stays in the run"
         if self.library == "torchvision":
-            backbone: Any = self.encoders[0].backbone
+            backbone = _native(self.encoders[0])
             given = "".join(f", {key}={value!r}" for key, value in backbone.kwargs.items())
             kept = getattr(backbone.net, backbone.head)
             inside = isinstance(kept, nn.Sequential)
@@ -120,10 +120,16 @@ def _head(objective: nn.Module, both: Collection[Encoder]) -> dict[str, float]:
     return {}
 
 
+def _native(encoder: Encoder) -> Any:
+    """The network that `Encoder.export` writes."""
+    network: Any = encoder.backbone
+    return network.native
+
+
 def _one_clip(*encoders: Encoder) -> bool:
     if not all(str(encoder.spec["model"]).startswith("open_clip/") for encoder in encoders):
         return False
-    backbones: list[Any] = [encoder.backbone for encoder in encoders]
+    backbones = [_native(encoder) for encoder in encoders]
     shared = {(b.model, b.config["embed_dim"], b.config.get("quick_gelu", False)) for b in backbones}
     return len(shared) == 1 and sorted(encoder.modality for encoder in encoders) == ["image", "text"]
 

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from mmssl import recipe as recipes
+from mmssl.encoders.backbones.base import library_of
 from mmssl.errors import RunError
 from mmssl.recipe import Recipe
 from mmssl.registry import components
@@ -28,18 +29,6 @@ TOKENIZER_FILES = {
     "added_tokens.json",
     "vocab.json",
     "open_clip_tokenizer.json",
-}
-# Arguments with which a backbone's library reads further files, or runs code that came with them.
-FETCHES = {
-    "auto_map",
-    "checkpoint_path",
-    "hf_model_name",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-    "trust_remote_code",
-    "use_kernels",
-    "weights",
-    "weights_backbone",
 }
 LARGEST_RECIPE = 1 << 20
 LARGEST_TOKENIZER = 1 << 27
@@ -191,10 +180,11 @@ def _check_names(recipe: Recipe, path: Path) -> None:
         if modality not in components("encoder"):
             raise RunError(f"{where}: '{modality}' is not an encoder of mmssl and may run any code; {way_out}")
         library, _, model = arguments["model"].partition("/")
+        refused = library_of(arguments["model"]).refused
         own = {key: value for key, value in arguments.items() if key not in ("model", "pretrained", "tokenizer")}
         for key, value in _leaves(encoder, {"model": model, **own}):
             # No argument that shapes a network is a path, an address or the name of a repository.
-            if key in FETCHES or (isinstance(value, str) and re.search(r"[/\\:@]", value)):
+            if key in refused or (isinstance(value, str) and re.search(r"[/\\:@]", value)):
                 raise RunError(f"{where}: {key} = {value!r} may make {library} read other files or run code; {way_out}")
 
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from mmssl.batch import Batch
 from mmssl.encoders.audio import AudioEncoder
-from mmssl.encoders.backbones import places
-from mmssl.encoders.base import Encoder
+from mmssl.encoders.base import Encoder, places
 from mmssl.encoders.image import ImageEncoder
 from mmssl.ops.augment import draw_crops, resized_crop
 from mmssl.ops.draws import Draws

@@ -5,16 +5,20 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def patchify(pixels: Tensor, patch: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) -> patches in rows (B, N, p·q·C), within one: rows, columns, channels."""
-    cut = pixels.unflatten(3, (-1, patch[1])).unflatten(2, (-1, patch[0]))
-    return cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+def patchify(pixels: Tensor, patch: tuple[int, ...]) -> Tensor:
+    """(B, C, H, W), or (B, C, T, H, W) -> patches (B, N, d) in rows, frame by frame; in one, channels are innermost."""
+    for axis, size in reversed(list(enumerate(patch, 2))):
+        pixels = pixels.unflatten(axis, (-1, size))
+    order = range(2, pixels.ndim)
+    return pixels.permute(0, *order[::2], *order[1::2], 1).flatten(1, len(patch)).flatten(2)
 
 
-def unpatchify(patches: Tensor, patch: tuple[int, int], shape: tuple[int, int]) -> Tensor:
-    """The inverse of `patchify` for pictures of `shape`."""
-    cut = patches.unflatten(1, (shape[0] // patch[0], -1)).unflatten(3, (*patch, -1))
-    return cut.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+def unpatchify(patches: Tensor, patch: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+    """The inverse of `patchify` for pictures or clips of `shape`."""
+    grid = [extent // size for extent, size in zip(shape, patch, strict=True)]
+    cut = patches.unflatten(2, (*patch, -1)).unflatten(1, grid)
+    order = [axis for i in range(1, len(patch) + 1) for axis in (i, len(patch) + i)]
+    return cut.permute(0, cut.ndim - 1, *order).reshape(len(patches), cut.shape[-1], *shape)
 
 
 def standardize(patches: Tensor) -> Tensor:

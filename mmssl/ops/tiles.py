@@ -193,7 +193,7 @@ def standardize(tiles: Tensor) -> Tensor:
     return flat.mul_(0.25 / deviation.clamp(min=GRAY_LEVEL)).add_(0.5).view(tiles.shape)
 
 
-def fit_tile(wanted: float, room: int, patch: tuple[int, int] | None, given: int | None, task: str) -> int:
+def fit_tile(wanted: float, room: int, patch: tuple[int, ...] | None, given: int | None, task: str) -> int:
     """Side of a tile in pixels: `given`, or what is nearest to `wanted` among what the encoder takes.
 
     Args:

@@ -15,6 +15,7 @@ import mmssl
 from mmssl import encoder as create
 from mmssl.adaptation import ProbeDuring, Scores, adapt
 from mmssl.adaptation.scores import balanced_accuracy, wilson
+from mmssl.encoders import reinitialized
 from mmssl.errors import DataError, RecipeError
 from mmssl.recipe import Data, ImageDecode, Probe
 
@@ -79,7 +80,9 @@ def test_the_table_has_its_baselines(scores):
 
 
 def test_the_random_row_is_the_fresh_encoder_itself(small, scores):
-    same = adapt(small.fresh(1), as_batches(*pictures(200, 0)), as_batches(*pictures(120, 1)), probe="ridge", seeds=2)
+    same = adapt(
+        reinitialized(small, 1), as_batches(*pictures(200, 0)), as_batches(*pictures(120, 1)), probe="ridge", seeds=2
+    )
     assert row(same, "pretrained").accuracy == pytest.approx(row(same, "random").runs[1], abs=0.03)
     assert row(same, "random").runs == row(scores, "random").runs[:2]
 
@@ -287,7 +290,7 @@ def test_a_probe_during_training_decodes_once_and_sees_the_encoder_change(small,
         columns={"image": "picture", "label": "kind"},
         image=ImageDecode(size=SIZE),
     )
-    network = small.fresh(0).train()
+    network = reinitialized(small, 0).train()
     probe = ProbeDuring(Probe(probe="ridge"), network, data)
     monkeypatch.setattr("mmssl.data.loader.read", None)
     first = probe()

@@ -6,6 +6,7 @@ import torch
 from mmssl import encoder as create
 from mmssl.adaptation import features
 from mmssl.adaptation.features import extract
+from mmssl.encoders import reinitialized
 from mmssl.errors import DataError, RunError
 
 
@@ -91,7 +92,7 @@ def test_the_mask_reaches_the_encoder():
 
 
 def test_several_encoders_read_a_generator_in_one_pass(small):
-    other = small.fresh(5)
+    other = reinitialized(small, 5)
     (first, second), rest = extract([small, other], (batch for batch in batches(12)))
     assert torch.equal(first["pooled"], features(small, batches(12))[0])
     assert torch.equal(second["pooled"], features(other, batches(12))[0])
@@ -100,7 +101,7 @@ def test_several_encoders_read_a_generator_in_one_pass(small):
 
 
 def test_random_encoders_are_reproducible_and_differ_by_seed(small):
-    one, again, other = (features(small.fresh(seed), batches(5))[0] for seed in (1, 1, 2))
+    one, again, other = (features(reinitialized(small, seed), batches(5))[0] for seed in (1, 1, 2))
     assert torch.equal(one, again)
     assert not torch.allclose(one, other)
 

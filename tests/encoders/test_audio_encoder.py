@@ -35,7 +35,7 @@ def test_spectrogram_is_that_of_torchaudio():
         assert spectrogram.shape == (2, 32, 8000 // 80 + 1)
         # The filter bank was rounded to single precision before it became double.
         torch.testing.assert_close(spectrogram, expected, rtol=1e-5, atol=1e-5)
-    assert {"mean", "std", "mel.mel_scale.fb", "mel.spectrogram.window"} <= encoder.state_dict().keys()
+    assert {"mean", "std", "mel.mel_scale.fb", "mel.spectrogram.window"} <= encoder.front.state_dict().keys()
 
 
 def test_default_normalization_divides_by_two_standard_deviations():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from mmssl.encoders import create
+from mmssl.encoders import create, reinitialized
 from mmssl.errors import RecipeError
 from mmssl.media.text import Tokenizer
 
@@ -101,7 +101,7 @@ def test_it_leaves_whole_and_comes_back(name, tokenizer, tmp_path):
     half = create(f"transformers/{name}", "text", tokenizer=tokenizer, pretrained=f"local-dir:{tmp_path}").eval()
     torch.testing.assert_close(half(ids, mask).pooled, encoder(ids, mask).pooled)
     for one in (encoder, again, half):
-        other = one.fresh(3)
+        other = reinitialized(one, 3)
         assert other.decodes == one.decodes
         assert {k: v.shape for k, v in other.state_dict().items()} == {k: v.shape for k, v in one.state_dict().items()}
         assert not torch.equal(other(ids, mask).pooled, one(ids, mask).pooled)
@@ -147,7 +147,7 @@ def test_it_starts_and_ends_as_the_tokenizer_does(tokenizer):
     with_sentinels = build("t5", tokenizer, decoder=True, sentinels=7)
     assert len(with_sentinels.tokenizer.sentinel_ids) == 7
     assert len(with_sentinels.token_embedding) == tokenizer.vocab_size + 7
-    assert len(with_sentinels.fresh(0).token_embedding) == tokenizer.vocab_size + 7
+    assert len(reinitialized(with_sentinels, 0).token_embedding) == tokenizer.vocab_size + 7
 
 
 def test_who_has_no_decoder_says_so(tokenizer):

@@ -107,7 +107,7 @@ def randomize(encoder):
     """Weights away from their initial values: class tokens, norms, running statistics, biases."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name, value in encoder.backbone.net.state_dict().items():
+        for name, value in encoder.backbone.native.net.state_dict().items():
             if value.is_floating_point():
                 noise = torch.rand(value.shape, generator=generator)
                 value.add_(noise * 0.1 * (value.abs().mean() + 0.1)) if "var" not in name else value.add_(noise)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mmssl.encoders import create
+from mmssl.encoders import create, reinitialized
 from mmssl.errors import RecipeError
 from mmssl.media.text import Tokenizer
 
@@ -92,7 +92,7 @@ def test_specification_builds_the_network_again(modality, model, kwargs, tokeniz
     encoder = create(model, modality, **kwargs)
     json.dumps({key: value for key, value in encoder.spec.items() if key != "tokenizer"})
     state = torch.get_rng_state()
-    first, second, other = encoder.fresh(1), encoder.fresh(1), encoder.fresh(2)
+    first, second, other = (reinitialized(encoder, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert first.spec == encoder.spec
     assert not first.training
@@ -130,7 +130,7 @@ def test_double_precision_from_input_to_output(modality, model, kwargs, tokenize
         ("image", "timm/zzzz", {}, r"timm.list_models\(\) lists the names"),
         ("image", "torchvision/resnet19", {}, "no such classification network.*did you mean 'resnet18'"),
         ("image", "open_clip/ViT-B-33", {}, "open_clip has no such model.*did you mean 'ViT-B-32'"),
-        ("image", "transformers/vit", {}, "image networks: timm, torchvision, open_clip"),
+        ("image", "transformers/bert", {}, "is no network for image; vit, dinov2"),
         ("image", "timm/vit_tiny_patch16_224", {"patchsize": 8}, "unknown key 'patchsize'.*did you mean 'patch_size'"),
         ("image", "timm/vit_tiny_patch16_224", {"num_heads": 5}, "should be divisible by num_heads"),
         ("image", "timm/vit_tiny_patch16_224", {"img_size": 32, "patch_size": 7}, "cannot be cut into patches"),
@@ -148,7 +148,8 @@ def test_double_precision_from_input_to_output(modality, model, kwargs, tokenize
         ("image", "open_clip/ViT-B-32", {"embed": 2}, "unknown key 'embed'.*did you mean 'embed_dim'"),
         ("image", "open_clip/ViT-B-32", {"vision_cfg": {"layer": 2}}, "unknown key 'layer'.*did you mean 'layers'"),
         ("text", "transformers/bert", {}, "missing key 'tokenizer'"),
-        ("text", "timm/resnet18", {}, "has no text encoders"),
+        ("text", "timm/resnet18", {}, "has no networks for text"),
+        ("image", "torchvision/r3d_18", {}, "reads clips, which no encoder of image makes"),
         ("audio", "timm/vit_tiny_patch16_224", {"mels": 60}, "mels = 60 cannot be cut into patches of 16"),
         ("video", "torchvision/r3d_18", {"temporal": "max"}, "'temporal' is for image networks"),
         ("image", "timm/resnet18", {"pretrained": "local-dir:/nowhere"}, "cannot read /nowhere/config.json"),
@@ -202,7 +203,7 @@ def test_pretrained_from_a_directory_that_export_wrote(modality, model, kwargs, 
     # The specification of what was loaded builds the same network with random weights, without the directory.
     for path in tmp_path.iterdir():
         path.unlink()
-    fresh = again.fresh(7)
+    fresh = reinitialized(again, 7)
     assert {k: v.shape for k, v in fresh.state_dict().items()} == {k: v.shape for k, v in again.state_dict().items()}
     assert not torch.equal(fresh(*inputs).pooled, again(*inputs).pooled)
 

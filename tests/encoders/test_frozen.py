@@ -12,7 +12,7 @@ from mmssl import recipe
 from mmssl.adaptation.probes.base import RawRows
 from mmssl.adaptation.probes.finetune import Finetune
 from mmssl.build import build
-from mmssl.encoders import create
+from mmssl.encoders import create, reinitialized
 from mmssl.errors import RecipeError
 from mmssl.hub.export import export
 from mmssl.recipe import Optimizer
@@ -84,7 +84,7 @@ def test_it_is_probed_exported_and_read_back(tmp_path: Path):
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(run.encoders["image"](images).pooled, again.encoders["image"](images).pooled)
     assert (export(again, tmp_path / "native") / "image" / "model.safetensors").is_file()
-    assert not again.encoders["image"].fresh(0).frozen
+    assert not reinitialized(again.encoders["image"], 0).frozen
 
 
 def test_fine_tuning_trains_a_copy_of_it():

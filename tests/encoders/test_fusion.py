@@ -15,7 +15,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextEncoder
 import mmssl
 from mmssl import recipe
 from mmssl.build import build_objective
-from mmssl.encoders import create
+from mmssl.encoders import create, reinitialized
 from mmssl.encoders.base import Features
 from mmssl.encoders.fusion import FusionEncoder
 from mmssl.errors import RecipeError
@@ -227,7 +227,7 @@ def test_it_can_be_built_again_with_new_or_with_its_own_weights(kind, tmp_path: 
     same = mmssl.encoder(**arguments, pretrained=f"local-dir:{tmp_path / 'made'}").eval()
     assert same.spec == made.spec == arguments
     torch.testing.assert_close(same(a, b), made(a, b), rtol=0, atol=0)
-    fresh, again, other = made.fresh(3), made.fresh(3), made.fresh(4)
+    fresh, again, other = reinitialized(made, 3), reinitialized(made, 3), reinitialized(made, 4)
     assert fresh.spec == made.spec
     torch.testing.assert_close(fresh(a, b), again(a, b), rtol=0, atol=0)
     assert not torch.allclose(fresh(a, b).pooled, other(a, b).pooled)

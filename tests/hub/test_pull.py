@@ -200,13 +200,15 @@ def test_trust_allows_other_objectives(folder) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"trust_remote_code": True},
-        {"auto_map": {"AutoModel": "x.Y"}},
+        {"model": "transformers/vit", "trust_remote_code": True},
+        {"model": "transformers/vit", "auto_map": {"AutoModel": "x.Y"}},
+        {"model": "transformers/vit", "use_kernels": True},
+        {"model": "torchvision/resnet18", "weights": "DEFAULT"},
         {"attn_implementation": "somebody/kernel"},
         {"checkpoint_path": "weights"},
         {"pretrained_cfg": {"file": "weights.bin"}},
         {"pretrained_cfg_overlay": {"hf_hub_id": "a"}},
-        {"text_cfg": {"hf_model_name": "roberta-base"}},
+        {"model": "open_clip/ViT-B-32", "text_cfg": {"hf_model_name": "roberta-base"}},
         {"layers": [{"name": "hf-hub:somebody/model"}]},
         {"model": "timm/hf-hub:somebody/model"},
         {"model": "timm/local-dir:../elsewhere"},

@@ -12,8 +12,7 @@ from tiny_encoders import TinyText, TinyTokenizer, tiny_batch, tiny_encoders, ti
 from torch import Tensor, nn
 from transformers import FlavaConfig, FlavaForPreTraining
 
-from mmssl.encoders.backbones import hide
-from mmssl.encoders.base import Encoder, Features
+from mmssl.encoders.base import Encoder, Features, hide
 from mmssl.encoders.fusion import Fused, FusionEncoder
 from mmssl.encoders.image import Normalize
 from mmssl.errors import RecipeError

@@ -23,12 +23,11 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention, DropPath
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from mmssl.batch import Batch
-from mmssl.encoders._timm import TimmTransformer
 from mmssl.encoders.base import Encoder
 from mmssl.modules.teacher import Teacher, cosine_momentum
 from mmssl.modules.views import Given, Views, encode_views
@@ -231,25 +230,14 @@ def _without_dropout(module: nn.Module) -> None:
             part.p = 0.0
 
 
-def _focus(encoder: Encoder, x: Tensor, mask: Tensor | None) -> Tensor:
+def _focus(encoder: Encoder, x: Tensor, valid: Tensor | None) -> Tensor:
     """Where the encoder looks in `x`, (B, H, W) from 0 to 1.
 
-    For a timm transformer with a class token its attention to the patches in the last block, averaged over heads; for
-    other networks the cosine of each place with the pooled vector.
+    What its class token heeds, where the encoder tells; else the cosine of each place with the pooled vector.
     """
-    backbone = getattr(encoder, "backbone", None)
-    heeds = isinstance(backbone, TimmTransformer) and backbone.net.global_pool == "token"
-    last = backbone.net.blocks[-1].attn if heeds else None  # type: ignore[union-attr]
-    if isinstance(last, Attention):
-        fused, last.fused_attn = last.fused_attn, False  # the fused kernel shows its weights to nobody
-        found: list[Tensor] = []
-        hook = last.attn_drop.register_forward_pre_hook(lambda module, given: found.append(given[0]))
-        grid = encoder(x, mask).grid
-        hook.remove()
-        last.fused_attn = fused
-        weight = found[0].mean(1)[:, 0, -math.prod(grid) :]
-    else:
-        tokens, pooled, grid, _ = encoder(x, mask)
+    tokens, pooled, grid, _ = encoder(x, valid)
+    weight = encoder.attention(x, valid)
+    if weight is None:
         weight = torch.cosine_similarity(tokens, pooled[:, None], dim=-1)
     maps = F.interpolate(weight.unflatten(1, grid)[:, None], x.shape[-2:], mode="bilinear")[:, 0]
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)

@@ -8,24 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForSeq2SeqLM
+from transformers import AutoModel, AutoModelForSeq2SeqLM
 
-from mmssl.encoders.backbones import (
-    LOCAL_DIR,
-    Pretrained,
-    attendable,
-    build_errors,
-    masked_mean,
-    nearest_model,
-)
-from mmssl.errors import RecipeError, nearest
+from mmssl.encoders.backbones._transformers import TransformersNetwork, build, configuration
+from mmssl.encoders.backbones.base import Pretrained
+from mmssl.encoders.base import Features, at_depth, attendable, masked_mean
+from mmssl.errors import RecipeError
 from mmssl.media.text import Tokenizer
 
-# What every configuration has beside its own keys.
-NOT_ARCHITECTURE = {
-    *("transformers_version", "model_type", "architectures", "_name_or_path", "dtype", "return_dict", "problem_type"),
-    *("id2label", "label2id", "output_hidden_states", "output_attentions", "is_encoder_decoder"),
-}
 # Those of transformers' encoder-decoders that read texts and start to decode as their tokenizer and configuration say.
 ENCODER_DECODERS = ("bart", "mt5", "pegasus", "t5")
 NO_TEXT_ENCODER = (
@@ -33,7 +23,7 @@ NO_TEXT_ENCODER = (
 )
 
 
-class TransformersText(nn.Module):
+class TransformersText(TransformersNetwork):
     """A text-only model of transformers, without its pooler, and of an encoder-decoder the encoder unless asked.
 
     Args:
@@ -45,6 +35,8 @@ class TransformersText(nn.Module):
         kwargs: of the configuration.
     """
 
+    reads = "texts"
+
     def __init__(
         self,
         name: str,
@@ -55,48 +47,23 @@ class TransformersText(nn.Module):
         kwargs: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        self.model, self.pooling = f"transformers/{name}", pool
-        if name not in CONFIG_MAPPING:
-            hint = nearest_model(name, CONFIG_MAPPING.keys(), "transformers.CONFIG_MAPPING")
-            raise RecipeError(
-                f"model '{self.model}': transformers has no such model type{hint}; weights of the Hub are 'pretrained'"
-            )
+        self.model, self.tokenizer, self.pooling = f"transformers/{name}", tokenizer, pool
+        default = configuration(name)().to_dict()
         if decoder and name not in ENCODER_DECODERS:
             raise RecipeError(f"{self.model} has no decoder; take one of {', '.join(ENCODER_DECODERS)}")
-        kind = CONFIG_MAPPING[name]
-        default = kind().to_dict()
-        vocabulary = _vocabulary(default, tokenizer) if name in ENCODER_DECODERS else _ends(default, tokenizer)
-        vocabulary |= {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
         if default.get("is_encoder_decoder") and name not in ENCODER_DECODERS:
             raise RecipeError(f"model '{self.model}' {NO_TEXT_ENCODER}")
-        known = default.keys() - NOT_ARCHITECTURE | kind.attribute_map.keys() | vocabulary.keys()
-        for key in kwargs:
-            if key not in known:
-                raise RecipeError(f"{self.model}: unknown key '{key}'{nearest(key, known)}")
-        if pretrained is True:
-            raise RecipeError(f"{self.model}: pretrained: a model type has no default weights; name some from the Hub")
-        library = AutoModelForSeq2SeqLM if decoder else AutoModel
-        with build_errors(self.model):
-            if pretrained:
-                source = pretrained.removeprefix(LOCAL_DIR)
-                config = AutoConfig.from_pretrained(source, trust_remote_code=False, **kwargs)
-                if config.model_type != name:
-                    raise RecipeError(f"{self.model}: pretrained: {source} is a {config.model_type}")
-                self.net: Any
-                self.net, report = library.from_pretrained(
-                    source, config=config, output_loading_info=True, trust_remote_code=False
-                )
-                unused = ("pooler.", "decoder.") if name in ENCODER_DECODERS and not decoder else ("pooler.",)
-                missing = [key for key in sorted(report["missing_keys"]) if not key.startswith(unused)]
-                if missing:
-                    raise RecipeError(f"{self.model}: pretrained: {source} has no weights for {missing[0]}")
-                stored = config.to_dict()
-                self.kwargs = {key: stored[key] for key in known & stored.keys() if stored[key] != default.get(key)}
-                self.kwargs |= {key: getattr(config, key) for key in vocabulary}
-            else:
-                config = AutoConfig.for_model(name, **{**vocabulary, **kwargs})
-                self.net = library.from_config(config)
-                self.kwargs = dict(kwargs)
+        vocabulary = _vocabulary(default, tokenizer) if name in ENCODER_DECODERS else _ends(default, tokenizer)
+        vocabulary |= {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
+        whole = name in ENCODER_DECODERS and not decoder
+        self.net, self.kwargs = build(
+            name,
+            pretrained,
+            kwargs,
+            default=vocabulary,
+            unused=("pooler.", "decoder.") if whole else ("pooler.",),
+            auto=AutoModelForSeq2SeqLM if decoder else AutoModel,
+        )
         embedding = self.net.get_input_embeddings()
         if not isinstance(embedding, nn.Embedding):
             raise RecipeError(f"model '{self.model}' {NO_TEXT_ENCODER}")
@@ -106,11 +73,11 @@ class TransformersText(nn.Module):
             )
         if getattr(self.net, "pooler", None) is not None:
             self.net.pooler = None
-        if name in ENCODER_DECODERS and not decoder:
+        if whole:
             self.net.decoder = None
         self.decodes = decoder
-        self.embeds_segments = getattr(config, "type_vocab_size", 1) > 1
-        self.dim = int(config.hidden_size)
+        self.embeds_segments = getattr(self.net.config, "type_vocab_size", 1) > 1
+        self.dim = int(self.net.config.hidden_size)
 
     @property
     def token_embedding(self) -> nn.Parameter:
@@ -131,19 +98,23 @@ class TransformersText(nn.Module):
                 "lower text.length or raise max_position_embeddings"
             )
 
-    def forward(self, ids: Tensor, valid: Tensor, segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, L) -> tokens (B, L, D), pooled (B, D)."""
+    def forward(self, x: Tensor, valid: Tensor | None = None, segments: Tensor | None = None) -> Features:
+        """Ids (B, L) -> Features; see the base class and `TextEncoder.forward`."""
+        valid = torch.ones_like(x, dtype=torch.bool) if valid is None else valid
         types = {} if segments is None else {"token_type_ids": segments}
-        tokens: Tensor = self._run(ids, valid, **types).last_hidden_state
-        return tokens, tokens[:, 0] if self.pooling == "first" else masked_mean(tokens, valid)
+        tokens: Tensor = self._run(x, valid, **types).last_hidden_state
+        pooled = tokens[:, 0] if self.pooling == "first" else masked_mean(tokens, valid)
+        return Features(tokens, pooled, (x.shape[1],), valid)
 
-    def depths(self, ids: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        """Tokens after the embedding and after every layer."""
-        embedded, *deeper = self._run(ids, valid, output_hidden_states=True).hidden_states
-        return {"embeddings": embedded} | {f"layers.{i}": tokens for i, tokens in enumerate(deeper)}
+    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
+        """Tokens after the embedding and after every layer; see the base class."""
+        valid = torch.ones_like(x, dtype=torch.bool) if valid is None else valid
+        embedded, *deeper = self._run(x, valid, output_hidden_states=True).hidden_states
+        depths = {"embeddings": embedded} | {f"layers.{i}": tokens for i, tokens in enumerate(deeper)}
+        return {name: at_depth(tokens, (x.shape[1],), valid) for name, tokens in depths.items()}
 
     def shift(self, target: Tensor) -> Tensor:
-        """(B, L) -> what the decoder reads to say it: one place to the right, behind the model's starting token."""
+        """(B, L) -> what the decoder reads to say it: one place to the right, after the model's starting token."""
         start = self.net.config.decoder_start_token_id
         return torch.cat([torch.full_like(target[:, :1], start), target[:, :-1]], dim=1)
 
@@ -168,13 +139,13 @@ class TransformersText(nn.Module):
         bias = getattr(self.net, "final_logits_bias", None)
         return logits if bias is None else logits + bias
 
-    def export(self, directory: Path, tokenizer: Tokenizer) -> None:
+    def export(self, directory: Path, preprocessing: Mapping[str, Any]) -> None:
         """`AutoTokenizer` and `AutoModel.from_pretrained` load it, `AutoModelForSeq2SeqLM` where there is a decoder.
 
         A pooler or decoder that `AutoModel` adds where there was none is not trained, as it warns.
         """
-        self.net.save_pretrained(directory)
-        tokenizer.save(directory)
+        super().export(directory, preprocessing)
+        self.tokenizer.save(directory)
 
 
 def _ends(default: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, int | None]:

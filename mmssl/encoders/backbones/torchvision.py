@@ -15,23 +15,16 @@ from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
-from mmssl.encoders.backbones import (
+from mmssl.encoders.backbones._files import (
     LOCAL_DIR,
-    Pretrained,
-    VisionBackbone,
-    at_depth,
-    build_errors,
     load_weights,
-    masked_mean,
     native_state,
-    nearest_model,
-    places,
     read_config,
     read_weights,
-    refuse,
     write_json,
 )
-from mmssl.encoders.base import Features
+from mmssl.encoders.backbones.base import Backbone, Library, Pretrained, build_errors, nearest_model, refuse
+from mmssl.encoders.base import Features, at_depth, masked_mean, places
 from mmssl.errors import RecipeError
 
 HEADS = ("fc", "classifier", "heads", "head")
@@ -41,12 +34,12 @@ SPATIO_TEMPORAL = ("r3d_18", "mc3_18", "r2plus1d_18")
 KINETICS_MEAN, KINETICS_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
 
 
-class TorchvisionBackbone(VisionBackbone):
+class TorchvisionNetwork(Backbone):
     """A classification network of torchvision, over pictures (B, 3, H, W) or clips (B, 3, T, H, W).
 
     Tokens are the places of the last map before pooling, or the patches of a vision transformer. The pooled vector is
-    the class token where there is one, and else the mean of the tokens, behind ConvNeXt's and MaxViT's last norm. The
-    hidden layers of AlexNet, VGG and MobileNetV3 behind the pooling belong to their classifier.
+    the class token where there is one, and else the mean of the tokens, after ConvNeXt's and MaxViT's last norm. The
+    hidden layers of AlexNet, VGG and MobileNetV3 after the pooling belong to their classifier.
     """
 
     def __init__(self, name: str, pretrained: Pretrained, kwargs: Mapping[str, Any]) -> None:
@@ -58,11 +51,11 @@ class TorchvisionBackbone(VisionBackbone):
             raise RecipeError(f"model '{self.model}': torchvision has no such classification network{hint}")
         video = name in SPATIO_TEMPORAL
         if video:
-            self.mean, self.std = KINETICS_MEAN, KINETICS_STD
+            self.mean, self.std, self.reads = KINETICS_MEAN, KINETICS_STD, "clips"
         if name in ("googlenet", "inception_v3"):
             self.kwargs.setdefault("aux_logits", False)
         weights, state = self._weights(name, pretrained)
-        refuse(self.model, self.kwargs, ("num_classes", "weights", "progress"))
+        refuse(self.model, self.kwargs)
         with build_errors(self.model, _parameters):
             net = torchvision.models.get_model(name, weights=weights, **self.kwargs)
         self.head = next(head for head in HEADS if hasattr(net, head))
@@ -190,3 +183,17 @@ def _without_classifier(head: nn.Module) -> nn.Module:
             break
         kept.append(module)
     return nn.Sequential(*kept) if kept else nn.Identity()
+
+
+class Torchvision(Library):
+    """Networks of torchvision for images and video, without their classifier."""
+
+    refused = ("num_classes", "weights", "weights_backbone", "progress")
+    modalities = ("image", "audio", "video")
+
+    @staticmethod
+    def create(
+        name: str, modality: str, pretrained: Pretrained, kwargs: Mapping[str, Any], **options: Any
+    ) -> TorchvisionNetwork:
+        """See the base class."""
+        return TorchvisionNetwork(name, pretrained, kwargs)

@@ -10,32 +10,17 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed
+from timm.layers import Attention, resample_abs_pos_embed
 from timm.models import VisionTransformer, save_for_hf
 from torch import Tensor
 
-from mmssl.encoders.backbones import (
-    LOCAL_DIR,
-    Pretrained,
-    VisionBackbone,
-    at_depth,
-    attendable,
-    build_errors,
-    hide,
-    masked_mean,
-    nearest_model,
-    places,
-    read_config,
-    refuse,
-)
-from mmssl.encoders.base import Features
+from mmssl.encoders.backbones._files import LOCAL_DIR, read_config
+from mmssl.encoders.backbones.base import Backbone, Library, Pretrained, build_errors, nearest_model, refuse
+from mmssl.encoders.base import Features, at_depth, attendable, hide, masked_mean, places
 from mmssl.errors import RecipeError
 
-# An encoder has no classifier, keeps all its patches and gives one map; where weights are read from is `pretrained`.
-REFUSED = {"num_classes", "patch_drop_rate", "features_only", *inspect.signature(timm.create_model).parameters}
 
-
-class TimmNetwork(VisionBackbone):
+class TimmTrunk(Backbone):
     """Forward of any network of timm that has `forward_features`, `forward_head` and `forward_intermediates`.
 
     Some heads (MobileNetV3) have a layer between pooling and classifier; it then is applied to every place, so that
@@ -115,7 +100,7 @@ class TimmNetwork(VisionBackbone):
         }
 
 
-class TimmBackbone(TimmNetwork):
+class TimmNetwork(TimmTrunk):
     """A network of timm, whole."""
 
     def __init__(self, net: Any, model: str, kwargs: Mapping[str, Any]) -> None:
@@ -142,7 +127,7 @@ class TimmBackbone(TimmNetwork):
         )
 
 
-class TimmTransformer(TimmBackbone):
+class TimmTransformer(TimmNetwork):
     """timm's VisionTransformer, cut between its embedding and its blocks."""
 
     subsets = True
@@ -223,49 +208,18 @@ class TimmTransformer(TimmBackbone):
             depths[f"blocks.{i}"] = at_depth(tokens[:, self._prefix :], grid, valid)
         return depths
 
-
-def create_timm(name: str, pretrained: Pretrained, kwargs: Mapping[str, Any]) -> TimmBackbone:
-    """Build `timm/name`; see `mmssl.encoders.backbones.create_vision`.
-
-    Transformers that can be built for pictures of several sizes are (`dynamic_img_size`).
-    """
-    model = f"timm/{name}"
-    if not timm.is_model(name):
-        known = timm.list_models() + timm.list_models(pretrained=True) if "." in name else timm.list_models()
-        raise RecipeError(
-            f"model '{model}': timm has no such network{nearest_model(name, known, 'timm.list_models()')}"
-        )
-    arguments, source = _weights(name, pretrained, model)
-    arguments.update(kwargs)
-    refuse(model, arguments, REFUSED)
-    if arguments.get("global_pool") in ("", "catavgmax"):
-        raise RecipeError(f"{model}: global_pool = {arguments['global_pool']!r} gives no vector of the tokens' width")
-
-    def keywords_of(owner: str) -> Iterable[str]:
-        function = timm.model_entrypoint(name)
-        network = getattr(sys.modules[function.__module__], owner, None)
-        return [] if network is None else set(inspect.signature(network).parameters) - {"num_classes", "kwargs"}
-
-    with build_errors(model, keywords_of):
-        try:
-            arguments = {"dynamic_img_size": True, **arguments}
-            net = timm.create_model(**source, num_classes=0, **arguments)
-        except TypeError as error:
-            if "dynamic_img_size" not in str(error) or "dynamic_img_size" in kwargs:
-                raise
-            del arguments["dynamic_img_size"]
-            net = timm.create_model(**source, num_classes=0, **arguments)
-    plain = isinstance(net, VisionTransformer) and all(
-        getattr(type(net), method) is getattr(VisionTransformer, method)
-        for method in ("_pos_embed", "forward_features")
-    )
-    if not plain:
-        return TimmBackbone(net, model, arguments)
-    backbone = TimmTransformer(net, model, arguments)
-    size = net.patch_embed.img_size
-    if any(pixels % patch for pixels, patch in zip(size, backbone.patch_size, strict=True)):
-        raise RecipeError(f"{model}: img_size {size} cannot be cut into patches of {backbone.patch_size}")
-    return backbone
+    def attention(self, x: Tensor, valid: Tensor | None = None) -> Tensor | None:
+        """That of the last block, averaged over its heads; see the base class."""
+        last = self.net.blocks[-1].attn
+        if self.net.global_pool != "token" or not isinstance(last, Attention):
+            return None
+        fused, last.fused_attn = last.fused_attn, False  # the fused kernel shows its weights to nobody
+        found: list[Tensor] = []
+        hook = last.attn_drop.register_forward_pre_hook(lambda module, given: found.append(given[0]))
+        self(x, valid)
+        hook.remove()
+        last.fused_attn = fused
+        return found[0].mean(1)[:, 0, self._prefix :]
 
 
 def _weights(name: str, pretrained: Pretrained, model: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -284,3 +238,58 @@ def _weights(name: str, pretrained: Pretrained, model: str) -> tuple[dict[str, A
     if Path(pretrained).is_file():
         return {}, {"model_name": name, "pretrained": True, "pretrained_cfg_overlay": {"file": pretrained}}
     return {}, {"model_name": f"{name.partition('.')[0]}.{pretrained}", "pretrained": True}
+
+
+class Timm(Library):
+    """Image networks of timm: any of them whole, plain vision transformers token by token."""
+
+    # An encoder has no classifier, keeps all its patches and gives one map; `pretrained` says where weights are from.
+    refused = ("num_classes", "patch_drop_rate", "features_only", *inspect.signature(timm.create_model).parameters)
+    modalities = ("image", "audio", "video")
+
+    @staticmethod
+    def create(
+        name: str, modality: str, pretrained: Pretrained, kwargs: Mapping[str, Any], **options: Any
+    ) -> TimmNetwork:
+        """See the base class. Transformers that can be built for pictures of several sizes are (`dynamic_img_size`)."""
+        model = f"timm/{name}"
+        if not timm.is_model(name):
+            known = timm.list_models() + timm.list_models(pretrained=True) if "." in name else timm.list_models()
+            raise RecipeError(
+                f"model '{model}': timm has no such network{nearest_model(name, known, 'timm.list_models()')}"
+            )
+        arguments, source = _weights(name, pretrained, model)
+        if modality == "audio":
+            arguments["in_chans"] = 1
+        arguments.update(kwargs)
+        refuse(model, arguments)
+        if arguments.get("global_pool") in ("", "catavgmax"):
+            raise RecipeError(
+                f"{model}: global_pool = {arguments['global_pool']!r} gives no vector of the tokens' width"
+            )
+
+        def keywords_of(owner: str) -> Iterable[str]:
+            function = timm.model_entrypoint(name)
+            network = getattr(sys.modules[function.__module__], owner, None)
+            return [] if network is None else set(inspect.signature(network).parameters) - {"num_classes", "kwargs"}
+
+        with build_errors(model, keywords_of):
+            try:
+                arguments = {"dynamic_img_size": True, **arguments}
+                net = timm.create_model(**source, num_classes=0, **arguments)
+            except TypeError as error:
+                if "dynamic_img_size" not in str(error) or "dynamic_img_size" in kwargs:
+                    raise
+                del arguments["dynamic_img_size"]
+                net = timm.create_model(**source, num_classes=0, **arguments)
+        plain = isinstance(net, VisionTransformer) and all(
+            getattr(type(net), method) is getattr(VisionTransformer, method)
+            for method in ("_pos_embed", "forward_features")
+        )
+        if not plain:
+            return TimmNetwork(net, model, arguments)
+        backbone = TimmTransformer(net, model, arguments)
+        size = net.patch_embed.img_size
+        if any(pixels % patch for pixels, patch in zip(size, backbone.patch_size, strict=True)):
+            raise RecipeError(f"{model}: img_size {size} cannot be cut into patches of {backbone.patch_size}")
+        return backbone

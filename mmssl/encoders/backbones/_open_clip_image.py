@@ -16,26 +16,26 @@ from open_clip.transformer import VisionTransformer
 from timm.layers import Mlp, resample_abs_pos_embed
 from torch import Tensor, nn
 
-from mmssl.encoders._open_clip import build, configuration, write_clip
-from mmssl.encoders._timm import TimmNetwork
-from mmssl.encoders.backbones import Pretrained, VisionBackbone, at_depth, hide, places
-from mmssl.encoders.base import Features
+from mmssl.encoders.backbones._clip import build, configuration, write_clip
+from mmssl.encoders.backbones.base import Backbone, Pretrained
+from mmssl.encoders.backbones.timm import TimmTrunk
+from mmssl.encoders.base import Features, at_depth, hide, places
 from mmssl.errors import RecipeError
 
 
-def create_open_clip(name: str, pretrained: Pretrained, kwargs: Mapping[str, Any]) -> VisionBackbone:
-    """Build the image tower of `open_clip/name`; see `mmssl.encoders.backbones.create_vision`."""
+def create_image_tower(name: str, pretrained: Pretrained, kwargs: Mapping[str, Any]) -> Backbone:
+    """Build the image tower of `open_clip/name`; see `mmssl.encoders.backbones.base.Library.create`."""
     model = f"open_clip/{name}"
     clip, differences = build(name, pretrained, kwargs, model)
     net = clip.visual
     kinds = {VisionTransformer: OpenClipTransformer, ModifiedResNet: OpenClipResNet, TimmModel: OpenClipTimm}
     if type(net) not in kinds:
         raise RecipeError(f"model '{model}': its image tower, a {type(net).__name__}, is not supported")
-    backbone: VisionBackbone = kinds[type(net)](net, model, differences)
+    backbone: Backbone = kinds[type(net)](net, model, differences)
     return backbone
 
 
-class _Tower(VisionBackbone):
+class _Tower(Backbone):
     """What image towers share. Tokens pass the tower's projection, so that they are as wide as its output.
 
     Padded columns are marked as not valid in the features, but attended to and pooled: CLIP knows no padding.
@@ -149,7 +149,7 @@ class OpenClipResNet(_Tower):
         }
 
 
-class OpenClipTimm(_Tower, TimmNetwork):
+class OpenClipTimm(_Tower, TimmTrunk):
     """A network of timm as image tower (SigLIP, ConvNeXt CLIPs)."""
 
     def __init__(self, net: Any, model: str, kwargs: Mapping[str, Any]) -> None:

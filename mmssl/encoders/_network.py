@@ -1,0 +1,68 @@
+"""What all encoders around one network share: it says what they are, and they say how raw input becomes its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mmssl.encoders.backbones._files import write_json
+from mmssl.encoders.backbones.base import Backbone
+from mmssl.encoders.base import Encoder, Features
+
+
+class NetworkEncoder(Encoder):
+    """Raw input, prepared, through one network.
+
+    Args:
+        backbone: the network.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.dim, self.width = backbone.dim, backbone.width
+        self.subsets, self.patch_size = backbone.subsets, backbone.patch_size
+
+    def prepare(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Raw input -> what the network reads, and which of its last axis is no padding; see `Backbone.forward`."""
+        return x, valid
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What somebody has to know who uses the exported network without mmssl; JSON."""
+        return {}
+
+    def normalization(self) -> dict[str, list[float]]:
+        """`mean` and `std`, one value a channel, that the network's library is to apply to what it reads."""
+        return {"mean": [0.0] * self.backbone.channels, "std": [1.0] * self.backbone.channels}
+
+    def embed(self, x: Tensor, hidden: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+        """See the base class; places are in rows, from the lowest band of a sound and the first frame of a clip."""
+        if not self.subsets:
+            return super().embed(x, hidden, mask_token)
+        return self.backbone.embed(self.prepare(x)[0], hidden, mask_token)
+
+    def encode(self, tokens: Tensor, valid: Tensor | None = None) -> Features:
+        """See the base class."""
+        return self.backbone.encode(tokens, valid)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
+        """See the base class."""
+        features: Features = self.backbone(*self.prepare(x, valid))
+        return features
+
+    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
+        """See the base class."""
+        return self.backbone.layers(*self.prepare(x, valid))
+
+    def attention(self, x: Tensor, valid: Tensor | None = None) -> Tensor | None:
+        """See the base class."""
+        return self.backbone.attention(*self.prepare(x, valid))
+
+    def export(self, directory: Path) -> None:
+        """Write the network's native files, and `preprocessing.json` in the same directory; see the base class."""
+        directory = Path(directory)
+        preprocessing = {"modality": self.modality, "model": self.spec["model"], **self.preprocessing()}
+        self.backbone.export(directory, self.normalization())
+        write_json(directory / "preprocessing.json", preprocessing)

@@ -1,0 +1,109 @@
+"""A network of pictures as one of clips: each frame alone, then pooled over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmssl.encoders.backbones.base import Backbone
+from mmssl.encoders.base import Features, attendable
+
+
+class Framewise(Backbone):
+    """Clips (B, C, T, H, W) through a network of pictures.
+
+    A token that is left out is missing in its frame alone. So that `encode` knows which frame a token is of, `embed`
+    puts its number into one more channel, the last: exact up to 256 frames in bfloat16.
+
+    Args:
+        frame: the network of pictures.
+        temporal: how frames become one vector, `mean` or `max` over time.
+    """
+
+    reads = "clips"
+
+    def __init__(self, frame: Backbone, temporal: Literal["mean", "max"]) -> None:
+        super().__init__()
+        self.frame, self.model, self.kwargs, self.temporal = frame, frame.model, frame.kwargs, temporal
+        self.dim, self.width, self.subsets = frame.dim, frame.width, frame.subsets
+        self.channels, self.mean, self.std = frame.channels, frame.mean, frame.std
+        self.patch_size = None if frame.patch_size is None else (1, *frame.patch_size)
+
+    @property
+    def native(self) -> Backbone:
+        """The network of pictures."""
+        return self.frame
+
+    def _pool(self, frames: Tensor, seen: Tensor | None = None) -> Tensor:
+        """(B, T, D) -> (B, D), over the frames that are `seen`, bool (B, T)."""
+        if seen is None:
+            return frames.mean(dim=1) if self.temporal == "mean" else frames.amax(dim=1)
+        if self.temporal == "max":
+            return frames.masked_fill(~seen[:, :, None], -torch.inf).amax(dim=1)
+        weight = seen[:, :, None].to(frames.dtype)
+        return (frames * weight).sum(dim=1) / weight.sum(dim=1)
+
+    def _over_time(self, frames: Features, number: int) -> Features:
+        """Features of B·T frames -> of B clips of T frames."""
+        tokens = frames.tokens.unflatten(0, (-1, number)).flatten(1, 2)
+        valid = None if frames.valid is None else frames.valid.unflatten(0, (-1, number)).flatten(1, 2)
+        pooled = self._pool(frames.pooled.unflatten(0, (-1, number)))
+        return Features(tokens, pooled, (number, *frames.grid), valid)
+
+    @staticmethod
+    def _frames(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Clips (B, C, T, H, W) and columns (B, W) -> frames (B·T, C, H, W) and theirs (B·T, W)."""
+        frames = x.transpose(1, 2).flatten(0, 1)
+        return frames, None if valid is None else valid.repeat_interleave(x.shape[2], dim=0)
+
+    def embed(self, x: Tensor, hidden: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+        """Clips -> tokens (B, T·h·w, width + 1), frame by frame, the last channel the number of the frame."""
+        number = x.shape[2]
+        if hidden is not None:
+            hidden = hidden.unflatten(1, (number, -1)).flatten(0, 1)
+        tokens = self.frame.embed(self._frames(x, None)[0], hidden, mask_token).unflatten(0, (-1, number))
+        index = torch.arange(number, device=x.device, dtype=tokens.dtype)[:, None, None]
+        tokens = torch.cat([tokens, index.expand(*tokens.shape[:3], 1)], dim=3)
+        return tokens.flatten(1, 2)
+
+    def encode(self, tokens: Tensor, valid: Tensor | None = None) -> Features:
+        """Any subset of the tokens of `embed`; a frame of which none is left does not count in the pooled vector."""
+        frame = tokens[:, :, -1].detach().long()
+        tokens = tokens[:, :, :-1]
+        kept = torch.ones_like(frame, dtype=torch.bool) if valid is None else valid
+        # As many slots a frame as the fullest has; a token's slot is how many of its frame came before it.
+        number = int(frame.amax()) + 1
+        same = F.one_hot(frame, number)
+        slot = (same.cumsum(dim=1) - 1).gather(2, frame[:, :, None])[:, :, 0]
+        slots = int(slot.amax()) + 1
+        place = frame * slots + slot
+        packed = tokens.new_zeros(len(tokens), number * slots, tokens.shape[2])
+        packed = packed.scatter(1, place[:, :, None].expand_as(tokens), tokens)
+        there = torch.zeros_like(packed[:, :, 0], dtype=torch.bool).scatter(1, place, kept)
+        full = packed.shape[1] == tokens.shape[1] and valid is None
+        features = self.frame.encode(
+            packed.unflatten(1, (number, slots)).flatten(0, 1),
+            None if full else there.unflatten(1, (number, slots)).flatten(0, 1),
+        )
+        back = features.tokens.unflatten(0, (-1, number)).flatten(1, 2)
+        seen = attendable(there.unflatten(1, (number, slots)).any(dim=2))
+        pooled = self._pool(features.pooled.unflatten(0, (-1, number)), None if full else seen)
+        return Features(back.gather(1, place[:, :, None].expand(-1, -1, back.shape[2])), pooled, (), valid)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
+        """Clips -> Features; see the base class."""
+        return self._over_time(self.frame(*self._frames(x, valid)), x.shape[2])
+
+    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
+        """Those of the network of pictures; see the base class."""
+        depths = self.frame.layers(*self._frames(x, valid))
+        return {name: self._over_time(value, x.shape[2]) for name, value in depths.items()}
+
+    def export(self, directory: Path, preprocessing: Mapping[str, Any]) -> None:
+        """The network of pictures, as its library writes it."""
+        self.frame.export(directory, preprocessing)
