@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.main import get_command
 
 from mmssl import catalog, cli
@@ -49,3 +51,20 @@ def test_files_it_names_exist(document):
     named += re.findall(r"\]\(([\w./]+)\)", text)
     assert named
     assert not [name for name in named if not (PROJECT / name).exists()]
+
+
+@pytest.mark.long
+def test_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    import torch
+
+    (program,) = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    program = program.replace('{"training.steps": 200}', '{"training.steps": 2, "probe.limit": 40}')
+    monkeypatch.chdir(tmp_path)
+    for i in range(24):
+        folder = Path("path/to/labeled", ("dark", "light")[i % 2])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((32, 32, 3), 160 * (i % 2) + i, np.uint8)).save(folder / f"{i}.png")
+    names = {"images": torch.zeros(2, 3, 32, 32, dtype=torch.uint8)}
+    exec(program, names)
+    assert {depth.pooled.shape[0] for depth in [names["features"], *names["depths"].values()]} == {2}
+    assert "margin over the better baseline" in capsys.readouterr().out
