@@ -14,17 +14,39 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from mmssl.catalog import find_recipe
 from mmssl.errors import RecipeError, nearest
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+Pixels = Annotated[int, Field(gt=0, le=2**13)]
 Share = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Steps = Annotated[int, Field(gt=0, le=10**9)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`true` is no number, though Python takes it for 1."""
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, bool) and field.annotation in (int, float, int | None, float | None):
+            raise ValueError("should be a number, not true or false")
+        return value
 
 
 class ImageDecode(_Section):
@@ -39,7 +61,7 @@ class ImageDecode(_Section):
         max_pixels: pictures of more pixels count as undecodable.
     """
 
-    size: Positive = 64
+    size: Pixels = 64
     fit: Literal["crop", "pad"] = "crop"
     extent: tuple[float, float] | None = None
     alpha: Literal["white", "ignore"] = "white"
@@ -64,7 +86,7 @@ class TextDecode(_Section):
             Probes read them one by one.
     """
 
-    length: Positive = 64
+    length: Annotated[int, Field(ge=3, le=2**17)] = 64
     pack: bool = False
     start: Literal["first", "random", "sentence"] = "first"
 
@@ -72,16 +94,16 @@ class TextDecode(_Section):
 class AudioDecode(_Section):
     """Sample rate in Hz and window in seconds; shorter sounds are padded with silence and masked."""
 
-    rate: Positive = 16_000
-    seconds: Annotated[float, Field(gt=0)] = 2.0
+    rate: Annotated[int, Field(gt=0, le=768_000)] = 16_000
+    seconds: Annotated[float, Field(gt=0, le=3600)] = 2.0
 
 
 class VideoDecode(_Section):
     """Frame size in pixels, frame rate in 1/s and number of frames; the window is `frames / fps` seconds long."""
 
-    size: Positive = 64
-    fps: Annotated[float, Field(gt=0)] = 12.5
-    frames: Positive = 16
+    size: Pixels = 64
+    fps: Annotated[float, Field(gt=0, le=1000)] = 12.5
+    frames: Annotated[int, Field(gt=0, le=2**14)] = 16
     fit: Literal["crop", "pad"] = "crop"
 
 
@@ -135,31 +157,63 @@ class Optimizer(_Section):
     """Optimizer settings; weight decay leaves out biases, norms and scalars.
 
     `lr` is the peak learning rate for the recipe's global batch; it is not rescaled. With `weight_decay_end` the weight
-    decay moves there along a cosine over the run.
+    decay moves there along a cosine over the run. `nesterov` is of SGD.
     """
 
     name: Literal["adamw", "sgd", "lars", "lamb"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     weight_decay_end: Annotated[float, Field(ge=0)] | None = None
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    momentum: Share = 0.9
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    momentum: BelowOne = 0.9
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> Optimizer:
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise ValueError("nesterov is for sgd with momentum")
+        return self
 
 
 class Schedule(_Section):
-    """Learning rate over the run: linear warm-up for `warmup` steps, then the named decay to `final` times the peak."""
+    """Learning rate over the run: linear warm-up, then the named decay.
 
-    name: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Annotated[int, Field(ge=0)] = 0
+    Times are in epochs where `training.epochs` is given, and else in steps.
+
+    Attributes:
+        name: `cosine` and `linear` fall to `final` times the peak at the end of the run; `multistep` multiplies by
+            `gamma` at each of `milestones`; `inverse_sqrt` falls with the square root of time from the end of the
+            warm-up (Raffel et al. 2020; Vaswani et al. 2017, equation 3); `constant` stays.
+        warmup: time until the peak.
+        final: of cosine and linear.
+        milestones: of multistep, ascending.
+        gamma: of multistep.
+    """
+
+    name: Literal["cosine", "linear", "multistep", "inverse_sqrt", "constant"] = "cosine"
+    warmup: Annotated[float, Field(ge=0)] = 0
     final: Share = 0.0
+    milestones: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+    @model_validator(mode="after")
+    def _fits(self) -> Schedule:
+        if (self.name == "multistep") != bool(self.milestones):
+            raise ValueError("milestones are for the schedule multistep, which needs some")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones {list(self.milestones)} should ascend")
+        if self.name == "inverse_sqrt" and self.warmup == 0:
+            raise ValueError("inverse_sqrt falls from the end of the warm-up, which is 0")
+        return self
 
 
 class Training(_Section):
     """The loop.
 
     Attributes:
-        steps: optimizer steps.
+        steps: optimizer steps; worked out where `epochs` is given.
+        epochs: passes through the data, in place of steps: the longest source, whose size has to be known.
         batch_size: rows of the global batch, whatever the number of processes and micro-batches.
         accumulate: micro-batches into which each process cuts its rows.
         precision: of the forward pass; `fp64` runs everything in double precision, for proofs.
@@ -171,16 +225,17 @@ class Training(_Section):
         trackers: beside metrics.jsonl and TensorBoard, by accelerate's names: wandb, mlflow, trackio ...
     """
 
-    steps: Positive = 1000
-    batch_size: Positive = 64
-    accumulate: Positive = 1
+    steps: Steps = 1000
+    epochs: Annotated[float, Field(gt=0, le=10**6)] | None = None
+    batch_size: Annotated[int, Field(gt=0, le=2**22)] = 64
+    accumulate: Annotated[int, Field(gt=0, le=2**16)] = 1
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     clip: Annotated[float, Field(gt=0)] | None = None
     compile: bool = False
-    seed: int = 0
-    workers: Annotated[int, Field(ge=0)] = 0
-    save_every: Positive = 500
-    log_every: Positive = 10
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
+    save_every: Steps = 500
+    log_every: Steps = 10
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     trackers: tuple[str, ...] = ()
@@ -191,7 +246,28 @@ class Training(_Section):
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be cut into accumulate = {self.accumulate} equal parts"
             )
+        end, unit = (self.steps, "steps") if self.epochs is None else (self.epochs, "epochs")
+        late = [time for time in (self.schedule.warmup, *self.schedule.milestones) if time >= end]
+        if late:
+            raise ValueError(f"the schedule names {late[0]:g} {unit}, and the run has {end:g}")
         return self
+
+    @property
+    def steps_per_unit(self) -> float:
+        """Steps of an epoch where the run is given in epochs, else 1."""
+        return 1.0 if self.epochs is None else self.steps / self.epochs
+
+    def in_steps(self, steps_per_epoch: int | None) -> Training:
+        """The same with the steps that its epochs are.
+
+        Raises:
+            ValueError: where the size of an epoch is not known.
+        """
+        if self.epochs is None:
+            return self
+        if steps_per_epoch is None:
+            raise ValueError("training.epochs needs data of known size, and a stream's is not; give training.steps")
+        return self.model_copy(update={"steps": max(1, round(self.epochs * steps_per_epoch))})
 
 
 class Probe(_Section):
@@ -234,6 +310,14 @@ class Recipe(_Section):
     training: Training = Training()
     probe: Probe | None = None
     license: str | None = None
+
+    @field_validator("data")
+    @classmethod
+    def _not_nothing(cls, value: Data | dict[str, Data]) -> Data | dict[str, Data]:
+        for name, data in {"": value}.items() if isinstance(value, Data) else value.items():
+            if not data.source.strip() or not data.split.strip():
+                raise ValueError(f"{name + ': ' if name else ''}source and split are names, and one of them is empty")
+        return value
 
     @field_validator("objective")
     @classmethod
@@ -296,6 +380,14 @@ def validate(tree: Mapping[str, Any], where: str) -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise RecipeError(_sentence(error, where)) from None
+
+
+def in_steps(recipe: Recipe, steps_per_epoch: int | None, where: str) -> Recipe:
+    """The recipe with the steps that its epochs are; see `Training.in_steps`."""
+    try:
+        return recipe.model_copy(update={"training": recipe.training.in_steps(steps_per_epoch)})
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -120,6 +120,7 @@ def run(
     try:
         check_trackers(resolved.training)
         objective, loader = build(resolved, directory, where=where)
+        resolved = recipes.in_steps(resolved, loader.steps_per_epoch, where)
     except MmsslError:
         if new and state.is_main_process:
             shutil.rmtree(directory, ignore_errors=True)
@@ -220,7 +221,8 @@ def _prepare(directory: Path, recipe: Recipe, resume: bool, main: bool) -> bool:
     for name, given in before["encoders"].items():
         if given.get("pretrained"):  # stored with its whole architecture, of which the recipe names a part
             before["encoders"][name] = {k: v for k, v in given.items() if k in recipe.encoders.get(name, {})}
-    changed = [key for key in _differences(before, recipe.model_dump()) if key not in FREE_ON_RESUME]
+    free = FREE_ON_RESUME | ({"steps"} if recipe.training.epochs else set())  # worked out of the epochs
+    changed = [key for key in _differences(before, recipe.model_dump()) if key not in free]
     if changed:
         raise RunError(
             f"{directory}: cannot resume, the recipe differs from the one it was started with in {', '.join(changed)}; "

@@ -115,7 +115,7 @@ def fit(
                     sharded=accelerator.is_fsdp2,
                 )
                 objective.before_step(step)
-                lr = training.optimizer.lr * lr_factor(training.schedule, number, training.steps)
+                lr = training.optimizer.lr * lr_factor(training, number)
                 set_lr(optimizer, lr)
                 set_weight_decay(optimizer, training.optimizer, number / training.steps)
                 losses = accumulated_backward(

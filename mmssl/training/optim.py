@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmssl.recipe import Optimizer, Schedule
+from mmssl.recipe import Optimizer, Training
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -53,7 +53,9 @@ def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimi
         return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
     if settings.name == "sgd":
         # On a CPU the fused pass is slower where the weights exceed the caches.
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=devices <= {"cuda"})
+        return torch.optim.SGD(
+            groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=devices <= {"cuda"}
+        )
     if settings.name == "lamb":
         from timm.optim.lamb import Lamb
 
@@ -70,16 +72,22 @@ def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimi
     return Lars(groups, lr=settings.lr, momentum=settings.momentum, eps=settings.eps)
 
 
-def lr_factor(schedule: Schedule, step: int, steps: int) -> float:
-    """Share of the peak learning rate at `step` (from 0) of `steps`.
+def lr_factor(training: Training, step: int) -> float:
+    """Share of the peak learning rate at `step` (from 0); see `mmssl.recipe.Schedule`.
 
-    Linear warm-up reaches 1 at step `warmup`; the decay then falls to `final` at the end of the run.
+    Linear warm-up reaches 1 at step `warmup`.
     """
-    if step < schedule.warmup:
-        return (step + 1) / (schedule.warmup + 1)
+    schedule, unit = training.schedule, training.steps_per_unit
+    warmup = round(schedule.warmup * unit)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
     if schedule.name == "constant":
         return 1.0
-    progress = (step - schedule.warmup) / max(1, steps - schedule.warmup)
+    if schedule.name == "multistep":
+        return float(schedule.gamma ** sum(step >= round(time * unit) for time in schedule.milestones))
+    if schedule.name == "inverse_sqrt":
+        return math.sqrt(warmup / max(step, warmup))
+    progress = (step - warmup) / max(1, training.steps - warmup)
     decay = 0.5 * (1 + math.cos(math.pi * progress)) if schedule.name == "cosine" else 1 - progress
     return schedule.final + (1 - schedule.final) * decay
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmssl.recipe import Optimizer, Schedule
+from mmssl.recipe import Optimizer, Schedule, Training
 from mmssl.training.optim import lr_factor, make_optimizer, parameter_groups, set_lr, set_weight_decay
 
 
@@ -18,18 +18,52 @@ def test_cosine_equals_transformers() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
     reference = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=0, num_training_steps=50)
     for step in range(50):
-        assert lr_factor(Schedule(), step, 50) == pytest.approx(reference.get_last_lr()[0], abs=1e-12)
+        assert lr_factor(Training(steps=50), step) == pytest.approx(reference.get_last_lr()[0], abs=1e-12)
         optimizer.step()
         reference.step()
 
 
 def test_warmup_rises_linearly_and_linear_decay_ends_at_final() -> None:
-    schedule = Schedule(name="linear", warmup=4, final=0.1)
-    factors = [lr_factor(schedule, step, 24) for step in range(25)]
+    training = Training(steps=24, schedule=Schedule(name="linear", warmup=4, final=0.1))
+    factors = [lr_factor(training, step) for step in range(25)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert factors[14] == pytest.approx(0.55)
     assert factors[24] == pytest.approx(0.1)
-    assert lr_factor(Schedule(name="constant", warmup=2), 20, 24) == 1.0
+    assert lr_factor(Training(steps=24, schedule=Schedule(name="constant", warmup=2)), 20) == 1.0
+
+
+def test_multistep_equals_torch() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
+    reference = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[15, 30, 45], gamma=0.2)
+    training = Training(steps=50, schedule=Schedule(name="multistep", milestones=(15, 30, 45), gamma=0.2))
+    for step in range(50):
+        assert lr_factor(training, step) == pytest.approx(reference.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        reference.step()
+
+
+def test_inverse_square_root_is_t5s() -> None:
+    """1 / sqrt(max(n, k)) with k steps of warm-up (Raffel et al. 2020, section 3.1.2), here in shares of its peak."""
+    training = Training(steps=1000, schedule=Schedule(name="inverse_sqrt", warmup=100))
+    for step in (100, 101, 400, 999):
+        assert lr_factor(training, step) == pytest.approx(step**-0.5 / 100**-0.5)
+    assert lr_factor(training, 49) == pytest.approx(50 / 101)
+
+
+def test_a_schedule_in_epochs_is_the_same_in_steps() -> None:
+    schedule = Schedule(name="multistep", warmup=0.5, milestones=(2, 3))
+    in_epochs = Training(epochs=4, schedule=schedule).in_steps(10)
+    assert in_epochs.steps == 40
+    in_steps = Training(steps=40, schedule=Schedule(name="multistep", warmup=5, milestones=(20, 30)))
+    assert [lr_factor(in_epochs, n) for n in range(40)] == [lr_factor(in_steps, n) for n in range(40)]
+    assert Training(epochs=0.01).in_steps(10).steps == 1
+    with pytest.raises(ValueError, match="needs data of known size"):
+        Training(epochs=1).in_steps(None)
+
+
+def test_nesterov_is_torchs() -> None:
+    optimizer = make_optimizer(nn.Linear(2, 2), Optimizer(name="sgd", nesterov=True))
+    assert all(group["nesterov"] for group in optimizer.param_groups)
 
 
 def test_biases_and_norms_are_not_decayed_and_scales_multiply() -> None:
