@@ -129,6 +129,24 @@ def test_a_run_is_not_overwritten_and_not_resumed_as_another(finished: Path) -> 
     assert again.history[-1]["step"] == 4
 
 
+def test_a_run_in_epochs_is_the_run_of_their_steps_and_can_be_resumed(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": sentence}) + "\n" for sentence in SENTENCES))
+    tree = words(rows)
+    tree["training"] = {"epochs": 1.5, "batch_size": 4, "log_every": 1, "schedule": {"warmup": 0.5}}
+    one = mmssl.run(tree, out=tmp_path / "epochs", quiet=True)
+    assert one.step == one.recipe.training.steps == 6  # 18 rows are 4 batches an epoch
+    tree["training"] = {"steps": 6, "batch_size": 4, "log_every": 1, "schedule": {"warmup": 2}}
+    mmssl.run(tree, out=tmp_path / "steps", quiet=True)
+    assert losses(tmp_path / "epochs") == losses(tmp_path / "steps")
+    tree["training"] = {"epochs": 1.5, "batch_size": 4, "log_every": 2, "schedule": {"warmup": 0.5}}
+    assert mmssl.run(tree, out=tmp_path / "epochs", resume=True, quiet=True).step == 6
+    tree["data"]["streaming"] = True
+    with pytest.raises(RecipeError, match="needs data of known size"):
+        mmssl.run(tree, out=tmp_path / "stream", quiet=True)
+    assert not (tmp_path / "stream").exists()
+
+
 @pytest.mark.long
 def test_torchrun_on_two_processes_is_the_same_run(finished: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     recipe = write(tmp_path / "together.yaml", together(accumulate=2))
