@@ -46,7 +46,6 @@ BACK = {
 LONG = {
     "mmssl/media/text.py",
     "mmssl/recipe.py",
-    "tests/data/test_loader.py",
     "tests/objectives/test_masked_pair.py",
     "tests/objectives/test_matching.py",
 }

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
-import os
-import time
 import wave
 from itertools import islice
 
@@ -312,56 +309,6 @@ def test_a_small_source_is_decoded_once(rows, monkeypatch):
     loader = Loader({"": make_spec(rows)}, ("text",), batch_size=BATCH, seed=1, tokenizers={"text": Counting()})
     assert_equal(list(loader.batches(0, 5 * PER_EPOCH)), again)
     assert Counting.calls == 5 * PER_EPOCH * BATCH
-
-
-class Deadly(Letters):
-    def __call__(self, text, length):
-        if text == "row 60":
-            os._exit(7)
-        return super().__call__(text, length)
-
-
-def test_the_death_of_a_worker_is_explained(rows):
-    loader = Loader({"": make_spec(rows)}, ("text",), batch_size=50, seed=1, tokenizers={"text": Deadly()}, workers=1)
-    with pytest.raises(DataError, match=r"a worker process that decodes data died .*fewer training.workers"):
-        list(loader.batches(0, 4))
-
-
-class Reset:
-    """Batches of one worker, which has died or has not when the next one is asked for."""
-
-    def __init__(self, dies):
-        self._workers = [multiprocessing.get_context("spawn").Process(target=time.sleep, args=(0 if dies else 60,))]
-        self._workers[0].start()
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        raise ConnectionResetError(104, "Connection reset by peer")
-
-
-@pytest.mark.parametrize("dies", [True, False])
-def test_a_batch_that_a_dead_worker_still_held_is_explained(dies, rows, monkeypatch):
-    batches = Reset(dies)
-    if dies:
-        batches._workers[0].join()
-    monkeypatch.setattr(decoding.DataLoader, "__iter__", lambda self: batches)
-    loader = Loader({"": make_spec(rows)}, ("text",), batch_size=50, seed=1, tokenizers={"text": Letters()})
-    error, message = (DataError, "a worker process that decodes data died .*reset") if dies else (OSError, "reset")
-    with pytest.raises(error, match=message):
-        list(loader.batches(0, 1))
-    batches._workers[0].kill()
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_stream_that_breaks_off_is_no_dead_worker(workers):
-    def tasks():
-        raise ConnectionError("Server Disconnected")
-        yield
-
-    with pytest.raises(ConnectionError, match="Server Disconnected"):
-        list(decoding.decode(decoding.Rows({}, workers), tasks()))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,59 +1,70 @@
-"""Workers end with the process that they decode for, however it ended."""
+"""Processes that decode: when one dies it is said, and what went wrong elsewhere is not taken for that."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from made import Letters, texts, write_jsonl
 
-KILLED = """
-import sys
+from mmssl.data import decoding
 from mmssl.data.loader import Loader
-from mmssl.recipe import Data
-if __name__ == "__main__":
-    loader = Loader({"": Data(source="toy", limit=64)}, ("image",), batch_size=4, seed=0, workers=2)
-    batches = loader.batches(0, 10**6)
-    next(batches)
-    print("reading", flush=True)
-    for _ in batches:
-        pass
-"""
+from mmssl.errors import DataError
+from mmssl.recipe import Data, TextDecode
 
 
-def group_of(leader):
-    """Processes of a session that are not gone, by /proc."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-            except (OSError, ValueError):
-                continue
-            if int(session) == leader and state != "Z":
-                found.append(int(entry.name))
-    return found
+@pytest.fixture
+def rows(tmp_path):
+    return Data(source=str(write_jsonl(tmp_path / "rows.jsonl", texts(103))), text=TextDecode(length=8))
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are counted in /proc")
-def test_no_worker_outlives_a_killed_run(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(KILLED)
-    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, start_new_session=True)
-    try:
-        assert process.stdout.readline() == b"reading\n"
-        assert len(group_of(process.pid)) >= 3
-        process.kill()
-        process.wait()
-        end = time.monotonic() + 30
-        while (left := group_of(process.pid)) and time.monotonic() < end:
-            time.sleep(0.2)
-        assert not left
-    finally:
-        for pid in group_of(process.pid):
-            os.kill(pid, signal.SIGKILL)
-        process.stdout.close()
+class Deadly(Letters):
+    def __call__(self, text, length):
+        if text == "row 60":
+            os._exit(7)
+        return super().__call__(text, length)
+
+
+def test_the_death_of_a_worker_is_explained(rows):
+    loader = Loader({"": rows}, ("text",), batch_size=50, seed=1, tokenizers={"text": Deadly()}, workers=1)
+    with pytest.raises(DataError, match=r"a worker process that decodes data died .*fewer training.workers"):
+        list(loader.batches(0, 4))
+
+
+class Reset:
+    """Batches of one worker, which has died or has not when the next one is asked for."""
+
+    def __init__(self, dies):
+        self._workers = [multiprocessing.get_context("spawn").Process(target=time.sleep, args=(0 if dies else 60,))]
+        self._workers[0].start()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_a_batch_that_a_dead_worker_still_held_is_explained(dies, rows, monkeypatch):
+    batches = Reset(dies)
+    if dies:
+        batches._workers[0].join()
+    monkeypatch.setattr(decoding.DataLoader, "__iter__", lambda self: batches)
+    loader = Loader({"": rows}, ("text",), batch_size=50, seed=1, tokenizers={"text": Letters()})
+    error, message = (DataError, "a worker process that decodes data died .*reset") if dies else (OSError, "reset")
+    with pytest.raises(error, match=message):
+        list(loader.batches(0, 1))
+    batches._workers[0].kill()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_that_breaks_off_is_no_dead_worker(workers):
+    def tasks():
+        raise ConnectionError("Server Disconnected")
+        yield
+
+    with pytest.raises(ConnectionError, match="Server Disconnected"):
+        list(decoding.decode(decoding.Rows({}, workers), tasks()))
