@@ -70,6 +70,14 @@ class DenseDecoder(nn.Module):
         return self.head(x)
 
 
+def _moments(number: int, like: Tensor) -> Tensor:
+    """Sines and cosines of the place in time, (T, D), as Vaswani et al. 2017 (arXiv 1706.03762) have them."""
+    half = like.shape[1] // 2
+    rate = 10000 ** -(torch.arange(half, device=like.device) / half)
+    angle = torch.arange(number, device=like.device)[:, None] * rate
+    return torch.cat([angle.sin(), angle.cos()], dim=1).to(like.dtype)
+
+
 class PatchDecoder(nn.Module):
     """MAE's decoder: visible tokens and mask tokens at their places, through transformer blocks, to pixels."""
 
@@ -87,12 +95,14 @@ class PatchDecoder(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, features: Features, seen: Tensor, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, features: Features, seen: Tensor, hidden: Tensor, grid: tuple[int, ...]) -> Tensor:
         """Features of the visible patches -> pixels of the hidden ones, (B, M, d)."""
         tokens = self.embed(torch.cat([features.pooled[:, None], features.tokens], dim=1))
         positions = build_sincos2d_pos_embed(
-            list(grid), tokens.shape[2], interleave_sin_cos=True, device=tokens.device, dtype=tokens.dtype
+            list(grid[-2:]), tokens.shape[2], interleave_sin_cos=True, device=tokens.device, dtype=tokens.dtype
         )
+        if len(grid) == 3:
+            positions = (positions + _moments(grid[0], positions)[:, None]).flatten(0, 1)
         # Attention asks for no order: the visible patches come first and the hidden ones last.
         visible = torch.cat([tokens[:, :1], tokens[:, 1:] + positions[seen]], dim=1)
         x = torch.cat([visible, self.mask_token.to(tokens.dtype) + positions[hidden]], dim=1)

@@ -1,4 +1,4 @@
-"""Random views of one row, of images and of sounds.
+"""Random views of one row, of images, clips and sounds.
 
 A task names the published settings of each of its views, and a recipe what differs from them: `views: {blur: 0}` for
 all views alike, `views: [{blur: 0}, {solarize: 0.5}]` for each in turn. A new kind of view is a class here with the
@@ -32,6 +32,8 @@ Given = dict[str, Any] | list[dict[str, Any]] | None
 class ImageView:
     """A crop, mirrored, recolored and blurred; the defaults are SimCLR's for ImageNet (arXiv 2002.05709, appendix A).
 
+    Of a clip all frames alike, so that motion stays what it is (CVRL, arXiv 2008.03800, section 3.2).
+
     Attributes:
         size: in pixels; below 1 a share of that of the image, in whole patches of the encoder; that of the image where
             left out.
@@ -56,14 +58,14 @@ class ImageView:
     solarize: float = 0.0
 
     def draw(self, batch: Batch, draws: Draws, count: int, encoder: Encoder) -> list[Tensor]:
-        """`image` (B, 3, H, W) -> [(B, count, 3, size, size)], floats in [0, 1]."""
-        settings = asdict(self)
-        whole = min(batch["image"].shape[-2:])
+        """`image` (B, 3, H, W) -> [(B, count, 3, size, size)], `video` likewise; floats in [0, 1]."""
+        settings, pictures = asdict(self), batch[encoder.modality]
+        whole = min(pictures.shape[-2:])
         size = settings.pop("size") or whole
         if size < 1:
-            patch = encoder.patch_size[0] if encoder.patch_size else 1
+            patch = encoder.patch_size[-2] if encoder.patch_size else 1
             size = max(1, round(size * whole / patch)) * patch
-        return [random_views(batch["image"], draws, count, int(size), **settings)]
+        return [random_views(pictures, draws, count, int(size), **settings)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ class AudioView:
 
     Two windows of one recording are COLA's pair (arXiv 2010.10915), the rest is BYOL-A's (arXiv 2103.06695). BYOL-A
     mixes other recordings in; white noise stands for them here, so that no row depends on which others share its
-    process.
+    process. An encoder of waveforms is given the window itself, with noise.
 
     Attributes:
         window: its length, as a share of the recording.
@@ -87,19 +89,24 @@ class AudioView:
     stretch: tuple[float, float] = (0.6, 1.5)
 
     def draw(self, batch: Batch, draws: Draws, count: int, encoder: Encoder) -> list[Tensor]:
-        """`audio` (B, S) -> [(B, count, M, T) spectrograms, bool (B, count, T), True for valid frames]."""
+        """`audio` (B, S) -> [(B, count, M, T) spectrograms, bool (B, count, T), True for valid frames].
+
+        For an encoder of waveforms [(B, count, W) samples, bool (B, count, W)].
+        """
         audio, hearing = batch["audio"], cast(AudioEncoder, encoder)
         size = max(1, round(self.window * audio.shape[1]))
         windows, inside = random_windows(
             audio, batch.get("audio_mask"), draws, count, size, attenuation=self.attenuation, noise=self.noise
         )
+        if not hearing.hears:
+            return [windows, inside]
         spectrograms = hearing.spectrogram(windows.flatten(0, 1)).unflatten(0, (-1, count))
         frames = hearing.valid_frames(inside.flatten(0, 1)).unflatten(0, (-1, count))
         frames = F.pad(frames, (0, spectrograms.shape[-1] - frames.shape[-1]))
         return list(random_stretch(spectrograms, frames, draws, self.stretch))
 
 
-KINDS: dict[str, type[ImageView] | type[AudioView]] = {"image": ImageView, "audio": AudioView}
+KINDS: dict[str, type[ImageView] | type[AudioView]] = {"image": ImageView, "video": ImageView, "audio": AudioView}
 
 
 # BYOL's (arXiv 2006.07733, appendix B), which Barlow Twins and VICReg took over.
@@ -117,6 +124,7 @@ class Views:
         given: by the recipe: settings for all views alike, or one mapping a view.
         count: number of views, V.
         **published: modality -> the settings of each view that differ from the defaults; fewer than V are repeated.
+            Those of images are for clips, too.
 
     Attributes:
         needs: batch keys.
@@ -133,7 +141,7 @@ class Views:
             raise RecipeError(f"there are views of {' and '.join(KINDS)}, and the encoder reads {modality}")
         if isinstance(given, list) and len(given) != count:
             raise RecipeError(f"views: {len(given)} are given, and the task has {count}")
-        own = published.get(modality) or ({},)
+        own = published.get("image" if modality == "video" else modality) or ({},)
         kind = KINDS[modality]
         each = [{**own[i % len(own)], **((given[i] if isinstance(given, list) else given) or {})} for i in range(count)]
         self.settings = [kind(**check_keywords(kind, one, "views")) for one in each]

@@ -270,7 +270,8 @@ def random_views(
     With `solarize`, BYOL's (arXiv 2006.07733, appendix B).
 
     Args:
-        images: uint8 or float in [0, 1], (B, 3, H, W).
+        images: uint8 or float in [0, 1], (B, 3, H, W); or clips (B, T, 3, H, W), all frames of which a view changes
+            alike.
         draws: source of randomness.
         views: V, views of each image.
         size: of a view, in pixels.
@@ -284,10 +285,12 @@ def random_views(
         solarize: probability that what is brighter than 0.5 is inverted.
 
     Returns:
-        Float in [0, 1], (B, V, 3, size, size).
+        Float in [0, 1], (B, V, 3, size, size) or (B, V, T, 3, size, size).
     """
-    n = len(images) * views
-    device = images.device
+    shape = (-1, views, *images.shape[1:-2], size, size)
+    frames = images.shape[1] if images.ndim == 5 else 1
+    images = images.flatten(0, -4)
+    n, device = len(images) * views, images.device
     boxes = draw_crops(draws, views, *images.shape[-2:], area=area).flatten(0, 1)
     mirrored = draws.chance(flip, views).flatten()
     jitters = draw_jitter(draws, views, strength=strength, saturation=saturation)
@@ -299,8 +302,9 @@ def random_views(
     solarized = draws.chance(solarize, views).flatten()
     kernel = 2 * (size // 20) + 1
 
-    def augment(rows: Tensor) -> Tensor:
-        out = resized_crop(images[rows // views], boxes[rows], size, mirrored[rows])
+    def augment(pictures: Tensor) -> Tensor:
+        rows = pictures // frames  # of what was drawn for each view
+        out = resized_crop(images[rows // views * frames + pictures % frames], boxes[rows], size, mirrored[rows])
         for chosen, change in (
             (jittered, lambda part, at: color_jitter(part, factors[at], order[at])),
             (grayed, lambda part, at: gray(part).expand_as(part)),
@@ -314,4 +318,4 @@ def random_views(
 
     together = n if device.type != "cpu" else max(1, _CPU_PIXELS // size**2)
     everything = torch.arange(n, device=device)
-    return torch.cat([augment(rows) for rows in everything.split(together)]).view(-1, views, 3, size, size)
+    return torch.cat([augment(pictures) for pictures in everything.split(together)]).view(shape)

@@ -57,6 +57,11 @@ CASES = {
     "masked_autoencoder": ("masked_autoencoder", MAE),
     "masked_autoencoder_simmim": ("masked_autoencoder", {"form": "simmim", "unit": 4}),
     "masked_autoencoder_audio": ("masked_autoencoder", {"encoder": "audio", "norm_pix": False, **MAE}),
+    "masked_autoencoder_video": (
+        "masked_autoencoder",
+        {"encoder": "video", "norm_pix": False, "ratio": 0.9, **MAE, "decoder_width": 32},
+    ),
+    "simclr_video": ("simclr", {"encoder": "video", "hidden": 16, "width": 7}),
     "simclr_image": ("simclr", {"hidden": 16, "width": 7}),
     "simclr_audio": ("simclr", {"encoder": "audio", "hidden": 16, "width": 7}),
     "barlow_twins_image": ("barlow_twins", {"hidden": 16, "width": 7}),

@@ -45,7 +45,7 @@ class TinyVideo(Encoder):
 
 
 class TinyAudio(Encoder):
-    modality, dim, rate, hop, mels = "audio", 5, 100, 4, 8
+    modality, dim, rate, hop, mels, hears = "audio", 5, 100, 4, 8, True
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,6 +173,7 @@ def tiny_patches() -> dict[str, Encoder]:
     return {
         "image": create("timm/vit_tiny_patch16_224", "image", img_size=12, **vit),
         "audio": create("timm/vit_tiny_patch16_224", "audio", **sound, **vit),
+        "video": create("timm/vit_tiny_patch16_224", "video", img_size=12, **vit),
     }
 
 

@@ -20,7 +20,7 @@ class TwoViews(Objective):
 
     Args:
         encoders: holds the encoder.
-        encoder: its name; whether it reads images or sound decides the views.
+        encoder: its name; whether it reads images, clips or sound decides the views.
         views: what the recipe says of them.
         **published: modality -> what each view's settings are without that; see `Views`.
     """
@@ -35,7 +35,7 @@ class TwoViews(Objective):
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """`views` (B, 2, 3, h, h), or (B, 2, M, T) of sounds with their `valid` frames (B, 2, T)."""
+        """`views` (B, 2, 3, h, h), of clips (B, 2, T, 3, h, h), or (B, 2, M, T) of sounds with their `valid` frames."""
         return dict(zip(("views", "valid"), self.views(batch, draws, self.encoder(self.name)), strict=False))
 
     def pooled(self, inputs: Batch) -> Tensor:

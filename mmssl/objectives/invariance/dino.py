@@ -29,6 +29,7 @@ from torchvision.ops import StochasticDepth
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
+from mmssl.errors import RecipeError
 from mmssl.modules.teacher import Teacher, cosine_momentum
 from mmssl.modules.views import Given, Views, encode_views
 from mmssl.objectives.base import Chance, Panel
@@ -91,6 +92,8 @@ class DINO(TwoViews):
         local_views: Given = None,
     ) -> None:
         super().__init__(encoders, encoder, views, image=GLOBAL_VIEWS)
+        if self.needs == ("video",):
+            raise RecipeError(f"dino compares crops of images or of sounds, and the encoder '{encoder}' reads video")
         self.prototypes, self.student_temperature = prototypes, student_temperature
         self.teacher_temperature, self.temperature_warmup = teacher_temperature, temperature_warmup
         self.center_momentum, self.momentum, self.freeze_last = center_momentum, momentum, freeze_last

@@ -1,8 +1,9 @@
-"""SimCLR: which two views come from the same image, or the same sound?
+"""SimCLR: which two views come from the same image, the same clip or the same sound?
 
 Chen, Kornblith, Norouzi & Hinton 2020, "A Simple Framework for Contrastive Learning of Visual Representations",
 arXiv 2002.05709. Two random views of each row are drawn together and those of all other rows pushed apart, over the
-whole global batch. Images are cropped, mirrored, recolored and blurred as in the paper; sounds give two windows of one
+whole global batch. Images are cropped, mirrored, recolored and blurred as in the paper, the frames of a clip all alike
+(CVRL, arXiv 2008.03800, takes two moments besides); sounds give two windows of one
 recording, as in COLA and BYOL-A.
 
 Known traps. A view's similarity with itself is masked, not subtracted (its gradient must go too). Negatives come from
@@ -32,7 +33,7 @@ class SimCLR(TwoViews):
 
     Args:
         encoders: holds the encoder.
-        encoder: its name; whether it reads images or sound decides the views.
+        encoder: its name; whether it reads images, clips or sound decides the views.
         width: of the projection.
         hidden: width of the projection's hidden layer; that of the encoder where left out.
         temperature: divides the cosine similarity.

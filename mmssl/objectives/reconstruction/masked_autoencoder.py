@@ -1,11 +1,13 @@
-"""Masked autoencoding: what do the hidden patches of this image, or of this sound's spectrogram, look like?
+"""Masked autoencoding: what do the hidden patches of this image, this clip or this sound's spectrogram look like?
 
 He, Chen, Xie, Li, Dollár & Girshick 2021, "Masked Autoencoders Are Scalable Vision Learners", arXiv 2111.06377 (form
 `mae`): three quarters of the patches are left out, the encoder reads the rest, and a small transformer, which is thrown
 away afterwards, predicts the pixels of the hidden ones from that and a shared mask token. Of a spectrogram, AudioMAE
 (arXiv 2207.06405) hides 80 % and predicts levels as they are: `ratio: 0.8, norm_pix: false`; its decoder of local
-windows is not followed. Xie et al. 2021, "SimMIM", arXiv 2111.09886 (form `simmim`): blocks of 32 pixels are replaced
-by a mask token before positions are added, the encoder reads all places, and a linear layer predicts the pixels.
+windows is not followed. Of a clip, VideoMAE (arXiv 2203.12602) hides 90 % of the patches, the same places in all
+frames: `ratio: 0.9, tube: true`; Feichtenhofer et al. 2022 (arXiv 2205.09113) draw them anywhere in space and time.
+Xie et al. 2021, "SimMIM", arXiv 2111.09886 (form `simmim`): blocks of 32 pixels are replaced by a mask token before
+positions are added, the encoder reads all places, and a linear layer predicts the pixels.
 
 The encoder stays the library's plain transformer. MAE freezes its positions at sines and cosines; here those of the
 encoder are what its library makes them, learned, so that pretrained ones stay and other tasks may share it. The
@@ -21,7 +23,8 @@ behind the end of a sound may be seen, as silence, and is never scored. Crops ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
 import torch
@@ -30,6 +33,7 @@ from torch import Tensor, nn
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.image import ImageEncoder
+from mmssl.encoders.video import VideoEncoder
 from mmssl.errors import RecipeError
 from mmssl.modules.decoders import PatchDecoder
 from mmssl.modules.pictures import read_picture
@@ -49,13 +53,15 @@ class MaskedAutoencoder(Objective):
 
     Args:
         encoders: holds the encoder, a transformer whose tokens are patches.
-        encoder: its name; whether it reads images or sound decides what a patch is.
+        encoder: its name; whether it reads images, clips or sound decides what a patch is.
         form: `mae`, or `simmim`.
         ratio: share of the patches that is hidden; 0.75 (mae) or 0.6 (simmim) where left out.
         unit: side in pixels of what is hidden together; one patch (mae) or 32 (simmim) where left out.
+        tube: of clips, whether the same places are hidden in all frames.
         norm_pix: whether a patch is predicted less its mean, over its standard deviation; in mae where left out.
-        area: smallest and largest share of an image that its crop covers (simmim: 0.67 to 1); None for no crop.
-        flip: probability that an image is mirrored.
+        area: smallest and largest share of an image that its crop covers (simmim: 0.67 to 1), the same one in all
+            frames of a clip; None for no crop.
+        flip: probability that an image or a clip is mirrored.
         size: of an image crop, in pixels; that of the image where left out.
         decoder_depth: blocks of mae's decoder.
         decoder_width: their width.
@@ -72,6 +78,7 @@ class MaskedAutoencoder(Objective):
         form: Literal["mae", "simmim"] = "mae",
         ratio: float | None = None,
         unit: int | None = None,
+        tube: bool = False,
         norm_pix: bool | None = None,
         area: tuple[float, float] | None = (0.2, 1.0),
         flip: float = 0.5,
@@ -83,13 +90,16 @@ class MaskedAutoencoder(Objective):
         super().__init__(encoders)
         network = self.encoder(encoder)
         self.modality = network.modality
-        if self.modality not in ("image", "audio"):
+        if self.modality not in ("image", "audio", "video"):
             raise RecipeError(
-                f"masked_autoencoder reads images and sound, and the encoder '{encoder}' reads {self.modality}"
+                f"masked_autoencoder reads images, clips and sound, and the encoder '{encoder}' reads {self.modality}"
             )
+        if tube and self.modality != "video":
+            raise RecipeError("masked_autoencoder: tube is for clips, whose frames hide the same places")
         if not network.subsets or network.patch_size is None:
             raise RecipeError(
-                f"masked_autoencoder hides patches, and {network.spec['model']} does not read patch by patch; "
+                f"masked_autoencoder hides patches, and {network.spec['model']} does not read patch by patch, or its "
+                "patches overlap; "
                 "take a plain vision transformer, such as timm/vit_tiny_patch16_224"
             )
         self.needs = (self.modality,)
@@ -97,14 +107,14 @@ class MaskedAutoencoder(Objective):
         self.ratio = RATIO[form] if ratio is None else ratio
         self.norm_pix = form == "mae" if norm_pix is None else norm_pix
         self.area, self.flip, self.size = area, flip, size
-        sides = (unit, unit) if unit else (SIMMIM_UNIT, SIMMIM_UNIT) if form == "simmim" else self.patch
-        if any(side % patch for side, patch in zip(sides, self.patch, strict=True)):
+        self.tube = tube
+        sides = (unit, unit) if unit else (SIMMIM_UNIT, SIMMIM_UNIT) if form == "simmim" else self.patch[-2:]
+        if any(side % patch for side, patch in zip(sides, self.patch[-2:], strict=True)):
             raise RecipeError(
-                f"masked_autoencoder: unit = {sides[0]} pixels is not a multiple of the patch, {self.patch}"
+                f"masked_autoencoder: unit = {sides[0]} pixels is not a multiple of the patch, {self.patch[-2:]}"
             )
-        self.unit = (sides[0] // self.patch[0], sides[1] // self.patch[1])
-        self.channels = 3 if self.modality == "image" else 1
-        pixels = self.channels * self.patch[0] * self.patch[1]
+        self.unit = tuple(side // patch for side, patch in zip(sides, self.patch[-2:], strict=True))
+        pixels = (1 if self.modality == "audio" else 3) * math.prod(self.patch)
         if form == "mae":
             if decoder_width % 4 or decoder_width % decoder_heads:
                 raise RecipeError(
@@ -127,23 +137,26 @@ class MaskedAutoencoder(Objective):
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """`image` (B, 3, H, W) or `audio` (B, S) -> what the encoder reads, which places it sees, and the targets.
+        """`image` (B, 3, H, W), `video` (B, T, 3, H, W) or `audio` (B, S) -> what is read, what of it is seen, targets.
 
-        `image` (B, 3, h, w) in [0, 1] or `audio` (B, mels, frames); `seen` (B, K) and `hidden` (B, M) places in the
-        grid of patches; `target` (B, M, d), and `scored` (B, M), False for padding.
+        `image` (B, 3, h, w) or `video` (B, T, 3, h, w) in [0, 1], or `audio` (B, mels, frames); `seen` (B, K) and
+        `hidden` (B, M) places in the grid of patches; `target` (B, M, d), and `scored` (B, M), False for padding.
         """
         picture, pixels, valid = read_picture(
             self.encoder(self.name), batch, draws, area=self.area, flip=self.flip, size=self.size
         )
-        grid = (pixels.shape[2] // self.patch[0], pixels.shape[3] // self.patch[1])
-        blocks = (grid[0] // self.unit[0], grid[1] // self.unit[1])
-        whole = tuple(n * u * p for n, u, p in zip(blocks, self.unit, self.patch, strict=True))
-        if whole != tuple(pixels.shape[2:]):
+        grid = self._grid(pixels.shape[2:])
+        time = grid[:-2] if self.tube else (1,) * len(grid[:-2])
+        unit = (*time, *self.unit)
+        block = tuple(n * size for n, size in zip(unit, self.patch, strict=True))
+        if any(extent % size for extent, size in zip(pixels.shape[2:], block, strict=True)):
             raise RecipeError(
-                f"masked_autoencoder: {pixels.shape[2]} x {pixels.shape[3]} pixels cannot be cut into blocks of "
-                f"{self.unit[0] * self.patch[0]} x {self.unit[1] * self.patch[1]}"
+                f"masked_autoencoder: {' x '.join(map(str, pixels.shape[2:]))} pixels cannot be cut into blocks of "
+                f"{' x '.join(map(str, block))}"
             )
-        number = blocks[0] * blocks[1]
+        # Which patches make a block: what `patchify` makes of their numbers.
+        patches = patchify(torch.arange(math.prod(grid), device=pixels.device).view(1, 1, *grid), unit)[0]
+        number = len(patches)
         keep = int(number * (1 - self.ratio))
         if not 0 < keep < number:
             raise RecipeError(
@@ -151,7 +164,7 @@ class MaskedAutoencoder(Objective):
                 "should be and some not; change ratio, or take larger pictures or smaller patches"
             )
         order = draws.uniform(number).argsort(dim=1, stable=True)
-        seen, hidden = self._patches(order[:, :keep], grid[1]), self._patches(order[:, keep:], grid[1])
+        seen, hidden = patches[order[:, :keep]].flatten(1), patches[order[:, keep:]].flatten(1)
         target = take(patchify(pixels, self.patch), hidden)
         if self.norm_pix:
             target = standardize(target)
@@ -170,13 +183,12 @@ class MaskedAutoencoder(Objective):
             "constant_error": (self._error(constant, target) * scored).sum(),
         }
 
-    def _patches(self, blocks: Tensor, columns: int) -> Tensor:
-        """Numbers of blocks (B, n) -> numbers of their patches (B, n · patches of a block), in a grid of `columns`."""
-        tall, wide = self.unit
-        across = columns // wide
-        corner = blocks // across * (tall * columns) + blocks % across * wide
-        down, right = (torch.arange(n, device=blocks.device) for n in (tall, wide))
-        return (corner[:, :, None] + (down[:, None] * columns + right).flatten()).flatten(1)
+    def _grid(self, extents: Sequence[int]) -> tuple[int, ...]:
+        return tuple(extent // size for extent, size in zip(extents, self.patch, strict=True))
+
+    def _channels_first(self, picture: Tensor) -> Tensor:
+        """What the encoder reads -> (B, C, h, w), or (B, C, T, h, w)."""
+        return picture[:, None] if self.modality == "audio" else picture.transpose(1, -3)
 
     def _error(self, pixels: Tensor, target: Tensor) -> Tensor:
         """(B, M): squared (mae) or absolute (simmim) error, a mean over the pixels of each patch."""
@@ -193,7 +205,7 @@ class MaskedAutoencoder(Objective):
         )
         if self.form == "mae":
             features = encoder.encode(take(encoder.embed(picture), seen))
-            grid = (picture.shape[-2] // self.patch[0], picture.shape[-1] // self.patch[1])
+            grid = self._grid(self._channels_first(picture).shape[2:])
             return {"pixels": self.decoder(features, seen, hidden, grid)}
         number = seen.shape[1] + hidden.shape[1]
         shown = torch.zeros(len(hidden), number, dtype=torch.bool, device=hidden.device).scatter_(1, hidden, True)
@@ -212,20 +224,21 @@ class MaskedAutoencoder(Objective):
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """What is seen, what the network makes of it, and what was there; normalized if the task is."""
         picture, hidden = inputs[self.modality], inputs["hidden"]
-        if self.modality == "image":
-            normalize = cast(ImageEncoder, self.encoder(self.name)).normalize
-            pixels, original = normalize(picture), as_floats(picture)
-            scale, shift = normalize.std[:, None, None], normalize.mean[:, None, None]
+        original = self._channels_first(picture)
+        if self.modality == "audio":
+            pixels, scale, shift = original, original.new_tensor(1.0), original.new_tensor(0.0)
         else:
-            pixels = original = picture[:, None]
-            scale, shift = original.new_tensor(1.0), original.new_tensor(0.0)
+            encoder = cast(ImageEncoder | VideoEncoder, self.encoder(self.name))
+            pixels, original = encoder.prepare(picture)[0], as_floats(original)
+            constants = (encoder.normalize.std, encoder.normalize.mean)
+            scale, shift = (values.view(-1, *[1] * len(self.patch)) for values in constants)
         patches, visible = patchify(pixels, self.patch), patchify(original, self.patch)
         if self.norm_pix:
             patches, scale, shift = standardize(patches), scale.new_tensor(0.2), scale.new_tensor(0.5)
 
         def put(values: Tensor, into: Tensor) -> Tensor:
             whole = into.scatter(1, hidden[:, :, None].expand_as(values), values.to(into.dtype))
-            return unpatchify(whole, self.patch, (picture.shape[-2], picture.shape[-1]))
+            return unpatchify(whole, self.patch, tuple(original.shape[2:]))
 
         blank = torch.full_like(take(visible, hidden), float(original.float().mean()))
         kind = "normalized " if self.norm_pix else ""
@@ -236,4 +249,5 @@ class MaskedAutoencoder(Objective):
         }
         if self.norm_pix:
             pictures["original"] = original
-        return [Panel(name, list(p if self.modality == "image" else p[:, 0])) for name, p in pictures.items()]
+        seen = {name: p[:, 0] if self.modality == "audio" else p.transpose(1, -3) for name, p in pictures.items()}
+        return [Panel(name, list(p)) for name, p in seen.items()]
