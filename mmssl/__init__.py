@@ -2,7 +2,7 @@
 
     run = mmssl.run("quickstart", out="runs/first")                        # pretrain -> Run
     run = mmssl.load("runs/first")                                         # or a Hub id
-    scores = mmssl.adapt(run.encoders["image"], "toy", label="shape")      # probe, beside a random-initialized encoder
+    table = mmssl.adapt(run, "toy", label="shape")                         # probe, beside a random-initialized encoder
     encoder = mmssl.encoder("timm/resnet18", modality="image")             # random weights unless pretrained=...
     task = mmssl.objective("rotation", {"image": encoder})                 # an nn.Module
 
@@ -15,8 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmssl.adaptation.adapt import adapt
-    from mmssl.adaptation.scores import Scores
+    from mmssl.adaptation.table import Table
     from mmssl.encoders import create as encoder
     from mmssl.encoders.base import Encoder, Features
     from mmssl.errors import DataError, MmsslError, RecipeError, RunError
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from mmssl.objectives.base import Chance, Objective, Panel
     from mmssl.recipe import Recipe
     from mmssl.runs import Run, load, run
+    from mmssl.transfer import adapt
 
 __version__ = "0.1.0"
 
@@ -39,8 +39,8 @@ _HOMES = {
     "Objective": ("mmssl.objectives.base", "Objective"),
     "Chance": ("mmssl.objectives.base", "Chance"),
     "Panel": ("mmssl.objectives.base", "Panel"),
-    "adapt": ("mmssl.adaptation.adapt", "adapt"),
-    "Scores": ("mmssl.adaptation.scores", "Scores"),
+    "adapt": ("mmssl.transfer", "adapt"),
+    "Table": ("mmssl.adaptation.table", "Table"),
     "Recipe": ("mmssl.recipe", "Recipe"),
     "MmsslError": ("mmssl.errors", "MmsslError"),
     "RecipeError": ("mmssl.errors", "RecipeError"),
@@ -60,7 +60,7 @@ __all__ = [  # noqa: RUF022 (in the order in which a user meets them)
     "Chance",
     "Panel",
     "adapt",
-    "Scores",
+    "Table",
     "Recipe",
     "MmsslError",
     "RecipeError",

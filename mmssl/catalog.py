@@ -11,7 +11,7 @@ from typing import Any
 from mmssl.errors import RecipeError, nearest
 from mmssl.registry import ROOT, components, find, keywords
 
-KINDS = ("objective", "encoder", "probe")
+KINDS = ("objective", "encoder", "probe", "target")
 LIBRARIES = {
     "image": "timm, torchvision, open_clip, transformers",
     "text": "transformers, open_clip",
@@ -73,7 +73,7 @@ def table() -> str:
     sections = [(f"objectives: {family}", rows) for family, rows in families.items()]
     encoders = [(name, LIBRARIES.get(name, "")) for name in components("encoder") if name in LIBRARIES]
     sections.append(("encoders, as library/name", encoders))
-    sections.append(("probes", [(c.name, c.summary) for c in components("probe").values()]))
+    sections += [(f"{kind}s", [(c.name, c.summary) for c in components(kind).values()]) for kind in ("probe", "target")]
     sections.append(("recipes", [(p.stem, next(iter(head(p)), "")) for p in recipe_files()]))
     width = max(len(name) for _, rows in sections for name, _ in rows) + 2
     lines = []

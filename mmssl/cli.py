@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mmssl import __version__
-from mmssl.errors import Interrupted, MmsslError, RecipeError, nearest
+from mmssl.errors import Interrupted, MmsslError, RecipeError
 
 app = typer.Typer(
     name="mmssl",
@@ -77,19 +77,14 @@ def run_command(
     load(recipe, overrides)  # errors in the recipe's own keys come before torch is imported
 
     from mmssl import runs
+    from mmssl.adaptation.table import Table
     from mmssl.ops.gather import process_share
 
     result = runs.run(recipe, set=overrides, out=out_, resume=resume)
     if process_share()[0]:
         return
-    probes = result.probes
-    if probes:
-        random = next((row for row in probes["rows"] if row["encoder"] == "random"), None)
-        beside = f", random-initialized {random['accuracy']:.1%}" if random else ""
-        out.print(
-            f"\n{probes['probe']} probe of '{probes['label']}': pretrained {probes['accuracy']:.1%}{beside} "
-            f"({probes['test_rows']} test rows)"
-        )
+    for table in result.probes:
+        out.print(f"\n{Table.from_json(table).summary()}")
     out.print(f"\nrun directory   {result.directory}")
     out.print(f"report          {result.directory / 'report.html'}")
     out.print(f"pictures        {result.directory / 'figures'}")
@@ -103,8 +98,13 @@ def run_command(
 @app.command()
 def adapt(
     run: RunPath,
-    data: Annotated[str, typer.Option(help="Labeled rows: anything that a recipe's data.source may be.")],
-    label: Annotated[str, typer.Option(help="Column of the classes.")] = "label",
+    data: Annotated[
+        str | None, typer.Option(help="Labeled rows: anything that a recipe's data.source may be; its own by default.")
+    ] = None,
+    label: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
+    target: Annotated[
+        str | None, typer.Option(help="What they are: classes, labels, values; by the column's cells by default.")
+    ] = None,
     test: Annotated[str | None, typer.Option(help="Test rows; the test split of --data by default.")] = None,
     probe: Annotated[
         str, typer.Option(help="knn, ridge, logistic, finetune; of the whole task: retrieval, zero_shot.")
@@ -119,6 +119,8 @@ def adapt(
     limit: Annotated[int | None, typer.Option(help="Use only so many rows.")] = None,
     seed: Annotated[int, typer.Option(help="First of the seeds.")] = 0,
     seeds: Annotated[int, typer.Option(help="Random-initialized encoders; trainings of finetune.")] = 3,
+    workers: Annotated[int, typer.Option(help="Processes that decode.")] = 0,
+    cache: Annotated[bool, typer.Option(help="Keep features in the run's directory, for the next probe.")] = True,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a hyper-parameter of the probe."),
@@ -126,29 +128,18 @@ def adapt(
     trust: Trust = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
-    """Score a run's encoder on labeled rows, or its task on pairs, beside its baselines."""
+    """Score a run's encoder on labeled rows, or its task on pairs, beside its baselines; the run keeps the table."""
     import yaml
 
-    from mmssl import adaptation, registry, runs
-    from mmssl.adaptation.pairs import PairProbe, network_of
+    import mmssl
 
-    options = {key: yaml.safe_load(value) for key, value in _overrides(set_).items()}
-    loaded = runs.load(run, trust=trust)
-    whole = issubclass(registry.find("probe", probe), PairProbe)
-    if whole and encoder is not None:
-        raise RecipeError(
-            f"{probe} compares two encoders: name them with --set a=... --set b=... in place of --encoder"
-        )
-    name = encoder or next(iter(loaded.encoders))
-    if name not in loaded.encoders:
-        raise RecipeError(f"{run} has no encoder '{name}'{nearest(name, loaded.encoders)}")
-    chosen: Any = loaded.objective if whole else loaded.encoders[name]
-    reads = network_of(chosen, options.get("a"), options.get("b")).modalities if whole else (chosen.modality,)
-    scores = adaptation.adapt(
-        chosen,
+    table = mmssl.adapt(
+        run,
         data,
         test,
+        encoder=encoder,
         label=label,
+        target=target,
         probe=probe,
         layers=layers,
         baseline=baseline,
@@ -157,15 +148,17 @@ def adapt(
         limit=limit,
         seed=seed,
         seeds=seeds,
-        data=loaded.decoding(*reads),
-        **options,
+        workers=workers,
+        cache=cache,
+        trust=trust,
+        **{key: yaml.safe_load(value) for key, value in _overrides(set_).items()},
     )
     if json_:
         import json
 
-        typer.echo(json.dumps(scores.to_json(), indent=1))
+        typer.echo(json.dumps(table.to_json(), indent=1))
     else:
-        typer.echo(scores.table())
+        typer.echo(str(table))
 
 
 @app.command()

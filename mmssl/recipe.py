@@ -273,22 +273,38 @@ class Training(_Section):
 class Probe(_Section):
     """A probe on labeled rows, during training and in the report.
 
+    Other keys are the probe's hyper-parameters, such as `k` of `knn`; `mmssl list knn` says which there are.
+
     Attributes:
         data: labeled source with the same decode settings as the training data; `none` uses the training source.
         label: column of the label.
+        target: what the labels are: `classes`, `labels`, `values` ...; by the column's cells where left out.
+        probe: `knn`, `ridge`, `logistic`, `finetune`, `retrieval`, `zero_shot` ...
         encoder: whose features are probed; the first encoder where left out.
+        layers: probe every depth as well.
+        shots: learn from only so many rows a class.
         groups: column of what the choice of hyper-parameters must not divide, such as drawings of one thing.
         limit: use only that many rows, of training and of test rows each.
         every: steps between probes during training; 0 only at the end.
     """
 
+    model_config = ConfigDict(extra="allow", frozen=True)
+
     data: str | None = None
     label: str = "label"
-    probe: Literal["knn", "ridge", "logistic"] = "knn"
+    target: str | None = None
+    probe: str = "knn"
     encoder: str | None = None
+    layers: bool = False
+    shots: Positive | None = None
     groups: str | None = None
     every: Annotated[int, Field(ge=0)] = 0
     limit: Positive | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The probe's hyper-parameters."""
+        return dict(self.model_extra or {})
 
 
 class Recipe(_Section):
@@ -300,7 +316,8 @@ class Recipe(_Section):
         objective: `{name: ..., hyper-parameter: value, ...}`.
         data: one source, or name -> source where an objective mixes several.
         training: the loop.
-        probe: optional labeled set.
+        probe: optional labeled set, and what is asked of it.
+        probes: several of these, in place of one.
         license: of the weights, for the model card.
     """
 
@@ -309,6 +326,7 @@ class Recipe(_Section):
     data: OneOrMany
     training: Training = Training()
     probe: Probe | None = None
+    probes: tuple[Probe, ...] = ()
     license: str | None = None
 
     @field_validator("data")
@@ -333,6 +351,16 @@ class Recipe(_Section):
             if not isinstance(arguments.get("model"), str):
                 raise ValueError(f"'{name}' needs a model, for instance {{model: timm/resnet18}}")
         return value
+
+    @model_validator(mode="after")
+    def _one_or_several_probes(self) -> Recipe:
+        if self.probe and self.probes:
+            raise ValueError("probe and probes are both given; put all into the list probes")
+        return self
+
+    def every_probe(self) -> tuple[Probe, ...]:
+        """The one or the several."""
+        return (self.probe,) if self.probe else self.probes
 
     def sources(self) -> dict[str, Data]:
         """Name -> source; the name is empty where there is only one."""

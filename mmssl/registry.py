@@ -25,6 +25,7 @@ ROOMS = {
     "encoder": "encoders",
     "backbone": "encoders/backbones",
     "probe": "adaptation/probes",
+    "target": "adaptation/targets",
 }
 NOT_COMPONENTS = {"__init__", "base"}
 
@@ -41,7 +42,7 @@ class Component:
 
 @cache
 def components(kind: str) -> dict[str, Component]:
-    """All components of a kind (`objective`, `encoder`, `backbone`, `probe`) by name, without importing any."""
+    """All components of a kind (`objective`, `encoder`, `backbone`, `probe`, `target`) by name; none is imported."""
     room = ROOT / ROOMS[kind]
     others = {ROOT / other for other in ROOMS.values()} - {room}
     found = {}
@@ -59,7 +60,7 @@ def find(kind: str, name: str, where: str = "") -> type:
     """The one class that the module of that name defines.
 
     Args:
-        kind: `objective`, `encoder`, `backbone` or `probe`.
+        kind: `objective`, `encoder`, `backbone`, `probe` or `target`.
         name: of a module of that kind's room, or dotted for one outside the library.
         where: file and key, for the error.
 

@@ -14,6 +14,8 @@ from rich.console import Console
 from torch.distributed.tensor import DTensor
 
 from mmssl import recipe as recipes
+from mmssl.adaptation.cache import FeatureCache
+from mmssl.adaptation.recipe_probes import check_probes, probe_at_end, probes_during
 from mmssl.batch import to_device
 from mmssl.build import build, build_objective, tokenizers_of
 from mmssl.data.loader import Loader
@@ -30,6 +32,9 @@ from mmssl.training.loop import fit
 if TYPE_CHECKING:
     from mmssl.audit.verdict import Verdict
 
+PROBES = "probes.json"
+FEATURES = "features"
+"""Folder in which features of probed rows are kept."""
 # Settings that may differ when a run is resumed: they change how, not what, is computed.
 FREE_ON_RESUME = {"workers", "log_every", "save_every", "trackers", "accumulate"}
 
@@ -75,10 +80,22 @@ class Run:
         return next(iter(sources.values()))
 
     @property
-    def probes(self) -> dict[str, Any] | None:
-        """The probe table of probes.json, or None where the recipe asks for none."""
-        path = self.directory / "probes.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    def probes(self) -> list[dict[str, Any]]:
+        """The tables of probes.json, in the order in which they were asked for."""
+        path = self.directory / PROBES
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+    def add_probe(self, table: Mapping[str, Any]) -> None:
+        """Write a table of `mmssl.adapt` into probes.json, and into the report where there is one.
+
+        It takes the place of the one that answers the same question.
+        """
+        from mmssl.report.page import write_report
+
+        tables = {_question(one): one for one in self.probes} | {_question(table): dict(table)}
+        _write(self.directory / PROBES, json.dumps(list(tables.values()), indent=1))
+        if (self.directory / "report.html").exists():
+            write_report(self)
 
     @property
     def tokenizers(self) -> dict[str, Tokenizer]:
@@ -113,6 +130,7 @@ def run(
     if isinstance(recipe, Recipe):
         recipe = recipe.model_dump(mode="json", exclude_none=True)
     resolved = recipes.load(recipe, set)
+    check_probes(resolved, where)
     directory = Path(out) if out else Path("runs") / (Path(where).stem if where != "recipe" else "run")
     new = not directory.exists()
     resume = _prepare(directory, resolved, resume, state.is_main_process)
@@ -132,15 +150,15 @@ def run(
     last = checkpoint.newest(directory) if resume else None
     complete = last is not None and checkpoint.read_state(last)["step"] == resolved.training.steps
     complete = complete and (directory / "report.html").exists()
-    probe = _probe_during(result)
+    during = probes_during(result, resolved.every_probe())
     result.history = fit(
         objective,
         loader,
         resolved.training,
         directory,
         resume=resume,
-        probe=probe,
-        probe_every=resolved.probe.every if resolved.probe else 0,
+        probe=during[0] if during else None,
+        probe_every=during[1] if during else 0,
         quiet=quiet,
     )
     result.step = resolved.training.steps
@@ -251,20 +269,9 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -
             yield f"{prefix}{key}"
 
 
-def _probe_during(run: Run) -> Any:
-    spec = run.recipe.probe
-    if spec is None or spec.every == 0:
-        return None
-    from mmssl.adaptation import ProbeDuring
-
-    name = spec.encoder or next(iter(run.encoders))
-    return ProbeDuring(spec, run.encoders[name], _probe_data(run, name))
-
-
-def _probe_data(run: Run, encoder: str) -> Data:
-    """The probe's source, decoded as the encoder's training data is."""
-    own, probe = run.decoding(run.encoders[encoder].modality), run.recipe.probe
-    return own if probe is None or probe.data is None else own.model_copy(update={"source": probe.data})
+def _question(table: Mapping[str, Any]) -> tuple[str, ...]:
+    keys = ("probe", "target", "label", "encoder", "shots", "test", "train_rows")
+    return tuple(str(table.get(key)) for key in keys)
 
 
 def _print_verdict(run: Run) -> None:
@@ -285,21 +292,9 @@ def _finish(run: Run, loader: Loader) -> None:
     draw_panels(preview(run.objective, loader, seed=run.recipe.training.seed), figures / "preview.png")
     draw_history(run.history, run.chance, figures / "history.png")
     draw_conflicts(run.history, figures / "conflicts.png")
-    spec = run.recipe.probe
-    if spec is not None:
-        from mmssl.adaptation import adapt
-
-        name = spec.encoder or next(iter(run.encoders))
-        scores = adapt(
-            run.encoders[name],
-            _probe_data(run, name),
-            label=spec.label,
-            probe=spec.probe,
-            groups=spec.groups,
-            seed=run.recipe.training.seed,
-            limit=spec.limit,
-        )
-        _write(run.directory / "probes.json", json.dumps(scores.to_json(), indent=1))
+    cache = FeatureCache(run.directory / FEATURES)
+    for spec in run.recipe.every_probe():
+        run.add_probe(probe_at_end(run, spec, seed=run.recipe.training.seed, cache=cache).to_json())
     write_report(run)
 
 

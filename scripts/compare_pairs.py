@@ -31,6 +31,7 @@ UNSEEN = "openmoji"
 TESTS = {"seen": "artists trained on", "unseen": "an artist never seen"}
 SIZE, LENGTH = 32, 16
 STEPS, PAIRS, WIDTH = 500, 128, 128
+KS = (1, 5, 10)
 RERANK = 16
 LAYER = {"hidden_size": WIDTH, "num_attention_heads": 4, "intermediate_size": 256}
 NO_DROPOUT = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
@@ -128,20 +129,18 @@ def measure(task: str, seed: int, folder: str) -> dict[str, Any]:
         # The linear maps do not depend on the seed, nor random weights on the task: once will do.
         baseline = task == "contrastive"
         scores = mmssl.adapt(
-            run.objective,
-            data,
-            asked,
-            probe="retrieval",
-            rerank=RERANK,
-            seed=seed,
-            seeds=1,
-            baseline=baseline,
+            run, data, asked, probe="retrieval", rerank=RERANK, seed=seed, seeds=1, baseline=baseline, ks=KS
         )
         cell[test] = {
-            "items": scores.items,
-            "parts": scores.parts,
+            "items": {name: scores.counts[f"{name} items"] for name in ("image", "text")},
+            "parts": scores.counts["parts that share nothing"],
             "rows": [
-                [row.encoder, row.query, {k: round(share, 4) for k, share in row.recall.items()}, row.median_rank]
+                [
+                    row.encoder,
+                    row.part.partition(" ")[0],
+                    {k: round(row.metrics[f"recall_at_{k}"], 4) for k in KS},
+                    row.metrics["median_rank"],
+                ]
                 for row in scores.rows
             ],
         }

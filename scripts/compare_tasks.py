@@ -147,7 +147,7 @@ def measure(task: str, network: str, seed: int, folder: str) -> dict[str, Any]:
     settings = {"label": "category", "groups": "concept", "seed": seed, "seeds": 1, "baseline": False}
     if task == "supervised":
         scores = mmssl.adapt(encoder, data, probe="finetune", steps=STEPS, batch_rows=PICTURES, **settings)
-        return {"finetune": scores.rows[0].accuracy, "minutes": (time.perf_counter() - began) / 60}
+        return {"finetune": scores.score, "minutes": (time.perf_counter() - began) / 60}
     if task == "pixels":
         encoder = pixels()
     elif task != "random":
@@ -159,10 +159,11 @@ def measure(task: str, network: str, seed: int, folder: str) -> dict[str, Any]:
         cell |= {"verdict": [asdict(verdict) for verdict in run.verdict], "trained": (time.perf_counter() - began) / 60}
     for probe, options in (("knn", {}), ("logistic", {"c": (1e-3, 1e-2, 0.1)})):
         seen = mmssl.adapt(encoder, data, artists, probe=probe, **settings, **options)
-        cell[f"{probe}, artists seen"] = round(seen.rows[0].accuracy, 4)
+        cell[f"{probe}, artists seen"] = round(seen.score, 4)
         scores = mmssl.adapt(encoder, data, probe=probe, layers=task != "pixels", **settings, **options)
-        cell[probe] = {row.layer: round(row.accuracy, 4) for row in scores.rows if row.encoder == "pretrained"}
-        cell["majority"] = next(round(row.accuracy, 4) for row in scores.rows if row.encoder == "constant")
+        own = (row for row in scores.rows if row.encoder == "pretrained")
+        cell[probe] = {row.part: round(row.metrics["accuracy"], 4) for row in own}
+        cell["majority"] = round(scores.row("constant").metrics["accuracy"], 4)
     return cell | {"minutes": (time.perf_counter() - began) / 60}
 
 

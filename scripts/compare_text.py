@@ -87,7 +87,7 @@ def measure(corpus: str, task: str, seed: int) -> dict[str, Any]:
                 data=run.recipe.data,
             )
             for row in scores.rows:
-                cell.setdefault(row.encoder, {})[str(shots)] = round(row.accuracy, 4)
+                cell.setdefault(row.encoder, {})[str(shots)] = round(row.metrics["accuracy"], 4)
     return cell | {"minutes": round((time.perf_counter() - began) / 60, 2)}
 
 
@@ -209,12 +209,11 @@ def _nouns() -> Any:
 def _tfidf(seed: int) -> dict[str, Any]:
     """The probe's protocol on sparse words: the same draw of labels, C chosen on a fifth of them."""
     import datasets
-    import torch
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    from mmssl.adaptation.probes.base import HELD_OUT as SHARE
-    from mmssl.adaptation.probes.base import draw_shots, hold_out
+    from mmssl.adaptation.targets.base import HELD_OUT as SHARE
+    from mmssl.adaptation.targets.classes import Classes
 
     train, test = _nouns()
     home = f"{os.environ['MMSSL_DATA']}/wordnet/train.parquet"
@@ -222,13 +221,14 @@ def _tfidf(seed: int) -> dict[str, Any]:
     words = TfidfVectorizer(sublinear_tf=True).fit(every)
     known, asked = words.transform(train["text"]), words.transform(test["text"])
     classes = sorted(set(train["category"]))
-    labels = torch.tensor([classes.index(name) for name in train["category"]])
+    target = Classes(classes)
+    labels = target.encode(train["category"])
     truth = np.array([classes.index(name) for name in test["category"]])
     found = {}
     for shots in SHOTS:
-        pick = draw_shots(labels, shots, seed)
+        pick = target.draw_shots(labels, shots, seed)
         rows, own = known[pick.numpy()], labels[pick]
-        held = hold_out(own, SHARE, seed).numpy()
+        held = target.hold_out(own, SHARE, seed).numpy()
         accuracy = {
             c: LogisticRegression(C=c, max_iter=2000).fit(rows[~held], own[~held]).score(rows[held], own[held])
             for c in (0.1, 1.0, 10.0, 100.0)

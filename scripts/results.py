@@ -61,16 +61,16 @@ def category(run: Any) -> dict[str, float]:
 
     numbers: dict[str, float] = {}
     for probe in ("knn", "logistic"):
-        scores = mmssl.adapt(
-            run.encoders["image"],
-            run.recipe.data,
+        table = mmssl.adapt(
+            run,
+            encoder="image",
             label="category",
             probe=probe,
             groups="concept",
             seed=run.recipe.training.seed,
             seeds=1,
         )
-        by_name = {row.encoder: row.accuracy for row in scores.rows}
+        by_name = {row.encoder: row.metrics["accuracy"] for row in table.rows}
         numbers |= {probe: by_name["pretrained"], f"{probe} random": by_name["random"]}
         numbers["majority"] = by_name["constant"]
     return numbers
@@ -80,17 +80,14 @@ def emoji_retrieval(run: Any) -> dict[str, float]:
     """Image to text among the distinct names of concepts that were not trained on, and the other way round."""
     import mmssl
 
-    scores = mmssl.adapt(run.objective, run.recipe.data, probe="retrieval", baseline=False)
-    there, back = (scores.row("pretrained", query).recall for query in ("image", "text"))
-    by_chance = {query: scores.row("chance", query).recall for query in ("image", "text")}
-    return {
-        "image to text R@1": there[1],
-        "image to text R@10": there[10],
-        "image to text R@10 chance": by_chance["image"][10],
-        "text to image R@10": back[10],
-        "text to image R@10 chance": by_chance["text"][10],
-        "gallery": scores.items["text"],
-    }
+    table = mmssl.adapt(run, probe="retrieval", baseline=False)
+    numbers: dict[str, float] = {}
+    for way in ("image to text", "text to image"):
+        metrics, chance = (table.row(encoder, way).metrics for encoder in ("pretrained", "chance"))
+        if way == "image to text":
+            numbers[f"{way} R@1"] = metrics["recall_at_1"]
+        numbers |= {f"{way} R@10": metrics["recall_at_10"], f"{way} R@10 chance": chance["recall_at_10"]}
+    return numbers | {"gallery": table.counts["text items"]}
 
 
 def alignment(run: Any) -> dict[str, float]:

@@ -200,14 +200,14 @@ def test_adapt_compares_pairs_and_reads_names_of_classes(monkeypatch, capsys, pa
     common = ("adapt", str(pairs.directory), "--data", "toy", "--limit", "48", "--seeds", "1")
     assert call(monkeypatch, *common, "--probe", "retrieval", "--set", "ks=[2, 3]", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert list(found["rows"][0]["recall"]) == ["2", "3"]
+    assert list(found["rows"][0]["metrics"]) == ["recall_at_2", "recall_at_3", "median_rank"]
     assert {row["encoder"] for row in found["rows"]} == {"pretrained", "random", "raw", "chance"}
     assert found["test"] == "toy, split test"
     named = ("--probe", "zero_shot", "--label", "shape", "--set", "templates=['a {}', '{} there']")
     assert call(monkeypatch, *common, *named) == 0
     assert "zero_shot probe of 'shape': nothing learned, 48 test rows, 8 classes" in capsys.readouterr().out
     for more, sentence in (
-        (("--probe", "retrieval", "--encoder", "image"), "name them with --set a="),
+        (("--probe", "retrieval", "--encoder", "image"), "name them as a and b"),
         (("--probe", "knn", "--encoder", "imag"), "no encoder 'imag' (did you mean 'image'?)"),
         (("--probe", "knn", "--set", "kk=3"), "unknown key 'kk'"),
     ):

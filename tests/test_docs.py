@@ -58,7 +58,7 @@ def test_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     import torch
 
     (program,) = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
-    program = program.replace('{"training.steps": 200}', '{"training.steps": 2, "probe.limit": 40}')
+    program = program.replace('{"training.steps": 200}', '{"training.steps": 31, "probe.limit": 40}')
     monkeypatch.chdir(tmp_path)
     for i in range(24):
         folder = Path("path/to/labeled", ("dark", "light")[i % 2])
@@ -67,4 +67,4 @@ def test_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     names = {"images": torch.zeros(2, 3, 32, 32, dtype=torch.uint8)}
     exec(program, names)
     assert {depth.pooled.shape[0] for depth in [names["features"], *names["depths"].values()]} == {2}
-    assert "margin over the better baseline" in capsys.readouterr().out
+    assert "margin over the best baseline" in capsys.readouterr().out

@@ -31,6 +31,7 @@ adaptation
 audit
 report hub
 runs
+transfer
 doctor
 cli
 __main__

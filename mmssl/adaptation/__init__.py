@@ -1,10 +1,8 @@
-"""What the encoder is worth: frozen features, probes, fine-tuning, and the baselines that any number stands beside."""
+"""What the encoder is worth: targets, frozen features, probes, fine-tuning, and the baselines beside any number."""
 
 from __future__ import annotations
 
-from mmssl.adaptation.adapt import adapt
-from mmssl.adaptation.during import ProbeDuring
 from mmssl.adaptation.features import features
-from mmssl.adaptation.scores import RetrievalRow, RetrievalScores, Row, Scores
+from mmssl.adaptation.table import Row, Table
 
-__all__ = ["ProbeDuring", "RetrievalRow", "RetrievalScores", "Row", "Scores", "adapt", "features"]
+__all__ = ["Row", "Table", "features"]

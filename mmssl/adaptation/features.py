@@ -36,8 +36,8 @@ def features(
         DataError: where there is no batch, or one without the encoder's key.
         RunError: where features are not finite.
     """
-    (found,), rest = extract([encoder], batches, layers=layers)
-    return found if layers else found[POOLED], rest.get("label"), rest.get("id")
+    (found,), others = extract([encoder], batches, layers=layers)
+    return found if layers else found[POOLED], others.get("label"), others.get("id")
 
 
 def extract(
@@ -45,18 +45,20 @@ def extract(
 ) -> tuple[list[dict[str, Tensor]], Batch]:
     """`features` of several encoders of one modality in one pass, so that each row is decoded once.
 
+    Only features are kept: batches may be as many as there are.
+
     Returns:
-        {"pooled" or depth: float32 (N, D)} for each encoder, and what the batches hold beside raw media.
+        {"pooled" or depth: float32 (N, D)} for each encoder, and what the batches hold besides raw media.
     """
     parts: list[dict[str, list[Tensor]]] = [{} for _ in encoders]
-    rest: list[Batch] = []
+    others: list[Batch] = []
     with evaluating(encoders), torch.no_grad():
         for batch in batches:
             for encoder, lists in zip(encoders, parts, strict=True):
-                for depth, vectors in _look(encoder, batch, layers).items():
+                for depth, vectors in _pooled(encoder, batch, layers).items():
                     lists.setdefault(depth, []).append(vectors.float().cpu())
-            rest.append({key: value for key, value in batch.items() if key.removesuffix("_mask") not in MODALITIES})
-    beside = collect(rest)
+            others.append({key: value for key, value in batch.items() if key.removesuffix("_mask") not in MODALITIES})
+    joined = collect(others)
     found = [{depth: torch.cat(some) for depth, some in lists.items()} for lists in parts]
     for depths in found:
         for depth, vectors in depths.items():
@@ -66,7 +68,7 @@ def extract(
                     f"{broken} of {len(vectors)} {depth} features are not finite: training diverged, or the "
                     "encoder's precision is too low"
                 )
-    return found, beside
+    return found, joined
 
 
 def collect(batches: Iterable[Batch]) -> Batch:
@@ -78,19 +80,19 @@ def collect(batches: Iterable[Batch]) -> Batch:
 
 
 def inputs_of(encoder: Encoder) -> tuple[str, str]:
-    """The batch keys that an encoder reads: its modality's, and that of the mask."""
+    """The batch keys that an encoder reads: its modality's, and that of what is valid in it."""
     return encoder.modality, f"{encoder.modality}_mask"
 
 
-def _look(encoder: Encoder, batch: Batch, layers: bool) -> dict[str, Tensor]:
-    key, mask_key = inputs_of(encoder)
+def _pooled(encoder: Encoder, batch: Batch, layers: bool) -> dict[str, Tensor]:
+    key, valid_key = inputs_of(encoder)
     if key not in batch:
         raise DataError(f"the encoder reads '{key}', the batches have: {', '.join(batch) or 'nothing'}")
-    inputs = to_device({k: batch[k] for k in (key, mask_key) if k in batch}, next(encoder.parameters()).device)
-    valid = inputs.get(mask_key)
+    inputs = to_device({k: batch[k] for k in (key, valid_key) if k in batch}, next(encoder.parameters()).device)
+    valid = inputs.get(valid_key)
     found = {POOLED: encoder(inputs[key], valid).pooled}
     if layers:
-        found |= {depth: value.pooled for depth, value in encoder.layers(inputs[key], valid).items()}
+        found |= {depth: features.pooled for depth, features in encoder.layers(inputs[key], valid).items()}
     return found
 
 

@@ -8,73 +8,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mmssl.adaptation.canonical_correlation import raw_features
 from mmssl.adaptation.features import evaluating, inputs_of
+from mmssl.adaptation.probes.base import Probe
 from mmssl.adaptation.ranks import Matcher, Relation, Scorer
-from mmssl.adaptation.raw import plain
-from mmssl.adaptation.rows import Opened, Rows, groups_of, open_asked, read_rows
+from mmssl.adaptation.request import Model, Request
+from mmssl.adaptation.rows import Split, in_order
+from mmssl.adaptation.table import Table
 from mmssl.batch import Batch, count_rows, to_device
-from mmssl.build import tokenizers_of
 from mmssl.encoders.base import Encoder, Features
 from mmssl.errors import DataError, RecipeError, RunError
 from mmssl.media.text import Tokenizer
 from mmssl.objectives import reinitialized
 from mmssl.objectives.base import Objective, Pair
-from mmssl.recipe import Data
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a probe of pairs is given: the arguments of `mmssl.adapt` that concern it."""
-
-    train: Any
-    test: Any = None
-    label: str = "label"
-    baseline: bool = True
-    seeds: tuple[int, ...] = (0, 1, 2)
-    groups: str | None = None
-    data: Data | None = None
-    columns: Mapping[str, str] | None = None
-    limit: int | None = None
-    batch_size: int = 256
-    workers: int = 0
-
-    def open(self) -> tuple[Opened | None, Opened | None]:
-        """Sources of training and test rows, None for batches and for training rows that there are not."""
-        return open_asked(self.train, self.test, data=self.data, columns=self.columns, limit=self.limit)
-
-    def rows(self, opened: Opened, task: Objective, needs: Sequence[str], **more: Any) -> Rows:
-        """Batches of a source; `more` as `label`, `classes` and `groups` of `read_rows`."""
-        tokenizers = tokenizers_of(task.exported)
-        return read_rows(opened, needs, tokenizers, batch_size=self.batch_size, workers=self.workers, **more)
-
-    def train_rows(self, opened: Opened | None, task: Objective, needs: Sequence[str]) -> Rows | None:
-        """Of the source, or the batches that were given apart from test rows; None where there are none."""
-        if opened is not None:
-            return self.rows(opened, task, needs)
-        return None if self.test is None else Rows(self.train, "batches")
-
-    def test_rows(self, opened: Opened | None, task: Objective, needs: Sequence[str], **more: Any) -> Rows:
-        """Of the source, or the batches that were given; see `rows`."""
-        if opened is not None:
-            return self.rows(opened, task, needs, groups=self.groups, **more)
-        return Rows(self.train if self.test is None else self.test, "batches")
-
-
-class PairProbe:
-    """Compares two sides of rows as a task does; learns nothing.
-
-    Subclasses take keyword-only hyper-parameters; see `mmssl.adapt`, which calls them.
-    """
-
-    def score(self, task: Objective, asked: Asked) -> Any:
-        """The table of `task`, which stays as it was."""
-        raise TypeError(f"{type(self).__name__} scores nothing")
 
 
 @dataclass(frozen=True)
@@ -97,9 +48,41 @@ class Network:
         return next(self.encoders[0].parameters()).device
 
     @property
+    def names(self) -> tuple[str, str]:
+        """Of both encoders."""
+        return self.pair.a, self.pair.b
+
+    @property
     def modalities(self) -> tuple[str, str]:
         """Of both encoders."""
         return self.encoders[0].modality, self.encoders[1].modality
+
+
+class PairProbe(Probe):
+    """Compares two sides of rows as a task does; learns nothing.
+
+    Args:
+        a: name of one encoder; that of the first pair that the task compares where left out.
+        b: name of the other.
+    """
+
+    def __init__(self, a: str | None, b: str | None) -> None:
+        self.a, self.b = a, b
+
+    def score(self, model: Model, request: Request) -> Table:
+        """See `Probe`."""
+        name = self.name
+        if model.task is None:
+            raise RecipeError(f"{name} compares two encoders in the space of their task; give the task: run.objective")
+        if model.chosen:
+            raise RecipeError(f"{name} compares two encoders: name them as a and b in place of one encoder")
+        if request.layers or request.shots or request.target:
+            raise RecipeError(f"{name} learns nothing and looks at no depths; leave layers, shots and target out")
+        return self.compare(network_of(model.task, self.a, self.b), model, request)
+
+    def compare(self, network: Network, model: Model, request: Request) -> Table:
+        """The table of a network and its baselines."""
+        raise TypeError(f"{type(self).__name__} compares nothing")
 
 
 def network_of(task: Objective, a: str | None = None, b: str | None = None) -> Network:
@@ -129,7 +112,7 @@ def network_of(task: Objective, a: str | None = None, b: str | None = None) -> N
     return Network(task, first._replace(match=match), (encoders[first.a], encoders[first.b]))
 
 
-def fresh_tasks(task: Objective, seeds: Iterable[int]) -> list[Objective]:
+def reinitialized_tasks(task: Objective, seeds: Iterable[int]) -> list[Objective]:
     """The task with new random weights, on its device; raises RecipeError where it cannot be made again."""
     device = next(task.parameters()).device
     try:
@@ -139,27 +122,27 @@ def fresh_tasks(task: Objective, seeds: Iterable[int]) -> list[Objective]:
 
 
 @dataclass
-class Side:
+class Items:
     """Distinct items of one side.
 
     Attributes:
         item: of each row, int64 (R,).
         vectors: of each network, float32 (items, W); none for a network without a common space.
         features: of each network, where they are kept for its `match`.
-        plain: float32 (items, D), or token ids; see `raw.plain`.
+        raw: float32 (items, D), or token ids; see `raw_features`.
     """
 
     item: Tensor
     vectors: list[Tensor | None]
     features: list[Features | None]
-    plain: Tensor
+    raw: Tensor
 
     def __len__(self) -> int:
-        return len(self.plain)
+        return len(self.raw)
 
 
 @dataclass
-class Sides:
+class PairedItems:
     """Both sides of all rows.
 
     Attributes:
@@ -167,102 +150,102 @@ class Sides:
         relation: which items belong together.
     """
 
-    a: Side
-    b: Side
+    a: Items
+    b: Items
     relation: Relation
 
 
-@dataclass
-class _Growing:
-    """A side while rows come in."""
+class _ItemsSoFar:
+    """Items of one side while rows come in, with what `networks` networks make of them."""
 
-    number: dict[bytes, int] = field(default_factory=dict)
-    item: list[int] = field(default_factory=list)
-    vectors: list[list[Tensor]] = field(default_factory=list)
-    features: list[list[Features]] = field(default_factory=list)
-    plain: list[Tensor] = field(default_factory=list)
+    def __init__(self, networks: int) -> None:
+        self.number: dict[bytes, int] = {}
+        self.item: list[int] = []
+        self.vectors: list[list[Tensor]] = [[] for _ in range(networks)]
+        self.features: list[list[Features]] = [[] for _ in range(networks)]
+        self.raw: list[Tensor] = []
 
-    def new(self, batch: Batch) -> Tensor:
+    def add(self, batch: Batch) -> Tensor:
         """Positions of the rows that were not seen before; every row gets the number of its item."""
         positions = []
         for position in range(count_rows(batch)):
             content = hashlib.blake2b(b"".join(v[position].contiguous().numpy().tobytes() for v in batch.values()))
-            known = len(self.number)
-            number = self.number.setdefault(content.digest(), known)
-            if number == known:
+            seen = len(self.number)
+            number = self.number.setdefault(content.digest(), seen)
+            if number == seen:
                 positions.append(position)
             self.item.append(number)
         return torch.tensor(positions, dtype=torch.int64)
 
-    def done(self) -> Side:
-        return Side(
+    def all(self) -> Items:
+        return Items(
             item=torch.tensor(self.item),
             vectors=[torch.cat(parts) if parts else None for parts in self.vectors],
-            features=[_joined(parts) if parts else None for parts in self.features],
-            plain=torch.cat(self.plain),
+            features=[_concatenated(parts) if parts else None for parts in self.features],
+            raw=torch.cat(self.raw),
         )
 
 
-def read_sides(
+def read_pairs(
     networks: Sequence[Network],
     modalities: tuple[str, str],
-    rows: Rows,
+    split: Split,
     *,
     groups: str | None = None,
     keep: Sequence[bool] = (),
-) -> Sides:
+    batch_size: int = 256,
+) -> PairedItems:
     """Every distinct item of both sides once through each network.
 
     Args:
-        networks: that see the same modalities; none for raw numbers alone.
+        networks: that see the same modalities; none for raw inputs alone.
         modalities: of both sides.
-        rows: to read.
+        split: rows to read.
         groups: column or key of what belongs together; else the sides of one row do.
         keep: for each network, whether to keep its features for `match`: tokens of all items, in memory.
+        batch_size: rows that are read at a time.
 
     Raises:
         DataError: where there is no row.
         RunError: where vectors are not finite.
     """
-    growing = [_Growing(vectors=[[] for _ in networks], features=[[] for _ in networks]) for _ in modalities]
-    rest: list[Batch] = []
+    sides = [_ItemsSoFar(len(networks)) for _ in modalities]
+    group = None if groups is None else split.groups(groups)
+    # Groups number the rows of a stream by their places among all of them.
+    picks = None if group is None else in_order(split.present(len(group)), batch_size)
+    ids = []
     with evaluating(network.task for network in networks), torch.no_grad():
-        for batch in rows.batches:
-            for index, (modality, side) in enumerate(zip(modalities, growing, strict=True)):
+        for batch in split.read(picks, batch_size):
+            for index, (modality, side) in enumerate(zip(modalities, sides, strict=True)):
                 own = own_inputs(batch, modality)
-                new = side.new(own)
+                new = side.add(own)
                 if len(new):
                     own = {key: value[new] for key, value in own.items()}
-                    side.plain.append(plain(modality, own[modality], own.get(f"{modality}_mask")))
+                    side.raw.append(raw_features(modality, own[modality], own.get(f"{modality}_mask")))
                     for number, network in enumerate(networks):
-                        features, vectors = look(network, index, own)
+                        features, vectors = encode_side(network, index, own)
                         if vectors is not None:
                             side.vectors[number].append(vectors)
                         if keep[number]:
-                            side.features[number].append(_on(features, "cpu"))
-            beside = [key for key in ("id", groups) if key in batch]
-            rest.append({key: batch[key] for key in beside})
-    if not rest:
-        raise DataError(f"{rows.where}: there are no rows")
-    a, b = (side.done() for side in growing)
-    every = {key: torch.cat([part[key] for part in rest]) for key in rest[0]}
-    group = groups_of(rows, every, groups)
-    if group is None:
-        group = torch.arange(len(a.item))
-    group = group.unique(return_inverse=True)[1]
-    return Sides(a, b, Relation.of_rows(a.item, b.item, group))
+                            side.features[number].append(_moved(features, "cpu"))
+            ids.append(batch["id"])
+    if not ids:
+        raise DataError(f"{split.where}: there are no rows")
+    a, b = (side.all() for side in sides)
+    group = torch.arange(len(a.item)) if group is None else group[torch.cat(ids)]
+    return PairedItems(a, b, Relation.of_rows(a.item, b.item, group.unique(return_inverse=True)[1]))
 
 
-def look(network: Network, side: int, batch: Batch) -> tuple[Features, Tensor | None]:
+def encode_side(network: Network, side: int, batch: Batch) -> tuple[Features, Tensor | None]:
     """Rows of one side: their features and, where the network has a space for both, unit vectors (B, W) on the CPU.
 
     Raises:
         RunError: where vectors are not finite.
     """
     encoder = network.encoders[side]
-    key, mask_key = inputs_of(encoder)
+    key, valid_key = inputs_of(encoder)
     inputs = to_device(batch, network.device)
-    features = encoder(inputs[key], inputs.get(mask_key))
+    features = encoder(inputs[key], inputs.get(valid_key))
     vectors = None
     if network.pair.embed is not None:
         vectors = network.pair.embed[side](features).float().cpu()
@@ -282,7 +265,7 @@ def matcher(network: Network, a: Features, b: Features, batch_size: int) -> Matc
         parts = []
         with evaluating([network.task]), torch.no_grad():
             for i, j in zip(left.split(batch_size), right.split(batch_size), strict=True):
-                found = match(_on(_pick(a, i), network.device), _on(_pick(b, j), network.device))
+                found = match(_moved(_selected(a, i), network.device), _moved(_selected(b, j), network.device))
                 parts.append(found.float().cpu())
         return torch.cat(parts)
 
@@ -299,7 +282,7 @@ def every_pair(match: Matcher, gallery: int) -> Scorer:
     return scores
 
 
-def turned(match: Matcher) -> Matcher:
+def transposed(match: Matcher) -> Matcher:
     """The same with `b` asking."""
     return lambda query, item: match(item, query)
 
@@ -313,13 +296,11 @@ def tokenizer_of(encoder: Encoder) -> Tokenizer:
 
 
 def own_inputs(batch: Mapping[str, Tensor], modality: str) -> Batch:
-    """What a side reads of a batch, on the CPU; raises DataError where it is not there."""
-    if modality not in batch:
-        raise DataError(f"the task reads '{modality}', the batches have: {', '.join(batch) or 'nothing'}")
+    """What a side reads of a batch, on the CPU."""
     return {key: batch[key].cpu() for key in (modality, f"{modality}_mask") if key in batch}
 
 
-def _on(features: Features, device: torch.device | str) -> Features:
+def _moved(features: Features, device: torch.device | str) -> Features:
     return features._replace(
         tokens=features.tokens.to(device),
         pooled=features.pooled.to(device),
@@ -327,7 +308,7 @@ def _on(features: Features, device: torch.device | str) -> Features:
     )
 
 
-def _pick(features: Features, index: Tensor) -> Features:
+def _selected(features: Features, index: Tensor) -> Features:
     return features._replace(
         tokens=features.tokens[index],
         pooled=features.pooled[index],
@@ -335,10 +316,10 @@ def _pick(features: Features, index: Tensor) -> Features:
     )
 
 
-def _joined(parts: Sequence[Features]) -> Features:
-    masks = [part.valid for part in parts if part.valid is not None]
+def _concatenated(parts: Sequence[Features]) -> Features:
+    valid = [part.valid for part in parts if part.valid is not None]
     return parts[0]._replace(
         tokens=torch.cat([part.tokens for part in parts]),
         pooled=torch.cat([part.pooled for part in parts]),
-        valid=torch.cat(masks) if masks else None,
+        valid=torch.cat(valid) if valid else None,
     )

@@ -52,8 +52,8 @@ class Relation:
         ]
         return cls(*built)
 
-    def turned(self) -> Relation:
-        """The other way round."""
+    def transposed(self) -> Relation:
+        """With `b` asking."""
         return Relation(self.b, self.a)
 
     def right(self, start: int, stop: int) -> Tensor:

@@ -1,21 +1,22 @@
-"""Labeled rows for adaptation, from whatever the caller has: a source, a data set or batches."""
+"""Rows for adaptation from whatever the caller has: a source, a data set or batches. Nothing is decoded until read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mmssl.batch import Batch
-from mmssl.data.columns import find_classes
+from mmssl.batch import Batch, count_rows
+from mmssl.data.columns import TextToIds, find_column
 from mmssl.data.loader import read
-from mmssl.data.sources import MapSource, Source, StreamSource, open_source
-from mmssl.encoders.base import Encoder
+from mmssl.data.order import find_present
+from mmssl.data.sources import MapSource, Row, Source, StreamSource, open_source
 from mmssl.errors import DataError, nearest
 from mmssl.recipe import Data
 
@@ -26,289 +27,316 @@ Labeled: TypeAlias = "str | Path | Data | datasets.Dataset | datasets.IterableDa
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A source with the settings to decode it."""
+class Reads:
+    """What networks read of a row, and how it is decoded.
+
+    Attributes:
+        needs: batch keys out of `image`, `text`, `audio`, `video`.
+        tokenizers: modality -> tokenizer.
+        workers: processes that decode.
+    """
+
+    needs: tuple[str, ...]
+    tokenizers: Mapping[str, TextToIds]
+    workers: int = 0
+
+
+class Split:
+    """Rows of one split, by their numbers: cells of a column without decoding the rest, and batches of chosen rows.
+
+    Attributes:
+        where: what they are, for the table.
+        reads: what `read` decodes.
+    """
+
+    where: str
+    reads: Reads
+
+    def present(self, total: int) -> np.ndarray:
+        """Numbers of the rows, out of `total`, that have what is read, int64, ascending."""
+        raise TypeError(f"{type(self).__name__} has no rows")
+
+    def cells(self, column: str) -> list[Any]:
+        """A column of all rows; None where a cell, or the class in it, is missing.
+
+        Raises:
+            DataError: where there is no such column.
+        """
+        raise TypeError(f"{type(self).__name__} has no columns")
+
+    def read(self, picks: Iterable[Sequence[int]] | None = None, batch_size: int = 256) -> Iterator[Batch]:
+        """A batch for each of `picks`, numbers of rows, with `id`; undecodable rows are left out and logged.
+
+        The rows of a stream come in ascending order alone; see `random_access`. Without picks every row comes once, in
+        order, `batch_size` at a time.
+        """
+        raise TypeError(f"{type(self).__name__} reads nothing")
+
+    def random_access(self, rows: Sequence[int]) -> Split:
+        """A split from which these rows can be read in any order; those of a stream are kept undecoded."""
+        return self
+
+    def groups(self, column: str) -> Tensor:
+        """Each cell as the number of its first appearance, int64; a missing one is a group of its own."""
+        seen: dict[Any, int] = {}
+        numbered = (("row", i) if cell is None else cell for i, cell in enumerate(self.cells(column)))
+        return torch.tensor([seen.setdefault(cell, len(seen)) for cell in numbered], dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class SourceSplit(Split):
+    """Rows of a source; see `Split`.
+
+    Attributes:
+        spec: how they are decoded and their columns named.
+        source: where they come from.
+    """
 
     spec: Data
     source: Source
     where: str
+    reads: Reads
 
+    @property
+    def columns(self) -> list[str]:
+        """Those that are decoded."""
+        return [find_column(self.spec, key, self.source.columns) for key in self.reads.needs]
 
-@dataclass(frozen=True)
-class Rows:
-    """Labeled batches.
+    def present(self, total: int) -> np.ndarray:
+        """See `Split`; of a stream all rows, for what they lack is seen when they are read."""
+        columns = self.columns
+        return np.arange(total) if isinstance(self.source, StreamSource) else find_present(self.source, columns)
 
-    Attributes:
-        batches: with `label` and the encoder's key.
-        where: what they are, for the table.
-        group: number of the row in the source -> group; None where groups stand in the batches or there are none.
-    """
+    def cells(self, column: str) -> list[Any]:
+        """See `Split`; a name that the recipe's `columns` map, such as `label`, is that column."""
+        name = self.spec.columns.get(column, column)
+        if name not in self.source.columns:
+            have = ", ".join(self.source.columns)
+            raise DataError(f"{self.where} has no column '{name}'{nearest(name, self.source.columns)}; it has: {have}")
+        values = self.source.values(name)
+        # Data sets with named classes mark a missing one by -1.
+        return [None if cell == -1 else cell for cell in values] if self.source.class_names(name) else list(values)
 
-    batches: Iterable[Batch]
-    where: str
-    group: Sequence[int] | None = None
-
-
-def open_pair(
-    train: Any,
-    test: Any,
-    encoder: Encoder,
-    *,
-    label: str,
-    groups: str | None = None,
-    data: Data | None = None,
-    columns: Mapping[str, str] | None = None,
-    limit: int | None = None,
-    batch_size: int = 256,
-    workers: int = 0,
-) -> tuple[Rows, Rows | None]:
-    """Training and test rows with common class numbers; see `mmssl.adapt` for the arguments.
-
-    Returns:
-        Training rows, and test rows unless they are to be held out of them.
-
-    Raises:
-        DataError: for a source, column or label that is not there or does not fit.
-    """
-    first = _open(train, data, columns, limit)
-    if first is None:
-        if test is not None and _open(test, data, columns, limit) is not None:
-            raise DataError(
-                "train is batches and test is a source: their class numbers may differ; give both in one form"
-            )
-        return Rows(train, "batches"), None if test is None else Rows(test, "batches")
-    if test is None:
-        second = _own_test(first)
-    elif (second := _open_test(test, data, columns, limit)) is None:
-        raise DataError("train is a source and test is batches: their class numbers may differ; give both in one form")
-    if second is not None and second.spec == first.spec and first.spec.source != _DATASET:
-        raise DataError(f"train and test are the same rows: {first.where}; leave test out to hold some of them out")
-
-    sources = [first] if second is None else [first, second]
-    rows = _labeled(sources, encoder, label, groups, batch_size, workers)
-    return rows[0], rows[1] if second is not None else None
-
-
-def open_asked(
-    train: Any,
-    test: Any,
-    *,
-    data: Data | None = None,
-    columns: Mapping[str, str] | None = None,
-    limit: int | None = None,
-) -> tuple[Opened | None, Opened | None]:
-    """Where training and test rows are, for a probe that can do without training rows; see `mmssl.adapt`.
-
-    Test rows are those of `test`, else those of the training source's test split, else the training rows, of which
-    there are none then.
-
-    Returns:
-        Training source, None where there is none; test source, None for batches.
-
-    Raises:
-        DataError: for a source that is not there.
-    """
-    if test is not None:
-        return _open(train, data, columns, limit), _open_test(test, data, columns, limit)
-    if isinstance(train, str | Path):
-        asked = _open_test(train, data, columns, limit)
-        assert asked is not None  # a name is never batches
-        if asked.spec.split == "train":
-            return None, asked
-        try:
-            return _open(train, data, columns, limit), asked
-        except DataError:
-            return None, asked  # there is a test split alone
-    first = _open(train, data, columns, limit)
-    second = _own_test(first) if first is not None and first.spec.split == "train" else None
-    return (None, first) if second is None else (first, second)
-
-
-def read_rows(
-    opened: Opened,
-    needs: Sequence[str],
-    tokenizers: Mapping[str, Any],
-    *,
-    label: str | None = None,
-    classes: Sequence[str] | Sequence[int] | None = None,
-    groups: str | None = None,
-    batch_size: int = 256,
-    workers: int = 0,
-) -> Rows:
-    """Rows of several modalities; `label` is the column's name as the user gives it.
-
-    Raises:
-        DataError: for a column that is not there, or a label that is none of `classes`.
-    """
-    for name in filter(None, (label and _column(opened, label), groups)):
-        _check_column(opened, name)
-    batches = read(
-        opened.spec,
-        needs,
-        label=label and _column(opened, label),
-        classes=classes,
-        tokenizers=tokenizers,
-        batch_size=batch_size,
-        workers=workers,
-        source=opened.source,
-    )
-    return Rows(batches, opened.where, _numbers(opened.source.values(groups)) if groups else None)
-
-
-def values_of(opened: Opened, column: str) -> list[Any]:
-    """A column's cells; `label` may stand for what the recipe maps to it.
-
-    Raises:
-        DataError: where it is not there.
-    """
-    name = _column(opened, column)
-    _check_column(opened, name)
-    return list(opened.source.values(name))
-
-
-def open_rows(
-    data: Data, encoder: Encoder, *, label: str, groups: str | None, limit: int, batch_size: int = 256
-) -> Rows:
-    """The rows of one source alone; see `open_pair`."""
-    first = _open(data, None, None, limit)
-    assert first is not None  # only batches have no source
-    return _labeled([first], encoder, label, groups, batch_size, 0)[0]
-
-
-def groups_of(rows: Rows, rest: Batch, groups: str | None) -> Tensor | None:
-    """Group of every row that was read, int64 (N,).
-
-    Args:
-        rows: that were read.
-        rest: what their batches held beside the encoder's input.
-        groups: column or key; None for no groups.
-
-    Raises:
-        DataError: where batches lack the key.
-    """
-    if groups is None:
-        return None
-    if rows.group is not None:
-        return torch.tensor(rows.group)[rest["id"]]
-    if groups not in rest:
-        raise DataError(f"the batches have no key '{groups}' for the groups; they have: {', '.join(rest)}")
-    return rest[groups].long()
-
-
-def labels_of(rows: Rows, rest: Batch) -> Tensor:
-    """Class of every row, int64 (N,).
-
-    Raises:
-        DataError: where there is none, or not one whole number a row.
-    """
-    labels = rest.get("label")
-    if labels is None:
-        raise DataError(f"{rows.where}: the batches have no 'label'; they have: {', '.join(rest)}")
-    if labels.ndim != 1 or labels.is_floating_point() or len(labels) == 0 or labels.min() < 0:
-        raise DataError(
-            f"{rows.where}: a label should be one class number from 0 a row, found {labels.dtype} {(*labels.shape,)}"
+    def read(self, picks: Iterable[Sequence[int]] | None = None, batch_size: int = 256) -> Iterator[Batch]:
+        """See `Split`."""
+        return read(
+            self.spec,
+            self.reads.needs,
+            tokenizers=self.reads.tokenizers,
+            batch_size=batch_size,
+            workers=self.reads.workers,
+            source=self.source,
+            picks=picks,
         )
-    return labels.long()
+
+    def random_access(self, rows: Sequence[int]) -> Split:
+        """See `Split`."""
+        if not isinstance(self.source, StreamSource):
+            return self
+        wanted, columns = set(rows), self.columns
+        kept = {i: row for i, row in enumerate(self.source.select(columns).rows()) if i in wanted}
+        return replace(self, source=_Kept(kept, columns, self.source.name))
+
+
+class _Kept(MapSource):
+    """Undecoded rows of a stream by their numbers."""
+
+    def __init__(self, rows: Mapping[int, Row], columns: Sequence[str], name: str) -> None:
+        self.rows, self.columns, self.name = rows, tuple(columns), name
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row(self, index: int) -> Row:
+        return self.rows[index]
+
+
+class BatchSplit(Split):
+    """Rows of batches that the caller has made; the key of the labels is that of the column asked for."""
+
+    def __init__(self, batches: Iterable[Batch], reads: Reads, limit: int | None = None) -> None:
+        # Kept, because the labels of all rows are read before any row is chosen.
+        self.batches = batches if isinstance(batches, list | tuple) else list(batches)
+        self.where, self.reads = "batches", reads
+        self.ends = np.cumsum([count_rows(batch) for batch in self.batches])
+        if not self.batches or self.ends[-1] == 0:
+            raise DataError("batches: there are no rows")
+        self.rows = min(int(self.ends[-1]), limit or int(self.ends[-1]))
+        for key in reads.needs:
+            if key not in self.batches[0]:
+                raise DataError(f"'{key}' is read, and the batches have: {', '.join(self.batches[0]) or 'nothing'}")
+
+    def present(self, total: int) -> np.ndarray:
+        """All of them."""
+        return np.arange(total)
+
+    def cells(self, column: str) -> list[Any]:
+        """See `Split`; class number -1 is a missing one, and of zeros and ones (B, C) the labels are those at ones."""
+        if column not in self.batches[0]:
+            raise DataError(f"the batches have no key '{column}'; they have: {', '.join(self.batches[0])}")
+        values = torch.cat([batch[column].cpu() for batch in self.batches])[: self.rows]
+        if values.ndim == 1 and not values.is_floating_point():
+            if values.min() < -1:
+                raise DataError(
+                    f"batches: '{column}' should be class numbers from 0, or -1 for none; found {values.min()}"
+                )
+            return [None if cell == -1 else cell for cell in values.tolist()]
+        if values.ndim == 2 and not values.is_floating_point():
+            if values.min() < 0 or values.max() > 1:
+                raise DataError(f"batches: '{column}' (B, C) should be zeros and ones, found up to {values.max()}")
+            return list(values.bool().tolist())
+        if values.ndim > 2:
+            raise DataError(f"batches: '{column}' should be (B,) or (B, C), found {(*values.shape,)}")
+        return list(values.tolist())
+
+    def read(self, picks: Iterable[Sequence[int]] | None = None, batch_size: int = 256) -> Iterator[Batch]:
+        """See `Split`."""
+        if picks is None:
+            picks = in_order(np.arange(self.rows), batch_size)
+        keys = [key for need in self.reads.needs for key in (need, f"{need}_mask") if key in self.batches[0]]
+        for rows in picks:
+            index = np.asarray(rows)
+            numbers = np.searchsorted(self.ends, index, side="right")
+            # Runs of rows of one batch.
+            cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(index)]
+            parts: dict[str, list[Tensor]] = {key: [] for key in keys}
+            for first, last in pairwise(cuts):
+                batch, number = self.batches[numbers[first]], numbers[first]
+                own = torch.from_numpy(index[first:last] - (self.ends[number - 1] if number else 0))
+                for key in keys:
+                    parts[key].append(batch[key][own.to(batch[key].device)])
+            yield {**{key: torch.cat(some) for key, some in parts.items()}, "id": torch.from_numpy(index)}
+
+
+def in_order(rows: np.ndarray, batch_size: int) -> Iterator[Sequence[int]]:
+    """Picks of `batch_size` rows that take each of `rows` once, for `Split.read`."""
+    return (rows[first : first + batch_size].tolist() for first in range(0, len(rows), batch_size))
+
+
+def open_splits(
+    train: Any,
+    test: Any,
+    reads: Reads,
+    *,
+    learns: bool,
+    data: Data | None = None,
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+) -> tuple[Split | None, Split | None]:
+    """Training and test rows; see `mmssl.adapt` for the arguments.
+
+    Test rows are those of `test`, else those of the training source's test split. Where there are neither, they are
+    left to be held out of the training rows if `learns`, and are all the rows that there are if not.
+
+    Returns:
+        Training rows, None where there are none, which only one that learns nothing can do with; test rows, None where
+        they are to be held out.
+
+    Raises:
+        DataError: for a source that is not there, and for rows that would be trained and tested on.
+    """
+
+    def opened(given: Any, split: str = "train") -> Split:
+        return _open(given, reads, data, columns, limit, split)
+
+    if not learns and test is None and isinstance(train, str | Path):
+        test = train
+    first: Split | None = None
+    try:
+        first = opened(train)
+    except DataError:
+        if learns or test is None:
+            raise  # else there may be test rows alone
+    if test is None:
+        asked = learns or (isinstance(first, SourceSplit) and first.spec.split == "train")
+        own = _own_test(first) if asked and isinstance(first, SourceSplit) else None
+        return (first, own) if learns or own is not None else (None, first)
+    second = _open_test(test, opened)
+    if learns and isinstance(first, SourceSplit) is not isinstance(second, SourceSplit):
+        forms = ("batches", "a source") if isinstance(second, SourceSplit) else ("a source", "batches")
+        raise DataError(
+            f"train is {forms[0]} and test is {forms[1]}: their class numbers may differ; give both in one form"
+        )
+    if _same(first, second):
+        if learns:
+            raise DataError(
+                f"train and test are the same rows: {second.where}; leave test out to hold some of them out"
+            )
+        return None, second
+    return first, second
 
 
 _DATASET = "dataset"
 
 
-def _labeled(
-    opened: Sequence[Opened], encoder: Encoder, label: str, groups: str | None, batch_size: int, workers: int
-) -> list[Rows]:
-    """Training and test sources, in this order, as rows with common class numbers."""
-    for one in opened:
-        for name in filter(None, (_column(one, label), groups if one is opened[0] else None)):
-            _check_column(one, name)
-    classes = find_classes(chain.from_iterable(one.source.values(_column(one, label)) for one in opened))
-    if classes is None:
-        raise DataError(f"column '{label}' holds lists: a probe learns one class a row")
-    tokenizer = getattr(encoder, "tokenizer", None)
-    return [
-        Rows(
-            read(
-                one.spec,
-                (encoder.modality,),
-                label=_column(one, label),
-                classes=classes,
-                tokenizers={encoder.modality: tokenizer} if tokenizer else None,
-                batch_size=batch_size,
-                workers=workers,
-                source=one.source,
-            ),
-            one.where,
-            _numbers(one.source.values(groups)) if groups and one is opened[0] else None,
-        )
-        for one in opened
-    ]
-
-
-def _check_column(one: Opened, name: str) -> None:
-    if name not in one.source.columns:
-        have = ", ".join(one.source.columns)
-        raise DataError(f"{one.where} has no column '{name}'{nearest(name, one.source.columns)}; it has: {have}")
-
-
-def _open_test(given: Any, data: Data | None, columns: Mapping[str, str] | None, limit: int | None) -> Opened | None:
+def _open_test(given: Any, opened: Callable[..., Split]) -> Split:
     """Test rows: of a name the test split, or else the validation split, or else what is there."""
     try:
-        found = _open(given, data, columns, limit)
+        found = opened(given)
     except DataError:
         if not isinstance(given, str | Path):
             raise
         for split in ("test", "validation"):  # of a folder that holds nothing else
             try:
-                return _open(given, data, columns, limit, split)
+                return opened(given, split)
             except DataError:
                 continue
         raise
-    return (_own_test(found) or found) if found is not None and isinstance(given, str | Path) else found
+    return (_own_test(found) or found) if isinstance(given, str | Path) and isinstance(found, SourceSplit) else found
 
 
 def _open(
-    given: Any, data: Data | None, columns: Mapping[str, str] | None, limit: int | None, split: str = "train"
-) -> Opened | None:
-    """The source, or None for batches; `split` is for a name, anything else has its own."""
+    given: Any,
+    reads: Reads,
+    data: Data | None,
+    columns: Mapping[str, str] | None,
+    limit: int | None,
+    split: str,
+) -> Split:
+    """Rows of a source, a data set or batches; `split` is for a name, anything else has its own."""
     changes: dict[str, Any] = {}
     if columns is not None:
         changes["columns"] = dict(columns)
     if limit is not None:
         changes["limit"] = limit
     if isinstance(given, Data):
-        return _opened(given.model_copy(update=changes))
+        return _of_source(given.model_copy(update=changes), reads)
     settings = data or Data(source=_DATASET)
     # Of a recipe's data only how to decode and name columns carries over to another source.
-    fresh = settings.model_copy(
+    anew = settings.model_copy(
         update={"source": _DATASET, "split": split, "config": None, "streaming": False, "limit": None, **changes}
     )
     if isinstance(given, str | Path):
-        opened = _opened(fresh.model_copy(update={"source": str(given)}))
+        opened = _of_source(anew.model_copy(update={"source": str(given)}), reads)
         # Another source may have other names; only what the caller named for this one has to be there.
         named = {key: name for key, name in opened.spec.columns.items() if columns or name in opened.source.columns}
         return replace(opened, spec=opened.spec.model_copy(update={"columns": named}))
     if isinstance(given, Mapping):
         raise DataError(f"one split is needed, not all of {', '.join(map(str, given))}; give train[...] and test[...]")
     if type(given).__module__.partition(".")[0] != "datasets":
-        return None
+        return BatchSplit(given, reads, limit)
     import datasets
 
+    source: Source
     if isinstance(given, datasets.IterableDataset):
-        return Opened(fresh, StreamSource(given.take(limit) if limit else given, _DATASET), "the given data set")
-    some = given.select([i * len(given) // limit for i in range(limit)]) if limit and limit < len(given) else given
-    return Opened(fresh, MapSource.from_dataset(some), "the given data set")
+        source = StreamSource(given.take(limit) if limit else given, _DATASET)
+    else:
+        some = given.select([i * len(given) // limit for i in range(limit)]) if limit and limit < len(given) else given
+        source = MapSource.from_dataset(some)
+    return SourceSplit(anew, source, "the given data set", reads)
 
 
-def _opened(spec: Data) -> Opened:
-    return Opened(spec, open_source(spec), f"{spec.source}, split {spec.split}")
+def _of_source(spec: Data, reads: Reads) -> SourceSplit:
+    return SourceSplit(spec, open_source(spec), f"{spec.source}, split {spec.split}", reads)
 
 
-def _column(one: Opened, label: str) -> str:
-    """The label's column: a recipe may have mapped `label` to it."""
-    return one.spec.columns.get(label, label)
+def _same(first: Split | None, second: Split) -> bool:
+    if not (isinstance(first, SourceSplit) and isinstance(second, SourceSplit)):
+        return first is second
+    return first.spec == second.spec and first.spec.source != _DATASET
 
 
-def _own_test(train: Opened) -> Opened | None:
+def _own_test(train: SourceSplit) -> SourceSplit | None:
     """The `test` split of a source, else `validation`; None where it has neither, or is but one file."""
     if train.spec.source == _DATASET:
         return None
@@ -321,13 +349,7 @@ def _own_test(train: Opened) -> Opened | None:
     for split in ("test", "validation"):
         if split != train.spec.split:
             try:
-                return _opened(train.spec.model_copy(update={"split": split}))
+                return _of_source(train.spec.model_copy(update={"split": split}), train.reads)
             except DataError:
                 continue
     return None
-
-
-def _numbers(values: Iterable[Any]) -> list[int]:
-    """Each value as the number of its first appearance; None is a group of its own each time."""
-    seen: dict[Any, int] = {}
-    return [seen.setdefault(("row", i) if value is None else value, len(seen)) for i, value in enumerate(values)]

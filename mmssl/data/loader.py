@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,7 @@ def read(
     batch_size: int = 256,
     workers: int = 0,
     source: Source | None = None,
+    picks: Iterable[Sequence[int]] | None = None,
 ) -> Iterator[Batch]:
     """Every row once, in order; the last batch is short. Undecodable rows are left out: `id` tells which are there.
 
@@ -184,6 +185,7 @@ def read(
         batch_size: rows of a batch.
         workers: processes that decode; 0 decodes in this one.
         source: rows that are already open.
+        picks: numbers of the rows of each batch, in place of all of them; of a stream in ascending order.
 
     Raises:
         DataError: for a column that is not there, a label that is none of `classes`, or more undecodable rows than
@@ -199,16 +201,22 @@ def read(
             raise DataError(f"{source.name}: label {unknown[0]!r} in column '{label}' is none of the classes given")
     decoder = Decoder(spec, needs, columns=source.columns, tokenizers=tokenizers, label=label, classes=classes)
     source = source.select(decoder.reads)
+    if picks is not None:
+        return _read(source, decoder, spec, _picked(source, decoder, picks), workers)
     if isinstance(source, StreamSource):
         source = source.present(decoder.reads)
-    return _read(source, decoder, spec, batch_size, workers)
+    return _read(source, decoder, spec, _in_order(source, decoder, batch_size), workers)
 
 
-def _read(source: Source, decoder: Decoder, spec: Data, batch_size: int, workers: int) -> Iterator[Batch]:
+Numbered = Iterator[tuple[list[int], list[Row] | None]]
+"""Numbers of the rows of each batch, and of a stream the rows themselves."""
+
+
+def _read(source: Source, decoder: Decoder, spec: Data, numbered: Numbered, workers: int) -> Iterator[Batch]:
     waiting: deque[Task] = deque()
 
     def tasks() -> Iterator[dict[str, Task]]:
-        for ids, rows in _in_order(source, decoder, batch_size):
+        for ids, rows in numbered:
             waiting.append(Task(ids, rows, [WINDOWS["middle"]] * len(ids)))
             yield {"": waiting[-1]}
 
@@ -241,7 +249,20 @@ def _reader(source: Source, decoder: Decoder) -> Reader:
     return None if isinstance(source, StreamSource) else source, decoder
 
 
-def _in_order(source: Source, decoder: Decoder, batch_size: int) -> Iterator[tuple[list[int], list[Row] | None]]:
+def _picked(source: Source, decoder: Decoder, picks: Iterable[Sequence[int]]) -> Numbered:
+    """Chosen rows by their numbers among all; those of a stream only where they have what is read."""
+    rows = enumerate(source.rows()) if isinstance(source, StreamSource) else None
+    for ids in picks:
+        if rows is None:
+            yield list(ids), None
+        else:
+            needed = set(ids)
+            some = islice((pair for pair in rows if pair[0] in needed), len(ids))
+            whole = {number: row for number, row in some if all(row[column] is not None for column in decoder.reads)}
+            yield list(whole), list(whole.values())
+
+
+def _in_order(source: Source, decoder: Decoder, batch_size: int) -> Numbered:
     if isinstance(source, StreamSource):
         rows = source.rows()
         first = 0

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmssl.data.features import names_of_classes, undecoded
 from mmssl.data.files import (
     BUILDERS,
     EXTENSIONS,
@@ -49,12 +50,14 @@ class MapSource:
         columns: names of the columns.
         notes: what was read differently from what a user may think: files left out, splits found; a sentence each.
         splits: names that `split` may have; empty where any name gives the same rows (one file), or only the Hub knows.
+        fingerprint: equal for two sources only if all their rows are equal; None where only reading them can tell.
     """
 
     name: str
     columns: tuple[str, ...]
     notes: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
+    fingerprint: str | None = None
 
     def __len__(self) -> int:
         raise TypeError(f"{type(self).__name__} does not say how many rows it has")
@@ -66,6 +69,10 @@ class MapSource:
     def values(self, column: str) -> Iterator[Any]:
         """One column's cells, in order."""
         return (self.row(index)[column] for index in range(len(self)))
+
+    def class_names(self, column: str) -> list[str] | None:
+        """Names of the classes that a column holds the numbers of; None where it says none. A missing one is -1."""
+        return None
 
     def present(self, columns: Sequence[str]) -> np.ndarray:
         """Numbers of the rows in which none of the columns is null, int64, ascending."""
@@ -111,7 +118,7 @@ class StreamSource:
         merged: Merged | None = None,
     ) -> None:
         self.name, self.folders, self.merged = name, folders or {}, merged or {}
-        self.dataset = _undecoded(dataset)
+        self.dataset = undecoded(dataset)
         columns = self.dataset.column_names
         if columns is None:
             with _explained(name):
@@ -127,6 +134,10 @@ class StreamSource:
     def values(self, column: str) -> Iterator[Any]:
         """One column's cells, in order."""
         return (row[column] for row in self.select([column]).rows())
+
+    def class_names(self, column: str) -> list[str] | None:
+        """See `MapSource`."""
+        return names_of_classes(self.dataset, column)
 
     def count(self) -> int:
         """Number of rows, by reading them all."""
@@ -156,7 +167,7 @@ class _Table(MapSource):
         self, dataset: Dataset, name: str, folders: Folders | None = None, merged: Merged | None = None
     ) -> None:
         self.name, self.folders, self.merged = name, folders or {}, merged or {}
-        self.dataset = _undecoded(dataset)
+        self.dataset = undecoded(dataset)
         self.columns = _visible(dataset.column_names, self.merged)
 
     def __len__(self) -> int:
@@ -173,6 +184,9 @@ class _Table(MapSource):
                 yield from rows[column]
             else:
                 yield from (_first(cells) for cells in zip(*(rows[name] for name in stored), strict=True))
+
+    def class_names(self, column: str) -> list[str] | None:
+        return names_of_classes(self.dataset, column)
 
     def present(self, columns: Sequence[str]) -> np.ndarray:
         if not columns:
@@ -345,25 +359,6 @@ def _explained(name: str) -> Iterator[None]:
 
 def _not_blank(text: str) -> bool:
     return bool(text.strip())
-
-
-def _is_media(feature: Any) -> bool:
-    import datasets
-
-    return isinstance(feature, datasets.Image | datasets.Audio | datasets.Video)
-
-
-def _undecoded(dataset: Any) -> Any:
-    """Pictures, sounds and clips as their stored bytes and path: decoding is ours, and `datasets` needs torchcodec."""
-    import datasets
-
-    stored = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
-    streaming = isinstance(dataset, datasets.IterableDataset)
-    for column, feature in (dataset.features or {}).items():
-        if _is_media(feature):
-            # On a table the feature's own switch costs nothing; in a stream it would still ask for torchcodec.
-            dataset = dataset.cast_column(column, stored if streaming else type(feature)(decode=False))
-    return dataset
 
 
 def _resolved(row: Row, folders: Folders, merged: Merged) -> Row:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -11,6 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from mmssl import __version__
 from mmssl import recipe as recipes
+from mmssl.adaptation.table import Table
 from mmssl.errors import RunError
 from mmssl.recipe import Data, Recipe
 from mmssl.registry import components
@@ -79,7 +79,7 @@ def model_card(run: Run, repo: str | None = None) -> str:
         metrics=[
             [code(key), number(final.get(key)), number(levels.get(key))] for key in dict.fromkeys([*levels, *final])
         ],
-        probes=_probe_table(read_probes(run)),
+        probes=[_probe_table(tree) for tree in read_probes(run)],
         folder=folder,
         first=repr(next(iter(run.encoders))),
         natives=[(n.directory, n.loading(f"{folder}/native/{n.directory}")) for n in plan(run)],
@@ -110,30 +110,20 @@ def _source_line(name: str, source: Data) -> str:
     return (f"{code(name)}: " if name else "") + ", ".join(parts)
 
 
-def _probe_table(probes: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if not probes or not probes.get("rows"):
-        return None
-    rows = []
-    for row in probes["rows"]:
-        spread = f" ± {100 * row['spread']:.1f}" if row.get("spread") is not None else ""
-        low, high = row["interval"]
-        rows.append(
-            [
-                {"random": "random-initialized"}.get(row["encoder"], cell(row["encoder"])),
-                cell(row["layer"]) if row["layer"] else "",
-                f"{100 * row['accuracy']:.1f}{spread}",
-                f"{100 * low:.1f} – {100 * high:.1f}",
-                f"{100 * row['balanced']:.1f}",
-            ]
-        )
+def _probe_table(tree: Mapping[str, Any]) -> dict[str, Any]:
+    table = Table.from_json(tree)
+    head, lines = table.cells()
+    named = 1 + any(row.part for row in table.rows)  # the first columns hold names, of which some are the user's
     return {
-        "rows": rows,
-        "probe": code(probes["probe"]),
-        "label": code(probes["label"]),
-        "margin": f"{100 * probes['margin']:+.1f}",
-        **{key: probes[key] for key in ("train_rows", "test_rows", "classes")},
-        "seeds": len(probes["seeds"]),
-        "notes": [markdown(note) for note in probes.get("warnings", ())],
+        "title": f"A {code(table.probe)} probe" + (f" of the column {code(table.label)}" if table.label else ""),
+        "extent": markdown(table.extent),
+        "seeds": len(table.seeds),
+        "gain": markdown(table.gain) if len(table.rows) > 1 else "",
+        "head": [markdown(name) for name in head],
+        "lines": [
+            [cell(text) if i < named and text else markdown(text) for i, text in enumerate(line)] for line in lines
+        ],
+        "notes": [markdown(note) for note in (*table.notes, *table.warnings)],
     }
 
 
@@ -147,8 +137,7 @@ def private(recipe: Recipe) -> dict[str, str]:
     """Strings of the recipe that are not published -> what stands in their place."""
     found = {text: _reduce(text) for text in _strings(recipe.model_dump(mode="json"))}
     places = [source.source for source in recipe.sources().values()]
-    if recipe.probe and recipe.probe.data:
-        places.append(recipe.probe.data)
+    places += [probe.data for probe in recipe.every_probe() if probe.data]
     found |= {text: _last_part(text) for text in places if "://" not in text and (Path(text).exists() or "*" in text)}
     return {text: public for text, public in found.items() if text != public}
 
@@ -175,20 +164,20 @@ def final_metrics(history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return final
 
 
-def read_probes(run: Run) -> dict[str, Any] | None:
-    """probes.json as it is published; None where nothing was probed.
+def read_probes(run: Run) -> list[dict[str, Any]]:
+    """The tables of probes.json as they are published.
 
     Raises:
-        RunError: where it cannot be read.
+        RunError: where they cannot be read.
     """
     path = run.directory / "probes.json"
-    if not path.exists():
-        return None
     try:
-        probes: dict[str, Any] = replace_all(json.loads(path.read_text(encoding="utf-8")), private(run.recipe))
-    except (OSError, ValueError) as error:
+        tables: list[dict[str, Any]] = replace_all(run.probes, private(run.recipe))
+        for tree in tables:
+            Table.from_json(tree)
+    except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{path}: not readable: {error}") from error
-    return probes
+    return tables
 
 
 def one_line(text: Any) -> str:

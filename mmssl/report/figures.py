@@ -19,6 +19,8 @@ from mmssl.ops.conflicts import COSINE, SHARE
 INK, FAINT, LINE, ACCENT = "#1f2430", "#8a8f98", "#2f6fb4", "#c8553d"
 FRAMES = 6  # of a clip that fit beside each other and are still seen
 ROW_HEIGHT = 1.25  # inches
+CONSTANT = "_constant"
+"""Ends the name of what the constant answer scores in a probe's first metric."""
 STYLE = {
     "font.size": 9,
     "axes.edgecolor": FAINT,
@@ -153,11 +155,12 @@ def _under(history: Sequence[Mapping[str, Any]], prefix: str) -> list[str]:
 
 
 def _levels(history: Sequence[Mapping[str, Any]], chance: Chance) -> dict[str, float]:
-    """Share among the records -> its chance level; that of the probe is the constant answer's accuracy."""
+    """Share among the records -> its chance level; that of a probe is the constant answer's."""
     levels = {name: level for name, level in chance.metrics.items() if not name.endswith("loss")}
     for record in history:
-        if "probe/constant" in record:
-            levels["probe/accuracy"] = record["probe/constant"]
+        for name, value in record.items():
+            if name.startswith("probe/") and name.endswith(CONSTANT):
+                levels[name.removesuffix(CONSTANT)] = value
     return {name: level for name, level in levels.items() if any(name in record for record in history)}
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from mmssl.adaptation.table import Table
 from mmssl.audit.verdict import closing_lines
 from mmssl.registry import components
 
@@ -65,7 +66,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "minutes": _seconds(run.history, training.batch_size) / 60,
         "wait": sorted(waits)[len(waits) // 2] if waits else None,
         "memory": last.get("peak_memory_gib"),
-        "probes": run.probes,
+        "probes": [_probe(tree) for tree in run.probes],
         "errors": _count_lines(run.directory / "errors.jsonl"),
         "figures": [
             {"name": path.stem, "data": base64.b64encode(path.read_bytes()).decode()}
@@ -74,6 +75,12 @@ def _facts(run: Run) -> dict[str, Any]:
         "recipe": run.recipe.dump(),
         "directory": str(run.directory),
     }
+
+
+def _probe(tree: Mapping[str, Any]) -> dict[str, Any]:
+    table = Table.from_json(tree)
+    head, lines = table.cells()
+    return {"table": table, "head": head, "lines": lines}
 
 
 def _seconds(history: Sequence[Mapping[str, Any]], rows: int) -> float:

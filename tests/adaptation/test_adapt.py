@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 
 import mmssl
+from mmssl import Table, adapt
 from mmssl import encoder as create
-from mmssl.adaptation import ProbeDuring, Scores, adapt
-from mmssl.adaptation.scores import balanced_accuracy, wilson
+from mmssl.adaptation.metrics import balanced_accuracy, wilson
+from mmssl.adaptation.recipe_probes import ProbeDuring
+from mmssl.adaptation.request import Model
 from mmssl.encoders import reinitialized
 from mmssl.errors import DataError, RecipeError
 from mmssl.recipe import Data, ImageDecode, Probe
@@ -55,46 +57,58 @@ def as_dataset(pixels, labels, **more) -> datasets.Dataset:
 
 
 @pytest.fixture(scope="module")
-def scores(small) -> Scores:
+def scores(small) -> Table:
     return adapt(small, as_batches(*pictures(200, 0)), as_batches(*pictures(120, 1)), probe="ridge")
 
 
-def row(scores: Scores, encoder: str, layer: str = "pooled"):
-    (found,) = [row for row in scores.rows if (row.encoder, row.layer) == (encoder, layer)]
+def row(scores: Table, encoder: str, layer: str = "pooled"):
+    (found,) = [row for row in scores.rows if row.encoder == encoder and row.part in (layer, "")]
     return found
+
+
+def accuracy(scores: Table, encoder: str = "pretrained") -> float:
+    return row(scores, encoder).metrics["accuracy"]
 
 
 def test_the_table_has_its_baselines(scores):
     assert [row.encoder for row in scores.rows] == ["pretrained", "random", "constant"]
     random, truth = row(scores, "random"), pictures(120, 1)[1]
-    assert len(random.runs) == 3
-    assert random.spread == pytest.approx(np.std(random.runs, ddof=1))
-    assert random.accuracy == pytest.approx(np.mean(random.runs))
-    assert len(set(random.runs)) > 1
-    assert row(scores, "constant").accuracy == pytest.approx((truth == 0).mean())
-    assert row(scores, "constant").balanced == pytest.approx(1 / 3)
-    assert scores.accuracy == row(scores, "pretrained").accuracy > 0.6
-    assert scores.baseline == max(random.accuracy, row(scores, "constant").accuracy)
-    assert scores.margin == pytest.approx(scores.accuracy - scores.baseline)
-    assert (scores.train_rows, scores.test_rows, scores.classes) == (200, 120, 3)
+    runs = random.runs["accuracy"]
+    assert len(runs) == 3
+    assert random.spread["accuracy"] == pytest.approx(np.std(runs, ddof=1))
+    assert accuracy(scores, "random") == pytest.approx(np.mean(runs))
+    assert len(set(runs)) > 1
+    assert accuracy(scores, "constant") == pytest.approx((truth == 0).mean())
+    assert row(scores, "constant").metrics["balanced_accuracy"] == pytest.approx(1 / 3)
+    assert scores.score == accuracy(scores) > 0.6
+    assert row(scores, "pretrained").interval["accuracy"] == wilson(scores.score, 120)
+    assert scores.baseline == max(accuracy(scores, "random"), accuracy(scores, "constant"))
+    assert scores.margin == pytest.approx(scores.score - scores.baseline)
+    assert (scores.train_rows, scores.test_rows, scores.counts) == (200, 120, {"classes": 3})
+    assert (scores.target, scores.metrics[0].name) == ("classes", "accuracy")
 
 
 def test_the_random_row_is_the_fresh_encoder_itself(small, scores):
     same = adapt(
         reinitialized(small, 1), as_batches(*pictures(200, 0)), as_batches(*pictures(120, 1)), probe="ridge", seeds=2
     )
-    assert row(same, "pretrained").accuracy == pytest.approx(row(same, "random").runs[1], abs=0.03)
-    assert row(same, "random").runs == row(scores, "random").runs[:2]
+    runs = row(same, "random").runs["accuracy"]
+    assert accuracy(same) == pytest.approx(runs[1], abs=0.03)
+    assert runs == row(scores, "random").runs["accuracy"][:2]
 
 
 def test_text_and_json_say_the_same(scores):
-    text = scores.table()
-    assert f"{100 * scores.accuracy:.1f}" in text
+    text = str(scores)
+    assert f"{100 * scores.score:.1f}" in text
     assert "random-initialized" in text
-    assert "constant (majority class)" in text
+    assert "constant answer" in text
     read = json.loads(json.dumps(scores.to_json()))
-    assert read["accuracy"] == scores.accuracy
-    assert read["rows"][1]["runs"] == list(row(scores, "random").runs)
+    assert (read["score"], read["margin"]) == (scores.score, scores.margin)
+    assert read["rows"][1]["runs"]["accuracy"] == list(row(scores, "random").runs["accuracy"])
+    assert Table.from_json(read) == scores
+    for change in ({"rows": []}, {"metrics": "x"}, {"rows": [read["rows"][0] | {"metrics": {"accuracy": "high"}}]}):
+        with pytest.raises(ValueError, match=r"rows|metrics"):
+            Table.from_json(read | change)
 
 
 def test_test_rows_have_no_part_in_the_choice(small):
@@ -106,7 +120,7 @@ def test_test_rows_have_no_part_in_the_choice(small):
         permuted = adapt(small, train, as_batches(pixels, shuffled), probe=probe, seeds=1)
         few = adapt(small, train, as_batches(pixels[:20], labels[:20]), probe=probe, seeds=1)
         assert honest.rows[0].setting == permuted.rows[0].setting == few.rows[0].setting
-        assert permuted.accuracy < honest.accuracy
+        assert permuted.score < honest.score
 
 
 def test_labels_without_meaning_score_as_the_constant_does(small):
@@ -114,19 +128,19 @@ def test_labels_without_meaning_score_as_the_constant_does(small):
     other, truth = pictures(300, 1)
     random = np.random.default_rng(3)
     none = adapt(small, as_batches(pixels, random.permutation(labels)), as_batches(other, random.permutation(truth)))
-    low, high = none.rows[0].interval
-    assert low - 0.05 < row(none, "constant").accuracy < high + 0.05
+    low, high = none.rows[0].interval["accuracy"]
+    assert low - 0.05 < accuracy(none, "constant") < high + 0.05
 
 
 def test_layers_are_probed_in_order_for_both_encoders(small):
     train, test = as_batches(*pictures(150, 0)), as_batches(*pictures(80, 1))
     deep = adapt(small, train, test, probe="ridge", layers=True, seeds=2)
     depths = list(small.layers(torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8)))
-    assert [r.layer for r in deep.rows if r.encoder == "pretrained"] == ["pooled", *depths]
-    assert [r.layer for r in deep.rows if r.encoder == "random"] == ["pooled", *depths]
+    assert [r.part for r in deep.rows if r.encoder == "pretrained"] == ["pooled", *depths]
+    assert [r.part for r in deep.rows if r.encoder == "random"] == ["pooled", *depths]
     assert all(r.setting for r in deep.rows if r.encoder != "constant")
-    plain = adapt(small, train, test, probe="ridge", seeds=2)
-    assert plain.rows == deep.rows[:3]
+    shallow = adapt(small, train, test, probe="ridge", seeds=2)
+    assert shallow.rows == deep.rows[:3]
     with pytest.raises(RecipeError, match="finetune trains the encoder"):
         adapt(small, train, test, probe="finetune", layers=True)
 
@@ -142,7 +156,7 @@ def test_without_test_rows_a_fifth_is_held_out_and_groups_are_not_divided(small)
     assert 30 <= alone.test_rows <= 50
     assert "held out" in alone.test
     assert "'thing' undivided" in apart.test
-    assert apart.accuracy < 0.6 < 0.75 < alone.accuracy
+    assert apart.score < 0.6 < 0.75 < alone.score
     choices = {"probe": "knn", "seeds": 1, "k": (1, 51), "temperature": math.inf}
     for test in (None, train):
         assert adapt(small, train, test, **choices).rows[0].setting == {"k": 1}
@@ -215,11 +229,11 @@ def test_few_shots_use_few_rows(small):
     train, test = as_batches(*pictures(300, 0)), as_batches(*pictures(100, 1))
     few = adapt(small, train, test, probe="knn", k=(1,), shots=2)
     many = adapt(small, train, test, probe="knn", k=(1,))
-    assert len(few.rows[0].runs) == 3
-    assert few.rows[0].spread > 0
-    assert few.shots == 2
-    assert "(2 a class used)" in few.table()
-    assert len(many.rows[0].runs) == 1
+    assert len(few.rows[0].runs["accuracy"]) == 3
+    assert few.rows[0].spread["accuracy"] > 0
+    assert (few.shots, few.train_rows) == (2, 300)
+    assert "(2 shots)" in str(few)
+    assert len(many.rows[0].runs["accuracy"]) == 1
 
 
 def test_finetuning_is_the_same_call_and_leaves_the_encoder_alone(small):
@@ -227,8 +241,8 @@ def test_finetuning_is_the_same_call_and_leaves_the_encoder_alone(small):
     train, test = as_batches(*pictures(90, 0)), as_batches(*pictures(60, 1))
     tuned = adapt(small, train, test, probe="finetune", seeds=1, steps=30, lr=(3e-3,), decay=(1.0,))
     assert [row.encoder for row in tuned.rows] == ["pretrained", "random", "constant"]
-    assert tuned.accuracy > row(tuned, "constant").accuracy + 0.1
-    assert "one candidate" in tuned.validation
+    assert tuned.score > accuracy(tuned, "constant") + 0.1
+    assert tuned.validation == ""  # there was one candidate
     assert all(torch.equal(value, state[key]) for key, value in small.state_dict().items())
 
 
@@ -236,8 +250,8 @@ def test_classes_that_only_the_test_has_count_as_wrong_and_are_said(small):
     pixels, labels = pictures(100, 1)
     some = as_batches(*pictures(100, 0))
     wrong = adapt(small, some, as_batches(pixels, np.full_like(labels, 9)), seeds=1)
-    assert wrong.accuracy == 0
-    assert "100 test rows are of classes that no training row has" in wrong.table()
+    assert wrong.score == 0
+    assert "100 test rows are of classes that no training row has" in str(wrong)
 
 
 @pytest.mark.parametrize(
@@ -258,9 +272,12 @@ def test_mistakes_in_the_call_are_named(small, change, message):
     [
         (torch.zeros(10, dtype=torch.long), "of one class"),
         (torch.arange(10), "is this column really a label"),
-        (torch.rand(10), "one class number"),
-        (torch.zeros(10, 3, dtype=torch.long), "one class number"),
-        (torch.tensor([-1] + [0] * 9), "one class number"),
+        (torch.tensor([-2] + [0] * 9), "class numbers from 0"),
+        (torch.full((10, 3), 2), "should be zeros and ones"),
+        (torch.zeros(10, 3, dtype=torch.long), "all of them are empty"),
+        (torch.zeros(10), "the value is the same in all"),
+        (torch.tensor([-1] * 10), "no row has a label"),
+        (torch.zeros(10, 3, 3), r"should be \(B,\) or \(B, C\)"),
     ],
 )
 def test_labels_that_are_no_classes_are_named(small, labels, message):
@@ -291,17 +308,17 @@ def test_a_probe_during_training_decodes_once_and_sees_the_encoder_change(small,
         image=ImageDecode(size=SIZE),
     )
     network = reinitialized(small, 0).train()
-    probe = ProbeDuring(Probe(probe="ridge"), network, data)
+    probe = ProbeDuring(Probe(probe="ridge"), Model.of(network), data)
     monkeypatch.setattr("mmssl.data.loader.read", None)
     first = probe()
     assert first == probe()
     assert network.training
-    assert set(first) == {"accuracy", "balanced", "constant"}
-    assert first["accuracy"] > first["constant"]
+    assert set(first) == {"accuracy", "balanced_accuracy", "accuracy_constant"}
+    assert first["accuracy"] > first["accuracy_constant"]
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()
-    assert probe()["accuracy"] == pytest.approx(first["constant"])
+    assert probe()["accuracy"] == pytest.approx(first["accuracy_constant"])
 
 
 def test_a_probe_during_training_never_learns_what_it_scores(small, tmp_path):
@@ -312,8 +329,8 @@ def test_a_probe_during_training_never_learns_what_it_scores(small, tmp_path):
     table = as_dataset(np.repeat(pixels, 2, 0), np.repeat(labels, 2), thing=np.repeat(np.arange(100), 2).tolist())
     table.to_parquet(str(tmp_path / "train.parquet"))
     data = Data(source=str(tmp_path / "train.parquet"), columns={"image": "picture"}, image=ImageDecode(size=SIZE))
-    divided = ProbeDuring(Probe(label="kind"), small, data)()["accuracy"]
-    together = ProbeDuring(Probe(label="kind", groups="thing"), small, data)()["accuracy"]
+    divided = ProbeDuring(Probe(label="kind"), Model.of(small), data)()["accuracy"]
+    together = ProbeDuring(Probe(label="kind", groups="thing"), Model.of(small), data)()["accuracy"]
     assert together < 0.6 < 0.7 < divided < 0.97
 
 
@@ -331,4 +348,4 @@ def test_real_emoji_from_the_train_to_the_test_split(small):
     found = adapt(small, source, label="category", groups="concept", probe="ridge", seeds=1, limit=300)
     assert found.test == f"{source}, split test"
     assert (found.train_rows, found.test_rows) == (300, 300)
-    assert found.accuracy > row(found, "constant").accuracy
+    assert found.score > accuracy(found, "constant")

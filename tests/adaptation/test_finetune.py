@@ -6,6 +6,8 @@ import torch
 from mmssl import encoder as create
 from mmssl.adaptation.probes.base import RawRows
 from mmssl.adaptation.probes.finetune import Finetune, Shuffled, scale_by_depth
+from mmssl.adaptation.rows import BatchSplit, Reads
+from mmssl.adaptation.targets.classes import Classes
 from mmssl.training.optim import parameter_groups
 
 
@@ -16,6 +18,12 @@ def tinted(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     tint = torch.tensor([[20.0, 0, -20], [-20, 0, 20]])[labels]
     noise = 60 * torch.randn(rows, 3, 16, 16, generator=random)
     return (128 + tint[:, :, None, None] + noise).clamp(0, 255).to(torch.uint8), labels
+
+
+def raw(encoder, x: torch.Tensor) -> RawRows:
+    """Pictures in batches of uneven sizes, as rows."""
+    batches = [{"image": part} for part in x.split([5, len(x) - 5])]
+    return RawRows(encoder, BatchSplit(batches, Reads(("image",), {})), torch.arange(len(x)))
 
 
 @pytest.fixture
@@ -30,11 +38,12 @@ def test_it_learns_separable_classes_and_leaves_the_encoder_alone(small):
     small.train()
     state = {key: value.clone() for key, value in small.state_dict().items()}
     probe = Finetune(steps=30, batch_rows=16, lr=(3e-3,), decay=(1.0,))
-    train, test = RawRows(small, {"image": x}), RawRows(small, {"image": y})
-    (guess,) = probe.predict(train, labels, test, probe.settings(), 0)
-    (again,) = probe.predict(train, labels, test, probe.settings(), 0)
-    assert (guess == truth).float().mean() > 0.9
-    assert torch.equal(guess, again)
+    train, test = raw(small, x), raw(small, y)
+    (answers,) = probe.predict(Classes(range(2)), train, labels, test, probe.settings(), 0)
+    (again,) = probe.predict(Classes(range(2)), train, labels, test, probe.settings(), 0)
+    assert (answers.argmax(1) == truth).float().mean() > 0.9
+    torch.testing.assert_close(answers.sum(1), torch.ones(64))
+    assert torch.equal(answers, again)
     assert small.training
     assert all(torch.equal(value, state[key]) for key, value in small.state_dict().items())
     assert not any(hasattr(p, "lr_scale") for p in small.parameters())
@@ -43,9 +52,8 @@ def test_it_learns_separable_classes_and_leaves_the_encoder_alone(small):
 def test_a_decay_of_zero_trains_the_head_alone(small):
     x, labels = tinted(32, 0)
     small.eval()
-    objective = Finetune(steps=3, batch_rows=8).train(
-        RawRows(small, {"image": x}), labels, {"lr": 0.1, "decay": 0.0}, 0
-    )
+    probe = Finetune(steps=3, batch_rows=8)
+    objective = probe.train(Classes(range(2)), raw(small, x), labels, {"lr": 0.1, "decay": 0.0}, 0)
     after = dict(objective.encoder("image").named_parameters())
     assert all(torch.equal(value, after[key].cpu()) for key, value in small.named_parameters())
     assert objective.head[1].weight.abs().max() > 0.2
@@ -80,8 +88,11 @@ def test_the_optimizer_gets_the_rates(small):
 
 
 def test_shuffled_rows_come_once_an_epoch_and_in_a_new_order():
-    loader = Shuffled({"id": torch.arange(10), "label": torch.zeros(10)}, batch_size=4, seed=0)
-    seen = torch.cat([batch["id"] for batch in loader.batches(0, 5)]).tolist()
+    rows = raw(None, torch.arange(10).view(10, 1, 1, 1).expand(-1, 3, 2, 2))
+    loader = Shuffled(rows, 10.0 * torch.arange(10)[:, None], batch_size=4, seed=0)
+    batches = list(loader.batches(0, 5))
+    assert all(torch.equal(batch["image"][:, 0, 0, 0] * 10.0, batch["label"][:, 0]) for batch in batches)
+    seen = torch.cat([batch["id"] for batch in batches]).tolist()
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert seen[:10] != seen[10:]
     assert torch.cat([batch["id"] for batch in loader.batches(3, 5)]).tolist() == seen[12:]

@@ -10,10 +10,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from mmssl import registry
-from mmssl.adaptation.probes.base import draw_shots, hold_out
 from mmssl.adaptation.probes.knn import Knn
 from mmssl.adaptation.probes.logistic import Logistic
 from mmssl.adaptation.probes.ridge import Ridge
+from mmssl.adaptation.targets.classes import Classes
 from mmssl.errors import DataError
 
 
@@ -22,6 +22,20 @@ def blobs(rows: int, classes: int = 4, width: int = 12, noise: float = 1.0, seed
     centers = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
     labels = torch.randint(0, classes, (rows,), generator=random)
     return centers[labels] + noise * torch.randn(rows, width, generator=random), labels
+
+
+def classes(labels: torch.Tensor) -> Classes:
+    return Classes(range(int(labels.max()) + 1))
+
+
+def predicted(probe, train, labels, test, settings=None):
+    """The class that each setting answers for each row."""
+    answers = probe.predict(classes(labels), train, labels, test, settings or probe.settings(), 0)
+    return [answer.argmax(1) for answer in answers]
+
+
+def hold_out(labels, share, seed, groups=None):
+    return classes(labels).hold_out(labels, share, seed, groups)
 
 
 def test_every_probe_is_found_by_name():
@@ -38,7 +52,7 @@ def test_knn_equals_brute_force(temperature):
     probe = Knn(k=(1, 7, 60), temperature=temperature)
     a = train.double().numpy() / np.linalg.norm(train.double().numpy(), axis=1, keepdims=True)
     b = test.double().numpy() / np.linalg.norm(test.double().numpy(), axis=1, keepdims=True)
-    for setting, guess in zip(probe.settings(), probe.predict(train, labels, test, probe.settings(), 0), strict=True):
+    for setting, guess in zip(probe.settings(), predicted(probe, train, labels, test), strict=True):
         for row, got in zip(b, guess, strict=True):
             similarity = a @ row
             nearest = np.argsort(-similarity)[: setting["k"]]
@@ -50,14 +64,14 @@ def test_knn_equals_brute_force(temperature):
 def test_knn_with_one_vote_each_equals_scikit_learn(k):
     train, labels = blobs(200, classes=2, noise=2.0)
     test, _ = blobs(80, classes=2, noise=2.0, seed=1)
-    (guess,) = Knn(k=(k,), temperature=math.inf).predict(train, labels, test, [{"k": k}], 0)
+    (guess,) = predicted(Knn(k=(k,), temperature=math.inf), train, labels, test)
     other = KNeighborsClassifier(k, metric="cosine").fit(train.numpy(), labels.numpy()).predict(test.numpy())
     assert guess.tolist() == other.tolist()
 
 
 def test_knn_survives_few_rows_low_temperature_and_null_vectors():
     train, labels = torch.cat([torch.zeros(1, 3), torch.eye(3)]), torch.tensor([0, 0, 1, 2])
-    for guess in (probe := Knn(temperature=1e-4)).predict(train, labels, torch.eye(3), probe.settings(), 0):
+    for guess in predicted(Knn(temperature=1e-4), train, labels, torch.eye(3)):
         assert guess.tolist() == [0, 1, 2]
 
 
@@ -69,7 +83,7 @@ def test_ridge_equals_scikit_learn(width):
     test = test * torch.logspace(-3, 3, width) + 5
     probe = Ridge(alpha=(1.0, 0.1, 1e-3))
     scaler = StandardScaler().fit(train.double().numpy())
-    for setting, guess in zip(probe.settings(), probe.predict(train, labels, test, probe.settings(), 0), strict=True):
+    for setting, guess in zip(probe.settings(), predicted(probe, train, labels, test), strict=True):
         other = RidgeClassifier(alpha=setting["alpha"] * len(train))
         other.fit(scaler.transform(train.double().numpy()), labels.numpy())
         assert guess.tolist() == other.predict(scaler.transform(test.double().numpy())).tolist()
@@ -78,7 +92,7 @@ def test_ridge_equals_scikit_learn(width):
 def test_ridge_takes_features_that_never_change():
     train, labels = blobs(50)
     train[:, 3] = 7.0
-    (guess,) = Ridge(alpha=(1e-3,)).predict(train, labels, train, [{"alpha": 1e-3}], 0)
+    (guess,) = predicted(Ridge(alpha=(1e-3,)), train, labels, train)
     assert (guess == labels).float().mean() > 0.5
 
 
@@ -87,7 +101,7 @@ def test_logistic_equals_scikit_learn_from_a_cold_start():
     test, _ = blobs(150, noise=2.0, seed=1)
     probe = Logistic(c=(1e-3, 0.1, 1.0))
     scaler = StandardScaler().fit(train.double().numpy())
-    for setting, guess in zip(probe.settings(), probe.predict(train, labels, test, probe.settings(), 0), strict=True):
+    for setting, guess in zip(probe.settings(), predicted(probe, train, labels, test), strict=True):
         other = LogisticRegression(C=setting["C"], max_iter=1000)
         other.fit(scaler.transform(train.double().numpy()), labels.numpy())
         assert (guess.numpy() == other.predict(scaler.transform(test.double().numpy()))).mean() > 0.99
@@ -97,7 +111,7 @@ def test_logistic_equals_scikit_learn_from_a_cold_start():
 def test_logistic_counts_fits_that_did_not_converge():
     train, labels = blobs(100)
     probe = Logistic(c=(1.0,), max_iter=1)
-    list(probe.predict(train, labels, train, probe.settings(), 0))
+    predicted(probe, train, labels, train)
     assert len(probe.warnings) == 1
     assert "C=1" in probe.warnings[0]
 
@@ -107,7 +121,7 @@ def test_a_class_that_training_lacks_is_never_guessed(name):
     train, labels = blobs(80)
     keep = labels != 1
     probe = registry.find("probe", name)()
-    for guess in probe.predict(train[keep], labels[keep], train, probe.settings(), 0):
+    for guess in predicted(probe, train[keep], labels[keep], train):
         assert 1 not in guess.unique()
         assert (guess == labels)[keep].float().mean() > 0.3
 
@@ -132,19 +146,19 @@ def test_groups_remove_the_reward_of_remembering():
     # Twins: a row's nearest neighbor is its own copy, so one neighbor looks perfect unless groups are kept together.
     vectors, labels = torch.randn(200, 16, generator=torch.Generator().manual_seed(0)), torch.arange(200) % 4
     twins, twice, groups = vectors.repeat(2, 1), labels.repeat(2), torch.arange(200).repeat(2)
-    leaking = Knn(temperature=math.inf).choose(twins, twice, 0)
+    leaking = Knn(temperature=math.inf).choose(classes(twice), twins, twice, 0)
     assert leaking == {"k": 1}
     held = hold_out(twice, 0.2, 0, groups)
-    (guess,) = Knn(k=(1,)).predict(twins[~held], twice[~held], twins[held], [{"k": 1}], 0)
+    (guess,) = predicted(Knn(k=(1,)), twins[~held], twice[~held], twins[held])
     assert (guess == twice[held]).float().mean() < 0.5
 
 
 def test_choose_takes_the_best_candidate_of_the_held_out_rows():
     train, labels = blobs(300, noise=3.0)
     probe = Knn()
-    chosen = probe.choose(train, labels, 0)
+    chosen = probe.choose(classes(labels), train, labels, 0)
     held = hold_out(labels, 0.2, 0)
-    fitted = probe.predict(train[~held], labels[~held], train[held], probe.settings(), 0)
+    fitted = predicted(probe, train[~held], labels[~held], train[held])
     scores = [(g == labels[held]).float().mean().item() for g in fitted]
     best = [s["k"] for s, a in zip(probe.settings(), scores, strict=True) if a == max(scores)]
     assert chosen["k"] == best[0]
@@ -154,13 +168,13 @@ def test_choose_takes_the_best_candidate_of_the_held_out_rows():
 def test_choose_needs_rows_to_spare_or_one_candidate():
     train, _ = blobs(4)
     with pytest.raises(DataError, match="k cannot be chosen"):
-        Knn().choose(train, torch.arange(4), 0)
-    assert Knn(k=(3,)).choose(train, torch.arange(4), 0) == {"k": 3}
+        Knn().choose(Classes(range(4)), train, torch.arange(4), 0)
+    assert Knn(k=(3,)).choose(Classes(range(4)), train, torch.arange(4), 0) == {"k": 3}
 
 
 def test_shots_are_drawn_per_class():
     labels = torch.tensor([0] * 50 + [1] * 3 + [2] * 20)
-    index = draw_shots(labels, 5, 0)
+    index = classes(labels).draw_shots(labels, 5, 0)
     assert labels[index].bincount().tolist() == [5, 3, 5]
     assert len(index.unique()) == len(index)
-    assert not torch.equal(index, draw_shots(labels, 5, 1))
+    assert not torch.equal(index, classes(labels).draw_shots(labels, 5, 1))

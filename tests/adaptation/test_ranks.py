@@ -52,7 +52,7 @@ def test_several_captions_equal_big_vision(each):
     images = 12
     scores = similarities(images, images * each, seed=each)
     distance, owner = -scores.numpy(), np.arange(images * each) // each
-    there, back = ranked(scores, captions(images, each)), ranked(scores.T, captions(images, each).turned())
+    there, back = ranked(scores, captions(images, each)), ranked(scores.T, captions(images, each).transposed())
     nearest_images, nearest_texts = distance.argsort(axis=0), distance.argsort(axis=1)
     for k in KS:
         text_to_image = (nearest_images[:k] == owner[None]).any(axis=0).mean()

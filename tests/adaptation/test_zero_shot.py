@@ -11,7 +11,8 @@ from known_pairs import LENGTH, NAMES, Colors, rows, table
 from open_clip.model import CustomTextCLIP
 
 import mmssl
-from mmssl.adaptation import adapt
+from mmssl import adapt
+from mmssl.adaptation.metrics import wilson
 from mmssl.adaptation.pairs import network_of
 from mmssl.adaptation.probes.zero_shot import class_vectors
 from mmssl.errors import DataError, RecipeError
@@ -35,27 +36,32 @@ def classify(task, given, **settings):
     return adapt(task, given, probe="zero_shot", **{"baseline": False, "templates": TEMPLATES, **settings})
 
 
+def numbers(row) -> tuple[float, float, float]:
+    return row.metrics["accuracy"], row.metrics["top5_accuracy"], row.metrics["balanced_accuracy"]
+
+
 def test_names_find_their_colors_and_the_rest_is_counted():
     scores = classify(Colors(), rows(PAIRS, label=LABELS), classes=NAMES)
     first, constant, chance = scores.rows
-    assert scores.accuracy == first.accuracy == pytest.approx(7 / 8)
-    assert first.top5 == 1  # green is not the last for a red picture
-    assert first.balanced == pytest.approx((1 + 0.5 + 4) / 6)
+    assert scores.score == pytest.approx(7 / 8)
+    # Green is not the last for a red picture.
+    assert numbers(first) == (7 / 8, 1, pytest.approx((1 + 0.5 + 4) / 6))
+    assert first.interval["accuracy"] == wilson(7 / 8, 8)
     # By size, and of equals by number: red, green, blue, yellow, cyan; magenta is left.
-    assert (constant.accuracy, constant.top5, constant.balanced) == (2 / 8, 7 / 8, pytest.approx(1 / 6))
-    assert (chance.accuracy, chance.top5, chance.balanced) == (1 / 6, 5 / 6, 1 / 6)
+    assert numbers(constant) == (2 / 8, 7 / 8, pytest.approx(1 / 6))
+    assert numbers(chance) == pytest.approx((1 / 6, 5 / 6, 1 / 6))
     assert scores.baseline == 2 / 8
-    text, read = scores.table(), json.loads(json.dumps(scores.to_json()))
+    text, read = str(scores), json.loads(json.dumps(scores.to_json()))
     assert "nothing learned, 8 test rows, 6 classes" in text
     assert "top-5" in text
-    assert read["rows"][0]["top5"] == 1
+    assert read["rows"][0]["metrics"]["top5_accuracy"] == 1
 
 
 def test_a_model_without_an_opinion_gets_nothing():
     task = Colors()
     task.encoder("text").table.weight.data.fill_(1.0)
     scores = classify(task, rows(PAIRS, label=LABELS), classes=NAMES, templates=("{}",))
-    assert scores.accuracy == scores.rows[0].top5 == 0
+    assert numbers(scores.rows[0])[:2] == (0, 0)
 
 
 def test_names_come_from_labels_a_list_a_file_or_a_column(tmp_path):
@@ -71,16 +77,16 @@ def test_names_come_from_labels_a_list_a_file_or_a_column(tmp_path):
     ]
     for way in ways:
         scores = classify(Colors(), given, data=DATA, **way)
-        assert scores.accuracy == pytest.approx(7 / 8), way
-        assert scores.classes == 6
+        assert scores.score == pytest.approx(7 / 8), way
+        assert scores.counts == {"classes": 6}
 
 
 def test_classes_that_no_row_has_are_wrong_answers():
     some = [(0, ""), (1, "")]
     both = classify(Colors(), table(some, kind=["red", "green"]), data=DATA, label="kind")
     all_ = classify(Colors(), table(some, kind=["red", "green"]), data=DATA, label="kind", classes=NAMES)
-    assert (both.classes, all_.classes) == (2, 6)
-    assert (both.rows[-1].accuracy, all_.rows[-1].accuracy) == (1 / 2, 1 / 6)
+    assert (both.counts["classes"], all_.counts["classes"]) == (2, 6)
+    assert (numbers(both.rows[-1])[0], numbers(all_.rows[-1])[0]) == (1 / 2, 1 / 6)
 
 
 @pytest.mark.parametrize("templates", [("{}",), ("a photo of a {}.", "{}", "the {} there")])
@@ -113,8 +119,8 @@ def test_random_weights_stand_beside():
     given = table(PAIRS, kind=[NAMES[label] for label in LABELS])
     scores = classify(task, given, data=DATA, label="kind", baseline=True, seeds=2)
     random = next(row for row in scores.rows if row.encoder == "random")
-    alone = [classify(reinitialized(task, seed), given, data=DATA, label="kind").accuracy for seed in (0, 1)]
-    assert list(random.runs) == alone
+    alone = [classify(reinitialized(task, seed), given, data=DATA, label="kind").score for seed in (0, 1)]
+    assert list(random.runs["accuracy"]) == alone
 
 
 def test_sentences_where_it_cannot_work(tmp_path):

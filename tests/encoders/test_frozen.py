@@ -11,6 +11,8 @@ import mmssl
 from mmssl import recipe
 from mmssl.adaptation.probes.base import RawRows
 from mmssl.adaptation.probes.finetune import Finetune
+from mmssl.adaptation.rows import BatchSplit, Reads
+from mmssl.adaptation.targets.classes import Classes
 from mmssl.build import build
 from mmssl.encoders import create, reinitialized
 from mmssl.errors import RecipeError
@@ -92,7 +94,8 @@ def test_fine_tuning_trains_a_copy_of_it():
     before = bits(encoder)
     images, labels = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8), torch.arange(16) % 2
     probe = Finetune(steps=3, batch_rows=8)
-    trained = probe.train(RawRows(encoder, {"image": images}), labels, {"lr": 1e-2, "decay": 1.0}, 0)
+    rows = RawRows(encoder, BatchSplit([{"image": images}], Reads(("image",), {})), torch.arange(len(images)))
+    trained = probe.train(Classes(range(2)), rows, labels, {"lr": 1e-2, "decay": 1.0}, 0)
     tuned = trained.encoder("image")
     weights = dict(encoder.named_parameters())
     assert all(not torch.equal(value, weights[key]) for key, value in tuned.named_parameters())

@@ -43,29 +43,32 @@ PAIRS = {
     "data": {"source": "toy", "text": {"length": 16}},
 }
 PROBES = {
-    "accuracy": 0.5,
-    "baseline": 0.25,
-    "margin": 0.25,
     "rows": [
         {
             "encoder": name,
-            "layer": layer,
-            "accuracy": a,
+            "part": part,
+            "metrics": {"accuracy": accuracy, "balanced_accuracy": accuracy},
             "spread": spread,
-            "balanced": a,
-            "interval": [a - 0.1, a + 0.1],
+            "interval": {"accuracy": [accuracy - 0.1, accuracy + 0.1]},
         }
-        for name, layer, a, spread in [
-            ("pretrained", "pooled", 0.5, None),
-            ("random", "pooled", 0.25, 0.01),
-            ("constant", "", 0.125, None),
+        for name, part, accuracy, spread in [
+            ("pretrained", "pooled", 0.5, {}),
+            ("random", "pooled", 0.25, {"accuracy": 0.01}),
+            ("constant", "", 0.125, {}),
         ]
     ],
+    "metrics": [
+        {"name": "accuracy", "title": "accuracy", "percent": True},
+        {"name": "balanced_accuracy", "title": "balanced", "percent": True},
+    ],
     "probe": "knn",
+    "target": "classes",
     "label": "shape",
+    "encoder": "image",
     "train_rows": 80,
     "test_rows": 20,
-    "classes": 8,
+    "counts": {"classes": 8},
+    "shots": None,
     "test": "a fifth of toy",
     "validation": "a fifth of the training rows",
     "seeds": [0, 1, 2],
@@ -82,7 +85,7 @@ def make_run(directory: Path, tree: dict, probes: dict | None = PROBES) -> Run:
     records = [{"step": step, "loss": 1.5 - step / 100, "accuracy": 0.25 + step / 100, "lr": 1e-3} for step in (10, 20)]
     (directory / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if probes:
-        (directory / "probes.json").write_text(json.dumps(probes))
+        (directory / "probes.json").write_text(json.dumps([probes]))
     (directory / "figures").mkdir()
     (directory / "figures" / "history.png").write_bytes(b"\x89PNG")
     state = directory / "state" / "step_00000020"

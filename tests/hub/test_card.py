@@ -38,9 +38,11 @@ def test_card_holds_the_run(run) -> None:
     assert "| `loss` | 1.3 | 1.386 |" in text  # the last value, beside ln 4
     assert "| `accuracy` | 0.45 | 0.25 |" in text
     assert "\nVerdict: at chance since step 0: accuracy 0.4 against 0.25 by guessing (last 2 records, 16 " in text
-    assert "| `pretrained` | `pooled` | 50.0 |" in text
-    assert "| random-initialized | `pooled` | 25.0 ± 1.0 |" in text
-    assert "| `constant` |  | 12.5 |" in text
+    assert "A `knn` probe of the column `shape`: 80 training rows, 20 test rows, 8 classes, 3 seed(s)." in text
+    assert "| `pretrained` | `pooled` | 50.0 (40.0 – 60.0) | 50.0 |" in text
+    assert "| `random-initialized` | `pooled` | 25.0 ± 1.0 | 25.0 |" in text
+    assert "| `constant answer` |  | 12.5 (2.5 – 22.5) | 12.5 |" in text
+    assert "Margin over the best baseline: +25.0 points." in text
     assert 'mmssl.load("me/turns")' in text
     assert "timm.create_model(" in text
     parameters = sum(p.numel() for p in run.encoders["image"].parameters())
@@ -78,9 +80,9 @@ HOSTILE = "x\n---\nlicense: mit\n---\n# Forged\n```\n<script>alert(1)</script> |
 def test_hostile_names_stay_inside_their_place(run) -> None:
     plain = model_card(with_recipe(run, license=None, data={"source": "toy"}))
     tree = {**PROBES, "label": HOSTILE, "warnings": [HOSTILE]}
-    (run.directory / "probes.json").write_text(json.dumps(tree))
+    (run.directory / "probes.json").write_text(json.dumps([tree, tree | {"probe": HOSTILE, "test": HOSTILE}]))
     text = model_card(with_recipe(run, data={HOSTILE: {"source": HOSTILE, "config": HOSTILE, "split": HOSTILE}}))
-    (run.directory / "probes.json").write_text(json.dumps(PROBES))
+    (run.directory / "probes.json").write_text(json.dumps([PROBES]))
     assert front_matter(text) == front_matter(plain)
     headings = [line for line in outside_fences(text) if line.startswith("#")]
     assert headings == [line for line in outside_fences(plain) if line.startswith("#")]

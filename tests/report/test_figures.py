@@ -109,7 +109,7 @@ def curves(monkeypatch) -> dict[str, list]:
 def test_history_shows_loss_and_metrics_beside_chance(tmp_path, monkeypatch):
     seen = curves(monkeypatch)
     history = [{"step": i, "loss": 2.0 / i, "accuracy": 0.5, "lr": 0.1, "data_wait": 0.3} for i in range(1, 30)]
-    history[5] |= {"probe/accuracy": 0.4, "probe/constant": 0.2}
+    history[5] |= {"probe/accuracy": 0.4, "probe/accuracy_constant": 0.2}
     path = draw_history(history, Chance(math.log(4), {"accuracy": 0.25, "turn/loss": 1.0}), tmp_path / "h.png")
     assert path.exists()
     assert seen["curves"] == ["loss", "accuracy", "probe/accuracy", "lr"]

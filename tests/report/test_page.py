@@ -15,26 +15,46 @@ from mmssl.report.page import write_report
 HOSTILE = "<script>alert(1)</script>"
 
 
-def row(encoder, layer, accuracy, spread):
-    numbers = {"accuracy": accuracy, "spread": spread, "balanced": accuracy - 0.05}
-    return {"encoder": encoder, "layer": layer, "interval": [accuracy - 0.1, accuracy + 0.1], **numbers}
+def row(encoder, part, accuracy, spread):
+    return {
+        "encoder": encoder,
+        "part": part,
+        "metrics": {"accuracy": accuracy},
+        "interval": {"accuracy": [accuracy - 0.1, accuracy + 0.1]},
+        "spread": spread,
+    }
 
 
 PROBES = {
     "probe": "knn",
+    "target": "classes",
     "label": "shape",
+    "encoder": "image",
+    "metrics": [{"name": "accuracy", "title": "accuracy", "percent": True}],
     "train_rows": 80,
     "test_rows": 20,
-    "classes": 4,
+    "counts": {"classes": 4},
+    "shots": None,
     "test": "toy, split test",
     "validation": "a fifth of the training rows",
-    "margin": 0.125,
+    "seeds": [0, 1, 2],
     "warnings": ["class 'x' is rare"],
     "rows": [
-        row("pretrained", "pooled", 0.75, None),
-        row("random", "pooled", 0.625, 0.02),
-        row("constant", "", 0.3, None),
+        row("pretrained", "pooled", 0.75, {}),
+        row("random", "pooled", 0.625, {"accuracy": 0.02}),
+        row("constant", "", 0.3, {}),
     ],
+}
+SIZES = PROBES | {
+    "probe": "ridge",
+    "target": "values",
+    "label": "size",
+    "metrics": [{"name": "r2", "title": "R^2", "percent": False}],
+    "rows": [
+        {"encoder": "pretrained", "part": "pooled", "metrics": {"r2": 0.5}},
+        {"encoder": "constant", "part": "", "metrics": {"r2": -0.01}},
+    ],
+    "warnings": [HOSTILE],
 }
 
 
@@ -66,7 +86,7 @@ def made(tmp_path, **changes):
         "step": 20,
         "history": history,
         "chance": chance,
-        "probes": PROBES,
+        "probes": [PROBES, SIZES],
     }
     return SimpleNamespace(**(facts | changes))
 
@@ -83,10 +103,13 @@ def test_it_says_what_the_run_is_and_what_came_out(tmp_path):
         "loss 1.2500 1.3863",
         "accuracy 0.5000 0.2500",
         "Verdict: learned: accuracy 0.5 against 0.25 by guessing (last 2 records, 32 answers, z = 3.0).",
-        "pretrained pooled 75.0 %",
-        "random-initialized pooled 62.5 % 2.0",
-        "constant (majority class) 30.0 %",
+        "knn probe of &#39;shape&#39;: 80 training rows, 20 test rows, 4 classes; test rows: toy, split test",
+        "pretrained pooled 75.0 (65.0 – 85.0)",
+        "random-initialized pooled 62.5 ± 2.0",
+        "constant answer 30.0 (20.0 – 40.0)",
         "+12.5 points",
+        "ridge probe of &#39;size&#39;",
+        "pretrained pooled 0.5 constant answer -0.01 Margin over the best baseline: +0.510 of R^2",
         "class &#39;x&#39; is rare",
         "timm/test_resnet 1,000 96",
         "1 undecodable rows",
@@ -106,7 +129,7 @@ def test_it_is_self_contained_and_escapes_what_it_shows(tmp_path):
     assert not re.search(r"https?://", page)
 
 
-@pytest.mark.parametrize("changes", [{"probes": None}, {"history": []}, {"encoders": {}}], ids=lambda c: next(iter(c)))
+@pytest.mark.parametrize("changes", [{"probes": []}, {"history": []}, {"encoders": {}}], ids=lambda c: next(iter(c)))
 def test_it_does_without_what_a_run_lacks(tmp_path, changes):
     assert "</html>" in write_report(made(tmp_path, **changes)).read_text(encoding="utf-8")
 

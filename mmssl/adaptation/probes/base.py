@@ -1,51 +1,101 @@
-"""The contract of a probe, and how its hyper-parameter is chosen: on held-out training rows, never on test rows."""
+"""The contract of a probe, and the protocol of those that learn from labeled rows.
+
+Hyper-parameters are chosen on held-out training rows, never on test rows, anew for every encoder and depth, with the
+first seed; then the probe learns from all training rows. Test rows are looked at once, at the end.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmssl.batch import Batch, count_rows
+from mmssl.adaptation.features import POOLED
+from mmssl.adaptation.labeled import LabeledRows, Question
+from mmssl.adaptation.request import Model, Request
+from mmssl.adaptation.rows import Split, in_order
+from mmssl.adaptation.table import CONSTANT, PRETRAINED, RANDOM, Row, Table
+from mmssl.adaptation.targets.base import HELD_OUT, Target
+from mmssl.batch import Batch
+from mmssl.encoders import reinitialized
 from mmssl.encoders.base import Encoder
-from mmssl.errors import DataError
+from mmssl.errors import DataError, RecipeError
 
 Setting = Mapping[str, float]
-HELD_OUT = 0.2
 
 
-@dataclass(frozen=True)
+class Probe:
+    """One way to ask what a network has learned; a module of this room, found by its name.
+
+    Subclasses take keyword-only hyper-parameters, of which some may be lists of candidates.
+    """
+
+    @property
+    def name(self) -> str:
+        """That of its module."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def score(self, model: Model, request: Request) -> Table:
+        """The table of the network and its baselines; the network stays as it was.
+
+        Raises:
+            RecipeError: for a request that makes no sense to this probe.
+            DataError: for a source, column or label that is not there or does not fit.
+            RunError: where features are not finite.
+        """
+        raise TypeError(f"{type(self).__name__} scores nothing")
+
+
 class RawRows:
-    """Raw rows with the encoder that reads them: what fine-tuning takes in place of features."""
+    """Rows that are decoded when they are read, with the encoder that reads them: for a probe that trains it.
 
-    encoder: Encoder
-    batch: Batch
+    Args:
+        encoder: reads them.
+        split: where they are.
+        ids: their numbers there, int64 (N,).
+    """
+
+    def __init__(self, encoder: Encoder, split: Split, ids: Tensor) -> None:
+        self.encoder, self.split, self.ids = encoder, split, ids
 
     def __len__(self) -> int:
-        return count_rows(self.batch)
+        return len(self.ids)
 
     def __getitem__(self, index: Tensor) -> RawRows:
-        return RawRows(self.encoder, {key: value[index] for key, value in self.batch.items()})
+        return RawRows(self.encoder, self.split, self.ids[index])
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All rows in order."""
+        return self.split.read(in_order(self.ids.numpy(), size))
 
 
-X = TypeVar("X", Tensor, RawRows)
+class Indexed(Protocol):
+    """Rows that can be selected: features or raw rows."""
+
+    def __getitem__(self, index: Any, /) -> Self:
+        """Those of `index`, int64 or bool."""
+        ...
 
 
-class Probe(Generic[X]):
-    """Learns classes from rows `X`: features float32 (N, D), or `RawRows` where `frozen` is False.
+X = TypeVar("X", bound=Indexed)
+View = dict[str, Any]
+"""Depth -> rows X, as one encoder sees them."""
 
-    Subclasses take keyword-only hyper-parameters, of which one or more are lists of candidates.
+
+class Learner(Probe, Generic[X]):
+    """Learns from labeled rows `X`: features float32 (N, D), or `RawRows` where `frozen` is False.
 
     Attributes:
         frozen: whether it works on features and leaves the encoder as it is.
-        warnings: sentences about fits that did not go as they should; printed under the scores.
+        learns: names of the targets that it can learn.
+        warnings: sentences about fits that did not go as they should; printed under the table.
     """
 
     frozen: ClassVar[bool] = True
+    learns: ClassVar[tuple[str, ...]] = ("classes", "labels", "values")
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -54,20 +104,23 @@ class Probe(Generic[X]):
         """Candidate hyper-parameters, the smoothest model first: of equals on the validation rows it is taken."""
         raise TypeError(f"{type(self).__name__} has no settings")
 
-    def predict(self, train: X, labels: Tensor, test: X, settings: Sequence[Setting], seed: int) -> Iterator[Tensor]:
-        """Learn from `train` with each of `settings`; yields the classes of `test`, int64 (M,), one for each.
+    def predict(
+        self, target: Target, train: X, labels: Tensor, test: X, settings: Sequence[Setting], seed: int
+    ) -> Iterator[Tensor]:
+        """Learn from `train` with each of `settings`; yields the answers for `test`, float (M, width), one for each.
 
         Args:
+            target: what the labels are.
             train: N rows.
-            labels: int64 (N,), classes of `train`.
+            labels: of `train`, (N, ...).
             test: M rows.
             settings: from `settings()`.
             seed: of whatever is random.
         """
         raise TypeError(f"{type(self).__name__} cannot predict")
 
-    def choose(self, train: X, labels: Tensor, seed: int, groups: Tensor | None = None) -> Setting:
-        """The setting with the best accuracy on a held-out fifth of the training rows.
+    def choose(self, target: Target, train: X, labels: Tensor, seed: int, groups: Tensor | None = None) -> Setting:
+        """The setting that scores best, by the target's first metric, on a held-out fifth of the training rows.
 
         Raises:
             DataError: where there is more than one setting and no row to spare.
@@ -75,43 +128,137 @@ class Probe(Generic[X]):
         settings = list(self.settings())
         if len(settings) == 1:
             return settings[0]
-        held = hold_out(labels, HELD_OUT, seed, groups)
+        held = target.hold_out(labels, HELD_OUT, seed, groups)
         if not held.any():
             raise DataError(
                 f"no class has two training rows{' of different groups' if groups is not None else ''}, so "
                 f"{', '.join(settings[0])} cannot be chosen on a validation split; give it one value"
             )
-        fitted = self.predict(train[~held], labels[~held], train[held], settings, seed)
-        scores = [(guess == labels[held]).float().mean().item() for guess in fitted]
+        fitted = self.predict(target, train[~held], labels[~held], train[held], settings, seed)
+        scores = [target.score(answers, labels[held])[target.metrics[0].name] for answers in fitted]
         return settings[int(np.argmax(scores))]
 
+    def score(self, model: Model, request: Request) -> Table:
+        """See `Probe`."""
+        if request.layers and not self.frozen:
+            raise RecipeError(
+                f"layers probes frozen features, and {self.name} trains the encoder; use knn, ridge or logistic"
+            )
+        question = Question.of(model, request)
+        target = question.target
+        if target.name not in self.learns:
+            raise RecipeError(
+                f"{self.name} learns {' or '.join(self.learns)}, and '{request.label}' holds {target.name}"
+            )
+        train, test, seeds = question.train, question.test, request.seeds
+        # Rows are chosen before they are read.
+        drawn: list[Tensor | None] = [None] * len(seeds)
+        if request.shots:
+            picks = [target.draw_shots(train.labels, request.shots, seed) for seed in seeds]
+            some = torch.cat(picks).unique()
+            train, drawn = train[some], [torch.searchsorted(some, pick) for pick in picks]
 
-def hold_out(labels: Tensor, share: float, seed: int, groups: Tensor | None = None) -> Tensor:
-    """Mask of a stratified hold-out, bool (N,), True for rows that are held out.
+        device = next(model.encoder.parameters()).device
+        random = [reinitialized(model.encoder, seed).to(device) for seed in seeds] if request.baseline else []
+        views, test_views, kept, test_kept = self._views([model.encoder, *random], train, test, request)
+        lost = int((~kept).sum() + (~test_kept).sum())
+        train, test, place = train[kept], test[test_kept], kept.cumsum(0) - 1
+        drawn = [None if pick is None else place[pick[kept[pick]]] for pick in drawn]
 
-    Of each class `share` of the groups is held out, at least one and never all; a group, whose class is that of its
-    first row, is never divided. Without groups each row is one.
+        # A frozen encoder and a probe of all rows: nothing is random, so one seed says it all.
+        own_seeds = seeds if request.shots or not self.frozen else seeds[:1]
+        plan = [(PRETRAINED, own_seeds, [0] * len(own_seeds))]
+        if request.baseline:
+            plan.append((RANDOM, seeds, list(range(1, 1 + len(seeds)))))
+        rows: list[Row] = []
+        for encoder, row_seeds, which in plan:
+            pairs = [(views[i], test_views[i]) for i in which]
+            rows.extend(self._rows(target, encoder, pairs, train, test, row_seeds, drawn))
+        constant = target.constant(question.train.labels).expand(len(test), -1)
+        rows.append(Row.of_seeds(CONSTANT, "", [target.score(constant, test.labels)], **_shares(target, test)))
+        depths = list(views[0])
+        warnings = [*question.warnings, *([f"{lost} rows cannot be decoded and are left out"] if lost else [])]
+        return Table(
+            rows=tuple(sorted(rows, key=lambda row: depths.index(row.part or POOLED))),
+            metrics=target.metrics,
+            probe=self.name,
+            target=target.name,
+            label=request.label,
+            encoder=model.name,
+            train_rows=len(question.train),
+            test_rows=len(test),
+            counts=target.counts(question.train.labels),
+            shots=request.shots,
+            test=question.where,
+            validation=f"a fifth of the training rows{question.undivided}" if len(self.settings()) > 1 else "",
+            seeds=seeds,
+            warnings=tuple(dict.fromkeys([*warnings, *self.warnings])),
+        )
 
-    Args:
-        labels: int64 (N,).
-        share: in (0, 1).
-        seed: of the draw.
-        groups: int64 (N,), rows that belong together, such as drawings of one thing.
-    """
-    rows = np.arange(len(labels)) if groups is None else groups.numpy()
-    _, first, member = np.unique(rows, return_index=True, return_inverse=True)
-    classes = labels.numpy()[first]
-    random = np.random.default_rng(seed)
-    held = np.zeros(len(first), dtype=bool)
-    for name in np.unique(classes):
-        units = random.permutation(np.flatnonzero(classes == name))
-        held[units[: min(len(units) - 1, max(1, round(share * len(units))))]] = True
-    return torch.from_numpy(held[member])
+    def _views(
+        self, encoders: Sequence[Encoder], train: LabeledRows, test: LabeledRows, request: Request
+    ) -> tuple[list[View], list[View], Tensor, Tensor]:
+        """Training and test rows as each encoder sees them, and which of them can be decoded, bool (N,) and (M,)."""
+        if train.split is test.split:
+            seen = [self._read(encoders, train.split, torch.cat([train.ids, test.ids]).unique(), request)] * 2
+        else:
+            seen = [self._read(encoders, rows.split, rows.ids, request) for rows in (train, test)]
+        views: list[list[View]] = []
+        kept: list[Tensor] = []
+        for rows, (found, read) in zip((train, test), seen, strict=True):
+            kept.append(torch.isin(rows.ids, read))
+            places = torch.searchsorted(read, rows.ids[kept[-1]])
+            views.append([{depth: x[places] for depth, x in view.items()} for view in found])
+        return views[0], views[1], kept[0], kept[1]
+
+    def _read(
+        self, encoders: Sequence[Encoder], split: Split, ids: Tensor, request: Request
+    ) -> tuple[list[View], Tensor]:
+        """What each encoder sees of the rows, and the numbers of those that can be decoded."""
+        if self.frozen:
+            features, read = request.cache.features(
+                encoders, split, ids.numpy(), layers=request.layers, batch_size=request.batch_size
+            )
+            return [dict(one) for one in features], read
+        split = split.random_access(ids.tolist())
+        batches = split.read(in_order(ids.numpy(), request.batch_size))
+        read = torch.cat([torch.empty(0, dtype=torch.int64), *(batch["id"] for batch in batches)])
+        return [{POOLED: RawRows(encoder, split, read)} for encoder in encoders], read
+
+    def _rows(
+        self,
+        target: Target,
+        encoder: str,
+        views: Sequence[tuple[View, View]],
+        train: LabeledRows,
+        test: LabeledRows,
+        seeds: Sequence[int],
+        drawn: Sequence[Tensor | None],
+    ) -> Iterator[Row]:
+        """A line of the table for every depth of one encoder.
+
+        Args:
+            target: of the labels.
+            encoder: name in the table.
+            views: of the training and of the test rows, a pair for each seed.
+            train: rows to learn from.
+            test: rows to be scored on.
+            seeds: as many as there are views.
+            drawn: places of the training rows that each seed learns from; None for all.
+        """
+        for depth in views[0][0]:
+            setting: Setting | None = None
+            scores = []
+            for seed, pick, (view, test_view) in zip(seeds, drawn, views, strict=False):
+                x, rows = view[depth], train
+                if pick is not None:
+                    x, rows = x[pick], train[pick]
+                if setting is None:
+                    setting = self.choose(target, x, rows.labels, seed, rows.groups)
+                (answers,) = self.predict(target, x, rows.labels, test_view[depth], [setting], seed)
+                scores.append(target.score(answers, test.labels))
+            yield Row.of_seeds(encoder, depth, scores, setting=setting, **_shares(target, test))
 
 
-def draw_shots(labels: Tensor, shots: int, seed: int) -> Tensor:
-    """Indices, int64 sorted, of `shots` rows of each class (all of them where it has fewer)."""
-    random = np.random.default_rng(seed)
-    classes = labels.numpy()
-    picked = [random.permutation(np.flatnonzero(classes == name))[:shots] for name in np.unique(classes)]
-    return torch.from_numpy(np.sort(np.concatenate(picked)))
+def _shares(target: Target, test: LabeledRows) -> dict[str, Any]:
+    return {"shares": [metric.name for metric in target.shares], "trials": len(test)}

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmssl.adaptation.features import evaluating, inputs_of
-from mmssl.adaptation.probes.base import Probe, RawRows, Setting
+from mmssl.adaptation.probes.base import Learner, RawRows, Setting
+from mmssl.adaptation.targets.base import Target
 from mmssl.batch import Batch, to_device
 from mmssl.encoders.base import Encoder
 from mmssl.objectives.base import Chance, Objective
@@ -24,34 +23,46 @@ from mmssl.training.loop import fit
 
 
 class Supervised(Objective):
-    """Cross-entropy of a linear head on normalized pooled features. It reads labels, which no pretext task does."""
+    """The target's loss of a linear head on normalized pooled features. It reads labels, which no pretext task does.
 
-    def __init__(self, encoder: Encoder, *, classes: int) -> None:
+    Args:
+        encoder: trained along.
+        target: what the labels are.
+        labels: of all training rows, (N, ...), which say in what units values are learned.
+    """
+
+    def __init__(self, encoder: Encoder, target: Target, labels: Tensor) -> None:
         super().__init__({encoder.modality: encoder})
-        self.classes, self.inputs = classes, inputs_of(encoder)
+        self.target, self.inputs = target, inputs_of(encoder)
         self.needs = (encoder.modality, "label")
-        self.head = nn.Sequential(nn.LayerNorm(encoder.dim, elementwise_affine=False), nn.Linear(encoder.dim, classes))
+        norm = nn.LayerNorm(encoder.dim, elementwise_affine=False)
+        self.head = nn.Sequential(norm, nn.Linear(encoder.dim, target.width))
+        shift, scale = target.units(labels)
+        self.shift, self.scale = nn.Buffer(shift), nn.Buffer(scale)
 
     def chance(self, rows: int) -> Chance:
-        """Uniform guessing."""
-        return Chance(math.log(self.classes), {"accuracy": 1 / self.classes})
+        """Not known before the labels are."""
+        return Chance(None)
 
     def transform(self, batch: Batch, draws: Draws) -> Batch:
         """Rows as they are; no augmentation."""
         return {key: batch[key] for key in (*self.inputs, "label") if key in batch}
 
     def predict(self, inputs: Batch) -> Batch:
-        """`logits` (B, C)."""
-        key, mask_key = self.inputs
-        return {"logits": self.head(self.encoder(key)(inputs[key], inputs.get(mask_key)).pooled)}
+        """`outputs` (B, width)."""
+        key, valid_key = self.inputs
+        return {"outputs": self.head(self.encoder(key)(inputs[key], inputs.get(valid_key)).pooled)}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
-        """Cross-entropy and accuracy."""
-        logits, label = outputs["logits"], inputs["label"]
-        return {"loss": F.cross_entropy(logits, label), "accuracy": (logits.argmax(1) == label).float().mean()}
+        """That of the target."""
+        return {"loss": self.target.loss(outputs["outputs"], (inputs["label"] - self.shift) / self.scale)}
+
+    def answer(self, inputs: Batch) -> Tensor:
+        """The target's answers, (B, width), in the units of the labels."""
+        return self.target.answer(self.predict(inputs)["outputs"]) * self.scale + self.shift
 
 
-class Finetune(Probe[RawRows]):
+class Finetune(Learner[RawRows]):
     """AdamW with a cosine schedule and layer-wise learning rates, decay^(depth from the head) (He et al. 2022, A.1).
 
     The paper's decay is 0.75 for ViT-L; 1.0 stands beside it because a random-initialized encoder must train its first
@@ -84,21 +95,21 @@ class Finetune(Probe[RawRows]):
         return [{"lr": lr, "decay": decay} for lr, decay in itertools.product(sorted(self.lr), sorted(self.decay))]
 
     def predict(
-        self, train: RawRows, labels: Tensor, test: RawRows, settings: Sequence[Setting], seed: int
+        self, target: Target, train: RawRows, labels: Tensor, test: RawRows, settings: Sequence[Setting], seed: int
     ) -> Iterator[Tensor]:
-        """See `Probe.predict`; the encoder of `train` is copied, never changed."""
+        """See `Learner.predict`; the encoder of `train` is copied, never changed."""
         for setting in settings:
-            objective = self.train(train, labels, setting, seed)
-            yield classify(objective, test.batch, 4 * self.batch_rows)
+            objective = self.train(target, train, labels, setting, seed)
+            yield answers(objective, test, 4 * self.batch_rows)
 
-    def train(self, rows: RawRows, labels: Tensor, setting: Setting, seed: int) -> Supervised:
+    def train(self, target: Target, rows: RawRows, labels: Tensor, setting: Setting, seed: int) -> Supervised:
         """One training on all of `rows`."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             encoder = copy.deepcopy(rows.encoder)
             if encoder.frozen:
                 encoder.freeze(False)
-            objective = Supervised(encoder, classes=int(labels.max()) + 1)
+            objective = Supervised(encoder, target, labels)
         scale_by_depth(objective.encoder(rows.encoder.modality), setting["decay"])
         training = Training(
             steps=self.steps,
@@ -107,36 +118,42 @@ class Finetune(Probe[RawRows]):
             optimizer=Optimizer(lr=setting["lr"], weight_decay=self.weight_decay),
             schedule=Schedule(warmup=self.steps // 10),
         )
-        fit(objective, Shuffled(rows.batch | {"label": labels}, training.batch_size, seed), training, quiet=True)
+        fit(objective, Shuffled(rows, target.matrix(labels), training.batch_size, seed), training, quiet=True)
         return objective
 
 
 class Shuffled:
-    """Rows in memory in an order that is new in each epoch; the loop's loader."""
+    """Rows in an order that is new in each epoch, decoded as they come; the loop's loader.
 
-    def __init__(self, batch: Batch, batch_size: int, seed: int) -> None:
-        self.batch, self.batch_size, self.seed = batch, batch_size, seed
-        self.rows = len(batch["label"])
+    Args:
+        rows: N of them.
+        labels: float32 (N, width), for the key `label`.
+        batch_size: rows of a step, at most N.
+        seed: of the order.
+    """
+
+    def __init__(self, rows: RawRows, labels: Tensor, batch_size: int, seed: int) -> None:
+        self.rows, self.labels, self.batch_size, self.seed = rows, labels, batch_size, seed
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches `start` to `stop - 1`; an epoch may end inside of one."""
-        for step in range(start, stop):
-            places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-            epochs = {
-                e: np.random.default_rng(mix_seed(self.seed, e)).permutation(self.rows) for e in {*places // self.rows}
-            }
-            index = torch.tensor([epochs[p // self.rows][p % self.rows] for p in places])
-            yield {key: value[index] for key, value in self.batch.items()}
+        chosen = [self._choose(step) for step in range(start, stop)]
+        read = self.rows.split.read(self.rows.ids[index].tolist() for index in chosen)
+        for index, batch in zip(chosen, read, strict=True):
+            yield {**batch, "label": self.labels[index]}
+
+    def _choose(self, step: int) -> Tensor:
+        total = len(self.rows)
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs = {e: np.random.default_rng(mix_seed(self.seed, e)).permutation(total) for e in {*places // total}}
+        return torch.tensor([epochs[place // total][place % total] for place in places])
 
 
-def classify(objective: Supervised, batch: Batch, batch_size: int) -> Tensor:
-    """Most likely class of every row, int64 (M,) on the CPU."""
+def answers(objective: Supervised, rows: RawRows, batch_size: int) -> Tensor:
+    """Answers for every row, float (M, width) on the CPU."""
     device = next(objective.parameters()).device
-    encoder = objective.encoder(objective.inputs[0])
-    rows = {key: value.split(batch_size) for key, value in batch.items() if key in objective.inputs}
-    parts = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
-    with evaluating([encoder]), torch.no_grad():
-        return torch.cat([objective.predict(to_device(part, device))["logits"].argmax(1).cpu() for part in parts])
+    with evaluating([objective]), torch.no_grad():
+        return torch.cat([objective.answer(to_device(batch, device)).cpu() for batch in rows.batches(batch_size)])
 
 
 def scale_by_depth(encoder: Encoder, decay: float) -> None:

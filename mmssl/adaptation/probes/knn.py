@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmssl.adaptation.probes.base import Probe, Setting
+from mmssl.adaptation.probes.base import Learner, Setting
+from mmssl.adaptation.targets.base import Target
 
 CHUNK = 1024
 
 
-class Knn(Probe[Tensor]):
-    """Classes vote with the weights of their rows among the k nearest (Wu et al. 2018, section 3.4; Caron et al. 2021).
+class Knn(Learner[Tensor]):
+    """The answer is the weighted mean over the k nearest rows (Wu et al. 2018, section 3.4; Caron et al. 2021).
 
     Args:
         k: candidates for the number of neighbors; those above the number of rows stand for all rows.
@@ -30,19 +31,18 @@ class Knn(Probe[Tensor]):
         return [{"k": k} for k in sorted(self.k, reverse=True)]
 
     def predict(
-        self, train: Tensor, labels: Tensor, test: Tensor, settings: Sequence[Setting], seed: int
+        self, target: Target, train: Tensor, labels: Tensor, test: Tensor, settings: Sequence[Setting], seed: int
     ) -> Iterator[Tensor]:
-        """See `Probe.predict`; ties go to the smaller class number."""
-        train = F.normalize(train, dim=1)
+        """See `Learner.predict`."""
+        train, matrix = F.normalize(train, dim=1), target.matrix(labels)
         sizes = [min(int(setting["k"]), len(train)) for setting in settings]
-        classes = int(labels.max()) + 1
-        guesses: list[list[Tensor]] = [[] for _ in settings]
+        answers: list[list[Tensor]] = [[] for _ in settings]
         for part in F.normalize(test, dim=1).split(CHUNK):
             similarity, nearest = (part @ train.T).topk(max(sizes), dim=1)
             # Relative to the nearest, so that a low temperature does not overflow.
             weight = ((similarity - similarity[:, :1]) / self.temperature).exp()
-            voters = labels[nearest]
-            for guess, k in zip(guesses, sizes, strict=True):
-                votes = weight.new_zeros(len(part), classes).scatter_add_(1, voters[:, :k], weight[:, :k])
-                guess.append(votes.argmax(1))
-        yield from (torch.cat(guess) for guess in guesses)
+            for answer, k in zip(answers, sizes, strict=True):
+                own = weight[:, :k].contiguous()
+                total = F.embedding_bag(nearest[:, :k], matrix, per_sample_weights=own, mode="sum")
+                answer.append(total / own.sum(1, keepdim=True))
+        yield from (torch.cat(answer) for answer in answers)

@@ -8,39 +8,31 @@ with random weights, the linear maps under which the raw inputs of the training 
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 
 import torch
 
+from mmssl.adaptation.canonical_correlation import bag_of_words, fit_canonical_correlation, frequent_words
+from mmssl.adaptation.metrics import Metric
 from mmssl.adaptation.pairs import (
-    Asked,
     Network,
+    PairedItems,
     PairProbe,
-    Sides,
     every_pair,
-    fresh_tasks,
     matcher,
     network_of,
-    read_sides,
-    turned,
+    read_pairs,
+    reinitialized_tasks,
+    transposed,
 )
-from mmssl.adaptation.probes.base import HELD_OUT, hold_out
 from mmssl.adaptation.ranks import Ranking, by_vectors, rank
-from mmssl.adaptation.raw import agree, bag, frequent
-from mmssl.adaptation.rows import Rows
-from mmssl.adaptation.scores import (
-    CHANCE,
-    PRETRAINED,
-    RANDOM,
-    RAW,
-    RERANKED,
-    RetrievalRow,
-    RetrievalScores,
-    wilson,
-)
+from mmssl.adaptation.request import Model, Request
+from mmssl.adaptation.rows import Split
+from mmssl.adaptation.table import CHANCE, PRETRAINED, RANDOM, RAW, RERANKED, Row, Table
+from mmssl.adaptation.targets.base import HELD_OUT, hold_out
 from mmssl.errors import RecipeError
-from mmssl.objectives.base import Objective
+
+MEDIAN_RANK = Metric("median_rank", "median rank", percent=False)
 
 
 class Retrieval(PairProbe):
@@ -57,95 +49,106 @@ class Retrieval(PairProbe):
     def __init__(
         self, *, a: str | None = None, b: str | None = None, ks: tuple[int, ...] = (1, 5, 10), rerank: int = 128
     ) -> None:
+        super().__init__(a, b)
         if not ks or min(ks) < 1:
             raise RecipeError(f"retrieval: ks = {ks} should be numbers of items from 1, such as 1, 5, 10")
         if rerank < 0:
             raise RecipeError(f"retrieval: rerank = {rerank} should be a number of items, or 0 for none")
-        self.a, self.b, self.ks, self.rerank = a, b, tuple(sorted(set(ks))), rerank
+        self.recalls = {k: Metric(f"recall_at_{k}", f"R@{k}") for k in sorted(set(ks))}
+        self.rerank = rerank
 
-    def score(self, task: Objective, asked: Asked) -> RetrievalScores:
+    def compare(self, network: Network, model: Model, request: Request) -> Table:
         """The table; see the module."""
-        network = network_of(task, self.a, self.b)
-        known, wanted = asked.open()
-        needs = tuple(dict.fromkeys(network.modalities))
-        randoms = fresh_tasks(task, asked.seeds) if asked.baseline else []
-        networks = [network, *(network_of(one, *network.pair[:2]) for one in randoms)]
+        train, test = request.open(model, network.modalities, learns=False)
+        assert test is not None  # without test rows the others are
+        randoms = reinitialized_tasks(network.task, request.seeds) if request.baseline else []
+        networks = [network, *(network_of(one, *network.names) for one in randoms)]
         # Without a common space all is done by `match`; else it orders the best of the pretrained network anew.
         alone = network.pair.embed is None
         again = network.pair.match is not None and self.rerank > 0
-        rows = asked.test_rows(wanted, task, needs)
         keep = [alone or again, *[alone] * len(randoms)]
-        sides = read_sides(networks, network.modalities, rows, groups=asked.groups, keep=keep)
-        parts = int(sides.relation.parts().max()) + 1
-        table = [(PRETRAINED, [_ways(network, sides, 0, asked.batch_size)])]
+        size = request.batch_size
+        pairs = read_pairs(networks, network.modalities, test, groups=request.groups, keep=keep, batch_size=size)
+        parts = int(pairs.relation.parts().max()) + 1
+        plan = [(PRETRAINED, [_both_ways(network, pairs, 0, size)])]
         if again and not alone:
-            table.append((RERANKED, [_ways(network, sides, 0, asked.batch_size, self.rerank)]))
+            plan.append((RERANKED, [_both_ways(network, pairs, 0, size, self.rerank)]))
         if randoms:
-            table.append((RANDOM, [_ways(one, sides, i, asked.batch_size) for i, one in enumerate(networks) if i]))
-        pairs = asked.train_rows(known, task, needs) if asked.baseline else None
-        if pairs is not None:
-            table.append((RAW, [_raw(network.modalities, pairs, sides, asked.seeds[0])]))
-        names = (network.pair.a, network.pair.b)
-        found = [self._row(name, names, way, runs, parts) for name, runs in table for way in (0, 1)]
-        found += [self._chance(names, way, table[0][1][0][way]) for way in (0, 1)]
-        return RetrievalScores(
-            rows=tuple(found),
-            pairs=len(sides.a.item),
-            items={names[0]: len(sides.a), names[1]: len(sides.b)},
-            parts=parts,
-            test=rows.where,
-            seeds=asked.seeds,
+            plan.append((RANDOM, [_both_ways(one, pairs, i, size) for i, one in enumerate(networks) if i]))
+        if request.baseline and train is not None:
+            plan.append((RAW, [_linear_maps(network.modalities, train, pairs, request.seeds[0], size)]))
+        a, b = network.names
+        rows = [
+            self._row(name, f"{query} to {gallery}", [run[way] for run in runs], parts)
+            for name, runs in plan
+            for way, (query, gallery) in enumerate(((a, b), (b, a)))
+        ]
+        chance = [self._chance(part, plan[0][1][0][way]) for way, part in enumerate((f"{a} to {b}", f"{b} to {a}"))]
+        return Table(
+            rows=(*rows, *chance),
+            metrics=(*self.recalls.values(), MEDIAN_RANK),
+            probe=self.name,
+            target="",
+            label="",
+            encoder=f"{a} and {b}",
+            train_rows=0,
+            test_rows=len(pairs.a.item),
+            counts={f"{a} items": len(pairs.a), f"{b} items": len(pairs.b), "parts that share nothing": parts},
+            shots=None,
+            test=test.where,
+            validation="",
+            seeds=request.seeds,
+            notes=("of several right items the best counts, a tie counts as wrong",),
         )
 
-    def _row(
-        self, encoder: str, names: tuple[str, str], way: int, runs: Sequence[tuple[Ranking, Ranking]], parts: int
-    ) -> RetrievalRow:
-        recalls = {k: [run[way].recall(k) for run in runs] for k in self.ks}
-        mean = {k: statistics.fmean(values) for k, values in recalls.items()}
-        return RetrievalRow(
-            encoder=encoder,
-            query=names[way],
-            gallery=names[1 - way],
-            recall=mean,
-            spread={k: statistics.stdev(values) for k, values in recalls.items()} if len(runs) > 1 else None,
-            interval={k: wilson(share, parts) for k, share in mean.items()},
-            median_rank=statistics.fmean(run[way].median for run in runs),
-        )
+    def _row(self, encoder: str, part: str, runs: Sequence[Ranking], parts: int) -> Row:
+        scores = [
+            {metric.name: run.recall(k) for k, metric in self.recalls.items()} | {MEDIAN_RANK.name: run.median}
+            for run in runs
+        ]
+        shares = [metric.name for metric in self.recalls.values()]
+        return Row.of_seeds(encoder, part, scores, shares=shares, trials=parts)
 
-    def _chance(self, names: tuple[str, str], way: int, ranking: Ranking) -> RetrievalRow:
+    def _chance(self, part: str, ranking: Ranking) -> Row:
         curve = ranking.chance()
-        recall = {k: float(curve[min(k, ranking.gallery) - 1]) for k in self.ks}
-        median = 1 + int((curve < 0.5).sum())
-        return RetrievalRow(CHANCE, names[way], names[1 - way], recall, None, None, median)
+        recall = {metric.name: float(curve[min(k, ranking.gallery) - 1]) for k, metric in self.recalls.items()}
+        return Row(CHANCE, part, {**recall, MEDIAN_RANK.name: 1.0 + int((curve < 0.5).sum())})
 
 
-def _ways(network: Network, sides: Sides, index: int, batch_size: int, top: int = 0) -> tuple[Ranking, Ranking]:
+def _both_ways(
+    network: Network, pairs: PairedItems, index: int, batch_size: int, top: int = 0
+) -> tuple[Ranking, Ranking]:
     """Both directions, by the network's vectors where it has any."""
-    a, b = sides.a.features[index], sides.b.features[index]
+    a, b = pairs.a.features[index], pairs.b.features[index]
     match = None if a is None or b is None else matcher(network, a, b, batch_size)
-    left, right = sides.a.vectors[index], sides.b.vectors[index]
-    back = None if match is None else turned(match)
-    there, again = sides.relation, sides.relation.turned()
+    back = None if match is None else transposed(match)
+    left, right = pairs.a.vectors[index], pairs.b.vectors[index]
+    relation, other = pairs.relation, pairs.relation.transposed()
     if left is None or right is None:
         assert match is not None  # a pair has either
-        return rank(every_pair(match, len(sides.b)), there), rank(every_pair(turned(match), len(sides.a)), again)
+        return (
+            rank(every_pair(match, len(pairs.b)), relation),
+            rank(every_pair(transposed(match), len(pairs.a)), other),
+        )
     return (
-        rank(by_vectors(left, right), there, match=match, top=top),
-        rank(by_vectors(right, left), again, match=back, top=top),
+        rank(by_vectors(left, right), relation, match=match, top=top),
+        rank(by_vectors(right, left), other, match=back, top=top),
     )
 
 
-def _raw(modalities: tuple[str, str], rows: Rows, wanted: Sides, seed: int) -> tuple[Ranking, Ranking]:
+def _linear_maps(
+    modalities: tuple[str, str], train: Split, pairs: PairedItems, seed: int, batch_size: int
+) -> tuple[Ranking, Ranking]:
     """Both directions by linear maps that are learned from training pairs; their ridge is chosen on a fifth of them."""
-    known = read_sides((), modalities, rows)
-    learned, asked = [known.a.plain, known.b.plain], [wanted.a.plain, wanted.b.plain]
+    learned = read_pairs((), modalities, train, batch_size=batch_size)
+    train_raw, test_raw = [learned.a.raw, learned.b.raw], [pairs.a.raw, pairs.b.raw]
     for i, modality in enumerate(modalities):
         if modality == "text":
-            words = frequent(learned[i])
-            learned[i], asked[i] = bag(learned[i], words), bag(asked[i], words)
+            words = frequent_words(train_raw[i])
+            train_raw[i], test_raw[i] = bag_of_words(train_raw[i], words), bag_of_words(test_raw[i], words)
     # Rows with an item in common, such as captions of one picture, are not divided.
-    parts = known.relation.parts()[known.a.item]
+    parts = learned.relation.parts()[learned.a.item]
     held = hold_out(torch.zeros_like(parts), HELD_OUT, seed, parts)
-    agreement, _ = agree(learned[0], learned[1], (known.a.item, known.b.item), held)
-    left, right = agreement(asked[0], asked[1])
-    return rank(by_vectors(left, right), wanted.relation), rank(by_vectors(right, left), wanted.relation.turned())
+    maps, _ = fit_canonical_correlation(train_raw[0], train_raw[1], (learned.a.item, learned.b.item), held)
+    left, right = maps(test_raw[0], test_raw[1])
+    return rank(by_vectors(left, right), pairs.relation), rank(by_vectors(right, left), pairs.relation.transposed())

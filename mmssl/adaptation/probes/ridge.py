@@ -1,4 +1,4 @@
-"""Linear classifier by least squares on one-hot classes: closed form, no iterations."""
+"""Linear least squares on one-hot classes, labels or values: closed form, no iterations."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from mmssl.adaptation.probes.base import Probe, Setting
+from mmssl.adaptation.probes.base import Learner, Setting
+from mmssl.adaptation.targets.base import Target
 
 
-class Ridge(Probe[Tensor]):
-    """Ridge regression on standardized features; the class with the largest output wins.
+class Ridge(Learner[Tensor]):
+    """Ridge regression on standardized features; of classes the one with the largest output wins.
 
     One eigendecomposition, in float64, serves every candidate.
 
@@ -30,17 +30,17 @@ class Ridge(Probe[Tensor]):
         return [{"alpha": alpha} for alpha in sorted(self.alpha, reverse=True)]
 
     def predict(
-        self, train: Tensor, labels: Tensor, test: Tensor, settings: Sequence[Setting], seed: int
+        self, target: Target, train: Tensor, labels: Tensor, test: Tensor, settings: Sequence[Setting], seed: int
     ) -> Iterator[Tensor]:
-        """See `Probe.predict`."""
+        """See `Learner.predict`."""
         train, test = standardize(train, test)
-        targets = F.one_hot(labels).double()
-        prior = targets.mean(0)
+        matrix = target.matrix(labels).double()
+        mean = matrix.mean(0)
         variance, axes = torch.linalg.eigh(train.T @ train / len(train))
-        response = axes.T @ (train.T @ (targets - prior)) / len(train)
+        response = axes.T @ (train.T @ (matrix - mean)) / len(train)
         projected = test @ axes
         for setting in settings:
-            yield (projected / (variance + setting["alpha"]) @ response + prior).argmax(1)
+            yield projected / (variance + setting["alpha"]) @ response + mean
 
 
 def standardize(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:

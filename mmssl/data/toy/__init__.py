@@ -2,7 +2,8 @@
 
 Bodies of eight shapes bounce in a box. The picture is the instant 0 of the video, the caption says what it shows, and
 every impact is heard at the very time at which it is seen. The label `shape` is that of the largest body; colors,
-patterns, places, sizes, light, room and smaller bodies vary independently of it.
+patterns, places, sizes, light, room and smaller bodies vary independently of it. Sets of shapes and colors, places and
+sizes are labels of other kinds.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ class ToySource(MapSource):
     Columns: `image` uint8 (size, size, 3); `text` str, one sentence; `video` `{"frames": uint8 (T, S, S, 3), "fps"}`;
     `audio` `{"array": float32 (N,), "sampling_rate"}`, on one clock with the video; the labels `shape`, `color` (of
     the largest body) and `motion` (how fast everything bounces), as names; `events`, a JSON list of impacts with the
-    keys `time` in seconds, `body`, `speed` and `surface`; `story` str, two to four sentences that hang together.
+    keys `time` in seconds, `body`, `speed` and `surface`; `story` str, two to four sentences that hang together;
+    `shapes` and `colors`, of all bodies, as sorted lists of names; of the largest body `size` float, the square root of
+    half its area, and `position`, x and y of its center in the picture, in picture widths, y downwards; `count` int, of
+    bodies.
 
     Args:
         split: `train`, `validation` or `test`; no two share a scene.
@@ -46,7 +50,10 @@ class ToySource(MapSource):
         DataError: for an unknown split.
     """
 
-    columns: tuple[str, ...] = ("image", "text", "audio", "video", "shape", "color", "motion", "events", "story")
+    columns: tuple[str, ...] = (
+        *("image", "text", "audio", "video", "shape", "color", "motion", "events", "story"),
+        *("shapes", "colors", "size", "position", "count"),
+    )
 
     def __init__(
         self,
@@ -65,6 +72,7 @@ class ToySource(MapSource):
         self.split, self.rows, self.seed = split, rows, seed
         self.size, self.video_size, self.seconds, self.fps, self.rate = size, video_size, seconds, fps, rate
         self.name = f"toy/{split}"
+        self.fingerprint = f"toy {(split, seed, size, video_size, seconds, fps, rate)}"
 
     splits = SPLITS
 
@@ -97,6 +105,14 @@ class ToySource(MapSource):
                 return getattr(scene.subject, column)
             case "motion":
                 return scene.motion
+            case "shapes" | "colors":
+                return sorted({getattr(body, column[:-1]) for body in scene.bodies})
+            case "size":
+                return scene.subject.size
+            case "position":
+                return [scene.subject.x, scene.subject.y]
+            case "count":
+                return len(scene.bodies)
             case "events":
                 return json.dumps([hit._asdict() for hit in impacts(scene, self.seconds)])
         raise KeyError(column)

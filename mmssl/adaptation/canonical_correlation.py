@@ -1,7 +1,8 @@
-"""What no network is needed for: inputs as plain numbers, and the linear maps under which two sides agree best.
+"""The baseline of pairs that needs no network: raw inputs, and the linear maps under which two sides agree best.
 
-Canonical correlations (Hotelling 1936; for pictures and sentences Hodosh et al. 2013) with a ridge, learned from the
-training pairs: a pretext task that does not beat them has found no more than a linear map of pixels and words does.
+Canonical correlation analysis (Hotelling 1936; for pictures and sentences Hodosh et al. 2013) with a ridge, learned
+from the training pairs: a pretext task that does not beat them has found no more than a linear map of pixels and words
+does.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ RIDGES = (10.0, 1.0, 0.1, 0.01, 0.001)
 """Candidates, in units of the mean variance; of equals on the held-out pairs the first is taken."""
 
 
-def plain(modality: str, x: Tensor, mask: Tensor | None) -> Tensor:
-    """Rows of a batch as vectors, float32 (B, D); of text its ids (B, L), -1 where not valid, for `bag`.
+def raw_features(modality: str, x: Tensor, valid: Tensor | None) -> Tensor:
+    """Rows of a batch as vectors, float32 (B, D); of text its ids (B, L), -1 where not valid, for `bag_of_words`.
 
     Images are shrunk to 16 x 16 colors, clips to 8 moments of 8 x 8, sounds to 8 moments of 64 linear bands of the log
     spectrum.
     """
     if modality == "text":
-        return x if mask is None else x.masked_fill(~mask, -1)
+        return x if valid is None else x.masked_fill(~valid, -1)
     if modality == "image":
         return F.adaptive_avg_pool2d(x.float() / 255, PICTURE).flatten(1)
     if modality == "video":
@@ -36,7 +37,7 @@ def plain(modality: str, x: Tensor, mask: Tensor | None) -> Tensor:
     return F.adaptive_avg_pool2d(spectrum.add(1e-3).log()[:, None], (BANDS, MOMENTS)).flatten(1)
 
 
-def bag(ids: Tensor, vocabulary: Tensor) -> Tensor:
+def bag_of_words(ids: Tensor, vocabulary: Tensor) -> Tensor:
     """Which words of the vocabulary (V,) a text has, float32 (N, V); `ids` (N, L)."""
     position = torch.searchsorted(vocabulary, ids.clamp(min=0)).clamp(max=len(vocabulary) - 1)
     known = (vocabulary[position] == ids) & (ids >= 0)
@@ -45,13 +46,13 @@ def bag(ids: Tensor, vocabulary: Tensor) -> Tensor:
     return torch.zeros(len(ids), len(vocabulary) + 1).scatter_(1, position, 1.0)[:, :-1]
 
 
-def frequent(ids: Tensor) -> Tensor:
+def frequent_words(ids: Tensor) -> Tensor:
     """The most frequent token ids of (N, L), ascending."""
     seen, count = ids[ids >= 0].unique(return_counts=True)
     return seen[count.argsort(descending=True, stable=True)[:WORDS]].sort().values
 
 
-class Agreement:
+class CanonicalCorrelation:
     """Linear maps of two sides into one space, learned from paired rows.
 
     Args:
@@ -72,20 +73,22 @@ class Agreement:
         across = torch.linalg.solve_triangular(roots[1], across.T, upper=False).T
         u, correlation, v = torch.linalg.svd(across, full_matrices=False)
         self.maps = tuple(
-            torch.linalg.solve_triangular(root.T, turn, upper=True) * correlation
-            for root, turn in zip(roots, (u, v.T), strict=True)
+            torch.linalg.solve_triangular(root.T, directions, upper=True) * correlation
+            for root, directions in zip(roots, (u, v.T), strict=True)
         )
 
     def __call__(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """Both sides (N, Da) and (M, Db) as unit vectors of one space."""
         left, right = (
-            F.normalize((side.double() - mean) @ turn, dim=1)
-            for side, mean, turn in zip((a, b), self.means, self.maps, strict=True)
+            F.normalize((side.double() - mean) @ matrix, dim=1)
+            for side, mean, matrix in zip((a, b), self.means, self.maps, strict=True)
         )
         return left, right
 
 
-def agree(a: Tensor, b: Tensor, pairs: tuple[Tensor, Tensor], held: Tensor) -> tuple[Agreement, float]:
+def fit_canonical_correlation(
+    a: Tensor, b: Tensor, pairs: tuple[Tensor, Tensor], held: Tensor
+) -> tuple[CanonicalCorrelation, float]:
     """The maps of all pairs and their ridge, the best for the held-out pairs by mean reciprocal rank both ways.
 
     Args:
@@ -100,9 +103,9 @@ def agree(a: Tensor, b: Tensor, pairs: tuple[Tensor, Tensor], held: Tensor) -> t
         (first, own_a), (second, own_b) = (side[held].unique(return_inverse=True) for side in pairs)
         relation = Relation.of_rows(own_a, own_b, torch.arange(len(own_a)))
         for ridge in RIDGES:
-            x, y = Agreement(a[left[~held]], b[right[~held]], ridge)(a[first], b[second])
-            there, back = rank(by_vectors(x, y), relation), rank(by_vectors(y, x), relation.turned())
-            score = sum((1 / way.rank).mean().item() for way in (there, back))
+            x, y = CanonicalCorrelation(a[left[~held]], b[right[~held]], ridge)(a[first], b[second])
+            both = rank(by_vectors(x, y), relation), rank(by_vectors(y, x), relation.transposed())
+            score = sum((1 / ranking.rank).mean().item() for ranking in both)
             if score > most:
                 best, most = ridge, score
-    return Agreement(a[left], b[right], best), best
+    return CanonicalCorrelation(a[left], b[right], best), best

@@ -1,0 +1,178 @@
+"""Features kept on disk, so that a second probe of the same encoder on the same rows encodes nothing.
+
+A file is found by what its content depends on: the encoder's weights and arguments, how rows are decoded, and what is
+in them. It is written whole or not at all, and what does not read back as it was written is computed anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmssl import __version__
+from mmssl.adaptation.features import POOLED, extract
+from mmssl.adaptation.rows import BatchSplit, SourceSplit, Split, in_order
+from mmssl.data.sources import StreamSource
+from mmssl.encoders.base import Encoder
+from mmssl.media.text import Tokenizer
+
+IDS = "id"
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """A folder of features; see the module.
+
+    Attributes:
+        folder: made when the first file is written; None keeps nothing.
+    """
+
+    folder: Path | None = None
+
+    def features(
+        self, encoders: Sequence[Encoder], split: Split, rows: np.ndarray, *, layers: bool, batch_size: int
+    ) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """Features of chosen rows, from disk where they are there; the others in one pass over the rows.
+
+        Args:
+            encoders: of one modality.
+            split: where the rows are.
+            rows: their numbers, int64, ascending.
+            layers: every depth as well.
+            batch_size: rows that are encoded at a time.
+
+        Returns:
+            {"pooled" or depth: float32 (N, D)} for each encoder, and the numbers of the rows that could be decoded,
+            int64 (N,).
+        """
+        content = None if self.folder is None else _of_rows(split, rows)
+        keys = [None if content is None else _digest(_of_encoder(encoder), content) for encoder in encoders]
+        found = [None if key is None else self._load(key, layers) for key in keys]
+        missing = [i for i, one in enumerate(found) if one is None]
+        if missing:
+            batches = split.read(in_order(rows, batch_size))
+            computed, others = extract([encoders[i] for i in missing], batches, layers=layers)
+            for i, features in zip(missing, computed, strict=True):
+                found[i] = (features, others["id"])
+                if (key := keys[i]) is not None:
+                    self._save(key, layers, features, others["id"])
+        whole = [one for one in found if one is not None]
+        return [features for features, _ in whole], whole[0][1]
+
+    def _path(self, key: str, layers: bool) -> Path:
+        assert self.folder is not None  # there are no keys without it
+        return self.folder / f"{key}{'-layers' if layers else ''}.safetensors"
+
+    def _load(self, key: str, layers: bool) -> tuple[dict[str, Tensor], Tensor] | None:
+        """What was saved; every depth holds for the pooled vectors alone, too."""
+        for path in dict.fromkeys((self._path(key, layers), self._path(key, True))):
+            try:
+                with safe_open(path, "pt") as file:
+                    metadata = file.metadata() or {}
+                    # In the order in which they were written, shallow to deep.
+                    tensors = {name: file.get_tensor(name) for name in json.loads(metadata["names"])}
+            except (OSError, SafetensorError, KeyError, ValueError):
+                continue
+            if metadata.get("content") == _of_tensors(tensors):
+                ids = tensors.pop(IDS)
+                return (tensors if layers else {POOLED: tensors[POOLED]}), ids
+        return None
+
+    def _save(self, key: str, layers: bool, features: Mapping[str, Tensor], ids: Tensor) -> None:
+        path = self._path(key, layers)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {IDS: ids, **features}
+        metadata = {"names": json.dumps(list(tensors)), "content": _of_tensors(tensors)}
+        temporary = path.with_name(f".writing_{os.getpid()}_{path.name}")
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
+        temporary.replace(path)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=20).hexdigest()
+
+
+def _of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Names, types, shapes and bits."""
+    content = hashlib.blake2b(digest_size=20)
+    for name, value in tensors.items():
+        content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        content.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()
+
+
+def _of_encoder(encoder: Encoder) -> str:
+    """Weights, arguments and code, the latter as the version of this library."""
+    kind = type(encoder)
+    arguments = {key: repr(value) for key, value in getattr(encoder, "spec", {}).items() if key != "tokenizer"}
+    state = _of_tensors(dict(encoder.state_dict()))
+    return _digest(__version__, f"{kind.__module__}.{kind.__qualname__}", json.dumps(arguments, sort_keys=True), state)
+
+
+def _of_rows(split: Split, rows: np.ndarray) -> str | None:
+    """What is read of these rows and how it is decoded; None for a stream, which would have to be read for that."""
+    content = hashlib.blake2b(rows.tobytes(), digest_size=20)
+    for tokenizer in split.reads.tokenizers.values():
+        _add_tokenizer(content, tokenizer)
+    if isinstance(split, BatchSplit):
+        for batch in split.batches:
+            keys = [key for need in split.reads.needs for key in (need, f"{need}_mask") if key in batch]
+            content.update(_of_tensors({key: batch[key] for key in keys}).encode())
+        return content.hexdigest()
+    if not isinstance(split, SourceSplit) or isinstance(split.source, StreamSource):
+        return None
+    decoding = split.spec.model_dump(mode="json", include={"image", "text", "audio", "video", "start"})
+    content.update(json.dumps([split.reads.needs, split.columns, decoding], sort_keys=True).encode())
+    if split.source.fingerprint is not None:
+        content.update(split.source.fingerprint.encode())
+        return content.hexdigest()
+    source = split.source.select(split.columns)
+    for row in rows.tolist():
+        cells = source.row(row)
+        for column in split.columns:
+            _add_cell(content, cells[column])
+    return content.hexdigest()
+
+
+def _add_cell(content: Any, cell: Any) -> None:
+    """Bytes and arrays by what is in them; a file by its path, size and time of change."""
+    if isinstance(cell, bytes):
+        content.update(b"bytes %d " % len(cell))
+        content.update(cell)
+    elif isinstance(cell, np.ndarray):
+        content.update(f"array {cell.dtype} {cell.shape} ".encode())
+        content.update(np.ascontiguousarray(cell).data)
+    elif isinstance(cell, Mapping):
+        for key, value in cell.items():
+            content.update(f"{key}: ".encode())
+            # The path of what is stored as bytes is only a name.
+            _add_cell(content, None if key == "path" and cell.get("bytes") is not None else value)
+    elif isinstance(cell, str) and len(cell) < 4096 and "\n" not in cell and os.path.isfile(cell):
+        state = Path(cell).stat()
+        content.update(f"file {cell} {state.st_size} {state.st_mtime_ns} ".encode())
+    else:
+        content.update(f"{type(cell).__name__} {cell!r} ".encode())
+
+
+def _add_tokenizer(content: Any, tokenizer: Any) -> None:
+    if not isinstance(tokenizer, Tokenizer):
+        content.update(repr(tokenizer).encode())
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file():
+                content.update(path.name.encode())
+                content.update(path.read_bytes())

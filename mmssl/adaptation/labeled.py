@@ -1,0 +1,111 @@
+"""Rows with their labels, divided into those to learn from and those to be tested on, before anything is decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmssl.adaptation.request import Model, Request
+from mmssl.adaptation.rows import Split
+from mmssl.adaptation.targets import find_target
+from mmssl.adaptation.targets.base import HELD_OUT, Target
+from mmssl.errors import DataError
+
+
+@dataclass(frozen=True)
+class LabeledRows:
+    """Some rows of a split.
+
+    Attributes:
+        split: where they are.
+        ids: their numbers there, int64 (N,), ascending.
+        labels: of a target, (N, ...).
+        groups: int64 (N,), rows that must not be divided; None where each is alone.
+    """
+
+    split: Split
+    ids: Tensor
+    labels: Tensor
+    groups: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: Tensor) -> LabeledRows:
+        groups = None if self.groups is None else self.groups[index]
+        return replace(self, ids=self.ids[index], labels=self.labels[index], groups=groups)
+
+
+@dataclass(frozen=True)
+class Question:
+    """Labeled rows and what their labels are.
+
+    Attributes:
+        target: of the labels.
+        train: to learn from.
+        test: to be scored on.
+        where: the test rows come from.
+        undivided: `, 'column' undivided` where there are groups.
+        warnings: what a reader of the scores should know.
+    """
+
+    target: Target
+    train: LabeledRows
+    test: LabeledRows
+    where: str
+    undivided: str
+    warnings: list[str]
+
+    @classmethod
+    def of(cls, model: Model, request: Request, *, hold_out: bool = False) -> Question:
+        """Read the labels of all rows, and divide the rows.
+
+        Args:
+            model: whose encoder reads them.
+            request: what is asked.
+            hold_out: divide the training rows even where there are test rows.
+
+        Raises:
+            DataError: for a source or column that is not there, or labels that do not fit.
+        """
+        train, test = request.open(model, (model.encoder.modality,), learns=True)
+        assert train is not None  # a probe that learns has training rows
+        splits = [train] if test is None or hold_out else [train, test]
+        cells = [split.cells(request.label) for split in splits]
+        present = [split.present(len(own)) for split, own in zip(splits, cells, strict=True)]
+        missing = [
+            np.array([own[row] is None or own[row] != own[row] for row in rows], dtype=bool)  # None or NaN
+            for own, rows in zip(cells, present, strict=True)
+        ]
+        ids = [rows[~none] for rows, none in zip(present, missing, strict=True)]
+        warnings = [
+            f"{int(none.sum())} of {len(none)} rows of {split.where} have no '{request.label}' and are left out"
+            for split, none in zip(splits, missing, strict=True)
+            if none.any()
+        ]
+        known = [[own[row] for row in rows] for own, rows in zip(cells, ids, strict=True)]
+        every = [cell for own in known for cell in own]
+        where = f"{train.where}, column '{request.label}'"
+        try:
+            target = find_target(every, request.target, where).of(every)
+        except DataError as error:
+            raise DataError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
+        rows = [
+            LabeledRows(split, torch.from_numpy(own), target.encode(labels))
+            for split, own, labels in zip(splits, ids, known, strict=True)
+        ]
+        undivided = ""
+        if request.groups:
+            rows[0] = replace(rows[0], groups=train.groups(request.groups)[rows[0].ids])
+            undivided = f", '{request.groups}' undivided"
+        if len(rows) == 1:
+            held = target.hold_out(rows[0].labels, HELD_OUT, request.seeds[0], rows[0].groups)
+            rows = [rows[0][~held], rows[0][held]]
+            source = f"a fifth of {train.where}, held out{undivided}"
+        else:
+            source = splits[1].where
+        warnings += target.check(rows[0].labels, rows[1].labels, train.where)
+        return cls(target, rows[0], rows[1], source, undivided, warnings)

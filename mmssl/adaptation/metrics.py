@@ -1,0 +1,74 @@
+"""How right answers are: every metric as scikit-learn defines it, and the interval of a share."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Metric(NamedTuple):
+    """A column of the table; more is better unless it is only shown.
+
+    Attributes:
+        name: key in a row of the table and in JSON.
+        title: what people read.
+        percent: whether it is a share in [0, 1] that is printed in percent.
+    """
+
+    name: str
+    title: str
+    percent: bool = True
+
+
+ACCURACY = Metric("accuracy", "accuracy")
+BALANCED_ACCURACY = Metric("balanced_accuracy", "balanced")
+TOP5_ACCURACY = Metric("top5_accuracy", "top-5")
+MEAN_AVERAGE_PRECISION = Metric("mean_average_precision", "mAP")
+SUBSET_ACCURACY = Metric("subset_accuracy", "all labels right")
+R2 = Metric("r2", "R^2", percent=False)
+MEAN_ABSOLUTE_ERROR = Metric("mean_absolute_error", "mean |error|", percent=False)
+
+
+def balanced_accuracy(right: Tensor, labels: Tensor) -> float:
+    """Recall of each class that `labels` (M,) has, averaged; `right` is bool (M,)."""
+    _, classes, count = labels.unique(return_inverse=True, return_counts=True)
+    return (torch.bincount(classes, weights=right.double()) / count).mean().item()
+
+
+def mean_average_precision(scores: Tensor, labels: Tensor) -> float:
+    """Average precision of each label that some row of `labels`, bool (M, C), has, averaged; 0 where none has any."""
+    from sklearn.metrics import average_precision_score
+
+    present = labels.any(0)
+    if not present.any():
+        return 0.0
+    return float(average_precision_score(labels[:, present].numpy(), scores[:, present].numpy(), average="macro"))
+
+
+def subset_accuracy(found: Tensor, labels: Tensor) -> float:
+    """Share of rows of which every label is right, both bool (M, C)."""
+    return (found == labels).all(1).double().mean().item()
+
+
+def r2(found: Tensor, values: Tensor) -> float:
+    """Coefficient of determination of (M, K), averaged over the K; below 0 where the mean of `values` does better."""
+    found, values = found.double(), values.double()
+    residual = (found - values).square().sum(0)
+    total = (values - values.mean(0)).square().sum(0)
+    exact = (residual == 0).double()
+    return torch.where(total > 0, 1 - residual / total, exact).mean().item()
+
+
+def mean_absolute_error(found: Tensor, values: Tensor) -> float:
+    """Of (M, K), in the unit of the values."""
+    return (found.double() - values.double()).abs().mean().item()
+
+
+def wilson(share: float, rows: int, z: float = 1.959964) -> tuple[float, float]:
+    """Interval of a share observed on `rows` independent rows (Wilson 1927); 95 % by default."""
+    center = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
+    half = z / (1 + z**2 / rows) * math.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
+    return max(0.0, center - half), min(1.0, center + half)

@@ -1,0 +1,98 @@
+"""One class a row: names or whole numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmssl.adaptation.metrics import ACCURACY, BALANCED_ACCURACY, balanced_accuracy
+from mmssl.adaptation.targets.base import Target
+from mmssl.data.columns import find_classes
+from mmssl.errors import DataError
+
+
+class Classes(Target):
+    """Labels int64 (N,), numbers in `names`; the class with the largest chance is the answer, the first one of equals.
+
+    Args:
+        names: of the classes, all names or all whole numbers, in the order of their numbers.
+    """
+
+    metrics = (ACCURACY, BALANCED_ACCURACY)
+    shares = (ACCURACY,)
+
+    def __init__(self, names: Sequence[Any]) -> None:
+        self.names, self.width = tuple(names), len(names)
+        self._number = {name: number for number, name in enumerate(self.names)}
+
+    @classmethod
+    def recognizes(cls, cells: Sequence[Any]) -> bool:
+        """All names, or all whole numbers."""
+        return all(isinstance(cell, str) for cell in cells) or all(isinstance(cell, int) for cell in cells)
+
+    @classmethod
+    def of(cls, cells: Sequence[Any]) -> Self:
+        """The classes that there are, sorted."""
+        names = find_classes(cells)
+        if names is None:
+            raise DataError("classes are one name or whole number a row, and the column holds lists")
+        return cls(names)
+
+    def encode(self, cells: Sequence[Any]) -> Tensor:
+        """Class numbers, int64 (N,); raises DataError for one that is not known."""
+        for cell in cells:
+            if cell not in self._number:
+                known = ", ".join(map(str, self.names[:20]))
+                raise DataError(f"label {cell!r} is none of the classes: {known}")
+        return torch.tensor([self._number[cell] for cell in cells], dtype=torch.int64)
+
+    def matrix(self, labels: Tensor) -> Tensor:
+        """One-hot."""
+        return F.one_hot(labels, self.width).float()
+
+    def score(self, answers: Tensor, labels: Tensor) -> dict[str, float]:
+        """Accuracy, and recall averaged over the classes that `labels` has."""
+        right = answers.argmax(1) == labels
+        return {
+            ACCURACY.name: right.double().mean().item(),
+            BALANCED_ACCURACY.name: balanced_accuracy(right, labels),
+        }
+
+    def constant(self, labels: Tensor) -> Tensor:
+        """All on the largest class."""
+        return F.one_hot(labels.bincount(minlength=self.width).argmax(), self.width).double()
+
+    def check(self, labels: Tensor, truth: Tensor, where: str) -> list[str]:
+        """Two classes at least, and fewer than every second row has one of its own."""
+        classes = labels.unique()
+        if len(classes) < 2:
+            raise DataError(f"{where}: all {len(labels)} training rows are of one class")
+        if len(classes) > len(labels) / 2:
+            raise DataError(
+                f"{where}: {len(classes)} classes in {len(labels)} training rows; is this column really a label? "
+                "Numbers that measure something are target: values"
+            )
+        if not len(truth):
+            raise DataError(f"{where}: no class has a row to spare for the test; give test rows")
+        unknown = int((~torch.isin(truth, classes)).sum())
+        return [f"{unknown} test rows are of classes that no training row has; they count as wrong"] if unknown else []
+
+    def counts(self, labels: Tensor) -> dict[str, int]:
+        """Number of classes."""
+        return {"classes": len(labels.unique())}
+
+    def strata(self, labels: Tensor) -> Tensor:
+        """The classes."""
+        return labels
+
+    def answer(self, outputs: Tensor) -> Tensor:
+        """Softmax."""
+        return outputs.softmax(1)
+
+    def loss(self, outputs: Tensor, matrix: Tensor) -> Tensor:
+        """Cross-entropy."""
+        return F.cross_entropy(outputs, matrix)

@@ -1,0 +1,130 @@
+"""The one adaptation call: a pretrained network, labeled rows, a probe; out comes a table with its baselines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.constants import HF_HUB_CACHE
+
+from mmssl.adaptation.cache import FeatureCache
+from mmssl.adaptation.probes import make_probe
+from mmssl.adaptation.request import Model, Request
+from mmssl.adaptation.rows import Labeled
+from mmssl.adaptation.table import Table
+from mmssl.encoders.base import Encoder
+from mmssl.objectives.base import Objective
+from mmssl.recipe import Data
+from mmssl.runs import FEATURES, Run, load
+
+
+def adapt(
+    model: Run | str | Path | Encoder | Objective,
+    train: Labeled | None = None,
+    test: Labeled | None = None,
+    *,
+    encoder: str | None = None,
+    label: str = "label",
+    target: str | None = None,
+    probe: str = "knn",
+    layers: bool = False,
+    baseline: bool = True,
+    seed: int = 0,
+    seeds: int = 3,
+    shots: int | None = None,
+    groups: str | None = None,
+    data: Data | None = None,
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    batch_size: int = 256,
+    workers: int = 0,
+    cache: bool | str | Path | None = None,
+    trust: bool = False,
+    **options: Any,
+) -> Table:
+    """Learn from labeled rows on top of a pretrained encoder, and score rows that were not seen.
+
+    The probes `retrieval` and `zero_shot` learn nothing: they compare pairs of rows, or rows and the names of classes,
+    in the space that a task trained.
+
+    Hyper-parameters are chosen on a fifth of the training rows, anew for every encoder and depth, with the first seed;
+    then the probe learns from all training rows. Test rows are looked at once, at the end. The network stays as it was.
+
+    The table of a run is written into it (probes.json, and the report where there is one).
+
+    Args:
+        model: a run, its directory, its name on the Hub, an encoder, or a task.
+        train: a source as in a recipe (`toy`, folder, parquet file, Hub name ...), a `recipe.Data`, a
+            `datasets.Dataset`, or batches with the encoder's key and that of the label; what the run was trained on
+            where left out. Batches that are no list are kept in memory.
+        test: likewise; of a source that has a test split, that. Where left out, the `test` split of the training
+            source, or else its `validation` split; where it has neither, a fifth of the training rows, and for
+            `retrieval` and `zero_shot` all of them.
+        encoder: name of the encoder that is probed; the first one of the run or task where left out.
+        label: column of the labels. Rows without one are left out: null, NaN, and -1 where the data set names its
+            classes, or in batches.
+        target: what the labels are, as `mmssl list` names it: `classes` (names or whole numbers), `labels` (lists of
+            these), `values` (real numbers, or lists of them); by the column's cells where left out.
+        probe: `knn`, `ridge`, `logistic`, `finetune`, `retrieval` or `zero_shot`; `mmssl list` says what each is.
+        layers: probe every depth as well.
+        baseline: score the same network, random-initialized, as well.
+        seed: the first of `seeds` consecutive seeds.
+        seeds: random-initialized encoders; also draws of `shots`, and trainings of `finetune`.
+        shots: learn from only so many rows a class or label, of values from so many in all; no others are read.
+        groups: column (of batches: key) of what a split made here must not divide, such as drawings of one thing; for
+            `retrieval`, of rows whose two sides all belong together (without it those of one row, and equal items).
+        data: how to decode and name columns, its source is not read; as the run does where left out.
+        columns: batch key -> column, as in a recipe.
+        limit: rows of `train` and of `test`, each.
+        batch_size: rows that go through the encoder at a time.
+        workers: processes that decode.
+        cache: folder in which features are kept, so that another probe of the same rows encodes nothing. Where left
+            out, `features` in the run's directory, and none for an encoder or task; False keeps nothing. Features of a
+            stream are never kept.
+        trust: import the objective or encoder of your own that a run's directory names.
+        **options: the probe's hyper-parameters.
+
+    Raises:
+        RecipeError: for an unknown probe, target, encoder or option, or a request that makes no sense to the probe.
+        DataError: for a source, column or label that is not there or does not fit.
+        RunError: for a run that cannot be read, or where features are not finite.
+    """
+    asked = make_probe(probe, options)
+    if isinstance(model, str | Path):
+        model = load(model, trust=trust)
+        if torch.accelerator.is_available():
+            model.objective.to(torch.accelerator.current_accelerator())
+    run = model if isinstance(model, Run) and _may_write(model.directory) else None
+    if cache is None or cache is True:
+        folder = run.directory / FEATURES if run else None
+    else:
+        folder = Path(cache) if cache else None
+    request = Request(
+        train=train,
+        test=test,
+        label=label,
+        target=target,
+        layers=layers,
+        baseline=baseline,
+        seeds=tuple(range(seed, seed + seeds)),
+        shots=shots,
+        groups=groups,
+        data=data,
+        columns=columns,
+        limit=limit,
+        batch_size=batch_size,
+        workers=workers,
+        cache=FeatureCache(folder),
+    )
+    table = asked.score(Model.of(model, encoder), request)
+    if run:
+        run.add_probe(table.to_json())
+    return table
+
+
+def _may_write(directory: Path) -> bool:
+    """Not into the Hub's cache, where files are those of the repository."""
+    return os.access(directory, os.W_OK) and not directory.resolve().is_relative_to(Path(HF_HUB_CACHE).resolve())
