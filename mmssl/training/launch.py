@@ -93,6 +93,8 @@ def prepare(objective: Objective, training: Training, accelerator: Accelerator) 
     if process_share()[1] > 1:
         _synchronize_batch_norm(objective, accelerator)
     objective.to(accelerator.device)
+    if accelerator.is_fsdp2:  # it cuts no weights whose channels are last in memory
+        objective.to(memory_format=torch.contiguous_format)
     passes = ForwardPass(objective)
     if training.compile:
         passes.compile()

@@ -104,7 +104,7 @@ def initial_weights(directory: Path, recipe: Recipe) -> dict[str, torch.Tensor]:
             tokenizers[name].save(directory / "tokenizers" / name)
     torch.manual_seed(7)
     return {
-        key: value.detach().clone()
+        key: value.detach().clone(memory_format=torch.contiguous_format)
         for key, value in tensors(build_objective(recipe, tokenizers, where="recipe")).items()
     }
 

@@ -26,6 +26,7 @@ import mmssl
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import Objective
 from mmssl.ops.draws import Draws
+from mmssl.recipe import Training
 from mmssl.training import launch
 from mmssl.training.step import ForwardPass, accumulated_backward
 
@@ -150,3 +151,18 @@ def test_what_sharding_cannot_do_is_said_before_training(kind, second, every, me
     launched = SimpleNamespace(distributed_type=DistributedType[kind], is_fsdp2=second)
     with pytest.raises(RecipeError, match=message):
         launch.check_sharding(launched, every)
+
+
+def test_weights_are_cut_in_the_usual_order_of_memory():
+    task = mmssl.objective("rotation", {"image": mmssl.encoder("timm/test_resnet", modality="image")})
+    assert not all(parameter.is_contiguous() for parameter in task.parameters())
+    handed = []
+
+    def cut(passes: ForwardPass, optimizer: Any) -> tuple[Any, Any]:
+        handed.extend(passes.parameters())
+        return SimpleNamespace(collect_shards=lambda: None), optimizer
+
+    accelerator: Any = SimpleNamespace(device=torch.device("cpu"), is_fsdp2=True, prepare=cut)
+    launch.prepare(task, Training(steps=1, batch_size=4), accelerator)
+    assert handed
+    assert all(parameter.is_contiguous() for parameter in handed)

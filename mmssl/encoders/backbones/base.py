@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from mmssl.encoders.backbones._files import REFUSALS
@@ -154,7 +155,21 @@ def create_backbone(
     backbone = library.create(split_model(model)[1], modality, pretrained, kwargs, **options)
     if backbone.reads not in INPUTS[modality]:
         raise RecipeError(f"model '{model}' reads {backbone.reads}, which no encoder of {modality} makes")
+    _order_weights(backbone)
     return backbone
+
+
+def _order_weights(net: nn.Module) -> None:
+    """Put the channels of weights last in memory where most weights of a network are convolutions over pictures.
+
+    Convolutions, norms and pooling then run in that order, which is faster, and give the same up to rounding. Vision
+    transformers gain nothing, and convolutions over clips lose.
+    """
+    convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
+    weights = sum(convolution.weight.numel() for convolution in convolutions)
+    if 2 * weights > sum(parameter.numel() for parameter in net.parameters()):
+        for convolution in convolutions:
+            convolution.to(memory_format=torch.channels_last)
 
 
 def refuse(model: str, kwargs: Iterable[str]) -> None:

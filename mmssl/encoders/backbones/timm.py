@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from collections.abc import Iterable, Mapping
@@ -119,7 +120,7 @@ class TimmNetwork(TimmTrunk):
         """`timm.create_model("local-dir:" + directory, pretrained=True)` loads it, constructor arguments included."""
         normalization = {"mean": list(preprocessing["mean"]), "std": list(preprocessing["std"])}
         save_for_hf(
-            self.net,
+            copy.deepcopy(self.net).to(memory_format=torch.contiguous_format),
             directory,
             model_config={"pretrained_cfg": normalization},
             model_args=dict(self.kwargs),
