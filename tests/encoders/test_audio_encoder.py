@@ -131,6 +131,25 @@ def test_convolutional_network_pools_the_valid_places(model):
     torch.testing.assert_close(nothing.pooled, plain.pooled)
 
 
+def test_a_vision_transformer_of_clip_heeds_no_padding():
+    clip = {
+        "embed_dim": 12,
+        "vision_cfg": {"layers": 2, "width": 16, "head_width": 8, "image_size": 32, "patch_size": 16},
+        "text_cfg": {"layers": 1, "width": 16, "heads": 2, "vocab_size": 50},
+    }
+    encoder = create("open_clip/ViT-B-32", "audio", mels=32, **clip).double().eval()
+    x, valid = sound(8000), torch.arange(8000).expand(2, -1) < 3000
+    spectrogram, frames = encoder.spectrogram(x), encoder.valid_frames(valid)
+    features = encoder(spectrogram, frames)
+    assert features.valid.sum(1).tolist() == [2 * 2] * 2  # 19 frames, in patches of 16
+    noisy = spectrogram.clone()
+    noisy[:, :, 32:] = 5.0
+    torch.testing.assert_close(encoder(noisy, frames).pooled, features.pooled)
+    assert not torch.allclose(encoder(noisy).pooled, features.pooled)
+    for name, value in encoder.layers(noisy, frames).items():
+        torch.testing.assert_close(value.pooled, encoder.layers(spectrogram, frames)[name].pooled)
+
+
 def test_half_precision_leaves_the_front_end_alone():
     encoder = create("timm/vit_tiny_patch16_224", "audio", **VIT).eval()
     with torch.autocast("cpu", dtype=torch.bfloat16):

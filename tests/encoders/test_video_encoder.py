@@ -1,5 +1,6 @@
 """Clips: spatio-temporal networks as torchvision has them, and image networks frame by frame."""
 
+import pytest
 import torch
 import torchvision
 
@@ -51,3 +52,65 @@ def test_frames_are_seen_one_by_one():
         torch.testing.assert_close(value.tokens, torch.cat(apart, dim=1))
         assert value.grid == (4, 4, 4)
     assert mean(clip(6)).grid == (6, 4, 4)
+
+
+CLIP = {
+    "embed_dim": 12,
+    "vision_cfg": {"layers": 2, "width": 16, "head_width": 8, "image_size": 32, "patch_size": 8},
+    "text_cfg": {"layers": 1, "width": 16, "heads": 2, "vocab_size": 50},
+}
+DINO = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+FRAMES = [
+    ("timm/vit_tiny_patch16_224", VIT),
+    ("timm/vit_tiny_patch16_224", VIT | {"global_pool": "avg", "class_token": False}),
+    ("open_clip/ViT-B-32", CLIP),
+    ("open_clip/ViT-B-32", CLIP | {"vision_cfg": CLIP["vision_cfg"] | {"pool_type": "avg"}}),
+    ("transformers/dinov2", DINO),
+    ("transformers/siglip_vision_model", DINO | {"intermediate_size": 24}),
+]
+
+
+@pytest.mark.parametrize("temporal", ["mean", "max"])
+@pytest.mark.parametrize(("model", "kwargs"), FRAMES)
+def test_tokens_of_single_frames_can_be_left_out(model, kwargs, temporal):
+    torch.manual_seed(0)
+    video = create(model, "video", temporal=temporal, **kwargs).double().eval()
+    image = create(model, "image", **kwargs).double().eval()
+    image.backbone.load_state_dict(video.backbone.native.state_dict())
+    assert video.subsets
+    assert video.patch_size == (1, 8, 8)
+    x = clip()
+    tokens, features = video.embed(x), video(x)
+    assert tokens.shape[:2] == (2, 4 * 16)
+    torch.testing.assert_close(video.encode(tokens).tokens, features.tokens)
+    torch.testing.assert_close(video.encode(tokens).pooled, features.pooled)
+    # Another number of places in each frame and row, and none in the last: each frame is what it is alone.
+    kept = [[[3, 7], [0, 1, 2, 9, 15], [4], []], [[8], [5, 6, 7, 10], [11, 0, 1], []]]
+    index = torch.tensor([[16 * t + place for t, frame in enumerate(row) for place in frame] for row in kept])
+    order = torch.tensor([5, 2, 7, 0, 1, 6, 4, 3])
+    index = index[:, order]
+    seen = video.encode(tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[2])))
+    for row, frames in enumerate(kept):
+        alone = [image.encode(image.embed(x[row, t : t + 1])[:, places]) for t, places in enumerate(frames) if places]
+        expected = torch.cat([each.tokens for each in alone], dim=1)[0]
+        torch.testing.assert_close(seen.tokens[row], expected[order])
+        pooled = torch.stack([each.pooled[0] for each in alone])
+        torch.testing.assert_close(seen.pooled[row], pooled.mean(0) if temporal == "mean" else pooled.amax(0))
+
+
+@pytest.mark.parametrize(("model", "kwargs"), FRAMES)
+def test_hidden_places_of_frames_show_the_mask_token(model, kwargs):
+    torch.manual_seed(0)
+    video = create(model, "video", **kwargs).double().eval()
+    hidden = torch.rand(2, 64) < 0.5
+    token = torch.randn(video.width, dtype=torch.float64)
+    shown, other = video.embed(clip(), hidden, token), video.embed(255 - clip(), hidden, token)
+    assert torch.equal((shown - other).abs().sum(2) == 0, hidden)
+    # Not being valid is as good as being left out.
+    tokens = video.embed(clip())
+    rest = torch.arange(64).remainder(3) > 0
+    masked = video.encode(tokens, rest.expand(2, -1))
+    left_out = video.encode(tokens[:, rest])
+    torch.testing.assert_close(masked.pooled, left_out.pooled)
+    torch.testing.assert_close(masked.tokens[:, rest], left_out.tokens)
+    assert video.encode(tokens, torch.zeros(2, 64, dtype=torch.bool)).pooled.isfinite().all()

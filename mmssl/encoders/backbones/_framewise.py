@@ -17,8 +17,9 @@ from mmssl.encoders.base import Features, attendable
 class Framewise(Backbone):
     """Clips (B, C, T, H, W) through a network of pictures.
 
-    A token that is left out is missing in its frame alone. So that `encode` knows which frame a token is of, `embed`
-    puts its number into one more channel, the last: exact up to 256 frames in bfloat16.
+    A token that is left out is missing in its frame alone, and frames of fewer tokens than others are padded. So that
+    `encode` knows which frame a token is of, `embed` puts its number into one more channel, the last: exact up to 256
+    frames in bfloat16. How many tokens the fullest frame has is asked of the device, once a pass.
 
     Args:
         frame: the network of pictures.
@@ -30,7 +31,7 @@ class Framewise(Backbone):
     def __init__(self, frame: Backbone, temporal: Literal["mean", "max"]) -> None:
         super().__init__()
         self.frame, self.model, self.kwargs, self.temporal = frame, frame.model, frame.kwargs, temporal
-        self.dim, self.width, self.subsets = frame.dim, frame.width, frame.subsets
+        self.dim, self.width, self.subsets = frame.dim, frame.width, frame.subsets and frame.padding
         self.channels, self.mean, self.std = frame.channels, frame.mean, frame.std
         self.patch_size = None if frame.patch_size is None else (1, *frame.patch_size)
 

@@ -12,14 +12,14 @@ import torch
 from open_clip.model import CustomTextCLIP
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from timm.layers import Mlp, resample_abs_pos_embed
 from torch import Tensor, nn
 
 from mmssl.encoders.backbones._clip import build, configuration, write_clip
 from mmssl.encoders.backbones.base import Backbone, Pretrained
 from mmssl.encoders.backbones.timm import TimmTrunk
-from mmssl.encoders.base import Features, at_depth, hide, places
+from mmssl.encoders.base import Features, at_depth, attendable, hide, masked_mean, places
 from mmssl.errors import RecipeError
 
 
@@ -38,7 +38,8 @@ def create_image_tower(name: str, pretrained: Pretrained, kwargs: Mapping[str, A
 class _Tower(Backbone):
     """What image towers share. Tokens pass the tower's projection, so that they are as wide as its output.
 
-    Padded columns are marked as not valid in the features, but attended to and pooled: CLIP knows no padding.
+    CLIP knows no padding: it is marked as not valid in the features, and attended to and pooled but by its own vision
+    transformer, which passes it over.
     """
 
     def __init__(self, net: Any, model: str, kwargs: Mapping[str, Any]) -> None:
@@ -63,6 +64,8 @@ class OpenClipTransformer(_Tower):
         super().__init__(net, model, kwargs)
         if self.config["vision_cfg"].get("patch_dropout"):
             raise RecipeError(f"{model}: patch_dropout is not for an encoder: it keeps all its patches")
+        # Blocks of other kinds than CLIP's own read masks of another shape.
+        self.padding = all(type(block) is ResidualAttentionBlock for block in net.transformer.resblocks)
         # Attentional pooling (CoCa) answers queries: what comes out has no places.
         self.subsets, self.patch_size = net.attn_pool is None, net.patch_size
         self.width = int(net.conv1.out_channels) if self.subsets else None
@@ -90,36 +93,53 @@ class OpenClipTransformer(_Tower):
         x: Tensor = self.net.ln_pre(torch.cat([front.to(tokens.dtype).expand(len(tokens), 1, -1), tokens], dim=1))
         return x
 
+    def _unseen(self, valid: Tensor | None) -> Tensor | None:
+        """What is added to the scores of attention, (B·heads, from, to): nothing, or -inf for padding."""
+        if valid is None or not self.padding:
+            return None
+        keys = torch.cat([valid.new_ones(len(valid), 1), attendable(valid)], dim=1)
+        scores = torch.zeros(keys.shape, device=keys.device).masked_fill(~keys, -torch.inf)
+        heads = self.net.transformer.resblocks[0].attn.num_heads
+        return scores[:, None, None].expand(-1, heads, keys.shape[1], -1).flatten(0, 1)
+
     def encode(self, tokens: Tensor, valid: Tensor | None = None) -> Features:
-        """Any subset of the tokens of `embed` -> Features."""
+        """Any subset of the tokens of `embed` -> Features; places where `valid` is False are not attended to."""
         if not self.subsets:
             return super().encode(tokens, valid)
-        if valid is not None:
-            raise TypeError(f"{self.model} attends to every token it is given")
-        return self._encode(tokens, ())
+        if valid is not None and not self.padding:
+            raise TypeError(f"{self.model} attends to every token that it is given")
+        return self._encode(tokens, (), valid)
 
-    def _encode(self, tokens: Tensor, grid: tuple[int, ...]) -> Features:
+    def _encode(self, tokens: Tensor, grid: tuple[int, ...], valid: Tensor | None) -> Features:
         net = self.net
-        pooled, tokens = net._pool(net.transformer(self._start(tokens)))
-        if net.final_ln_after_pool and net.attn_pool is None:
-            tokens = net.ln_post(tokens)
+        x = net.transformer(self._start(tokens), attn_mask=self._unseen(valid))
+        if net.attn_pool is not None:
+            pooled, tokens = net._pool(x)
+            grid, valid = (1, tokens.shape[1]), None
+        else:
+            x = x if net.final_ln_after_pool else net.ln_post(x)
+            tokens = x[:, 1:]
+            pooled = x[:, 0] if net.pool_type == "tok" else masked_mean(tokens, valid)
+            if net.final_ln_after_pool:
+                pooled, tokens = net.ln_post(pooled), net.ln_post(tokens)
         if net.proj is not None:
             pooled, tokens = pooled @ net.proj, tokens @ net.proj
-        return Features(tokens, pooled, grid if net.attn_pool is None else (1, tokens.shape[1]))
+        return Features(tokens, pooled, grid, valid)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """Pictures -> Features; see the base class."""
-        features = self._encode(self._embed(x), self._grid(x))
-        return features._replace(valid=places(valid, features.grid))
+        grid = self._grid(x)
+        return self._encode(self._embed(x), grid, places(valid, grid))
 
     def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
         """The output of every block; see the base class."""
         grid = self._grid(x)
-        tokens = self._start(self._embed(x))
+        valid = places(valid, grid)
+        tokens, unseen = self._start(self._embed(x)), self._unseen(valid)
         depths = {}
         for i, block in enumerate(self.net.transformer.resblocks):
-            tokens = block(tokens)
-            depths[f"resblocks.{i}"] = at_depth(tokens[:, 1:], grid, places(valid, grid))
+            tokens = block(tokens, attn_mask=unseen)
+            depths[f"resblocks.{i}"] = at_depth(tokens[:, 1:], grid, valid)
         return depths
 
 

@@ -254,6 +254,7 @@ class VideoMAE(_OfClips):
     name = "videomae"
     constants = (IMAGENET_MEAN, IMAGENET_STD)
     prefix = 0
+    padding = False
 
     def _patch_size(self) -> tuple[int, ...] | None:
         return int(self.net.config.tubelet_size), *pair(self.net.config.patch_size)

@@ -40,6 +40,7 @@ class Backbone(nn.Module):
             (B, L).
         dim: width D of tokens and pooled vectors.
         subsets: whether `encode` takes any subset of the tokens of `embed`.
+        padding: whether `encode` takes `valid`, and lets nothing attend to the rest.
         patch_size: extent of a token, where tokens are patches that do not overlap: (h, w) in pixels, (frames, h, w)
             for clips; else None.
         width: of the mask token of `embed`, where there is one.
@@ -54,6 +55,7 @@ class Backbone(nn.Module):
     reads: str = "pictures"
     dim: int
     subsets: bool = False
+    padding: bool = True
     patch_size: tuple[int, ...] | None = None
     width: int | None = None
     channels: int = 3

@@ -13,12 +13,12 @@ The encoder stays the library's plain transformer. MAE freezes its positions at 
 encoder are what its library makes them, learned, so that pretrained ones stay and other tasks may share it. The
 decoder's are fixed. Where MAE hands the class token to the decoder, the pooled vector goes: for a network that pools by
 its class token that is the same, and in any other its pooling is trained as well. SimMIM trains no pooling: an encoder
-with weights there (a norm behind an average, an attention pool) cannot learn them from it.
+with weights there (a norm after an average, an attention pool) cannot learn them from it.
 
 Known traps. The loss is of hidden patches alone; visible ones are not predicted, and look bad where they are. The mean
 and variance of `norm_pix` are the target's own: a picture that is scaled back by them shows what the network was not
 told, so that normalized patches are drawn as they are. Hiding is by rank of noise, the same number in each row. Padding
-behind the end of a sound may be seen, as silence, and is never scored. Crops are resized bilinearly, not bicubically.
+after the end of a sound may be seen, as silence, and is never scored. Crops are resized bilinearly, not bicubically.
 """
 
 from __future__ import annotations
