@@ -2,12 +2,11 @@
 
 A recipe is data: it is validated as a whole before anything is downloaded or built, saved resolved beside the weights,
 and never executed. Hyper-parameters of encoders and objectives are not repeated here: their constructors' signatures
-are their schema (`mmssl.registry.check_keywords`).
+are their schema (`mmssl.registry.check_keywords`). How sections are filled from YAML is in `mmssl.schema`.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,41 +14,20 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Discriminator,
     Field,
     Tag,
-    ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from mmssl.catalog import find_recipe
-from mmssl.errors import RecipeError, nearest
-
-Positive = Annotated[int, Field(gt=0, lt=2**31)]
-Pixels = Annotated[int, Field(gt=0, le=2**13)]
-Share = Annotated[float, Field(ge=0, le=1)]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
-Steps = Annotated[int, Field(gt=0, le=10**9)]
+from mmssl.errors import RecipeError
+from mmssl.schema import BelowOne, Pixels, Positive, Section, Share, Steps, fill, override, read_yaml
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """`true` is no number, though Python takes it for 1."""
-        field = cls.model_fields[info.field_name or ""]
-        if isinstance(value, bool) and field.annotation in (int, float, int | None, float | None):
-            raise ValueError("should be a number, not true or false")
-        return value
-
-
-class ImageDecode(_Section):
+class ImageDecode(Section):
     """How images are decoded.
 
     Attributes:
@@ -75,7 +53,7 @@ class ImageDecode(_Section):
         return value
 
 
-class TextDecode(_Section):
+class TextDecode(Section):
     """How texts become rows of token ids.
 
     Attributes:
@@ -91,14 +69,14 @@ class TextDecode(_Section):
     start: Literal["first", "random", "sentence"] = "first"
 
 
-class AudioDecode(_Section):
+class AudioDecode(Section):
     """Sample rate in Hz and window in seconds; shorter sounds are padded with silence and masked."""
 
     rate: Annotated[int, Field(gt=0, le=768_000)] = 16_000
     seconds: Annotated[float, Field(gt=0, le=3600)] = 2.0
 
 
-class VideoDecode(_Section):
+class VideoDecode(Section):
     """Frame size in pixels, frame rate in 1/s and number of frames; the window is `frames / fps` seconds long."""
 
     size: Pixels = 64
@@ -107,7 +85,7 @@ class VideoDecode(_Section):
     fit: Literal["crop", "pad"] = "crop"
 
 
-class Data(_Section):
+class Data(Section):
     """Where rows come from and how they are decoded.
 
     Attributes:
@@ -128,7 +106,7 @@ class Data(_Section):
     split: str = "train"
     config: str | None = None
     streaming: bool = False
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default_factory=dict)
     image: ImageDecode = ImageDecode()
     text: TextDecode = TextDecode()
     audio: AudioDecode = AudioDecode()
@@ -153,7 +131,7 @@ OneOrMany = Annotated[
 ]
 
 
-class Optimizer(_Section):
+class Optimizer(Section):
     """Optimizer settings; weight decay leaves out biases, norms and scalars.
 
     `lr` is the peak learning rate for the recipe's global batch; it is not rescaled. With `weight_decay_end` the weight
@@ -176,7 +154,7 @@ class Optimizer(_Section):
         return self
 
 
-class Schedule(_Section):
+class Schedule(Section):
     """Learning rate over the run: linear warm-up, then the named decay.
 
     Times are in epochs where `training.epochs` is given, and else in steps.
@@ -208,7 +186,7 @@ class Schedule(_Section):
         return self
 
 
-class Training(_Section):
+class Training(Section):
     """The loop.
 
     Attributes:
@@ -270,7 +248,7 @@ class Training(_Section):
         return self.model_copy(update={"steps": max(1, round(self.epochs * steps_per_epoch))})
 
 
-class Probe(_Section):
+class Probe(Section):
     """A probe on labeled rows, during training and in the report.
 
     Other keys are the probe's hyper-parameters, such as `k` of `knn`; `mmssl list knn` says which there are.
@@ -307,7 +285,7 @@ class Probe(_Section):
         return dict(self.model_extra or {})
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A whole run.
 
     Attributes:
@@ -373,13 +351,7 @@ class Recipe(_Section):
 
 def data_section(source: str, overrides: Mapping[str, Any]) -> Data:
     """The data section of a source, with dotted keys in place of the defaults; see `load`."""
-    tree: dict[str, Any] = {"source": source}
-    for key, value in overrides.items():
-        _set(tree, key, value, "--set")
-    try:
-        return Data.model_validate(tree)
-    except ValidationError as error:
-        raise RecipeError(_sentence(error, "--set", Data)) from None
+    return fill(Data, override({"source": source}, overrides, "--set"), "--set")
 
 
 def load(path: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -392,22 +364,15 @@ def load(path: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | No
     Raises:
         RecipeError: one sentence with the file, the key, what was expected and the nearest valid name.
     """
-    if isinstance(path, Mapping):
-        where, tree = "recipe", _copy(path)
-    else:
-        found = find_recipe(path)
-        where, tree = str(found), _read(found)
-    for key, value in (overrides or {}).items():
-        _set(tree, key, value, where)
-    return validate(tree, where)
+    if not isinstance(path, Mapping):
+        path = find_recipe(path)
+    where, tree = ("recipe", path) if isinstance(path, Mapping) else (str(path), read_yaml(path))
+    return validate(override(tree, overrides or {}, where), where)
 
 
 def validate(tree: Mapping[str, Any], where: str) -> Recipe:
     """Validate against the schema; see `load`."""
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        raise RecipeError(_sentence(error, where)) from None
+    return fill(Recipe, tree, where)
 
 
 def in_steps(recipe: Recipe, steps_per_epoch: int | None, where: str) -> Recipe:
@@ -416,64 +381,3 @@ def in_steps(recipe: Recipe, steps_per_epoch: int | None, where: str) -> Recipe:
         return recipe.model_copy(update={"training": recipe.training.in_steps(steps_per_epoch)})
     except ValueError as error:
         raise RecipeError(f"{where}: {error}") from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot read the recipe: {error}") from error
-    try:
-        tree = yaml.safe_load(io.StringIO(text))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping with the keys encoders, objective, data and training")
-    return tree
-
-
-def _copy(tree: Any) -> Any:
-    return {key: _copy(value) for key, value in tree.items()} if isinstance(tree, Mapping) else tree
-
-
-def _set(tree: dict[str, Any], dotted: str, value: Any, where: str) -> None:
-    *parents, last = dotted.split(".")
-    node = tree
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise RecipeError(f"{where}: cannot set {dotted}: '{parent}' is not a section")
-    try:
-        node[last] = yaml.safe_load(value) if isinstance(value, str) else value
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where}: cannot read the value of {dotted}: {value!r}") from error
-
-
-def _sentence(error: ValidationError, where: str, root: type[BaseModel] | None = None) -> str:
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in (ONE, MANY)]
-    key = ".".join(place)
-    kind = first["type"]
-    if kind == "extra_forbidden":
-        return f"{where}: unknown key '{key}'{nearest(place[-1], _known(place[:-1], root or Recipe))}"
-    if kind == "missing":
-        return f"{where}: missing key '{key}'"
-    given = first.get("input")
-    shown = f" = {given!r}" if not isinstance(given, Mapping) else ""
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {key}{shown}: {message[0].lower() + message[1:]}" if key else f"{where}: {message}"
-
-
-def _known(place: list[str], root: type[BaseModel]) -> list[str]:
-    """Field names of the section at `place`; names of the user's own (of sources) are passed over."""
-    section = root
-    for part in place:
-        if part == "data":
-            section = Data
-            continue
-        field = section.model_fields.get(part)
-        annotation = field.annotation if field else None
-        for option in (annotation, *getattr(annotation, "__args__", ())):
-            if isinstance(option, type) and issubclass(option, BaseModel):
-                section = option
-    return list(section.model_fields)

@@ -1,0 +1,124 @@
+"""Strict settings: sections that know their keys, YAML that fills them, and one sentence for what does not fit."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from mmssl.errors import RecipeError, nearest
+
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+Pixels = Annotated[int, Field(gt=0, le=2**13)]
+Share = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Steps = Annotated[int, Field(gt=0, le=10**9)]
+
+
+class Section(BaseModel):
+    """Its keys are all there are, its numbers are finite, its values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`true` is no number, though Python takes it for 1."""
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, bool) and field.annotation in (int, float, int | None, float | None):
+            raise ValueError("should be a number, not true or false")
+        return value
+
+
+Filled = TypeVar("Filled", bound=Section)
+
+
+def fill(section: type[Filled], tree: Mapping[str, Any], where: str) -> Filled:
+    """The section with the values of a mapping.
+
+    Raises:
+        RecipeError: one sentence with `where`, the key, what was expected and the nearest valid name.
+    """
+    try:
+        return section.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(_sentence(error, where, section)) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a file holds.
+
+    Raises:
+        RecipeError: where it cannot be read, is no YAML or no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot read the recipe: {error}") from error
+    try:
+        tree = yaml.safe_load(io.StringIO(text))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping with the keys encoders, objective, data and training")
+    return tree
+
+
+def override(tree: Mapping[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A copy of a tree with dotted keys set; strings are read as YAML.
+
+    Raises:
+        RecipeError: where a key leads through something that is no section, or a value is no YAML.
+    """
+    changed: dict[str, Any] = _copy(tree)
+    for dotted, value in values.items():
+        *parents, last = dotted.split(".")
+        node = changed
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise RecipeError(f"{where}: cannot set {dotted}: '{parent}' is not a section")
+        try:
+            node[last] = yaml.safe_load(value) if isinstance(value, str) else value
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{where}: cannot read the value of {dotted}: {value!r}") from error
+    return changed
+
+
+def _copy(tree: Any) -> Any:
+    return {key: _copy(value) for key, value in tree.items()} if isinstance(tree, Mapping) else tree
+
+
+def _sentence(error: ValidationError, where: str, root: type[BaseModel]) -> str:
+    first = error.errors()[0]
+    # Pydantic names the branch of a union on the way; ours have their names in brackets.
+    place = [str(part) for part in first["loc"] if not str(part).startswith("(")]
+    key = ".".join(place)
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        return f"{where}: unknown key '{key}'{nearest(place[-1], _known(place[:-1], root))}"
+    if kind == "missing":
+        return f"{where}: missing key '{key}'"
+    given = first.get("input")
+    shown = f" = {given!r}" if not isinstance(given, Mapping) else ""
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {key}{shown}: {message[0].lower() + message[1:]}" if key else f"{where}: {message}"
+
+
+def _known(place: list[str], section: type[BaseModel]) -> list[str]:
+    """Field names of the section at `place`; names of the user's own (of sources) are passed over."""
+    for part in place:
+        field = section.model_fields.get(part)
+        section = next(_sections(field.annotation), section) if field else section
+    return list(section.model_fields)
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections(part)
