@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from mmssl.encoders import create as encoder
     from mmssl.encoders.base import Encoder, Features
     from mmssl.errors import DataError, MmsslError, RecipeError, RunError
+    from mmssl.hub.load import load
     from mmssl.objectives import create as objective
     from mmssl.objectives.base import Chance, Objective, Panel
     from mmssl.recipe import Recipe
-    from mmssl.runs import Run, load, run
+    from mmssl.run_directory import Run
+    from mmssl.runs import run
     from mmssl.transfer import adapt
 
 __version__ = "0.1.0"
@@ -30,8 +32,8 @@ __version__ = "0.1.0"
 # Public name -> (module, name there).
 _HOMES = {
     "run": ("mmssl.runs", "run"),
-    "load": ("mmssl.runs", "load"),
-    "Run": ("mmssl.runs", "Run"),
+    "load": ("mmssl.hub.load", "load"),
+    "Run": ("mmssl.run_directory", "Run"),
     "encoder": ("mmssl.encoders", "create"),
     "Encoder": ("mmssl.encoders.base", "Encoder"),
     "Features": ("mmssl.encoders.base", "Features"),

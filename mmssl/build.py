@@ -1,33 +1,27 @@
-"""From a recipe to its objective and its loader, checked against each other before anything is trained."""
+"""From a recipe to its encoders, its objective and its loader."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
-from torch import Tensor
 
 from mmssl import encoders as encoder_room
 from mmssl import objectives as objective_room
-from mmssl.batch import TEXT_PARTS, Batch
-from mmssl.data.columns import find_column
 from mmssl.data.loader import Loader
-from mmssl.data.sources import open_source
+from mmssl.data.tokenizers import trained_tokenizers
+from mmssl.dry_run import check, check_batch_size
 from mmssl.encoders.base import Encoder
-from mmssl.errors import DataError, MmsslError, RecipeError, nearest
+from mmssl.encoders.text import tokenizers_of
+from mmssl.errors import RecipeError, nearest
 from mmssl.media.text import Tokenizer
 from mmssl.objectives.base import Objective
-from mmssl.ops.draws import Draws
 from mmssl.ops.gather import process_share
-from mmssl.recipe import Data, Recipe
+from mmssl.recipe import Recipe
 from mmssl.registry import find
-
-TOKENIZER_TEXTS = 100_000
 
 
 def build(recipe: Recipe, directory: Path | None = None, *, where: str = "recipe") -> tuple[Objective, Loader]:
@@ -44,20 +38,11 @@ def build(recipe: Recipe, directory: Path | None = None, *, where: str = "recipe
     """
     share, shares = process_share()
     training = recipe.training
-    if training.batch_size % (shares * training.accumulate):
-        raise RecipeError(
-            f"{where}: training.batch_size {training.batch_size} cannot be cut into {shares} processes x "
-            f"{training.accumulate} micro-batches of equal size"
-        )
+    check_batch_size(recipe, shares, where)
     find("objective", recipe.objective["name"], f"{where}: objective")
     torch.manual_seed(training.seed)
-    objective = build_objective(recipe, _tokenizers(recipe, directory, where), where=where)
-    if objective.meets != "nowhere" and training.batch_size < 2:
-        raise RecipeError(
-            f"{where}: training.batch_size = 1: {recipe.objective['name']} compares the rows of a batch and needs 2"
-        )
-    _check_sources(recipe, objective, where)
-    _try_shapes(recipe, objective, where)
+    objective = build_objective(recipe, trained_tokenizers(recipe, directory, where), where=where)
+    check(recipe, objective, where)
     loader = Loader(
         recipe.sources(),
         objective.needs,
@@ -111,128 +96,6 @@ def _widths(built: Mapping[str, Encoder], reads: Any, where: str) -> dict[str, i
         if name not in readable:
             raise RecipeError(f"{where}: reads '{name}', which is no encoder of the recipe{nearest(name, readable)}")
     return {name: built[name].dim for name in names}
-
-
-def tokenizers_of(encoders: Mapping[str, Encoder]) -> dict[str, Tokenizer]:
-    """Modality -> tokenizer, for those encoders that have one."""
-    found = {e.modality: getattr(e, "tokenizer", None) for e in encoders.values()}
-    return {modality: value for modality, value in found.items() if isinstance(value, Tokenizer)}
-
-
-def _tokenizers(recipe: Recipe, directory: Path | None, where: str) -> dict[str, Tokenizer]:
-    """Tokenizers that are trained on the data at hand: `tokenizer: train:8000`; kept in the run directory."""
-    made: dict[str, Tokenizer] = {}
-    for name, arguments in recipe.encoders.items():
-        wish = arguments.get("tokenizer")
-        if not isinstance(wish, str) or not wish.startswith("train"):
-            continue
-        size = wish.partition(":")[2] or "8000"
-        if not size.isdigit():
-            raise RecipeError(f"{where}: encoders.{name}.tokenizer = {wish!r}: expected train:SIZE, such as train:8000")
-        folder = directory / "tokenizers" / name if directory else None
-        if folder and folder.exists():
-            made[name] = Tokenizer.load(folder)
-            continue
-        # One process trains, so that all have the same one.
-        shared: list[Any] = [None]
-        if process_share()[0] == 0:
-            shared[0] = Tokenizer.train(_texts(recipe, arguments.get("modality", name), where), int(size))
-            if folder:
-                shared[0].save(folder)
-        if process_share()[1] > 1:
-            broadcast_object_list(shared)
-        made[name] = shared[0]
-    return made
-
-
-def _texts(recipe: Recipe, key: str, where: str) -> Iterable[str]:
-    for data in recipe.sources().values():
-        source = open_source(data)
-        try:
-            column = find_column(data, key, source.columns)
-        except DataError:
-            continue
-        yield from (text for text in islice(source.values(column), TOKENIZER_TEXTS) if isinstance(text, str))
-        return
-    raise RecipeError(
-        f"{where}: no source has a column '{key}' to train a tokenizer on; map it with data.columns.{key}"
-    )
-
-
-def _check_sources(recipe: Recipe, objective: Objective, where: str) -> None:
-    sources = recipe.sources()
-    for need in objective.needs:
-        prefix, _, key = need.rpartition("/")
-        if key == "fusion":
-            raise RecipeError(f"{where}: objective: a fusion reads two encoders and no data; name an encoder that does")
-        if prefix not in sources:
-            have = ", ".join(sources) if any(sources) else "one source without a name"
-            raise RecipeError(f"{where}: the objective reads the source '{prefix}', and data has {have}")
-    for prefix, data in sources.items():
-        key = f"{where}: data.{prefix}" if prefix else f"{where}: data"
-        needs = {need.rpartition("/")[2] for need in objective.needs if need.rpartition("/")[0] == prefix}
-        seconds = data.video.frames / data.video.fps
-        if {"audio", "video"} <= needs and abs(data.audio.seconds - seconds) > 1e-6:
-            raise RecipeError(
-                f"{key}.audio.seconds = {data.audio.seconds:g}: sound and picture are cut from one clip and must last "
-                f"equally long; video.frames / video.fps is {seconds:g}"
-            )
-        for name, encoder in objective.exported.items() if "audio" in needs else ():
-            rate = getattr(encoder, "rate", data.audio.rate)
-            if rate != data.audio.rate:
-                raise RecipeError(
-                    f"{key}.audio.rate = {data.audio.rate}: the encoder '{name}' hears {rate} samples a second; "
-                    f"set one of them, for instance encoders.{name}.rate"
-                )
-
-
-def _try_shapes(recipe: Recipe, objective: Objective, where: str) -> None:
-    """Run the task once on noise of the decoded shapes, so that what cannot work fails here and not at step 1."""
-    batch: Batch = {}
-    rows = 2
-    tokenizers = tokenizers_of(objective.exported)
-    for need in objective.needs:
-        prefix, _, key = need.rpartition("/")
-        batch |= {
-            f"{prefix}/{name}" if prefix else name: value
-            for name, value in _noise(recipe.sources()[prefix], key, rows, tokenizers).items()
-        }
-        batch[f"{prefix}/id" if prefix else "id"] = torch.arange(rows)
-    objective.eval()
-    try:
-        with torch.no_grad():
-            inputs = objective.transform(batch, Draws(0, 0, rows))
-            objective.loss(objective.predict(inputs), inputs)
-    except MmsslError as error:
-        raise RecipeError(f"{where}: {error}") from error
-    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, KeyError) as error:
-        shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in batch.items())
-        first = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise RecipeError(f"{where}: {recipe.objective['name']} cannot run on {shapes}: {first}") from error
-    finally:
-        objective.train()
-
-
-def _noise(data: Data, key: str, rows: int, tokenizers: Mapping[str, Tokenizer]) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    if key == "image":
-        shape: tuple[int, ...] = (rows, 3, data.image.size, data.image.size)
-        return {key: torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)}
-    if key == "video":
-        shape = (rows, data.video.frames, 3, data.video.size, data.video.size)
-        return {key: torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)}
-    if key == "audio":
-        samples = round(data.audio.seconds * data.audio.rate)
-        audio = torch.rand(rows, samples, generator=generator) * 0.2 - 0.1
-        return {key: audio.float(), "audio_mask": torch.ones(rows, samples, dtype=torch.bool)}
-    if key == "text":
-        size = tokenizers[key].vocab_size if key in tokenizers else 2
-        ids = torch.randint(0, size, (rows, data.text.length), generator=generator)
-        return {key: ids, "text_mask": torch.ones_like(ids, dtype=torch.bool)}
-    if key in TEXT_PARTS:
-        tokens = 2 if key == "text_word" else 8
-        return {key: (torch.arange(data.text.length) // tokens).repeat(rows, 1)}
-    return {}
 
 
 def _located(where: str, make: Any) -> Any:

@@ -174,7 +174,7 @@ def show(
 
     trained = recipe.is_dir()
     resolved = load(recipe / "recipe.yaml" if trained else recipe, _overrides(set_))
-    from mmssl import runs
+    from mmssl import hub, runs
     from mmssl.build import build
     from mmssl.objectives.base import Step
     from mmssl.report.figures import draw_panels
@@ -182,7 +182,7 @@ def show(
 
     objective, loader = build(resolved, recipe if trained else None, where=str(recipe))
     if trained:
-        objective = runs.load(recipe, trust=trust).objective
+        objective = hub.load(recipe, trust=trust).objective
     else:
         objective.before_step(Step(0, data=lambda: whole_data(loader, "cpu")))
     target = out_ or Path(f"{recipe.resolve().stem}.png")
@@ -237,9 +237,9 @@ def export(
     trust: Trust = False,
 ) -> None:
     """Write every encoder as native files of timm, torchvision, open_clip or transformers."""
-    from mmssl import hub, runs
+    from mmssl import hub
 
-    hub.export(runs.load(run, trust=trust), to)
+    hub.export(hub.load(run, trust=trust), to)
     out.print(f"{to}: see README.md there for the line that loads each encoder without mmssl")
 
 
@@ -252,9 +252,9 @@ def push(
     trust: Trust = False,
 ) -> None:
     """Upload card, weights and recipe to the Hub."""
-    from mmssl import hub, runs
+    from mmssl import hub
 
-    out.print(str(hub.push(runs.load(run, trust=trust), repo, dry_run=dry_run, private=private)))
+    out.print(str(hub.push(hub.load(run, trust=trust), repo, dry_run=dry_run, private=private)))
 
 
 @app.command()

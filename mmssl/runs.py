@@ -1,13 +1,11 @@
-"""From a recipe to a run directory, and from a run directory back to encoders."""
+"""From a recipe to a run directory."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -16,91 +14,22 @@ from torch.distributed.tensor import DTensor
 from mmssl import recipe as recipes
 from mmssl.adaptation.cache import FeatureCache
 from mmssl.adaptation.recipe_probes import check_probes, probe_at_end, probes_during
+from mmssl.atomic import write_text
 from mmssl.batch import to_device
-from mmssl.build import build, build_objective, tokenizers_of
+from mmssl.build import build
 from mmssl.data.loader import Loader
-from mmssl.encoders.base import Encoder
 from mmssl.errors import MmsslError, RunError
-from mmssl.media.text import Tokenizer
-from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.hub.load import load
+from mmssl.objectives.base import Objective, Panel
 from mmssl.ops.draws import Draws
-from mmssl.recipe import Data, Recipe
+from mmssl.recipe import Recipe
+from mmssl.run_directory import FEATURES, Run
 from mmssl.training import checkpoint
 from mmssl.training.launch import check_trackers, start_processes
 from mmssl.training.loop import fit
 
-if TYPE_CHECKING:
-    from mmssl.audit.verdict import Verdict
-
-PROBES = "probes.json"
-FEATURES = "features"
-"""Folder in which features of probed rows are kept."""
 # Settings that may differ when a run is resumed: they change how, not what, is computed.
 FREE_ON_RESUME = {"workers", "log_every", "save_every", "trackers", "accumulate"}
-
-
-@dataclass
-class Run:
-    """A finished or loaded run.
-
-    Attributes:
-        directory: holds recipe.yaml, model.safetensors, metrics.jsonl, report.html and figures/.
-        recipe: resolved.
-        objective: with its heads.
-        encoders: name -> encoder with the trained weights, the teacher's where the task says so.
-        step: optimizer steps behind the weights.
-        history: the records of metrics.jsonl.
-    """
-
-    directory: Path
-    recipe: Recipe
-    objective: Objective
-    encoders: dict[str, Encoder]
-    step: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def chance(self) -> Chance:
-        """The level of guessing at the recipe's batch size."""
-        return self.objective.chance(self.recipe.training.batch_size)
-
-    @property
-    def verdict(self) -> list[Verdict]:
-        """Learned, at chance since step s, or collapsed, with the number that decided it: one for each task."""
-        from mmssl.audit.verdict import judge
-
-        return judge(self.history, self.chance, self.recipe.training.batch_size)
-
-    def decoding(self, *modalities: str) -> Data:
-        """The first source from which the task takes all of these modalities: how rows of them are decoded."""
-        sources = self.recipe.sources()
-        for name, data in sources.items():
-            if {f"{name}/{key}" if name else key for key in modalities} <= set(self.objective.needs):
-                return data
-        return next(iter(sources.values()))
-
-    @property
-    def probes(self) -> list[dict[str, Any]]:
-        """The tables of probes.json, in the order in which they were asked for."""
-        path = self.directory / PROBES
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-
-    def add_probe(self, table: Mapping[str, Any]) -> None:
-        """Write a table of `mmssl.adapt` into probes.json, and into the report where there is one.
-
-        It takes the place of the one that answers the same question.
-        """
-        from mmssl.report.page import write_report
-
-        tables = {_question(one): one for one in self.probes} | {_question(table): dict(table)}
-        _write(self.directory / PROBES, json.dumps(list(tables.values()), indent=1))
-        if (self.directory / "report.html").exists():
-            write_report(self)
-
-    @property
-    def tokenizers(self) -> dict[str, Tokenizer]:
-        """Modality -> tokenizer, for those encoders that have one."""
-        return tokenizers_of(self.encoders)
 
 
 def run(
@@ -145,7 +74,7 @@ def run(
         raise
     state.wait_for_everyone()
     if state.is_main_process:
-        _write(directory / "recipe.yaml", _complete(resolved, objective).dump())
+        write_text(directory / "recipe.yaml", _complete(resolved, objective).dump())
     result = Run(directory, resolved, objective, objective.exported)
     last = checkpoint.newest(directory) if resume else None
     complete = last is not None and checkpoint.read_state(last)["step"] == resolved.training.steps
@@ -174,38 +103,6 @@ def run(
         _finish(result, loader)
     state.wait_for_everyone()
     return result
-
-
-def load(path: str | Path, *, trust: bool = False) -> Run:
-    """Read a run back: a run directory, a folder made by `push --dry-run`, or a name on the Hub.
-
-    Weights come from model.safetensors alone; nothing is unpickled or executed.
-
-    Args:
-        path: directory, or Hub id such as `user/model`.
-        trust: let the folder name an objective outside the library, whose code is then imported. Wherever it came
-            from: a folder does not say who wrote it.
-
-    Raises:
-        RunError: for a folder that is missing, truncated or does not fit its recipe.
-    """
-    from mmssl.hub.pull import check_folder, download
-
-    directory = Path(path)
-    if not directory.is_dir():
-        directory = download(str(path))
-    check_folder(directory, trust=trust)
-    recipe = recipes.load(directory / "recipe.yaml")
-    stored = directory / "tokenizers"
-    tokenizers = {p.name: Tokenizer.load(p) for p in sorted(stored.iterdir())} if stored.is_dir() else {}
-    objective = build_objective(recipe, tokenizers, where=str(directory / "recipe.yaml"), pretrained=False)
-    checkpoint.load_weights(objective, directory / checkpoint.WEIGHTS)
-    objective.eval()
-    metrics = directory / "metrics.jsonl"
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-    history = [json.loads(line) for line in lines if line.endswith("}")]
-    step = history[-1]["step"] if history else recipe.training.steps
-    return Run(directory, recipe, objective, objective.exported, step, history)
 
 
 def preview(objective: Objective, loader: Loader, rows: int = 6, seed: int = 0) -> list[Panel]:
@@ -269,11 +166,6 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -
             yield f"{prefix}{key}"
 
 
-def _question(table: Mapping[str, Any]) -> tuple[str, ...]:
-    keys = ("probe", "target", "label", "encoder", "shots", "test", "train_rows")
-    return tuple(str(table.get(key)) for key in keys)
-
-
 def _print_verdict(run: Run) -> None:
     from mmssl.audit.verdict import closing_lines  # its distributions take a second to import
 
@@ -296,9 +188,3 @@ def _finish(run: Run, loader: Loader) -> None:
     for spec in run.recipe.every_probe():
         run.add_probe(probe_at_end(run, spec, seed=run.recipe.training.seed, cache=cache).to_json())
     write_report(run)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".writing_{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -16,9 +16,11 @@ from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.rows import Labeled
 from mmssl.adaptation.table import Table
 from mmssl.encoders.base import Encoder
+from mmssl.hub.load import load
 from mmssl.objectives.base import Objective
 from mmssl.recipe import Data
-from mmssl.runs import FEATURES, Run, load
+from mmssl.report.page import write_report
+from mmssl.run_directory import FEATURES, Run
 
 
 def adapt(
@@ -122,6 +124,8 @@ def adapt(
     table = asked.score(Model.of(model, encoder), request)
     if run:
         run.add_probe(table.to_json())
+        if (run.directory / "report.html").exists():
+            write_report(run)
     return table
 
 

@@ -20,7 +20,7 @@ from tables import write_tables
 
 from mmssl import recipe
 from mmssl.audit.nulls import FILES, Arm
-from mmssl.audit.shortcuts import Finding, control_of, judge, measure
+from mmssl.audit.shortcuts import Finding, control_of, measure, with_control
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ROOT / "scripts" / "shortcuts.json"
@@ -156,7 +156,7 @@ def findings() -> dict[str, Finding]:
             null = "white" if cell.arm.null == "constant" else cell.arm.null
             control = cell._replace(words="defaults", arm=control_of(Arm(null, scale=cell.arm.scale)))
             if control.key in stored:
-                finding = judge(finding, Finding(control.arm, **stored[control.key]))
+                finding = with_control(finding, Finding(control.arm, **stored[control.key]))
             found[cell.key] = finding
     return found
 

@@ -216,9 +216,10 @@ def test_adapt_compares_pairs_and_reads_names_of_classes(monkeypatch, capsys, pa
 
 
 def test_rows_are_decoded_as_those_that_the_encoder_was_trained_on():
-    from mmssl import recipe, runs
+    from mmssl import recipe
     from mmssl.build import build_objective
     from mmssl.media.text import Tokenizer
+    from mmssl.run_directory import Run
 
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     tree = {
@@ -239,7 +240,7 @@ def test_rows_are_decoded_as_those_that_the_encoder_was_trained_on():
     }
     resolved = recipe.load(tree)
     objective = build_objective(resolved, {"text": Tokenizer.train(["a red square"] * 4, 60)}, where="here")
-    run = runs.Run(Path(), resolved, objective, objective.exported)
+    run = Run(Path(), resolved, objective, objective.exported)
     assert run.decoding("image").image.size == 48
     assert run.decoding("text").text.length == 24
     pair = run.decoding("image", "text")

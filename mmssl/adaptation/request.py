@@ -8,8 +8,8 @@ from typing import Any, Protocol, Self
 
 from mmssl.adaptation.cache import FeatureCache
 from mmssl.adaptation.rows import Reads, Split, open_splits
-from mmssl.build import tokenizers_of
 from mmssl.encoders.base import Encoder
+from mmssl.encoders.text import tokenizers_of
 from mmssl.errors import DataError, RecipeError, nearest
 from mmssl.objectives.base import Objective
 from mmssl.recipe import Data

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from mmssl.batch import Batch, count_rows
+from mmssl.data.base import MapSource, Row
 from mmssl.data.columns import TextToIds, find_column
 from mmssl.data.loader import read
 from mmssl.data.order import find_present
-from mmssl.data.sources import MapSource, Row, Source, StreamSource, open_source
+from mmssl.data.sources import Source, StreamSource, TableSource, open_source
 from mmssl.errors import DataError, nearest
 from mmssl.recipe import Data
 
@@ -322,7 +323,7 @@ def _open(
         source = StreamSource(given.take(limit) if limit else given, _DATASET)
     else:
         some = given.select([i * len(given) // limit for i in range(limit)]) if limit and limit < len(given) else given
-        source = MapSource.from_dataset(some)
+        source = TableSource(some)
     return SourceSplit(anew, source, "the given data set", reads)
 
 

@@ -30,13 +30,13 @@ from mmssl.errors import RecipeError
 from mmssl.objectives import create
 from mmssl.objectives.base import Objective
 from mmssl.ops.draws import Draws, mix_seed
+from mmssl.ops.intervals import wilson
 from mmssl.recipe import Data, Optimizer, Recipe, Schedule, Training
 from mmssl.training.loop import fit
 
 # Every kind of file as it is decoded, and two kinds of noise that are more like photographs.
 ARMS = (Arm("constant"), *(Arm(file=file) for file in FILES), Arm("natural"), Arm("phases"))
-# Normal quantile of a two-sided interval of 99 %.
-QUANTILE = 2.5758293035489004
+CONFIDENCE = 0.99
 TEXTURES = 256
 
 
@@ -127,7 +127,7 @@ def audit(
         if control not in controls:
             controls[control] = add(measure(recipe, control, steps=steps, batch_size=batch_size, rows=rows, seed=seed))
         one = measure(recipe, arm, steps=steps, batch_size=batch_size, rows=rows, seed=seed)
-        add(judge(one, controls[control]))
+        add(with_control(one, controls[control]))
     return found
 
 
@@ -136,7 +136,7 @@ def control_of(arm: Arm) -> Arm:
     return Arm(null=arm.null, artifact="zone plate", scale=arm.scale)
 
 
-def judge(finding: Finding, control: Finding) -> Finding:
+def with_control(finding: Finding, control: Finding) -> Finding:
     """The finding, `no power` in place of `clean` where the control was not found."""
     blind = finding.verdict == "clean" and control.verdict != "leaks"
     return replace(finding, verdict="no power") if blind else finding
@@ -206,7 +206,7 @@ def unseen(recipe: Recipe, objective: Objective, arm: Arm, rows: int, seed: int)
 
 def finding(arm: Arm, accuracy: float, chance: float, rows: int) -> Finding:
     """The interval and the verdict; `clean` holds only if the control is found."""
-    low, high = wilson(accuracy, rows)
+    low, high = wilson(accuracy, rows, CONFIDENCE)
     z = (accuracy - chance) / math.sqrt(chance * (1 - chance) / rows)
     return Finding(arm, accuracy, chance, low, high, z, "leaks" if low > chance else "clean")
 
@@ -224,14 +224,6 @@ def table(findings: Sequence[Finding]) -> str:
             f"| {f.chance:.1%} | {f.z:.1f} | {f.verdict} |"
         )
     return "\n".join(lines)
-
-
-def wilson(share: float, trials: int) -> tuple[float, float]:
-    """The 99 % interval of a binomial probability of which `share` was seen in `trials` (Wilson 1927)."""
-    square = QUANTILE**2 / trials
-    center = share + square / 2
-    half = QUANTILE * math.sqrt(share * (1 - share) / trials + square / (4 * trials))
-    return (center - half) / (1 + square), (center + half) / (1 + square)
 
 
 def _accuracy(objective: Objective) -> tuple[str, float]:

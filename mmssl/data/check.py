@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from mmssl.data.base import MapSource
 from mmssl.data.columns import find_column
-from mmssl.data.sources import MapSource, Source, open_source
+from mmssl.data.sources import Source, open_source
 from mmssl.errors import DataError
 from mmssl.media.audio import open_sound
 from mmssl.media.image import decode_image, open_image

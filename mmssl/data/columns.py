@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mmssl.batch import MODALITIES, TEXT_PARTS
+from mmssl.data.base import Row
 from mmssl.data.files import EXTENSIONS
-from mmssl.data.sources import Row
 from mmssl.errors import DataError, RecipeError, nearest
 from mmssl.recipe import Data
 

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmssl.batch import Batch
+from mmssl.data.base import MapSource, Row
 from mmssl.data.columns import Decoder
-from mmssl.data.sources import MapSource, Row
 from mmssl.errors import DataError
 from mmssl.recipe import Data
 

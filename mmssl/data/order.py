@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mmssl.data.sources import MapSource, Row, StreamSource
+from mmssl.data.base import MapSource, Row
+from mmssl.data.sources import StreamSource
 from mmssl.errors import DataError
 from mmssl.ops.draws import mix_seed
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
-from mmssl.data.sources import MapSource, Source, StreamSource
+from mmssl.data.sources import Source, StreamSource, TableSource
 from mmssl.errors import RecipeError
 
 TEXTS = 256
@@ -65,7 +65,7 @@ def pack(source: Source, column: str, tokenizer: WholeTexts, length: int, parts:
         packed: Source = StreamSource(stream, source.name)
     else:
         table = datasets.Dataset.from_generator(_rows, features=features, gen_kwargs=arguments)
-        packed = MapSource.from_dataset(table, source.name)
+        packed = TableSource(table, source.name)
     packed.notes = (*source.notes, "documents are packed end to end, and attention is not cut between them")
     return packed
 

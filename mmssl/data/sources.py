@@ -1,8 +1,4 @@
-"""Where rows come from: folders, table files, webdataset shards, the Hub, the toy world; nothing is decoded here.
-
-A row is a dictionary, column -> cell. A cell of a picture, sound or clip stays what was stored (a path, bytes, or the
-`{"bytes", "path"}` of Hugging Face data sets) until a worker process decodes it.
-"""
+"""Where rows come from: folders, table files, webdataset shards, the Hub, the toy world; nothing is decoded here."""
 
 from __future__ import annotations
 
@@ -17,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmssl.data.base import MapSource, Row
 from mmssl.data.features import names_of_classes, undecoded
 from mmssl.data.files import (
     BUILDERS,
@@ -37,61 +34,8 @@ from mmssl.recipe import Data
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-Row = Mapping[str, Any]
 Folders = Mapping[str, Path]
 Merged = Mapping[str, Sequence[str]]
-
-
-class MapSource:
-    """Rows that can be read in any order.
-
-    Attributes:
-        name: as in the recipe, for messages.
-        columns: names of the columns.
-        notes: what was read differently from what a user may think: files left out, splits found; a sentence each.
-        splits: names that `split` may have; empty where any name gives the same rows (one file), or only the Hub knows.
-        fingerprint: equal for two sources only if all their rows are equal; None where only reading them can tell.
-    """
-
-    name: str
-    columns: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-    splits: tuple[str, ...] = ()
-    fingerprint: str | None = None
-
-    def __len__(self) -> int:
-        raise TypeError(f"{type(self).__name__} does not say how many rows it has")
-
-    def row(self, index: int) -> Row:
-        """Row `index`, undecoded; raises DataError where it cannot be read."""
-        raise TypeError(f"{type(self).__name__} has no rows")
-
-    def values(self, column: str) -> Iterator[Any]:
-        """One column's cells, in order."""
-        return (self.row(index)[column] for index in range(len(self)))
-
-    def class_names(self, column: str) -> list[str] | None:
-        """Names of the classes that a column holds the numbers of; None where it says none. A missing one is -1."""
-        return None
-
-    def present(self, columns: Sequence[str]) -> np.ndarray:
-        """Numbers of the rows in which none of the columns is null, int64, ascending."""
-        return np.arange(len(self))
-
-    def select(self, columns: Sequence[str]) -> MapSource:
-        """The same rows with these columns only, so that reading a row does not touch the others."""
-        return self
-
-    @staticmethod
-    def from_dataset(dataset: Dataset, name: str = "dataset", folders: Folders | None = None) -> MapSource:
-        """A Hugging Face data set as a source.
-
-        Args:
-            dataset: pictures, sounds and clips in it are left undecoded.
-            name: for messages.
-            folders: column -> folder, against which relative paths in that column are resolved.
-        """
-        return _Table(dataset, name, folders)
 
 
 class StreamSource:
@@ -162,9 +106,11 @@ class StreamSource:
 Source = MapSource | StreamSource
 
 
-class _Table(MapSource):
+class TableSource(MapSource):
+    """A Hugging Face data set, whose rows can be read in any order; arguments as for `StreamSource`."""
+
     def __init__(
-        self, dataset: Dataset, name: str, folders: Folders | None = None, merged: Merged | None = None
+        self, dataset: Dataset, name: str = "dataset", folders: Folders | None = None, merged: Merged | None = None
     ) -> None:
         self.name, self.folders, self.merged = name, folders or {}, merged or {}
         self.dataset = undecoded(dataset)
@@ -174,10 +120,12 @@ class _Table(MapSource):
         return len(self.dataset)
 
     def row(self, index: int) -> Row:
+        """See `MapSource`."""
         with _explained(self.name):
             return _resolved(self.dataset[int(index)], self.folders, self.merged)
 
     def values(self, column: str) -> Iterator[Any]:
+        """See `MapSource`."""
         stored = _stored([column], self.merged)
         for rows in self.dataset.select_columns(stored).iter(1000):
             if len(stored) == 1:
@@ -186,9 +134,11 @@ class _Table(MapSource):
                 yield from (_first(cells) for cells in zip(*(rows[name] for name in stored), strict=True))
 
     def class_names(self, column: str) -> list[str] | None:
+        """See `MapSource`."""
         return names_of_classes(self.dataset, column)
 
     def present(self, columns: Sequence[str]) -> np.ndarray:
+        """See `MapSource`."""
         if not columns:
             return np.arange(len(self))
         groups = [_stored([column], self.merged) for column in columns]
@@ -201,7 +151,9 @@ class _Table(MapSource):
         return np.flatnonzero(np.concatenate(masks)) if masks else np.arange(0)
 
     def select(self, columns: Sequence[str]) -> MapSource:
-        some = _Table(self.dataset.select_columns(_stored(columns, self.merged)), self.name, self.folders, self.merged)
+        """See `MapSource`."""
+        dataset = self.dataset.select_columns(_stored(columns, self.merged))
+        some = TableSource(dataset, self.name, self.folders, self.merged)
         some.notes, some.splits = self.notes, self.splits
         return some
 
@@ -335,7 +287,7 @@ def _limited(
         if spec.limit and spec.limit < len(dataset):
             # Spread over the data set, which may be sorted by class.
             dataset = dataset.select(np.arange(spec.limit) * len(dataset) // spec.limit)
-        source = _Table(dataset, spec.source, folders, merged)
+        source = TableSource(dataset, spec.source, folders, merged)
     source.notes = tuple(notes)
     return source
 

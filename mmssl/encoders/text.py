@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from mmssl.encoders._network import NetworkEncoder
 from mmssl.encoders.backbones.base import Pretrained, create_backbone
-from mmssl.encoders.base import Features
+from mmssl.encoders.base import Encoder, Features
 from mmssl.errors import RecipeError
 from mmssl.media.text import Tokenizer
 
@@ -120,3 +121,9 @@ class TextEncoder(NetworkEncoder):
     def preprocessing(self) -> dict[str, Any]:
         """See the base class."""
         return {"pool": self.backbone.pooling}
+
+
+def tokenizers_of(encoders: Mapping[str, Encoder]) -> dict[str, Tokenizer]:
+    """Modality -> tokenizer, for those encoders that have one."""
+    found = {e.modality: getattr(e, "tokenizer", None) for e in encoders.values()}
+    return {modality: value for modality, value in found.items() if isinstance(value, Tokenizer)}

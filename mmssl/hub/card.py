@@ -17,7 +17,7 @@ from mmssl.registry import components
 
 if TYPE_CHECKING:
     from mmssl.encoders.base import Encoder
-    from mmssl.runs import Run
+    from mmssl.run_directory import Run
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from mmssl.atomic import temporary_name
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RunError
-from mmssl.objectives.correspondence.contrastive import Contrastive
+from mmssl.objectives.base import Objective
 
 if TYPE_CHECKING:
-    from mmssl.runs import Run
+    from mmssl.run_directory import Run
 
 LOADING = {
     "timm": 'import timm\n\nmodel = timm.create_model("local-dir:{path}", pretrained=True)',
@@ -108,15 +109,11 @@ def plan(run: Run) -> list[Native]:
     return natives
 
 
-def _head(objective: nn.Module, both: Collection[Encoder]) -> dict[str, float]:
-    for task in objective.modules():
-        if (
-            isinstance(task, Contrastive)
-            and task.width is None
-            and {task.encoder(task.a), task.encoder(task.b)} == {*both}
-        ):
-            values = dict(task.named_parameters(recurse=False))
-            return {name: float(values[name].detach()) for name in ("logit_scale", "logit_bias") if name in values}
+def _head(objective: Objective, both: Collection[Encoder]) -> dict[str, float]:
+    """The scalars of the task that compares what both towers put out, as they are."""
+    for pair in objective.pairs:
+        if pair.scalars and {objective.encoder(pair.a), objective.encoder(pair.b)} == {*both}:
+            return {name: float(value.detach()) for name, value in pair.scalars.items()}
     return {}
 
 
@@ -188,7 +185,7 @@ def fill(directory: Path, write: Callable[[Path], None], own: Collection[str], m
         RunError: where `directory` holds anything else, or the disk refuses.
     """
     _check_free(directory, own, mark)
-    temporary = directory.with_name(f".writing_{directory.name}")
+    temporary = temporary_name(directory)
     old = directory.with_name(f".old_{directory.name}")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from mmssl.hub.export import export, fill
 from mmssl.hub.pull import WEIGHTS, check_folder
 
 if TYPE_CHECKING:
-    from mmssl.runs import Run
+    from mmssl.run_directory import Run
 
 CONTENT = {
     "README.md",

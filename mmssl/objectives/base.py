@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -67,12 +68,15 @@ class Pair(NamedTuple):
             belong together. None where the task has no space for both.
         match: Features of `a` and Features of `b`, row by row a pair, -> logits (B,) of belonging together. None where
             no network of the task sees both.
+        scalars: name -> parameter (1,) that makes logits of the inner products, where `embed` is no more than the
+            encoders' own pooled vectors at unit length: all that a CLIP holds beside its towers. Empty elsewhere.
     """
 
     a: str
     b: str
     embed: tuple[Callable[[Features], Tensor], Callable[[Features], Tensor]] | None = None
     match: Callable[[Features, Features], Tensor] | None = None
+    scalars: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def _no_gradients(task: Objective, inputs: Batch) -> dict[str, Tensor]:

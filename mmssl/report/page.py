@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from mmssl.adaptation.table import Table
+from mmssl.atomic import write_text
 from mmssl.audit.verdict import closing_lines
 from mmssl.registry import components
 
 if TYPE_CHECKING:
-    from mmssl.runs import Run
+    from mmssl.run_directory import Run
 
 NOT_RESULTS = {"step", "lr", "samples_per_second", "data_wait", "peak_memory_gib", "eta", "gradient_norm"}
 
@@ -27,9 +28,7 @@ def write_report(run: Run) -> Path:
     ).get_template("page.html.jinja")
     page = template.render(**_facts(run))
     path = run.directory / "report.html"
-    temporary = path.with_name(".writing_report.html")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, page)
     return path
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from mmssl.atomic import flush, temporary_name
 from mmssl.errors import RunError
 
 WEIGHTS = "model.safetensors"
@@ -93,16 +93,16 @@ def save(
     final = room / f"step_{state['step']:08d}"
     if final.exists():
         return  # a resumed run that stops at once: the same step is the same state
-    temporary = room / f".writing_{final.name}"
+    temporary = temporary_name(final)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
         save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
         save_file(moments, temporary / "optimizer.safetensors")
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        _flush([*temporary.iterdir(), temporary])
+        flush([*temporary.iterdir(), temporary])
         temporary.rename(final)
-        _flush([room])
+        flush([room])
         publish(final / WEIGHTS, directory / WEIGHTS)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -118,15 +118,15 @@ def save(
 
 def publish(source: Path, target: Path) -> None:
     """Make `target` the same file as `source` in one step; a copy where the file system has no hard links."""
-    temporary = target.with_name(f".writing_{target.name}")
+    temporary = temporary_name(target)
     temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)
     except OSError:
         shutil.copyfile(source, temporary)
-        _flush([temporary])
+        flush([temporary])
     temporary.replace(target)
-    _flush([target.parent])
+    flush([target.parent])
 
 
 def newest(directory: Path) -> Path | None:
@@ -196,12 +196,3 @@ def _like(value: Tensor, target: Tensor) -> Tensor:
     if isinstance(target, DTensor):
         return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
     return torch.empty_like(target, dtype=value.dtype).copy_(value)
-
-
-def _flush(paths: Iterable[Path]) -> None:
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
-from scipy import stats
 
 from mmssl import recipe
 from mmssl.audit.nulls import ARTIFACTS, FILES, NULLS, Arm, encode, write
-from mmssl.audit.shortcuts import Finding, audit, control_of, judge, measure, table, wilson
+from mmssl.audit.shortcuts import Finding, audit, control_of, measure, table, with_control
 from mmssl.errors import RecipeError
 from mmssl.media.image import decode_image
 from mmssl.recipe import Recipe
@@ -33,12 +32,6 @@ def task(size: int, fit: str = "crop", encoder: str = "image", **objective: Any)
 
 def opened(arm: Arm, row: int = 0, size: int = 24) -> Image.Image:
     return Image.open(io.BytesIO(encode(arm, size, 0, row, TEXTURE)))
-
-
-@pytest.mark.parametrize(("right", "trials"), [(0, 30), (1, 9), (256, 1024), (300, 1024), (1024, 1024)])
-def test_wilson_is_that_of_scipy(right, trials):
-    expected = stats.binomtest(right, trials).proportion_ci(0.99, method="wilson")
-    assert wilson(right / trials, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -161,9 +154,9 @@ def test_clean_means_that_the_control_was_found():
     def finding(low: float) -> Finding:
         return Finding(Arm(), low + 0.02, 0.25, low, low + 0.04, 1.0, "leaks" if low > 0.25 else "clean")
 
-    assert judge(finding(0.23), finding(0.6)).verdict == "clean"
-    assert judge(finding(0.23), finding(0.24)).verdict == "no power"
-    assert judge(finding(0.3), finding(0.24)).verdict == "leaks"
+    assert with_control(finding(0.23), finding(0.6)).verdict == "clean"
+    assert with_control(finding(0.23), finding(0.24)).verdict == "no power"
+    assert with_control(finding(0.3), finding(0.24)).verdict == "leaks"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from made import png, texts, wav, write, write_arrow, write_csv, write_jsonl, write_parquet, write_shards
 
+from mmssl.data.base import MapSource
 from mmssl.data.files import expand
-from mmssl.data.sources import MapSource, StreamSource, open_source
+from mmssl.data.sources import StreamSource, TableSource, open_source
 from mmssl.errors import DataError
 from mmssl.recipe import Data
 
@@ -87,7 +88,7 @@ def test_rows_with_a_null_are_not_present(tmp_path):
 
 def test_pictures_in_a_data_set_stay_undecoded():
     data = datasets.Dataset.from_dict({"image": [png(3), png(4)]}).cast_column("image", datasets.Image())
-    source = MapSource.from_dataset(data)
+    source = TableSource(data)
     assert source.row(1)["image"]["bytes"] == png(4)
     assert pickle.loads(pickle.dumps(source)).row(0)["image"]["bytes"] == png(3)
 

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import save_file
 
 from mmssl.build import build_objective
+from mmssl.hub import load
 from mmssl.media.text import Tokenizer
 from mmssl.recipe import Recipe, validate
-from mmssl.runs import Run, load
+from mmssl.run_directory import Run
 from mmssl.training.checkpoint import tensors
 
 VIT = {

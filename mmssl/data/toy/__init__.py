@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmssl.data.sources import MapSource
+from mmssl.data.base import MapSource
 from mmssl.data.toy.caption import describe, tell
 from mmssl.data.toy.picture import render
 from mmssl.data.toy.scene import COLORS, MOTIONS, Dice, Scene, draw_scene, impacts

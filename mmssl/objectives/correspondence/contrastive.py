@@ -154,7 +154,9 @@ class Contrastive(Objective):
     @property
     def pairs(self) -> tuple[Pair, ...]:
         """Both encoders, by the cosine in the shared space."""
-        return (Pair(self.a, self.b, embed=(partial(self.embed, "a"), partial(self.embed, "b"))),)
+        bare = self.width is None and self.fusion is None
+        scalars = dict(self.named_parameters(recurse=False)) if bare else {}
+        return (Pair(self.a, self.b, embed=(partial(self.embed, "a"), partial(self.embed, "b")), scalars=scalars),)
 
     def predict(self, inputs: Batch) -> Batch:
         """`a` and `b` (B, width), unit vectors."""

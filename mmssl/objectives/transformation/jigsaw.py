@@ -31,6 +31,7 @@ from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.objectives.transformation._puzzle import BELOW, RIGHT, Puzzle, joints
 from mmssl.ops.augment import draw_crops, resized_crop
 from mmssl.ops.draws import Draws
 from mmssl.ops.permutations import permutation_set
@@ -162,6 +163,13 @@ class Jigsaw(Objective):
             "loss": F.cross_entropy(logits, order),
             "accuracy": (logits.argmax(1) == order).to(logits.dtype).mean(),
         }
+
+    def puzzle(self, inputs: Batch) -> Puzzle:
+        """One question a row, and each order as an answer to it."""
+        places = self.orders.argsort(1).view(-1, self.grid, self.grid)  # order, place in the image -> place of the tile
+        beside = joints(RIGHT, places[:, :, :-1], places[:, :, 1:]).flatten(1, 2)
+        below = joints(BELOW, places[:, :-1], places[:, 1:]).flatten(1, 2)
+        return Puzzle(inputs["tiles"], torch.cat([beside, below], 1)[None, None], inputs["order"][:, None])
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """The tiles as the network gets them, in their own order, and in that which it takes for their own."""

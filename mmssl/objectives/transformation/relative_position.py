@@ -32,6 +32,7 @@ from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.objectives.transformation._puzzle import BELOW, RIGHT, Puzzle, joints
 from mmssl.ops.augment import draw_crops, resized_crop
 from mmssl.ops.draws import Draws
 from mmssl.ops.tiles import coarsen, cut_tiles, draw_corners, fit_tile, flat_field, mosaic, recolor, standardize
@@ -193,6 +194,20 @@ class RelativePosition(Objective):
             "loss": F.cross_entropy(logits, direction),
             "accuracy": (logits.argmax(1) == direction).to(logits.dtype).mean(),
         }
+
+    def puzzle(self, inputs: Batch) -> Puzzle:
+        """A question for each pair whose patches lie side by side, and the four directions in which they can."""
+        a, b = inputs["pairs"].unbind(-1)
+        answers = {
+            "right": joints(RIGHT, a, b),
+            "left": joints(RIGHT, b, a),
+            "below": joints(BELOW, a, b),
+            "above": joints(BELOW, b, a),
+        }
+        directions = torch.tensor([DIRECTIONS.index(name) for name in answers], device=a.device)
+        match = inputs["direction"][..., None] == directions
+        answer = torch.where(match.any(-1), match.int().argmax(-1), -1)
+        return Puzzle(inputs["patches"], torch.stack(list(answers.values()), 2)[..., None, :], answer)
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """One pair of each row, a different direction from row to row: as it lies, as the network lays it, in words."""

@@ -1,0 +1,31 @@
+"""Files that are whole or absent, whenever the process or the machine stops."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def temporary_name(path: Path) -> Path:
+    """Where `path` is written before it gets its name: beside it, so that the renaming is one step."""
+    return path.with_name(f".writing_{path.name}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under another name, flush it to the disk, then put it in the place of what was there."""
+    temporary = temporary_name(path)
+    temporary.write_text(text, encoding="utf-8")
+    flush([temporary])
+    temporary.replace(path)
+    flush([path.parent])
+
+
+def flush(paths: Iterable[Path]) -> None:
+    """Have the disk hold what was written to these files, and the names in these folders."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,85 @@
+"""What a run is once it has ended: its directory, and what was read from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmssl.atomic import write_text
+from mmssl.encoders.base import Encoder
+from mmssl.encoders.text import tokenizers_of
+from mmssl.media.text import Tokenizer
+from mmssl.objectives.base import Chance, Objective
+from mmssl.recipe import Data, Recipe
+
+if TYPE_CHECKING:
+    from mmssl.audit.verdict import Verdict
+
+PROBES = "probes.json"
+FEATURES = "features"
+"""Folder in which features of probed rows are kept."""
+
+
+@dataclass
+class Run:
+    """A finished or loaded run.
+
+    Attributes:
+        directory: holds recipe.yaml, model.safetensors, metrics.jsonl, report.html and figures/.
+        recipe: resolved.
+        objective: with its heads.
+        encoders: name -> encoder with the trained weights, the teacher's where the task says so.
+        step: optimizer steps behind the weights.
+        history: the records of metrics.jsonl.
+    """
+
+    directory: Path
+    recipe: Recipe
+    objective: Objective
+    encoders: dict[str, Encoder]
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def chance(self) -> Chance:
+        """The level of guessing at the recipe's batch size."""
+        return self.objective.chance(self.recipe.training.batch_size)
+
+    @property
+    def verdict(self) -> list[Verdict]:
+        """Learned, at chance since step s, or collapsed, with the number that decided it: one for each task."""
+        from mmssl.audit.verdict import judge  # its distributions take a second to import
+
+        return judge(self.history, self.chance, self.recipe.training.batch_size)
+
+    def decoding(self, *modalities: str) -> Data:
+        """The first source from which the task takes all of these modalities: how rows of them are decoded."""
+        sources = self.recipe.sources()
+        for name, data in sources.items():
+            if {f"{name}/{key}" if name else key for key in modalities} <= set(self.objective.needs):
+                return data
+        return next(iter(sources.values()))
+
+    @property
+    def probes(self) -> list[dict[str, Any]]:
+        """The tables of probes.json, in the order in which they were asked for."""
+        path = self.directory / PROBES
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+    def add_probe(self, table: Mapping[str, Any]) -> None:
+        """Write a table of `mmssl.adapt` into probes.json, in the place of the one that answers the same question."""
+        tables = {_question(one): one for one in self.probes} | {_question(table): dict(table)}
+        write_text(self.directory / PROBES, json.dumps(list(tables.values()), indent=1))
+
+    @property
+    def tokenizers(self) -> dict[str, Tokenizer]:
+        """Modality -> tokenizer, for those encoders that have one."""
+        return tokenizers_of(self.encoders)
+
+
+def _question(table: Mapping[str, Any]) -> tuple[str, ...]:
+    keys = ("probe", "target", "label", "encoder", "shots", "test", "train_rows")
+    return tuple(str(table.get(key)) for key in keys)
