@@ -154,7 +154,7 @@ def run_mmssl(case: Case, workers: int, watch: Watch) -> None:
         "byol": {"name": "byol", "hidden": 1024, "views": views},
         "mae": {
             "name": "masked_autoencoder",
-            **{"size": case.view, "norm_pix": False, "decoder_depth": DECODER["depth"]},
+            **{"views": {"size": case.view}, "norm_pix": False, "decoder_depth": DECODER["depth"]},
             **{"decoder_width": DECODER["embed_dim"], "decoder_heads": DECODER["num_heads"]},
         },
     }[case.method]

@@ -58,18 +58,18 @@ TOWERS = {
 BOTH = {"reads": ["image", "text"], "num_hidden_layers": 1, "initializer_range": 0.05, **LAYER, **NO_DROPOUT}
 CROSS = {"model": "transformers/bert", **BOTH}
 JOINT = {"model": "transformers/flava", **BOTH}
-CROP = [0.5, 1.0]
+CROP = {"area": [0.5, 1.0]}
 # What a cell trains: the fusion, and the task. Matching holds the contrastive term itself.
 TASKS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
-    "contrastive": (None, {"name": "contrastive", "width": WIDTH, "area": CROP}),
-    "contrastive+matching": (CROSS, {"name": "matching", "width": WIDTH, "area": CROP}),
+    "contrastive": (None, {"name": "contrastive", "width": WIDTH, "views": CROP}),
+    "contrastive+matching": (CROSS, {"name": "matching", "width": WIDTH, "views": CROP}),
     "contrastive+masked_pair": (
         JOINT,
         {
             "name": "combine",
             "tasks": {
-                "pair": {"name": "contrastive", "width": WIDTH, "area": CROP},
-                "hidden": {"name": "masked_pair", "codes": 256, "area": CROP},
+                "pair": {"name": "contrastive", "width": WIDTH, "views": CROP},
+                "hidden": {"name": "masked_pair", "codes": 256, "views": CROP},
             },
         },
     ),

@@ -49,15 +49,15 @@ HEAD = {"hidden": 512, "width": 128}
 # What differs from the published hyper-parameters, pictures of 32 pixels that one row puts through the encoder, and the
 # side to which rows are decoded where tiles are cut from a larger picture. Momenta are those of short runs.
 TASKS: dict[str, tuple[dict[str, Any], float, int]] = {
-    "rotation": ({**CROP, "flip": 0.0}, 4, SIZE),
+    "rotation": ({"views": {**CROP, "flip": 0.0}}, 4, SIZE),
     "jigsaw": ({"tile": 16, "tile_width": 128, "hidden": 512}, 2, 64),
     "relative_position": ({"patch": 16, "grids": 1, "hidden": 512}, 2, 64),
-    "autoencoder": ({**CROP, "width": 32}, 1, SIZE),
-    "autoencoder+denoising": ({**CROP, "width": 32, "noise": 0.3}, 1, SIZE),
+    "autoencoder": ({"views": CROP, "width": 32}, 1, SIZE),
+    "autoencoder+denoising": ({"views": CROP, "width": 32, "noise": 0.3}, 1, SIZE),
     "inpainting": ({"overlap": 2, "width": 32, "discriminator_width": 16}, 1, SIZE),
-    "colorization": ({**CROP, "width": 32}, 1, SIZE),
-    "masked_autoencoder": ({**CROP, "decoder_depth": 1, "decoder_width": 64, "decoder_heads": 4}, 1, SIZE),
-    "masked_autoencoder+simmim": ({"form": "simmim", "unit": 8, **CROP}, 1, SIZE),
+    "colorization": ({"views": CROP, "width": 32}, 1, SIZE),
+    "masked_autoencoder": ({"views": CROP, "decoder_depth": 1, "decoder_width": 64, "decoder_heads": 4}, 1, SIZE),
+    "masked_autoencoder+simmim": ({"form": "simmim", "block": 8, "views": CROP}, 1, SIZE),
     "simclr": ({**VIEWS, **HEAD}, 2, SIZE),
     "moco": ({**VIEWS, **HEAD, "queue": 4096, "momentum": 0.99}, 2, SIZE),
     "moco+v3": ({**VIEWS, **HEAD, "form": "v3", "momentum": 0.97}, 2, SIZE),
@@ -81,9 +81,9 @@ TASKS: dict[str, tuple[dict[str, Any], float, int]] = {
     "rotation+jigsaw+colorization": (
         {
             "tasks": {
-                "turn": {"name": "rotation", **CROP, "size": SIZE, "flip": 0.0},
+                "turn": {"name": "rotation", "views": {**CROP, "size": SIZE, "flip": 0.0}},
                 "order": {"name": "jigsaw", "tile": 16, "tile_width": 128, "hidden": 512},
-                "color": {"name": "colorization", **CROP, "size": SIZE, "width": 32},
+                "color": {"name": "colorization", "views": {**CROP, "size": SIZE}, "width": 32},
             }
         },
         7,

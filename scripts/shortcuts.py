@@ -92,7 +92,7 @@ REMEDIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "defaults": {},
         "defaults, flat_field": {"flat_field": True},
     },
-    ("jigsaw", "watermark"): {"defaults": {}, "area 0.3 to 1": {"area": [0.3, 1.0]}},
+    ("jigsaw", "watermark"): {"defaults": {}, "area 0.3 to 1": {"views": {"area": [0.3, 1.0]}}},
     ("relative_position", "green shift"): POSITION_COLOR,
     ("relative_position", "red-blue shift"): POSITION_COLOR,
     ("relative_position", "vignetting"): {
@@ -102,7 +102,7 @@ REMEDIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "defaults, flat_field": {"flat_field": True},
     },
     ("relative_position", "watermark"): {"defaults": {}},
-    ("rotation", "watermark"): {"no crop": {"area": None}, "defaults": {}},
+    ("rotation", "watermark"): {"no crop": {"views": {"area": None}}, "defaults": {}},
     ("rotation", "squash"): {"defaults": {}},
     ("rotation", "red-blue shift"): {"defaults": {}},
     ("rotation", "vignetting"): {"defaults": {}},

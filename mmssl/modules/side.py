@@ -13,8 +13,8 @@ from mmssl.encoders.base import Encoder, Features
 from mmssl.encoders.fusion import FusionEncoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
+from mmssl.modules.views import Crop
 from mmssl.modules.vocabulary import decode_rows
-from mmssl.ops.augment import random_crop
 from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
 
@@ -31,18 +31,18 @@ class Side:
         key: `a` or `b`.
         name: of the encoder.
         encoder: the network, whose parameters are the task's.
-        area: smallest and largest share of an image that its random square crop covers; None for the whole image.
+        crop: of images.
     """
 
-    def __init__(self, key: str, name: str, encoder: Encoder, area: tuple[float, float] | None = None) -> None:
-        self.key, self.name, self.encoder, self.area = key, name, encoder, area
+    def __init__(self, key: str, name: str, encoder: Encoder, crop: Crop) -> None:
+        self.key, self.name, self.encoder, self.crop = key, name, encoder, crop
         self.modality = encoder.modality
 
     def read(self, batch: Batch, draws: Draws) -> Batch:
         """What the encoder reads, images cropped, and what of it is valid."""
         x = batch[self.modality]
-        if self.modality == "image" and self.area is not None:
-            x = random_crop(x, draws, self.area)
+        if self.modality == "image":
+            x = self.crop(x, draws)
         return self.entries(x, batch.get(f"{self.modality}_mask"))
 
     def entries(self, x: Tensor, valid: Tensor | None) -> Batch:
@@ -66,11 +66,9 @@ class Side:
         return list(as_floats(inputs[self.key]) if self.modality in ("image", "video") else inputs[self.key])
 
 
-def both_sides(
-    a: str, b: str, encoder: Callable[[str], Encoder], area: tuple[float, float] | None = None
-) -> dict[str, Side]:
+def both_sides(a: str, b: str, encoder: Callable[[str], Encoder], crop: Crop) -> dict[str, Side]:
     """The sides `a` and `b`: the encoders of these names."""
-    return {key: Side(key, name, encoder(name), area) for key, name in zip(SIDES, (a, b), strict=True)}
+    return {key: Side(key, name, encoder(name), crop) for key, name in zip(SIDES, (a, b), strict=True)}
 
 
 def find_fusion(task: str, name: str, fusion: Encoder, a: str | None, b: str | None) -> FusionEncoder:

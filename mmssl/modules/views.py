@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +19,67 @@ from mmssl.batch import Batch
 from mmssl.encoders.audio import AudioEncoder
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
-from mmssl.ops.augment import random_views
+from mmssl.ops.augment import draw_crops, random_squares, random_views, resized_crop
 from mmssl.ops.augment_audio import random_stretch, random_windows
 from mmssl.ops.draws import Draws
 from mmssl.registry import check_keywords
 
 Given = dict[str, Any] | list[dict[str, Any]] | None
 """What a recipe may say of a task's views."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crop:
+    """One random crop of a picture, the only change that many tasks make before their own; a recipe calls it `views`.
+
+    Attributes:
+        area: smallest and largest share of the picture that it covers, before it is resized; None for no resizing.
+        flip: probability that it is mirrored; None for never.
+        size: side of the square in pixels; that of the picture's short side where left out. Without an `area`, that of
+            a square at a random place, and None for the whole picture.
+    """
+
+    area: tuple[float, float] | None = None
+    flip: float | None = None
+    size: int | None = None
+
+    @classmethod
+    def of(cls, published: Mapping[str, Any], views: Mapping[str, Any]) -> Self:
+        """A task's published settings, with those that differ from them in the recipe.
+
+        Raises:
+            RecipeError: for an unknown setting.
+        """
+        return cls(**check_keywords(cls, {**published, **views}, "views"))
+
+    def __call__(self, pictures: Tensor, draws: Draws, *, square: bool = False) -> Tensor:
+        """Images (B, 3, H, W), or clips (B, T, 3, H, W) with one crop for all frames, uint8 or floats in [0, 1].
+
+        Args:
+            pictures: what is cropped.
+            draws: source of randomness.
+            square: whether both directions are resized alike; else their ratio is drawn from 3/4 to 4/3.
+
+        Returns:
+            The same, cropped: floats in [0, 1] where they are resized.
+        """
+        clips = pictures if pictures.ndim == 5 else pictures[:, None]
+        height, width = clips.shape[-2:]
+        if self.area is None and self.size is not None:
+            clips = random_squares(clips, self.size, draws)
+        mirrored = None if self.flip is None else draws.chance(self.flip)
+        if self.area is not None:
+            ratio = {"ratio": (1.0, 1.0)} if square else {}
+            boxes = draw_crops(draws, 1, height, width, area=self.area, **ratio)[:, 0]
+            unflipped = torch.zeros(len(clips), dtype=torch.bool, device=clips.device)
+            size = self.size or min(height, width)
+            cut = resized_crop(clips.flatten(1, 2), boxes, size, unflipped if mirrored is None else mirrored)
+            clips = cut.unflatten(1, clips.shape[1:3])
+        elif self.flip and mirrored is not None:
+            clips = torch.where(mirrored[:, None, None, None, None], clips.flip(-1), clips)
+        elif self.size is None:
+            return pictures
+        return clips if pictures.ndim == 5 else clips[:, 0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,11 +133,13 @@ def tie_embeddings(text: TextEncoder, other: TextEncoder, name: str, task: str) 
         raise RecipeError(
             f"{task}: '{name}' embeds tokens in {other.token_embedding.shape[1]} dimensions and the encoder in "
             f"{text.token_embedding.shape[1]}, so they cannot share them; give transformers/electra one embedding_size "
-            "for both, or set share: false"
+            "for both, or set share_embeddings: false"
         )
     theirs = {path: module.weight for path, module in text.named_modules() if isinstance(module, nn.Embedding)}
     for path, module in other.named_modules():
         if isinstance(module, nn.Embedding) and path in theirs and module.weight.shape == theirs[path].shape:
             module.weight = theirs[path]
     if other.token_embedding is not text.token_embedding:
-        raise RecipeError(f"{task}: '{name}' is of another kind than the encoder: take one model, or share: false")
+        raise RecipeError(
+            f"{task}: '{name}' is of another kind than the encoder: take one model, or share_embeddings: false"
+        )

@@ -4,7 +4,7 @@ The loss is the weighted sum; everything that a task reads, makes and logs carri
 draws random numbers of its own, so that adding one leaves what the others see unchanged.
 
 An encoder that two tasks hand the same tensor to, such as the caption of a pair, runs once (see `one_pass`). Images are
-such a tensor where no task crops them by itself: `area` crops them once for all.
+such a tensor where no task crops them by itself: `views` crops them once for all.
 
 Tasks may take turns: in stages (`steps`), as where masked modeling comes first and contrastive pairs second, or one
 source a step (`pick`), as in FLAVA. A task whose turn it is not makes no inputs and runs no network; parameters that no
@@ -23,14 +23,15 @@ from torch import Tensor, nn
 from mmssl.batch import Batch, under
 from mmssl.encoders.base import Encoder, one_pass
 from mmssl.errors import RecipeError
+from mmssl.modules.views import Crop
 from mmssl.objectives import create
 from mmssl.objectives._mixing import Mixing, Stage, read_stage
 from mmssl.objectives.base import Chance, Objective, Pair, Panel, Shared, Step
-from mmssl.ops.augment import random_crop
 from mmssl.ops.conflicts import COSINE, SHARE, compare
 from mmssl.ops.draws import Draws
 
 TAKEN = (COSINE, SHARE, "probe")
+VIEWS: dict[str, Any] = {}
 
 
 class Combine(Objective):
@@ -44,8 +45,8 @@ class Combine(Objective):
             the names of that task's modules are those: one codebook and one classifier for images alone and in pairs.
         pick: `all` tasks train at each step, or those of `one` source, drawn anew with equal odds; or name of source
             -> its odds. Where the recipe has one source, one task is picked.
-        area: smallest and largest share of an image that one random square crop covers, before any task's own
-            augmentation; None for the whole image. Tasks that look for equal images then find none.
+        views: one crop of images (see `Crop`) before any task's own augmentation; none by default. Tasks that look for
+            equal images then find none.
         conflicts: steps between measurements of the cosine of each two tasks' gradients on the encoders that they
             share, and of each one's share of the gradient; 0 for never. A measurement takes about as long as a step
             and holds one gradient of the encoders a task.
@@ -57,7 +58,7 @@ class Combine(Objective):
         *,
         tasks: dict[str, dict[str, Any]],
         pick: Literal["all", "one"] | dict[str, float] = "all",
-        area: tuple[float, float] | None = None,
+        views: dict[str, Any] = VIEWS,
         conflicts: int = 0,
     ) -> None:
         super().__init__(encoders)
@@ -105,9 +106,9 @@ class Combine(Objective):
         self.mixing = Mixing(stages, groups, pick)
         self.takes_turns = self.mixing.takes_turns
         self._active = list(built)
-        self.area = area
-        if area is not None and not any("image" in task.needs for task in built.values()):
-            raise RecipeError("combine: area crops images, and no task reads any")
+        self.crop = Crop.of(VIEWS, views)
+        if self.crop != Crop() and not any("image" in task.needs for task in built.values()):
+            raise RecipeError("combine: views crop images, and no task reads any")
         self.divisors = tuple(f"{name}/{key}" for name, task in built.items() for key in task.divisors)
         meets = {task.meets for task in built.values()}
         self.meets = "loss" if "loss" in meets else "transform" if "transform" in meets else "nowhere"
@@ -142,9 +143,9 @@ class Combine(Objective):
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
         """Each task's inputs from its source, as `task/key`; in training of those whose turn it is at this step."""
-        if self.area is not None:
+        if self.crop != Crop():
             images = [need for need in self.needs if need.rpartition("/")[2] == "image"]
-            batch = batch | {key: random_crop(batch[key], draws, self.area) for key in images}
+            batch = batch | {key: self.crop(batch[key], draws) for key in images}
         inputs: Batch = {}
         self._active = self.mixing.active(draws.seed, draws.step) if self.training else list(self.tasks)
         for name, task in self._each():

@@ -124,7 +124,7 @@ def test_a_picture_of_the_right_height_keeps_its_pixels():
 
 def test_a_planted_mark_is_found_and_constant_pictures_tell_nothing():
     findings = audit(
-        rotation(area=None, flip=0.0),
+        rotation(views={"area": None, "flip": 0.0}),
         [Arm("constant", artifact="watermark"), Arm("constant")],
         steps=30,
         rows=96,

@@ -11,7 +11,7 @@ from mmssl.objectives import create
 from mmssl.objectives.reconstruction.autoencoder import Autoencoder
 from mmssl.ops.draws import Draws
 
-WHOLE = {"area": (1.0, 1.0), "flip": 0.0, "width": 64}
+WHOLE = {"views": {"area": (1.0, 1.0), "flip": 0.0}, "width": 64}
 
 
 def task_of(**hyper: object) -> Autoencoder:
@@ -24,7 +24,7 @@ def test_without_noise_the_target_is_the_input():
     inputs = task_of().transform(batch, Draws(0, 0, 3))
     torch.testing.assert_close(inputs["target"], batch["image"] / 255)
     assert torch.equal(inputs["image"], inputs["target"])
-    cut = task_of(area=(0.5, 0.5), size=8).transform(batch, Draws(0, 0, 3))
+    cut = task_of(views={"area": (0.5, 0.5), "size": 8}).transform(batch, Draws(0, 0, 3))
     assert cut["image"].shape == cut["target"].shape == (3, 3, 8, 8)
 
 

@@ -344,7 +344,7 @@ def test_greedy_choices_are_those_of_the_logits():
 def test_images_are_cropped_where_asked_for():
     batch = tiny_batch(4)
     assert _task().transform(batch, Draws(0, 0, 4))["a"] is batch["image"]
-    assert _task(area=(0.5, 1.0)).transform(batch, Draws(0, 0, 4))["a"].is_floating_point()
+    assert _task(views={"area": (0.5, 1.0)}).transform(batch, Draws(0, 0, 4))["a"].is_floating_point()
 
 
 class NoEnds(TinyTokenizer):
@@ -360,7 +360,11 @@ class NoEnds(TinyTokenizer):
         ({}, {"fusion": "image"}, "needs a fusion in which text attends to 'image', and 'image' is none"),
         ({}, {"smoothing": 1.0}, "smoothing = 1.0 should be a share"),
         ({}, {"blind": -1}, "blind = -1 should be a number of steps"),
-        ({"fusion": TinyCross(5)}, {"a": "audio", "area": [0.5, 1]}, "area crops images, and the encoder 'audio'"),
+        (
+            {"fusion": TinyCross(5)},
+            {"a": "audio", "views": {"area": [0.5, 1]}},
+            "views crop images, and the encoder 'audio'",
+        ),
         ({"text": TinyCausal(NoEnds())}, {}, "needs a start and an end token around each text"),
     ],
 )

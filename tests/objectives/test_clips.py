@@ -31,7 +31,7 @@ def clips(rows=ROWS, size=16):
 def masked(network="videomae", **hyper):
     torch.manual_seed(0)
     model, kwargs = NETWORKS[network]
-    given = {"area": None, "flip": 0.0} | (SMALL if hyper.get("form") != "simmim" else {"unit": 4})
+    given = {"views": {"area": None, "flip": 0.0}} | (SMALL if hyper.get("form") != "simmim" else {"block": 4})
     return create(
         "masked_autoencoder",
         {"video": create_encoder(model, "video", **kwargs)},
@@ -64,7 +64,7 @@ def test_patches_of_clips_are_tubelets_and_come_back():
 def test_a_tube_hides_the_same_places_in_all_frames_and_nothing_else_does(network):
     batch = clips()
     for tube in (True, False):
-        task = masked(network, ratio=0.75, tube=tube)
+        task = masked(network, mask_ratio=0.75, tube=tube)
         inputs = task.transform(batch, Draws(0, 0, ROWS))
         hidden = shown(task, inputs).unflatten(1, (-1, 16))
         assert hidden.shape[1] == 4 // task.encoder("video").patch_size[0]
@@ -75,7 +75,7 @@ def test_a_tube_hides_the_same_places_in_all_frames_and_nothing_else_does(networ
         assert not torch.equal(hidden[0], hidden[1])
         pixels = patchify(task.encoder("video").prepare(batch["video"])[0], task.patch)
         target = pixels.gather(1, inputs["hidden"][:, :, None].expand(-1, -1, pixels.shape[2]))
-        plain = masked(network, ratio=0.75, tube=tube, norm_pix=False)
+        plain = masked(network, mask_ratio=0.75, tube=tube, norm_pix=False)
         torch.testing.assert_close(plain.transform(batch, Draws(0, 0, ROWS))["target"], target)
 
 
@@ -92,7 +92,7 @@ def test_nothing_is_seen_of_what_is_hidden(network, form):
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_masked_autoencoders_of_clips_learn(network):
-    task, batch = masked(network, ratio=0.5, norm_pix=False), clips()
+    task, batch = masked(network, mask_ratio=0.5, norm_pix=False), clips()
     optimizer = torch.optim.Adam(task.parameters(), 1e-2)
     losses = []
     for _ in range(40):
@@ -111,7 +111,7 @@ def test_masked_autoencoders_of_clips_learn(network):
 
 
 def test_crops_and_mirrors_are_those_of_the_clip():
-    task = masked(area=(0.2, 0.9), flip=0.5)
+    task = masked(views={"area": (0.2, 0.9), "flip": 0.5})
     still = clips()["video"][:, :1].expand(-1, 4, -1, -1, -1)
     video = task.transform({"video": still}, Draws(0, 0, ROWS))["video"]
     assert torch.equal(video, video[:, :1].expand_as(video))

@@ -19,7 +19,7 @@ from mmssl.objectives.reconstruction.colorization import Colorization
 from mmssl.ops.draws import Draws
 from mmssl.training.step import ForwardPass, accumulated_backward
 
-WHOLE = {"area": (1.0, 1.0), "flip": 0.0, "width": 64}
+WHOLE = {"views": {"area": (1.0, 1.0), "flip": 0.0}, "width": 64}
 FORMS = pytest.mark.parametrize("form", ["classes", "regression"])
 
 
@@ -63,7 +63,7 @@ def test_lightness_goes_in_and_every_fourth_pixel_has_a_target(form):
 
 
 def test_the_default_crop_is_that_of_the_paper():
-    task = create("colorization", {"image": TinyImage()}, size=176)
+    task = create("colorization", {"image": TinyImage()}, views={"size": 176})
     image = torch.randint(0, 256, (2, 3, 256, 256), dtype=torch.uint8)
     seen = task.transform({"image": image}, Draws(0, 0, 2))["image"][:, 0]
     light = torch.tensor(rgb2lab(image.numpy() / 255, channel_axis=1)[:, 0] / 100)

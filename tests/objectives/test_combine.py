@@ -102,8 +102,8 @@ def test_chance_steps_and_previews_are_those_of_the_tasks():
     ("tasks", "message"),
     [
         ({"a": {"name": "rotatoin"}}, r"tasks.a: .*did you mean 'rotation'"),
-        ({"a": {"name": "rotation", "flop": 1}}, r"tasks.a: .*unknown key 'flop' \(did you mean 'flip'"),
-        ({"a": {"name": "rotation", "flip": "often"}}, r"tasks.a: .*flip = 'often'"),
+        ({"a": {"name": "rotation", "viewz": {}}}, r"tasks.a: .*unknown key 'viewz' \(did you mean 'views'"),
+        ({"a": {"name": "rotation", "views": {"flip": "often"}}}, r"tasks.a: .*flip = 'often'"),
         ({"a": {}}, r"tasks.a: needs a name"),
         ({"a": {"name": "rotation", "weight": -1}}, r"tasks.a: weight = -1"),
         ({"a": {"name": "rotation", "data": 3}}, r"tasks.a: data = 3"),
@@ -226,7 +226,7 @@ def test_a_run_that_measures_conflicts_has_the_same_bits_and_logs_them_when_due(
 
 
 COCA = {
-    "match": {"name": "contrastive", "width": 7, "area": None},
+    "match": {"name": "contrastive", "width": 7, "views": {"area": None}},
     "caption": {"name": "captioning", "weight": 2.0},
 }
 
@@ -269,7 +269,7 @@ def _counted(task: Objective) -> Iterator[dict[str, int]]:
 @pytest.mark.parametrize("parts", [1, 4])
 @pytest.mark.parametrize("area", [None, (0.5, 1.0)])
 def test_one_pass_serves_all_tasks_with_the_gradient_of_separate_passes(monkeypatch, parts, area):
-    task = _pair(area=area)
+    task = _pair(views={"area": area})
     inputs = task.transform(tiny_batch(ROWS), Draws(0, 0, ROWS))
     gradients, losses = [], []
     for passes in (1, 2):
@@ -350,7 +350,7 @@ def test_compiled_tasks_share_the_pass_too():
 
 
 def test_one_crop_for_all_tasks():
-    task, batch = _pair(area=(0.3, 0.5)), tiny_batch(4)
+    task, batch = _pair(views={"area": (0.3, 0.5)}), tiny_batch(4)
     inputs = task.transform(batch, Draws(0, 0, 4))
     crops = inputs["match/a"]
     assert crops is inputs["caption/a"]
@@ -360,7 +360,7 @@ def test_one_crop_for_all_tasks():
     whole = _pair().transform(batch, Draws(0, 0, 4))
     assert whole["match/a"] is whole["caption/a"]
     with pytest.raises(RecipeError, match="no task reads any"):
-        create("combine", tiny_encoders(), tasks={"words": {"name": "masked_language"}}, area=(0.5, 1.0))
+        create("combine", tiny_encoders(), tasks={"words": {"name": "masked_language"}}, views={"area": (0.5, 1.0)})
 
 
 def test_what_tasks_measure_themselves_is_logged_at_their_own_pace():

@@ -53,7 +53,7 @@ def test_chances_add_up_and_none_is_nothing():
 
 def test_masked_tokens_have_the_neighbors_they_had():
     batch = tiny_batch(60, length=40)
-    task = create("masked_language", {"text": TinyText()}, rate=0.3)
+    task = create("masked_language", {"text": TinyText()}, mask_ratio=0.3)
     mask_id = task.vocabulary.mask_id
     inputs = task.transform(batch, Draws(0, 0, 60))
     hidden, beside = 0, 0
@@ -71,7 +71,7 @@ def test_masked_tokens_have_the_neighbors_they_had():
 
 def test_removed_tokens_follow_what_they_followed():
     batch = tiny_batch(60, length=40)
-    task = create("span_denoising", {"text": tiny_text_to_text("t5", 24)}, rate=0.5)
+    task = create("span_denoising", {"text": tiny_text_to_text("t5", 24)}, mask_ratio=0.5)
     inputs = task.transform(batch, Draws(0, 0, 60))
     texts = [row[mask].tolist() for row, mask in zip(batch["text"], batch["text_mask"], strict=True)]
     removed = [[] for _ in texts]

@@ -88,7 +88,7 @@ def test_both_sides_and_their_masks_arrive(pair):
 
 def test_images_are_cropped_lightly_or_not_at_all():
     batch = tiny_batch(4)
-    whole = create("contrastive", tiny_encoders(), area=None).transform(batch, Draws(0, 0, 4))["a"]
+    whole = create("contrastive", tiny_encoders(), views={"area": None}).transform(batch, Draws(0, 0, 4))["a"]
     assert whole is batch["image"]
     cropped = create("contrastive", tiny_encoders()).transform(batch, Draws(0, 0, 4))["a"]
     assert cropped.shape == whole.shape
@@ -222,7 +222,7 @@ def test_refuses_one_encoder_for_both_sides():
 def test_through_a_multiway_network_each_side_goes_alone():
     torch.manual_seed(0)
     encoders, batch = tiny_pairs("multiway"), tiny_batch(4)
-    task = create("contrastive", encoders, fusion="fusion", width=7, area=None).eval()
+    task = create("contrastive", encoders, fusion="fusion", width=7, views={"area": None}).eval()
     inputs = task.transform(batch, Draws(0, 0, 4))
     outputs = task.predict(inputs)
     image, text = encoders["image"](batch["image"]), encoders["text"](batch["text"], batch["text_mask"])

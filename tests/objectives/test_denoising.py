@@ -104,7 +104,9 @@ def test_lengths_are_poisson_and_sum_to_the_budget(mean, nothing):
     assert stats.chisquare(found, [s * first.numel() for s in share]).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("hyper", [{}, {"span": 3.5}, {"rate": 0.9, "span": 0.5}, {"rate": 0.0}, {"rate": 1.0}])
+@pytest.mark.parametrize(
+    "hyper", [{}, {"span": 3.5}, {"mask_ratio": 0.9, "span": 0.5}, {"mask_ratio": 0.0}, {"mask_ratio": 1.0}]
+)
 def test_each_span_is_one_mask_and_exactly_the_budget_is_gone(hyper):
     task = _task(random=0.0, permute=False, **hyper)
     batch = _batch(300)
@@ -134,11 +136,11 @@ def test_each_span_is_one_mask_and_exactly_the_budget_is_gone(hyper):
             insertions += masks if number == at else 0
             kept.append(number)
             at, masks = number + 1, 0
-        budget = math.ceil(hyper.get("rate", 0.3) * len(words) - 1e-9)
+        budget = math.ceil(hyper.get("mask_ratio", 0.3) * len(words) - 1e-9)
         assert len(words) - len(kept) == budget
         assert seen.count(MASK) <= budget
         assert gaps + (budget > 0 and not kept) <= max(1, seen.count(MASK))
-    assert (insertions > 0) == (hyper.get("rate", 0.3) not in (0.0, 1.0))
+    assert (insertions > 0) == (hyper.get("mask_ratio", 0.3) not in (0.0, 1.0))
 
 
 def test_gaps_are_as_likely_in_front_as_behind():
@@ -232,7 +234,7 @@ def test_the_preview_reads_well(monkeypatch):
 def test_refuses_what_cannot_work():
     with pytest.raises(RecipeError, match=r"set encoders\.text\.decoder: true"):
         create("denoising", tiny_encoders())
-    for wrong in ({"rate": 30}, {"span": 0}, {"random": -0.1}):
+    for wrong in ({"mask_ratio": 30}, {"span": 0}, {"random": -0.1}):
         with pytest.raises(RecipeError, match="should be"):
             _task(**wrong)
     encoder = tiny_text_to_text("bart")

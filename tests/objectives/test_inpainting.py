@@ -33,7 +33,7 @@ def pictures(size=32, seed=0):
 
 def task(**hyper):
     torch.manual_seed(0)
-    settings = {"overlap": 2, "width": 32, "discriminator_width": 8, "flip": 0.0}
+    settings = {"overlap": 2, "width": 32, "discriminator_width": 8, "views": {"flip": 0.0}}
     return create("inpainting", {"image": TinyImage()}, **settings | hyper)
 
 
@@ -208,7 +208,9 @@ def test_a_discriminator_that_is_trained_tells_the_two_apart():
 @pytest.mark.parametrize("region", ["center", "random"])
 def test_any_image_encoder_can_paint(model, arguments, region):
     encoder = create_encoder(model, "image", **arguments).eval()
-    built = create("inpainting", {"image": encoder}, region=region, overlap=1, width=32, discriminator_width=8, size=32)
+    built = create(
+        "inpainting", {"image": encoder}, region=region, overlap=1, width=32, discriminator_width=8, views={"size": 32}
+    )
     inputs = built.transform({"image": pictures(40)}, Draws(0, 0, ROWS))
     assert inputs["image"].shape == (ROWS, 3, 32, 32)
     outputs = built.predict(inputs)
@@ -224,7 +226,7 @@ def test_any_image_encoder_can_paint(model, arguments, region):
 def test_refuses_what_it_cannot_paint():
     with pytest.raises(RecipeError, match="the encoder 'audio' reads audio"):
         create("inpainting", tiny_encoders(), encoder="audio")
-    for wrong in ({"adversarial": 1.0}, {"share": (0.3, 0.2)}, {"overlap": -1}):
+    for wrong in ({"adversarial": 1.0}, {"mask_ratio": (0.3, 0.2)}, {"overlap": -1}):
         with pytest.raises(RecipeError, match="should be from 0 to below 1"):
             task(**wrong)
     with pytest.raises(RecipeError, match="discriminator_width = 12 is no multiple of 8"):

@@ -90,15 +90,15 @@ def test_channels_are_shifted_apart_within_their_cell():
 
 
 def test_a_smaller_square_is_anywhere_and_a_crop_is_resized():
-    inputs = task_with(size=30, tile=10).transform({"image": ramps(300, 40)}, Draws(0, 0, 300))
+    inputs = task_with(views={"size": 30}, tile=10).transform({"image": ramps(300, 40)}, Draws(0, 0, 300))
     first = corners(inputs["tiles"]).amin(1)
     assert set(first.flatten().tolist()) == set(range(11))
     wide = torch.zeros(2, 3, 30, 50, dtype=torch.uint8)
     assert task_with().transform({"image": wide}, Draws(0, 0, 2))["tiles"].shape == (2, 9, 3, 8, 8)
-    inputs = task_with(area=(1.0, 1.0), size=90).transform({"image": ramps(2, 30)}, Draws(0, 0, 2))
+    inputs = task_with(views={"area": (1.0, 1.0), "size": 90}).transform({"image": ramps(2, 30)}, Draws(0, 0, 2))
     steps = inputs["tiles"][:, :, 1, :, 1:] - inputs["tiles"][:, :, 1, :, :-1]
     assert float(steps[:, :, 0, 5].mean() * 255) == pytest.approx(1 / 3, rel=0.01)
-    mirrored = task_with(flip=1.0).transform({"image": ramps(2, 30)}, Draws(0, 0, 2))["tiles"]
+    mirrored = task_with(views={"flip": 1.0}).transform({"image": ramps(2, 30)}, Draws(0, 0, 2))["tiles"]
     assert (mirrored[..., 1:] <= mirrored[..., :-1]).all()
 
 
@@ -153,7 +153,7 @@ def test_refuses_what_it_cannot_cut():
     with pytest.raises(RecipeError, match="has no 25 orders"):
         task_with(grid=2, orders=25)
     with pytest.raises(RecipeError, match="size = 70 is more than the image's 60 pixels"):
-        task_with(size=70).transform({"image": ramps(2, 60)}, Draws(0, 0, 2))
+        task_with(views={"size": 70}).transform({"image": ramps(2, 60)}, Draws(0, 0, 2))
 
 
 def test_preview_assembles_what_the_network_answers():

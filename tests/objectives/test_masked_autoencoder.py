@@ -48,7 +48,7 @@ def sounds():
 def task(model="timm/vit_tiny_patch16_224", arguments=None, **hyper):
     torch.manual_seed(0)
     image = create_encoder(model, "image", **(arguments or VIT))
-    built = create("masked_autoencoder", {"image": image}, area=None, flip=0.0, **hyper)
+    built = create("masked_autoencoder", {"image": image}, views={"area": None, "flip": 0.0}, **hyper)
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)  # mask and class tokens, biases and norms are constants
@@ -114,7 +114,7 @@ def compare_gradients(built, other, names, fixed=()):
 
 @pytest.mark.parametrize(("ratio", "norm_pix"), [(0.75, True), (0.6, False), (0.9, True)])
 def test_mae_is_that_of_transformers_in_value_and_gradient(ratio, norm_pix):
-    built = task(ratio=ratio, norm_pix=norm_pix, **SMALL)
+    built = task(mask_ratio=ratio, norm_pix=norm_pix, **SMALL)
     config = ViTMAEConfig(
         **SIZES,
         image_size=24,
@@ -164,7 +164,7 @@ def test_mae_is_that_of_transformers_in_value_and_gradient(ratio, norm_pix):
 
 
 def test_simmim_is_that_of_transformers_in_value_and_gradient():
-    built = task(form="simmim", unit=8)
+    built = task(form="simmim", block=8)
     config = ViTConfig(**SIZES, image_size=24, patch_size=4, encoder_stride=4, layer_norm_eps=1e-6)
     other = ViTForMaskedImageModeling(config).double().eval()
     names = [
@@ -196,7 +196,7 @@ def test_simmim_is_that_of_transformers_in_value_and_gradient():
 
 
 def test_simmim_hides_whole_blocks_and_rounds_their_number_up():
-    built = task(form="simmim", unit=8, ratio=0.5)
+    built = task(form="simmim", block=8, mask_ratio=0.5)
     inputs = built.transform({"image": pictures()}, Draws(0, 0, ROWS))
     mask = torch.zeros(ROWS, 36, dtype=torch.bool).scatter(1, inputs["hidden"], True).view(ROWS, 3, 2, 3, 2)
     hidden = mask.any(4).any(2)
@@ -213,7 +213,7 @@ def test_simmim_hides_whole_blocks_and_rounds_their_number_up():
 @pytest.mark.parametrize("form", ["mae", "simmim"])
 @pytest.mark.parametrize(("model", "arguments"), [("timm/vit_tiny_patch16_224", VIT), ("open_clip/ViT-B-32", CLIP)])
 def test_no_prediction_depends_on_a_hidden_pixel(form, model, arguments):
-    built = task(model, arguments, form=form, unit=4, **SMALL)
+    built = task(model, arguments, form=form, block=4, **SMALL)
     inputs = built.transform({"image": pictures()}, Draws(0, 0, ROWS))
     image = inputs["image"].clone().requires_grad_()
     pixels = built.predict(inputs | {"image": image})["pixels"]
@@ -247,7 +247,7 @@ def test_level_of_the_mean():
     one_color = standardize(torch.full((1, 1, PIXELS), 0.3))
     assert one_color.abs().max() < 1e-9
     for form in ("mae", "simmim"):
-        built = task(form=form, unit=4, norm_pix=False, **SMALL)
+        built = task(form=form, block=4, norm_pix=False, **SMALL)
         inputs = built.transform({"image": pictures()}, Draws(0, 0, ROWS))
         mean = inputs["target"].mean(1, keepdim=True).expand_as(inputs["target"])
         assert float(built.loss({"pixels": mean}, inputs)["relative_error"]) == pytest.approx(1, rel=1e-12)
@@ -268,7 +268,7 @@ def test_targets_are_the_pixels_that_the_network_would_see():
 
 
 def test_padding_of_a_sound_is_never_scored():
-    built = hearing(ratio=0.5)
+    built = hearing(mask_ratio=0.5)
     inputs = built.transform(sounds(), Draws(0, 0, ROWS))
     # 31, 19 and 7 frames in patches of 16, two bands each.
     columns = torch.tensor([2, 2, 1])
@@ -295,7 +295,7 @@ def test_any_size_of_whole_patches_goes_through():
     inputs = built.transform({"image": pictures(size=32)[..., :16]}, Draws(0, 0, ROWS))
     assert built.predict(inputs)["pixels"].shape == (ROWS, 32 - 8, PIXELS)
     torch.manual_seed(0)
-    cropped = create("masked_autoencoder", dict(built.encoders), size=16, **SMALL)
+    cropped = create("masked_autoencoder", dict(built.encoders), views={"size": 16}, **SMALL)
     assert cropped.transform({"image": pictures()}, Draws(0, 0, ROWS))["image"].shape == (ROWS, 3, 16, 16)
 
 
@@ -330,14 +330,14 @@ def test_refuses_what_hides_no_patches():
         create("masked_autoencoder", tiny_encoders(), encoder="text")
     with pytest.raises(ValueError, match="needs an encoder named 'image'"):
         create("masked_autoencoder", {"picture": TinyImage()})
-    with pytest.raises(RecipeError, match="unit = 6 pixels is not a multiple of the patch"):
-        task(unit=6)
+    with pytest.raises(RecipeError, match="block = 6 pixels is not a multiple of the patch"):
+        task(block=6)
     with pytest.raises(RecipeError, match="decoder_width = 18"):
         task(decoder_width=18)
     with pytest.raises(RecipeError, match=r"ratio = 0\.99 leaves 0 of 36 blocks visible"):
-        task(ratio=0.99, **SMALL).transform({"image": pictures()}, Draws(0, 0, ROWS))
+        task(mask_ratio=0.99, **SMALL).transform({"image": pictures()}, Draws(0, 0, ROWS))
     with pytest.raises(RecipeError, match="24 x 24 pixels cannot be cut into blocks of 16 x 16"):
-        task(unit=16, **SMALL).transform({"image": pictures()}, Draws(0, 0, ROWS))
+        task(block=16, **SMALL).transform({"image": pictures()}, Draws(0, 0, ROWS))
 
 
 def test_chance_needs_no_data():

@@ -228,7 +228,7 @@ def test_refuses_a_tokenizer_without_mask_token():
     with pytest.raises(RecipeError, match="reads image"):
         create("masked_language", tiny_encoders(), encoder="image")
     with pytest.raises(RecipeError, match="between 0 and 1"):
-        create("masked_language", tiny_encoders(), rate=15)
+        create("masked_language", tiny_encoders(), mask_ratio=15)
     with pytest.raises(RecipeError, match="leave out unit: span"):
         create("masked_language", tiny_encoders(), count="bernoulli", unit="span")
     with pytest.raises(RecipeError, match=r"stop = 2"):

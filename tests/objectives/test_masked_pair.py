@@ -24,8 +24,8 @@ from mmssl.ops.pairs import draw_negatives, info_nce
 ROWS, LENGTH, CODES = 6, 10, 20
 
 
-def _task(kind: str = "joint", **hyper: Any) -> Objective:
-    torch.manual_seed(0)
+def _task(kind: str = "joint", *, seed: int = 0, **hyper: Any) -> Objective:
+    torch.manual_seed(seed)
     encoders = tiny_pairs(kind, "audio" if hyper.get("a") == "audio" else "image")
     return create("masked_pair", encoders, **{"codes": CODES, **hyper})
 
@@ -40,6 +40,9 @@ class FlavaImage(Encoder):
         super().__init__()
         self.net, self.normed = net, normed
         self.normalize = Normalize([0.5] * 3, [0.5] * 3)
+
+    def prepare(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        return self.normalize(x), valid
 
     def embed(self, x: Tensor, hidden: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         own = self.net.embeddings
@@ -159,7 +162,9 @@ def _pixels(task: Objective, image: Tensor) -> Tensor:
 
 def test_masked_multimodal_modeling_is_flavas(flava):
     torch.manual_seed(0)
-    task = create("masked_pair", _flava_encoders(flava, normed=False), codes=CODES, rate_b=0.3, area=None)
+    task = create(
+        "masked_pair", _flava_encoders(flava, normed=False), codes=CODES, mask_ratio_b=0.3, views={"area": None}
+    )
     _patches_of(task, flava.mmm_image_head, flava)
     _copy_head(task.words.head.transform, flava.mmm_text_head)
     task.words.head.bias.data = flava.mmm_text_head.decoder.bias.data
@@ -187,7 +192,7 @@ def test_masked_multimodal_modeling_is_flavas(flava):
 
 def test_masked_image_modeling_is_flavas(flava):
     encoders = _flava_encoders(flava, normed=True)
-    task = create("masked_pair", {"image": encoders["image"]}, b=None, fusion=None, codes=CODES, area=None)
+    task = create("masked_pair", {"image": encoders["image"]}, b=None, fusion=None, codes=CODES, views={"area": None})
     _patches_of(task, flava.mim_head, flava)
     inputs = task.transform(_flava_batch(), Draws(0, 0, ROWS))
     a = _side(inputs, "a")
@@ -212,7 +217,7 @@ def test_masked_language_modeling_is_flavas(flava):
 
 def test_matching_is_flavas(flava):
     encoders = _flava_encoders(flava, normed=False)
-    task = create("matching", encoders, negatives="uniform", contrastive=0.0, area=None).double()
+    task = create("matching", encoders, negatives="uniform", contrastive=0.0, views={"area": None}).double()
     pooler, final = flava.itm_head.pooler.dense, flava.itm_head.seq_relationship
     task.head = nn.Sequential(pooler, nn.Tanh(), final)
     # The start token of an image is a token of it, for FLAVA.
@@ -265,7 +270,7 @@ def test_the_contrastive_term_is_flavas(flava):
 
 
 def test_what_is_hidden_is_what_is_asked_and_cannot_be_seen():
-    task = _task(area=None).eval()
+    task = _task(views={"area": None}).eval()
     batch = tiny_batch(ROWS)
     inputs = task.transform(batch, Draws(0, 0, ROWS))
     hidden = inputs["a/hidden"]
@@ -294,11 +299,11 @@ def test_what_is_hidden_is_what_is_asked_and_cannot_be_seen():
         ("beit3", {}, 0.4, 0.5),
         ("beit3", {"a": None}, 0.0, 0.15),
         ("beit3", {"b": None}, 0.4, 0.0),
-        ("beit3", {"rate_a": 0, "rate_b": 0.25}, 0.0, 0.25),
+        ("beit3", {"mask_ratio_a": 0, "mask_ratio_b": 0.25}, 0.0, 0.25),
     ],
 )
 def test_rates_are_those_of_the_form(form, sides, share_a, share_b):
-    task = _task("multiway", form=form, area=None, **sides)
+    task = _task("multiway", form=form, views={"area": None}, **sides)
     batch = tiny_batch(ROWS, size=32, length=60)
     inputs = task.transform(batch, Draws(0, 0, ROWS))
     assert ("a" in inputs) == ("a" in task.sides)
@@ -320,7 +325,7 @@ def test_rates_are_those_of_the_form(form, sides, share_a, share_b):
 
 
 def test_padding_behind_a_sound_is_never_asked_for_nor_learned_from():
-    task = _task(a="audio", rate_a=0.5, codes=3)
+    task = _task(a="audio", mask_ratio_a=0.5, codes=3)
     batch = tiny_batch(ROWS, frames=12)
     inputs = task.transform(batch, Draws(0, 0, ROWS))
     valid = inputs["a_valid"]
@@ -335,7 +340,7 @@ def test_padding_behind_a_sound_is_never_asked_for_nor_learned_from():
 
 
 def test_the_histogram_scores_one_and_the_most_frequent_code_makes_all_its_mistakes(monkeypatch):
-    task, batch = _task(area=None), tiny_batch(64)
+    task, batch = _task(views={"area": None}), tiny_batch(64)
     batch["image"][:, :, :, :8] = 255  # blank patches
     task.before_step(Step(0, lambda: [batch]))
     inputs = task.transform(batch, Draws(0, 0, 64))
@@ -384,7 +389,7 @@ def test_the_codebook_is_learned_once_from_crops_as_they_are_trained_on():
     assert "patches.codebook.centers" in task.state_dict()
     assert "words.unigram.counts" in task.state_dict()
     # Quantized patches are nearer to the picture than its mean is.
-    patches = task.patches.vectors(task.encoder("image"), batch, 0, task.crop)
+    patches = task.patches.vectors(task.sides["a"], batch, 0)
     error = (patches - task.patches.codebook.decode(task.patches.codebook(patches))).square().mean()
     assert error < 0.95 * patches.var()
 
@@ -401,8 +406,8 @@ def _colors(rows: int, step: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("kind", ["joint", "multiway", "cross"])
 def test_one_side_tells_the_other(kind):
-    sides = {"rate_a": 0, "rate_b": 0.5} if kind == "cross" else {"rate_a": 0.8, "rate_b": 0.0}
-    task = _task(kind, codes=3, area=None, **sides)
+    sides = {"mask_ratio_a": 0, "mask_ratio_b": 0.5} if kind == "cross" else {"mask_ratio_a": 0.8, "mask_ratio_b": 0.0}
+    task = _task(kind, seed=4 if kind == "cross" else 0, codes=3, views={"area": None}, **sides)
     task.before_step(Step(0, lambda: [_colors(64, 999)]))
     optimizer = torch.optim.Adam(task.parameters(), lr=2e-2)
     for step in range(50):
@@ -414,7 +419,7 @@ def test_one_side_tells_the_other(kind):
     inputs = task.transform(_colors(64, 1000), Draws(0, 1000, 64))
     name, side = ("text", "a") if kind == "cross" else ("image", "b")
     assert task(inputs)[f"{name}/relative_error"] < 0.2
-    other = {**inputs, f"{side}": inputs[f"{side}"].roll(1, 0)}
+    other = {**inputs, side: inputs[side].roll(1, 0)}
     if kind == "cross":  # of the image a few patches are left, which tell as well
         assert task(other)["text/relative_error"] > 1
 
@@ -422,14 +427,14 @@ def test_one_side_tells_the_other(kind):
 @pytest.mark.parametrize(
     ("kind", "hyper", "message"),
     [
-        ("joint", {"rate_a": 0, "rate_b": 0}, "hides nothing"),
-        ("joint", {"rate_a": 1.0}, "should be shares"),
+        ("joint", {"mask_ratio_a": 0, "mask_ratio_b": 0}, "hides nothing"),
+        ("joint", {"mask_ratio_a": 1.0}, "should be shares"),
         ("joint", {"a": None}, "a joint fusion reads pairs; .*multiway"),
         ("joint", {"fusion": None}, "without a fusion only patches"),
         ("joint", {"a": None, "fusion": None}, "masked_language"),
         ("joint", {"fusion": "text"}, "fusion = 'text' reads text; it should be an encoder"),
         ("joint", {"a": "text", "b": "image"}, "a = text and b = image, and the fusion 'fusion' reads image and text"),
-        ("cross", {}, "a cross fusion says nothing of a; set rate_a: 0"),
+        ("cross", {}, "a cross fusion says nothing of a; set mask_ratio_a: 0"),
         ("joint", {"codes": 1}, "codes = 1 should be 2 or more"),
     ],
 )
@@ -446,6 +451,6 @@ def test_networks_that_cannot_hide_anything_are_told_when_built():
         create("masked_pair", {**encoders, "image": image})
     with pytest.raises(RecipeError, match="needs a mask token"):
         create("masked_pair", {**encoders, "text": TinyText(TinyTokenizer(mask_id=None))})
-    task = _task(area=None)
+    task = _task(views={"area": None})
     with pytest.raises(RecipeError, match="a grid of 1 x 3 patches"):
         task.transform({**tiny_batch(2), "image": torch.zeros(2, 3, 4, 12, dtype=torch.uint8)}, Draws(0, 0, 2))

@@ -36,17 +36,17 @@ DINO = {"prototypes": 24, "hidden": 16, "bottleneck": 8, "local_crops": 2, "free
 ALIGN = {"width": 7, "temperature": 1.0, "smoothing": 0.1}
 CASES = {
     "rotation": ("rotation", {}),
-    "jigsaw": ("jigsaw", {"area": [1.0, 1.0], "size": 36, "orders": 30, "tile_width": 7, "hidden": 16}),
-    "relative_position": ("relative_position", {"size": 40, "grids": 1, "pairs": 2, "hidden": 16}),
+    "jigsaw": ("jigsaw", {"views": {"area": [1.0, 1.0], "size": 36}, "orders": 30, "tile_width": 7, "hidden": 16}),
+    "relative_position": ("relative_position", {"views": {"size": 40}, "grids": 1, "pairs": 2, "hidden": 16}),
     "masked_language": ("masked_language", {}),
-    "masked_language_words": ("masked_language", {"unit": "word", "rate": 0.3}),
+    "masked_language_words": ("masked_language", {"unit": "word", "mask_ratio": 0.3}),
     "masked_language_spans": ("masked_language", {"unit": "span"}),
     "masked_language_bernoulli": ("masked_language", {"count": "bernoulli"}),
     "causal_language": ("causal_language", {}),
     "next_sentence": ("next_sentence", {}),
     "next_sentence_sop": ("next_sentence", {"form": "sop"}),
     "replaced_token": ("replaced_token", {"generator": "words"}),
-    "replaced_token_apart": ("replaced_token", {"generator": "words", "share": False}),
+    "replaced_token_apart": ("replaced_token", {"generator": "words", "share_embeddings": False}),
     "span_denoising": ("span_denoising", {}),
     "denoising": ("denoising", {}),
     "autoencoder": ("autoencoder", {"bottleneck": 5, "noise": 0.1, "width": 64}),
@@ -55,11 +55,11 @@ CASES = {
     "inpainting_center": ("inpainting", {"overlap": 1, "width": 32, "discriminator_width": 8}),
     "inpainting_random": ("inpainting", {"region": "random", "width": 32, "adversarial": 0.0}),
     "masked_autoencoder": ("masked_autoencoder", MAE),
-    "masked_autoencoder_simmim": ("masked_autoencoder", {"form": "simmim", "unit": 4}),
+    "masked_autoencoder_simmim": ("masked_autoencoder", {"form": "simmim", "block": 4}),
     "masked_autoencoder_audio": ("masked_autoencoder", {"encoder": "audio", "norm_pix": False, **MAE}),
     "masked_autoencoder_video": (
         "masked_autoencoder",
-        {"encoder": "video", "norm_pix": False, "ratio": 0.9, **MAE, "decoder_width": 32},
+        {"encoder": "video", "norm_pix": False, "mask_ratio": 0.9, **MAE, "decoder_width": 32},
     ),
     "simclr_video": ("simclr", {"encoder": "video", "hidden": 16, "width": 7}),
     "simclr_image": ("simclr", {"hidden": 16, "width": 7}),
@@ -111,9 +111,9 @@ CASES = {
     "combine_coca": (
         "combine",
         {
-            "area": (0.5, 1.0),
+            "views": {"area": (0.5, 1.0)},
             "tasks": {
-                "match": {"name": "contrastive", "width": 7, "area": None},
+                "match": {"name": "contrastive", "width": 7, "views": {"area": None}},
                 "caption": {"name": "captioning", "weight": 2.0},
             },
         },

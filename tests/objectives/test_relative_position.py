@@ -14,7 +14,7 @@ from mmssl.objectives import create
 from mmssl.objectives.transformation.relative_position import DIRECTIONS, STEPS
 from mmssl.ops.draws import Draws
 
-PLAIN = {"area": None, "color": "none", "coarse": 0.0, "standardize": False, "hidden": 8}
+PLAIN = {"views": {"area": None}, "color": "none", "coarse": 0.0, "standardize": False, "hidden": 8}
 
 
 def ramps(rows: int, height: int, width: int | None = None) -> Tensor:
@@ -91,7 +91,7 @@ def test_defaults_follow_the_size_of_the_image(side, measures):
 
 
 def test_a_square_of_the_image_is_enlarged():
-    inputs, _ = drawn(task_with(area=(0.25, 0.25), grids=2), ramps(20, 80))
+    inputs, _ = drawn(task_with(views={"area": (0.25, 0.25)}, grids=2), ramps(20, 80))
     slope = inputs["patches"][:, :, 0].diff(dim=-2)[..., 8, 8] * 1000
     torch.testing.assert_close(slope, torch.full_like(slope, 0.5), atol=1e-3, rtol=0)
     origins = corners(inputs["patches"])[:, ::9]
@@ -152,7 +152,7 @@ def test_refuses_what_does_not_fit():
         task_with(pairs=5)
     images = {"image": ramps(2, 60)}
     with pytest.raises(RecipeError, match="size = 70 is more than the image's 60 pixels"):
-        task_with(size=70).transform(images, Draws(0, 0, 2))
+        task_with(views={"area": None, "size": 70}).transform(images, Draws(0, 0, 2))
     with pytest.raises(RecipeError, match="three patches of 16, two gaps of 8 and a jitter of 1"):
         task_with(patch=16, gap=8).transform(images, Draws(0, 0, 2))
     with pytest.raises(RecipeError, match="a tile of 30 pixels does not fit into the 20"):

@@ -107,7 +107,7 @@ def test_tokens_are_drawn_from_the_distribution_at_temperature_one():
 
 
 def test_the_generator_learns_nothing_from_the_encoders_answers():
-    task = _tiny(share=False)
+    task = _tiny(share_embeddings=False)
     inputs = task.transform(tiny_batch(16), Draws(0, 0, 16))
 
     def gradients(key: str) -> dict[str, float]:
@@ -130,7 +130,7 @@ def test_it_is_transformers_electra(share):
     try:
         tokenizer = Tokenizer.train(TEXTS, 60)
         encoders = {"text": _electra(tokenizer, hidden=16), "generator": _electra(tokenizer, hidden=8)}
-        task = create("replaced_token", encoders, share=share)
+        task = create("replaced_token", encoders, share_embeddings=share)
         for p in task.parameters():
             torch.nn.init.normal_(p, std=0.3)
         shared = [
@@ -208,14 +208,14 @@ def test_refuses_networks_that_cannot_play_together():
     nothing = TinyTokenizer(mask_id=None)
     with pytest.raises(RecipeError, match="needs a mask token"):
         create("replaced_token", {"text": TinyText(nothing), "generator": TinyText(nothing)})
-    for hyper, reason in (({"rate": 15}, "between 0 and 1"), ({"masked": 0.0}, "above 0")):
+    for hyper, reason in (({"mask_ratio": 15}, "between 0 and 1"), ({"masked": 0.0}, "above 0")):
         with pytest.raises(RecipeError, match=reason):
             create("replaced_token", {"text": TinyText(tokenizer), "generator": TinyText(tokenizer)}, **hyper)
     words = Tokenizer.train(TEXTS, 60)
     wide = {"text": _electra(words, hidden=16), "generator": _electra(words, hidden=8, embedding=8)}
-    with pytest.raises(RecipeError, match="share: false"):
+    with pytest.raises(RecipeError, match="share_embeddings: false"):
         create("replaced_token", wide)
-    create("replaced_token", wide, share=False)
+    create("replaced_token", wide, share_embeddings=False)
     sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     other = create_encoder("transformers/modernbert", "text", tokenizer=words, **sizes)
     with pytest.raises(RecipeError, match="another kind"):

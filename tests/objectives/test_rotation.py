@@ -14,13 +14,15 @@ from mmssl.objectives import create
 from mmssl.ops.draws import Draws
 
 
-@pytest.mark.parametrize("hyper", [{"area": None, "flip": 0.0}, {"area": None}, {}, {"size": 8}])
-def test_views_are_quarter_turns_of_one_square(hyper):
+@pytest.mark.parametrize(
+    "crop", [{"area": None, "flip": 0.0}, {"area": None}, {}, {"size": 8}, {"area": None, "size": 8}]
+)
+def test_views_are_quarter_turns_of_one_square(crop):
     batch = tiny_batch(6)
-    task = create("rotation", {"image": TinyImage()}, **hyper)
+    task = create("rotation", {"image": TinyImage()}, views=crop)
     inputs = task.transform(batch, Draws(0, 0, 6))
     views = inputs["image"]
-    assert views.shape == (6, 4, 3, hyper.get("size", 12), hyper.get("size", 12))
+    assert views.shape == (6, 4, 3, crop.get("size", 12), crop.get("size", 12))
     for row in range(6):
         for k in range(4):
             turned = np.rot90(views[row, 0].numpy(), k, axes=(1, 2))
@@ -31,7 +33,7 @@ def test_views_are_quarter_turns_of_one_square(hyper):
 
 def test_without_crop_pixels_are_those_of_the_image_or_its_mirror():
     batch = tiny_batch(64)
-    task = create("rotation", {"image": TinyImage()}, area=None)
+    task = create("rotation", {"image": TinyImage()}, views={"area": None})
     upright = task.transform(batch, Draws(0, 0, 64))["image"][:, 0]
     same, mirrored = (
         (upright == batch["image"]).flatten(1).all(1),
@@ -69,8 +71,8 @@ def test_refuses_what_it_cannot_turn():
         task.transform({"image": torch.zeros(2, 3, 12, 16)}, Draws(0, 0, 2))
     with pytest.raises(RecipeError, match="reads audio"):
         create("rotation", tiny_encoders(), encoder="audio")
-    with pytest.raises(RecipeError, match="size belongs to the crop"):
-        create("rotation", tiny_encoders(), area=None, size=8)
+    with pytest.raises(RecipeError, match=r"views: unknown key 'aera' \(did you mean 'area'"):
+        create("rotation", tiny_encoders(), views={"aera": None})
     with pytest.raises(ValueError, match="needs an encoder named 'image'; the recipe has: text"):
         create("rotation", {"text": tiny_encoders()["text"]})
 

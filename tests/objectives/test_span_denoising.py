@@ -57,7 +57,7 @@ def test_512_and_114_are_made_of_568():
 @pytest.mark.parametrize("roll", [True, False])
 @pytest.mark.parametrize(("rate", "span"), [(0.15, 3.0), (0.5, 1.0), (0.9, 2.0), (0.3, 8.0)])
 def test_counts_are_exact_and_the_text_can_be_put_together_again(rate, span, roll):
-    task = _task(sentinels=40, rate=rate, span=span, random_roll=roll)
+    task = _task(sentinels=40, mask_ratio=rate, span=span, random_roll=roll)
     sentinels = list(task.tokenizer.sentinel_ids)
     assert sentinels == list(range(69, 29, -1)), "descending from the top of the vocabulary"
     batch = tiny_batch(120, length=60)
@@ -182,7 +182,7 @@ def test_refuses_what_cannot_work():
         create("span_denoising", tiny_encoders())
     with pytest.raises(RecipeError, match="reads image"):
         create("span_denoising", tiny_encoders(), encoder="image")
-    for wrong in ({"rate": 15}, {"span": 0}):
+    for wrong in ({"mask_ratio": 15}, {"span": 0}):
         with pytest.raises(RecipeError, match="should be"):
             _task(**wrong)
     with pytest.raises(RecipeError, match=r"raise encoders\.text\.sentinels"):

@@ -95,7 +95,7 @@ def test_masks_and_mirrors_follow():
     mirrored = (inputs["video"] == windows.flip(-1)).flatten(1).all(1)
     assert (same ^ mirrored).all()
     assert 60 < int(mirrored.sum()) < 140
-    assert _task(size=8).transform(batch, Draws(0, 0, 200))["video"].shape == (200, 5, 3, 8, 8)
+    assert _task(views={"size": 8}).transform(batch, Draws(0, 0, 200))["video"].shape == (200, 5, 3, 8, 8)
 
 
 def test_loss_accuracy_and_ranking():

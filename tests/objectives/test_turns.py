@@ -288,15 +288,14 @@ def test_heads_and_codebook_are_one_where_they_are_asked_to_be():
     assert task.tasks["alone"].patches is own.patches
     assert task.tasks["words"].words is own.words
     assert not any(name.startswith(("tasks.alone", "tasks.words")) for name in checkpoint.tensors(task))
-    assert (own.rate_b, task.tasks["words"].rate_b) == (0.5, 0.15)
+    assert (own.mask_ratio_b, task.tasks["words"].mask_ratio_b) == (0.5, 0.15)
     batch = next(Data().batches(0, 1))
     task.before_step(Step(0, lambda: [batch]))
     assert int(own.patches.codebook.counts.sum()) == 8 * 9
     expected = create("combine", tiny_pairs("multiway"), tasks={"pairs": PAIRS["pairs"]}).tasks["pairs"].patches
     expected.codebook.seed.copy_(own.patches.codebook.seed)
-    vectors = own.patches.vectors(
-        task.encoder("image"), {k[6:]: v for k, v in batch.items() if k[0:6] == "pairs/"}, 0, own.crop
-    )
+    pairs = {k[6:]: v for k, v in batch.items() if k[0:6] == "pairs/"}
+    vectors = own.patches.vectors(own.sides["a"], pairs, 0)
     expected.codebook.fit([vectors])  # on pairs alone, and not again on pictures
     assert torch.equal(own.patches.codebook.centers, expected.codebook.centers)
     inputs = task.transform(batch, Draws(0, 0, 8))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,12 +29,14 @@ from mmssl.encoders.base import Encoder, Features
 from mmssl.encoders.fusion import FusionEncoder
 from mmssl.errors import RecipeError
 from mmssl.modules.side import both_sides
+from mmssl.modules.views import Crop
 from mmssl.objectives.base import Chance, Objective, Pair, Panel
 from mmssl.ops.draws import Draws
 from mmssl.ops.pairs import fingerprint, info_nce, sigmoid_pairs
 
 TEMPERATURE = {"clip": 0.07, "siglip": 0.1}
 COLDEST = 0.01
+VIEWS = {"area": (0.9, 1.0)}
 
 
 class Contrastive(Objective):
@@ -57,7 +59,7 @@ class Contrastive(Objective):
         smoothing: share of clip's targets that is spread over all rows; 0.1 in ALIGN.
         chunk: rows of logits at a time, in which memory then grows with the batch and not with its square, for a
             third more arithmetic in the loss; None for all at once.
-        area: smallest and largest share of an image that its random square crop covers; None for the whole image.
+        views: of images: how they are cropped, see `Crop`.
     """
 
     meets = "loss"
@@ -76,7 +78,7 @@ class Contrastive(Objective):
         positives: Literal["pair", "equal"] = "pair",
         smoothing: float = 0.0,
         chunk: int | None = None,
-        area: tuple[float, float] | None = (0.9, 1.0),
+        views: dict[str, Any] = VIEWS,
     ) -> None:
         super().__init__(encoders)
         if a == b:
@@ -102,7 +104,7 @@ class Contrastive(Objective):
             )
         self.a, self.b, self.fusion, self.form, self.width = a, b, fusion, form, width
         self.positives, self.smoothing, self.chunk = positives, smoothing, chunk
-        self.sides = both_sides(a, b, self.encoder, area)
+        self.sides = both_sides(a, b, self.encoder, Crop.of(VIEWS, views))
         self.needs = tuple(dict.fromkeys(side.modality for side in self.sides.values()))
         widths = [both.dim, both.dim] if both is not None else [side.encoder.dim for side in self.sides.values()]
         if width is None and widths[0] != widths[1]:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder, Features
 from mmssl.errors import RecipeError
 from mmssl.modules.side import SIDES, both_sides, find_fusion
+from mmssl.modules.views import Crop
 from mmssl.objectives.base import Chance, Objective, Pair, Panel
 from mmssl.objectives.correspondence._distillation import Distillation
 from mmssl.ops.draws import Draws
@@ -42,6 +43,7 @@ from mmssl.ops.gather import average, gather, own_rows
 from mmssl.ops.pairs import draw_negatives, fingerprint, info_nce
 
 COLDEST, WARMEST = 0.001, 0.5
+VIEWS = {"area": (0.9, 1.0)}
 PRIOR = math.log(3) - 2 / 3 * math.log(2)  # cross-entropy of answering 1/3 to all of one pair and two negatives
 
 
@@ -61,7 +63,7 @@ class Matching(Objective):
         queue: number of rows whose keys the copy's queue holds, beside those of the batch; any.
         alpha: share of the contrastive target that the copy decides.
         ramp: steps over which that share rises linearly from 0; one epoch in ALBEF.
-        area: smallest and largest share of an image that its random square crop covers; None for the whole image.
+        views: of images: how they are cropped, see `Crop`.
         chunk: pairs that the fusion looks at at a time, whose activations alone are then held, for a second pass; None
             for all 3B at once. Loss and gradient are the same, but for how dropout falls.
     """
@@ -83,7 +85,7 @@ class Matching(Objective):
         queue: int = 65536,
         alpha: float = 0.4,
         ramp: int = 0,
-        area: tuple[float, float] | None = (0.9, 1.0),
+        views: dict[str, Any] = VIEWS,
         chunk: int | None = None,
     ) -> None:
         super().__init__(encoders)
@@ -102,7 +104,7 @@ class Matching(Objective):
         if chunk is not None and chunk < 1:
             raise RecipeError(f"matching: chunk = {chunk} should be a number of pairs, or null for all at once")
         self.fusion, self.negatives, self.weight, self.chunk = fusion, negatives, contrastive, chunk
-        self.sides = both_sides(a, b, self.encoder, area)
+        self.sides = both_sides(a, b, self.encoder, Crop.of(VIEWS, views))
         self.needs = tuple(dict.fromkeys(side.modality for side in self.sides.values()))
         self.head = nn.Linear(both.dim, 2)
         self.distillation: Distillation | None = None

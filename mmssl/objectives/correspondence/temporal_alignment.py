@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +26,13 @@ from mmssl.batch import Batch
 from mmssl.encoders.audio import AudioEncoder
 from mmssl.encoders.base import Encoder, Features
 from mmssl.errors import RecipeError
+from mmssl.modules.views import Crop
 from mmssl.objectives.base import Chance, Objective, Pair, Panel
-from mmssl.ops.augment import random_squares
 from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
 
 SOUNDS = 2
+VIEWS = {"flip": 0.5}
 
 
 class TemporalAlignment(Objective):
@@ -44,8 +45,7 @@ class TemporalAlignment(Objective):
         window: length of what is seen and heard, in seconds, rounded to whole frames.
         min_shift: smallest distance between the starts of the right and the wrong sound, in seconds.
         width: of the fusion network.
-        size: of a random square crop of the frames, in pixels, one for the whole window; None for whole frames.
-        flip: probability that the whole window is mirrored.
+        views: how frames are cropped, alike in the whole window; see `Crop`.
     """
 
     needs = ("video", "audio")
@@ -59,8 +59,7 @@ class TemporalAlignment(Objective):
         window: float = 4.2,
         min_shift: float = 2.17,
         width: int = 128,
-        size: int | None = None,
-        flip: float = 0.5,
+        views: dict[str, Any] = VIEWS,
     ) -> None:
         super().__init__(encoders)
         for name, modality in ((video, "video"), (audio, "audio")):
@@ -71,7 +70,7 @@ class TemporalAlignment(Objective):
         if window <= 0 or min_shift <= 0:
             raise RecipeError("temporal_alignment: window and min_shift are seconds above 0")
         self.video, self.audio, self.window, self.min_shift = video, audio, window, min_shift
-        self.size, self.flip = size, flip
+        self.crop = Crop.of(VIEWS, views)
         self.rate = float(cast(AudioEncoder, self.encoder(audio)).rate)
         self.fusion = Fusion(self.encoder(video).dim, self.encoder(audio).dim, width)
 
@@ -110,12 +109,9 @@ class TemporalAlignment(Objective):
 
         row = torch.arange(len(video), device=video.device)[:, None]
         clip = video[row, start[:, :1] + torch.arange(window, device=video.device)]
-        if self.size is not None:
-            clip = random_squares(clip, self.size, draws)
-        mirrored = draws.chance(self.flip)[:, None, None, None, None]
         heard = start[..., None] * samples + torch.arange(window * samples, device=video.device)
         inputs = {
-            "video": torch.where(mirrored, clip.flip(-1), clip),
+            "video": self.crop(clip, draws),
             "audio": audio[row[..., None], heard],
             "start": start,
         }

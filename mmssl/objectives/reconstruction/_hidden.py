@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TypedDict, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.modules.codebook import Codebook
 from mmssl.modules.pictures import read_picture
+from mmssl.modules.side import Side
 from mmssl.modules.unigram import Unigram
 from mmssl.modules.vocabulary import TiedHead, Vocabulary
 from mmssl.objectives.base import Panel
@@ -26,14 +27,6 @@ from mmssl.ops.patches import patchify, unpatchify
 
 SMALLEST_BLOCK = 16 / 196
 TOKENS_COUNTED = 32  # for each entry of the vocabulary
-
-
-class Crop(TypedDict):
-    """See `read_picture`."""
-
-    area: tuple[float, float] | None
-    flip: float
-    size: int | None
 
 
 def _targets(target: Tensor, chosen: Tensor, surprise: Tensor) -> Batch:
@@ -62,7 +55,7 @@ class HiddenPatches(nn.Module):
         if network.modality not in ("image", "audio") or not network.subsets or network.patch_size is None:
             raise RecipeError(
                 f"masked_pair hides patches of images or sound, and {network.spec['model']} has none; take a plain "
-                "vision transformer, such as timm/vit_tiny_patch16_224, or set rate_a: 0"
+                "vision transformer, such as timm/vit_tiny_patch16_224, or set mask_ratio_a: 0"
             )
         if codes < 2:
             raise RecipeError(f"masked_pair: codes = {codes} should be 2 or more")
@@ -72,31 +65,29 @@ class HiddenPatches(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width), nn.Linear(width, codes))
 
-    def vectors(self, network: Encoder, batch: Batch, number: int, crop: Crop) -> Tensor:
+    def vectors(self, side: Side, batch: Batch, number: int) -> Tensor:
         """What the codebook learns from: patches (n, d) of the batch, cropped as for training; NaN where padding is."""
         share, shares = process_share()
-        rows, device = len(batch[network.modality]), self.mask_token.device
+        rows, device = len(batch[side.modality]), self.mask_token.device
         draws = Draws(int(self.codebook.seed), number, rows, share=share, shares=shares, device=device)
-        _, pixels, valid = read_picture(network, batch, draws, **crop)
+        _, pixels, valid = read_picture(side.encoder, batch, draws, side.crop)
         patches = patchify(pixels, self.patch)
         if valid is not None:
             patches = patches.masked_fill(~valid[:, :, None], math.nan)
         return patches.flatten(0, 1)
 
-    def hide(
-        self, network: Encoder, batch: Batch, draws: Draws, rate: float, crop: Crop
-    ) -> tuple[Tensor, Tensor | None, Batch]:
-        """The picture, what of it is valid, and what is hidden, a share `rate` of the patches.
+    def hide(self, side: Side, batch: Batch, draws: Draws, ratio: float) -> tuple[Tensor, Tensor | None, Batch]:
+        """The picture, what of it is valid, and what is hidden, a share `ratio` of the patches.
 
         `hidden` bool (B, N), in the grid of patches; `places` (B, M), of which the `chosen` ones count, with the
         `target` codes. `constant_mistakes` is the number of mistakes of the most frequent code.
         """
-        picture, pixels, valid = read_picture(network, batch, draws, **crop)
+        picture, pixels, valid = read_picture(side.encoder, batch, draws, side.crop)
         grid = (pixels.shape[2] // self.patch[0], pixels.shape[3] // self.patch[1])
         if min(grid) < 2:
             raise RecipeError(f"masked_pair: blocks cannot be hidden in a grid of {grid[0]} x {grid[1]} patches")
         number = grid[0] * grid[1]
-        slots = max(1, round(rate * number))
+        slots = max(1, round(ratio * number))
         hidden = mask_blocks(grid, slots, draws, smallest=max(1, round(SMALLEST_BLOCK * number)))
         counted = hidden if valid is None else hidden & valid
         places = counted.long().argsort(dim=1, descending=True, stable=True)[:, :slots]
@@ -172,13 +163,13 @@ class HiddenWords(nn.Module):
         """Whether so many words are counted that more say little."""
         return int(self.unigram.counts.sum()) >= TOKENS_COUNTED * self.classes
 
-    def hide(self, batch: Batch, draws: Draws, rate: float) -> tuple[Tensor, Tensor, Batch]:
-        """What is seen of the texts, what of it is valid, and what is hidden, a share `rate` of the tokens.
+    def hide(self, batch: Batch, draws: Draws, ratio: float) -> tuple[Tensor, Tensor, Batch]:
+        """What is seen of the texts, what of it is valid, and what is hidden, a share `ratio` of the tokens.
 
         `places` (B, M), of which the `chosen` ones count, with the `target` tokens.
         """
         text, valid = batch["text"], valid_tokens(batch)
-        places, chosen = self.vocabulary.choose(text, valid, rate, draws)
+        places, chosen = self.vocabulary.choose(text, valid, ratio, draws)
         target = text.gather(1, places)
         targets = _targets(target, chosen, self.unigram.surprise(target))
         return self.vocabulary.corrupt(text, places, chosen, draws), valid, {"places": places} | targets

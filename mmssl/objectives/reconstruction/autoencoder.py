@@ -14,6 +14,7 @@ colors and layout, not what the picture shows.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,12 @@ from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
 from mmssl.modules.decoders import DenseDecoder
+from mmssl.modules.views import Crop
 from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.ops.augment import draw_crops, resized_crop
+from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
 
+VIEWS = {"area": (0.08, 1.0), "flip": 0.5}
 SEED = 4  # height and width of the first map, as in DCGAN
 
 
@@ -40,9 +43,7 @@ class Autoencoder(Objective):
         encoder: its name.
         bottleneck: numbers in the code.
         noise: standard deviation of the Gaussian noise on the input, where pixels go from 0 to 1; 0 for none.
-        area: smallest and largest share of the image that the square crop covers.
-        flip: probability that a crop is mirrored.
-        size: of the crop, in pixels; that of the image where left out.
+        views: how images are cropped; see `Crop`.
         width: of the decoder, in channels.
     """
 
@@ -56,21 +57,16 @@ class Autoencoder(Objective):
         encoder: str = "image",
         bottleneck: int = 128,
         noise: float = 0.0,
-        area: tuple[float, float] = (0.08, 1.0),
-        flip: float = 0.5,
-        size: int | None = None,
+        views: dict[str, Any] = VIEWS,
         width: int = 256,
     ) -> None:
         super().__init__(encoders)
-        modality = self.encoder(encoder).modality
-        if modality != "image":
-            raise RecipeError(f"autoencoder paints images, and the encoder '{encoder}' reads {modality}")
         if bottleneck < 1 or noise < 0:
             raise RecipeError(
                 f"autoencoder: bottleneck = {bottleneck} should be 1 or more, noise = {noise} 0 or more (0 for none)"
             )
-        self.name, self.noise, self.area, self.flip, self.size = encoder, noise, area, flip, size
-        self.code = nn.Linear(self.encoder(encoder).dim, bottleneck)
+        self.name, self.noise, self.crop = encoder, noise, Crop.of(VIEWS, views)
+        self.code = nn.Linear(self.encoder(encoder, "image").dim, bottleneck)
         # Each place of the first map has weights of its own, since a code has no places.
         self.spread = nn.Linear(bottleneck, width * SEED**2)
         self.decoder = DenseDecoder(width, 3, width=width)
@@ -82,11 +78,7 @@ class Autoencoder(Objective):
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
         """`image` (B, 3, H, W) -> `image`, noisy where asked for, and the clean `target`, (B, 3, h, h)."""
-        images = batch["image"]
-        height, width = images.shape[-2:]
-        mirrored = draws.chance(self.flip)
-        boxes = draw_crops(draws, 1, height, width, area=self.area, ratio=(1.0, 1.0))[:, 0]
-        target = resized_crop(images, boxes, self.size or min(height, width), mirrored)
+        target = as_floats(self.crop(batch["image"], draws, square=True))
         seen = target + self.noise * draws.normal(*target.shape[1:]) if self.noise else target
         spread = (target - target.mean((2, 3), keepdim=True)).square().mean((1, 2, 3))
         return {"image": seen, "target": target, "constant_error": spread.sum()}

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.modules.side import both_sides
 from mmssl.modules.unigram import Unigram
+from mmssl.modules.views import Crop
 from mmssl.modules.vocabulary import TiedHead
 from mmssl.objectives._causal import evaluating, prove_causal, prove_fusion_causal
 from mmssl.objectives.base import Chance, Objective, Panel, Step
@@ -43,6 +44,7 @@ from mmssl.ops.gather import average
 from mmssl.ops.losses import mean_over, score_tokens, token_losses
 
 BLIND_ROWS = 64  # of each process: enough for a ratio, little against a step
+VIEWS: dict[str, Any] = {}
 
 
 class Captioning(Objective):
@@ -54,7 +56,7 @@ class Captioning(Objective):
         b: name of the text encoder, which must be causal.
         fusion: name of the fusion, of kind `cross`, that reads `a` and `b`.
         smoothing: share of the target that is spread over all tokens; 0.1 in BLIP.
-        area: smallest and largest share of an image that its random square crop covers; None for the whole image.
+        views: of images: how they are cropped, see `Crop`; not at all by default.
         blind: steps between measurements of `loss_over_blind`, the loss over that with the `a` of another row: 1 where
             the network does not look. 0 for never. One costs less than two forward passes of 64 rows.
     """
@@ -69,7 +71,7 @@ class Captioning(Objective):
         b: str = "text",
         fusion: str = "fusion",
         smoothing: float = 0.0,
-        area: tuple[float, float] | None = None,
+        views: dict[str, Any] = VIEWS,
         blind: int = 0,
     ) -> None:
         super().__init__(encoders)
@@ -82,8 +84,9 @@ class Captioning(Objective):
             )
         if not 0 <= smoothing < 1:
             raise RecipeError(f"captioning: smoothing = {smoothing} should be a share from 0 to below 1")
-        if area is not None and modality != "image":
-            raise RecipeError(f"captioning: area crops images, and the encoder '{a}' reads {modality}")
+        crop = Crop.of(VIEWS, views)
+        if crop != Crop() and modality != "image":
+            raise RecipeError(f"captioning: views crop images, and the encoder '{a}' reads {modality}")
         if blind < 0:
             raise RecipeError(f"captioning: blind = {blind} should be a number of steps, or 0 for never")
         with torch.device("cpu"):  # also where a network without memory is built
@@ -94,7 +97,7 @@ class Captioning(Objective):
                 "take another, or train:8000 for one made from the texts"
             )
         self.start, self.end = ids[mask].tolist()
-        self.sides = both_sides(a, b, self.encoder, area)
+        self.sides = both_sides(a, b, self.encoder, crop)
         self.needs = (modality, "text")
         self.fusion, self.smoothing, self.blind = fusion, smoothing, blind
         self.tokenizer, self.tokens = text.tokenizer, len(text.token_embedding)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,15 +33,16 @@ from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
 from mmssl.modules.decoders import DenseDecoder, feature_map
+from mmssl.modules.views import Crop
 from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.ops.augment import draw_crops, resized_crop
-from mmssl.ops.color import annealed_mean, bins_nearby, color_bins, lab_to_rgb, rgb_to_lab, soft_encode
+from mmssl.ops.color import annealed_mean, as_floats, bins_nearby, color_bins, lab_to_rgb, rgb_to_lab, soft_encode
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import average
 from mmssl.ops.losses import mean_over
 
 NEIGHBORS = 10
 GRAY = 5.0  # |a| and |b| up to which a pixel has no color
+VIEWS = {"area": (0.4727, 0.4727), "flip": 0.5}
 SCALE = 110.0  # of a and b as numbers to regress
 
 
@@ -54,10 +55,7 @@ class Colorization(Objective):
         form: `classes` for a distribution over 313 colors, `regression` for the color itself.
         stride: pixels from one target to the next.
         rebalance: λ, how far rare colors are weighed up: 1 not at all, toward 0 by all their rarity.
-        area: smallest and largest share of the image that the square crop covers. The paper's crop has 176 of 256
-            pixels.
-        flip: probability that a crop is mirrored.
-        size: of the crop, in pixels; that of the image where left out.
+        views: how images are cropped, see `Crop`; the paper's crop has 176 of 256 pixels.
         width: of the decoder, in channels.
     """
 
@@ -78,23 +76,18 @@ class Colorization(Objective):
         form: Literal["classes", "regression"] = "classes",
         stride: int = 4,
         rebalance: float = 0.5,
-        area: tuple[float, float] = (0.4727, 0.4727),
-        flip: float = 0.5,
-        size: int | None = None,
+        views: dict[str, Any] = VIEWS,
         width: int = 256,
     ) -> None:
         super().__init__(encoders)
-        modality = self.encoder(encoder).modality
-        if modality != "image":
-            raise RecipeError(f"colorization paints images, and the encoder '{encoder}' reads {modality}")
         if not 0 < rebalance <= 1:
             raise RecipeError(f"colorization: rebalance = {rebalance} should be above 0 and up to 1 (no rebalancing)")
         self.name, self.form, self.stride, self.rebalance = encoder, form, stride, rebalance
-        self.area, self.flip, self.size = area, flip, size
+        self.crop = Crop.of(VIEWS, views)
         self.register_buffer("bins", color_bins(), persistent=False)
         self.register_buffer("nearby", bins_nearby(color_bins(), NEIGHBORS), persistent=False)
         channels = len(self.bins) if form == "classes" else 2
-        self.decoder = DenseDecoder(self.encoder(encoder).dim, channels, width=width)
+        self.decoder = DenseDecoder(self.encoder(encoder, "image").dim, channels, width=width)
         # Of all targets so far, plain and weighted: how often each color came, or its mean. Begins as one picture.
         start = torch.full((2, channels), 1 / channels) if form == "classes" else torch.zeros(2, channels)
         self.register_buffer("mean_target", start)
@@ -120,16 +113,13 @@ class Colorization(Objective):
         With these the `weight` of each target, 0 in pictures without color, and for classes its `bins` (B, 10, ...),
         nearest first, and their `share`. A step of training also counts what colors there are.
         """
-        images = batch["image"]
-        height, width = images.shape[-2:]
-        size = self.size or min(height, width)
-        if size % self.stride:
+        images = as_floats(self.crop(batch["image"], draws, square=True))
+        if images.shape[-1] % self.stride or images.shape[-2] % self.stride:
             raise RecipeError(
-                f"colorization: stride = {self.stride} does not divide the crop of {size} pixels; set size or stride"
+                f"colorization: stride = {self.stride} does not divide the crop of {images.shape[-1]} pixels; set "
+                "views.size or stride"
             )
-        mirrored = draws.chance(self.flip)
-        boxes = draw_crops(draws, 1, height, width, area=self.area, ratio=(1.0, 1.0))[:, 0]
-        lab = rgb_to_lab(resized_crop(images, boxes, size, mirrored))
+        lab = rgb_to_lab(images)
         ab = lab[:, 1:, :: self.stride, :: self.stride].contiguous()
         colored = (ab.abs() > GRAY).flatten(1).any(1)[:, None, None].expand(-1, *ab.shape[2:])
         inputs = {"image": (lab[:, :1] / 100).expand(-1, 3, -1, -1), "ab": ab, "weight": colored.to(ab.dtype)}

@@ -11,10 +11,10 @@ What transfers is the encoder; export writes it with its decoder, for AutoModelF
 
 Known traps. The published code's defaults are not the published settings: those are a mean length of 3.5 (the paper
 says 3), all sentences, no rotation of the document (left out here), one mask a span. Its spans may overlap, so that
-fewer words go than asked for; here they do not, and exactly ceil(rate · words) go. A span never gets more mask tokens
-than one, nor a text more than words were removed: what the encoder reads is never longer than the text. The last span
-is cut to what is left of the budget. No span reaches over an end, so that the first and last word go half as often as
-those inside. A mean of each process's mean weighs tokens unequally.
+fewer words go than asked for; here they do not, and exactly ceil(mask_ratio · words) go. A span never gets more mask
+tokens than one, nor a text more than words were removed: what the encoder reads is never longer than the text. The last
+span is cut to what is left of the budget. No span reaches over an end, so that the first and last word go half as often
+as those inside. A mean of each process's mean weighs tokens unequally.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Denoising(TextToText):
     Args:
         encoders: holds the text encoder, built with its decoder and with a tokenizer that has a mask token.
         encoder: its name.
-        rate: share of a text's words that are removed.
+        mask_ratio: share of a text's words that are removed.
         span: mean length of a removed span, in words; 3.5 in the published code.
         random: share of the mask tokens that are a random token instead.
         permute: put the sentences in random order.
@@ -95,18 +95,18 @@ class Denoising(TextToText):
         encoders: Mapping[str, Encoder],
         *,
         encoder: str = "text",
-        rate: float = 0.3,
+        mask_ratio: float = 0.3,
         span: float = 3.0,
         random: float = 0.1,
         permute: bool = True,
     ) -> None:
         super().__init__(encoders, encoder, "denoising")
-        for key, value in (("rate", rate), ("random", random)):
+        for key, value in (("mask_ratio", mask_ratio), ("random", random)):
             if not 0 <= value <= 1:
                 raise RecipeError(f"denoising: {key} = {value} should be a share between 0 and 1")
         if span <= 0:
             raise RecipeError(f"denoising: span = {span} should be a number of words above 0")
-        self.rate, self.span, self.random, self.permute = rate, span, random, permute
+        self.mask_ratio, self.span, self.random, self.permute = mask_ratio, span, random, permute
         self.vocabulary = Vocabulary(cast(TextEncoder, self.encoder(encoder)), encoder, "denoising")
 
     @torch.no_grad()
@@ -139,7 +139,7 @@ class Denoising(TextToText):
         number = (begins.cumsum(1) - 1).clamp(min=0)
         words = begins.sum(1)
         # Rounding first: 0.55 x 100 is more than 55 in floating point.
-        budget_of = [min(n, math.ceil(round(self.rate * n, 9))) for n in range(width + 1)]
+        budget_of = [min(n, math.ceil(round(self.mask_ratio * n, 9))) for n in range(width + 1)]
         budgets, slots = torch.tensor(budget_of, device=text.device)[words], max(1, budget_of[-1])
         lengths, used = draw_lengths(budgets, slots, self.span, draws)
         items = words - budgets + used.sum(1)

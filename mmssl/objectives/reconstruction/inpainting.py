@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,11 +36,12 @@ from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
 from mmssl.modules.decoders import DenseDecoder, feature_map
+from mmssl.modules.views import Crop
 from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.ops.augment import random_squares
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import mean_over
 
+VIEWS = {"flip": 0.5}
 RIM_WEIGHT = 10.0
 CELLS = 8  # of the noise whose smooth version makes random regions; 0.06 of 128 pixels in the released code
 GROUPS = 8
@@ -55,11 +56,10 @@ class Inpainting(Objective):
         region: where the hole is: `center`, or `random` shapes.
         overlap: width in pixels of the rim around a hole that is painted though it is seen, in images of 128 pixels: 4
             in the released code, 7 in the paper.
-        share: smallest and largest share of the image that a random region covers.
+        mask_ratio: smallest and largest share of the image that a random region covers.
         adversarial: weight of the adversarial term; the reconstruction has the rest of 1.
         fill: color of the hole, red, green and blue in [0, 1]; the mean of ImageNet by default.
-        size: of a random square that is cut out of each image before anything else, in pixels; None for the whole.
-        flip: probability that an image is mirrored.
+        views: how images are cropped before anything else; see `Crop`.
         width: of the decoder's first stage, in channels.
         discriminator_width: of the discriminator's first layer, in channels; it doubles three times.
     """
@@ -75,27 +75,23 @@ class Inpainting(Objective):
         encoder: str = "image",
         region: Literal["center", "random"] = "center",
         overlap: int = 4,
-        share: tuple[float, float] = (0.2, 0.3),
+        mask_ratio: tuple[float, float] = (0.2, 0.3),
         adversarial: float = 0.001,
         fill: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        size: int | None = None,
-        flip: float = 0.5,
+        views: dict[str, Any] = VIEWS,
         width: int = 256,
         discriminator_width: int = 64,
     ) -> None:
         super().__init__(encoders)
-        modality = self.encoder(encoder).modality
-        if modality != "image":
-            raise RecipeError(f"inpainting paints images, and the encoder '{encoder}' reads {modality}")
-        if not 0 <= adversarial < 1 or not 0 < share[0] <= share[1] < 1 or overlap < 0:
+        if not 0 <= adversarial < 1 or not 0 < mask_ratio[0] <= mask_ratio[1] < 1 or overlap < 0:
             raise RecipeError(
-                f"inpainting: adversarial = {adversarial} should be from 0 to below 1, share = {share} two shares of "
-                f"the image, the larger last, and overlap = {overlap} a number of pixels"
+                f"inpainting: adversarial = {adversarial} should be from 0 to below 1, mask_ratio = {mask_ratio} two "
+                f"shares of the image, the larger last, and overlap = {overlap} a number of pixels"
             )
-        self.name, self.region, self.overlap, self.share = encoder, region, overlap, share
-        self.adversarial, self.size, self.flip = adversarial, size, flip
+        self.name, self.region, self.overlap, self.mask_ratio = encoder, region, overlap, mask_ratio
+        self.adversarial, self.crop = adversarial, Crop.of(VIEWS, views)
         self.register_buffer("fill", torch.tensor(fill)[:, None, None], persistent=False)
-        self.decoder = DenseDecoder(self.encoder(encoder).dim, 3, width=width)
+        self.decoder = DenseDecoder(self.encoder(encoder, "image").dim, 3, width=width)
         if adversarial:
             if discriminator_width % GROUPS:
                 raise RecipeError(f"inpainting: discriminator_width = {discriminator_width} is no multiple of {GROUPS}")
@@ -111,10 +107,7 @@ class Inpainting(Objective):
 
         `weight` (B, 1, h, w) is 1 in the hole, 10 in the rim around it and 0 where nothing is painted.
         """
-        images = batch["image"]
-        if self.size is not None:
-            images = random_squares(images[:, None], self.size, draws)[:, 0]
-        images = torch.where(draws.chance(self.flip)[:, None, None, None], images.flip(-1), images)
+        images = self.crop(batch["image"], draws)
         target = images.to(self.fill.dtype) / (255 if images.dtype == torch.uint8 else 1)
         hole = self._square(target) if self.region == "center" else self._shapes(target, draws)
         painted = _widened(hole, self.overlap).to(target.dtype)
@@ -141,10 +134,10 @@ class Inpainting(Objective):
         return hole
 
     def _shapes(self, images: Tensor, draws: Draws) -> Tensor:
-        """The lowest places of smooth noise, as many as the share asks for; bool (B, 1, h, w)."""
+        """The lowest places of smooth noise, as many as the ratio asks for; bool (B, 1, h, w)."""
         height, width = images.shape[2:]
         noise = F.interpolate(draws.uniform(1, CELLS, CELLS), (height, width), mode="bicubic", align_corners=True)
-        number = (draws.uniform(1, low=self.share[0], high=self.share[1]) * (height * width)).ceil()
+        number = (draws.uniform(1, low=self.mask_ratio[0], high=self.mask_ratio[1]) * (height * width)).ceil()
         rank = noise.flatten(1).argsort(dim=1, stable=True).argsort(dim=1)
         return (rank < number).view_as(noise)
 

@@ -3,11 +3,11 @@
 He, Chen, Xie, Li, Dollár & Girshick 2021, "Masked Autoencoders Are Scalable Vision Learners", arXiv 2111.06377 (form
 `mae`): three quarters of the patches are left out, the encoder reads the rest, and a small transformer, which is thrown
 away afterwards, predicts the pixels of the hidden ones from that and a shared mask token. Of a spectrogram, AudioMAE
-(arXiv 2207.06405) hides 80 % and predicts levels as they are: `ratio: 0.8, norm_pix: false`; its decoder of local
+(arXiv 2207.06405) hides 80 % and predicts levels as they are: `mask_ratio: 0.8, norm_pix: false`; its decoder of local
 windows is not followed. Of a clip, VideoMAE (arXiv 2203.12602) hides 90 % of the patches, the same places in all
-frames: `ratio: 0.9, tube: true`; Feichtenhofer et al. 2022 (arXiv 2205.09113) draw them anywhere in space and time.
-Xie et al. 2021, "SimMIM", arXiv 2111.09886 (form `simmim`): blocks of 32 pixels are replaced by a mask token before
-positions are added, the encoder reads all places, and a linear layer predicts the pixels.
+frames: `mask_ratio: 0.9, tube: true`; Feichtenhofer et al. 2022 (arXiv 2205.09113) draw them anywhere in space and
+time. Xie et al. 2021, "SimMIM", arXiv 2111.09886 (form `simmim`): blocks of 32 pixels are replaced by a mask token
+before positions are added, the encoder reads all places, and a linear layer predicts the pixels.
 
 The encoder stays the library's plain transformer. MAE freezes its positions at sines and cosines; here those of the
 encoder are what its library makes them, learned, so that pretrained ones stay and other tasks may share it. The
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from mmssl.encoders.video import VideoEncoder
 from mmssl.errors import RecipeError
 from mmssl.modules.decoders import PatchDecoder
 from mmssl.modules.pictures import read_picture
+from mmssl.modules.views import Crop
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
@@ -44,8 +45,9 @@ from mmssl.ops.losses import mean_over
 from mmssl.ops.masking import take
 from mmssl.ops.patches import patchify, standardize, unpatchify
 
-RATIO = {"mae": 0.75, "simmim": 0.6}
-SIMMIM_UNIT = 32
+MASK_RATIO = {"mae": 0.75, "simmim": 0.6}
+SIMMIM_BLOCK = 32
+VIEWS = {"area": (0.2, 1.0), "flip": 0.5}
 
 
 class MaskedAutoencoder(Objective):
@@ -55,14 +57,11 @@ class MaskedAutoencoder(Objective):
         encoders: holds the encoder, a transformer whose tokens are patches.
         encoder: its name; whether it reads images, clips or sound decides what a patch is.
         form: `mae`, or `simmim`.
-        ratio: share of the patches that is hidden; 0.75 (mae) or 0.6 (simmim) where left out.
-        unit: side in pixels of what is hidden together; one patch (mae) or 32 (simmim) where left out.
+        mask_ratio: share of the patches that is hidden; 0.75 (mae) or 0.6 (simmim) where left out.
+        block: side in pixels of what is hidden together; one patch (mae) or 32 (simmim) where left out.
         tube: of clips, whether the same places are hidden in all frames.
         norm_pix: whether a patch is predicted less its mean, over its standard deviation; in mae where left out.
-        area: smallest and largest share of an image that its crop covers (simmim: 0.67 to 1), the same one in all
-            frames of a clip; None for no crop.
-        flip: probability that an image or a clip is mirrored.
-        size: of an image crop, in pixels; that of the image where left out.
+        views: of images and clips: how they are cropped, see `Crop` (simmim: with an area from 0.67).
         decoder_depth: blocks of mae's decoder.
         decoder_width: their width.
         decoder_heads: their attention heads.
@@ -76,13 +75,11 @@ class MaskedAutoencoder(Objective):
         *,
         encoder: str = "image",
         form: Literal["mae", "simmim"] = "mae",
-        ratio: float | None = None,
-        unit: int | None = None,
+        mask_ratio: float | None = None,
+        block: int | None = None,
         tube: bool = False,
         norm_pix: bool | None = None,
-        area: tuple[float, float] | None = (0.2, 1.0),
-        flip: float = 0.5,
-        size: int | None = None,
+        views: dict[str, Any] = VIEWS,
         decoder_depth: int = 8,
         decoder_width: int = 512,
         decoder_heads: int = 16,
@@ -104,16 +101,16 @@ class MaskedAutoencoder(Objective):
             )
         self.needs = (self.modality,)
         self.name, self.form, self.patch = encoder, form, network.patch_size
-        self.ratio = RATIO[form] if ratio is None else ratio
+        self.mask_ratio = MASK_RATIO[form] if mask_ratio is None else mask_ratio
         self.norm_pix = form == "mae" if norm_pix is None else norm_pix
-        self.area, self.flip, self.size = area, flip, size
+        self.crop = Crop.of(VIEWS, views)
         self.tube = tube
-        sides = (unit, unit) if unit else (SIMMIM_UNIT, SIMMIM_UNIT) if form == "simmim" else self.patch[-2:]
+        sides = (block, block) if block else (SIMMIM_BLOCK, SIMMIM_BLOCK) if form == "simmim" else self.patch[-2:]
         if any(side % patch for side, patch in zip(sides, self.patch[-2:], strict=True)):
             raise RecipeError(
-                f"masked_autoencoder: unit = {sides[0]} pixels is not a multiple of the patch, {self.patch[-2:]}"
+                f"masked_autoencoder: block = {sides[0]} pixels is not a multiple of the patch, {self.patch[-2:]}"
             )
-        self.unit = tuple(side // patch for side, patch in zip(sides, self.patch[-2:], strict=True))
+        self.block = tuple(side // patch for side, patch in zip(sides, self.patch[-2:], strict=True))
         pixels = (1 if self.modality == "audio" else 3) * math.prod(self.patch)
         if form == "mae":
             if decoder_width % 4 or decoder_width % decoder_heads:
@@ -142,12 +139,10 @@ class MaskedAutoencoder(Objective):
         `image` (B, 3, h, w) or `video` (B, T, 3, h, w) in [0, 1], or `audio` (B, mels, frames); `seen` (B, K) and
         `hidden` (B, M) places in the grid of patches; `target` (B, M, d), and `scored` (B, M), False for padding.
         """
-        picture, pixels, valid = read_picture(
-            self.encoder(self.name), batch, draws, area=self.area, flip=self.flip, size=self.size
-        )
+        picture, pixels, valid = read_picture(self.encoder(self.name), batch, draws, self.crop)
         grid = self._grid(pixels.shape[2:])
         time = grid[:-2] if self.tube else (1,) * len(grid[:-2])
-        unit = (*time, *self.unit)
+        unit = (*time, *self.block)
         block = tuple(n * size for n, size in zip(unit, self.patch, strict=True))
         if any(extent % size for extent, size in zip(pixels.shape[2:], block, strict=True)):
             raise RecipeError(
@@ -157,11 +152,11 @@ class MaskedAutoencoder(Objective):
         # Which patches make a block: what `patchify` makes of their numbers.
         patches = patchify(torch.arange(math.prod(grid), device=pixels.device).view(1, 1, *grid), unit)[0]
         number = len(patches)
-        keep = int(number * (1 - self.ratio))
+        keep = int(number * (1 - self.mask_ratio))
         if not 0 < keep < number:
             raise RecipeError(
-                f"masked_autoencoder: ratio = {self.ratio} leaves {keep} of {number} blocks visible, and some "
-                "should be and some not; change ratio, or take larger pictures or smaller patches"
+                f"masked_autoencoder: mask_ratio = {self.mask_ratio} leaves {keep} of {number} blocks visible, and "
+                "some should be and some not; change mask_ratio, or take larger pictures or smaller patches"
             )
         order = draws.uniform(number).argsort(dim=1, stable=True)
         seen, hidden = patches[order[:, :keep]].flatten(1), patches[order[:, keep:]].flatten(1)

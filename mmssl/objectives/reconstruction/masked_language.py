@@ -51,7 +51,7 @@ class MaskedLanguage(Objective):
     Args:
         encoders: holds the text encoder, whose tokenizer has a mask token.
         encoder: its name.
-        rate: share of a text's tokens that are predicted.
+        mask_ratio: share of a text's tokens that are predicted.
         count: `exact`, or `bernoulli` for that share on average.
         unit: what is hidden together: a `token`, a `word` or a `span` of words.
         stop: of spans: the geometric distribution's probability that a span ends after a word.
@@ -66,7 +66,7 @@ class MaskedLanguage(Objective):
         encoders: Mapping[str, Encoder],
         *,
         encoder: str = "text",
-        rate: float = 0.15,
+        mask_ratio: float = 0.15,
         count: Literal["exact", "bernoulli"] = "exact",
         unit: Literal["token", "word", "span"] = "token",
         stop: float = 0.2,
@@ -74,15 +74,15 @@ class MaskedLanguage(Objective):
     ) -> None:
         super().__init__(encoders)
         text = cast(TextEncoder, self.encoder(encoder, "text"))
-        if not 0 < rate < 1:
-            raise RecipeError(f"masked_language: rate = {rate} should be a share between 0 and 1")
+        if not 0 < mask_ratio < 1:
+            raise RecipeError(f"masked_language: mask_ratio = {mask_ratio} should be a share between 0 and 1")
         if not 0 < stop < 1 or longest < 1:
             raise RecipeError(f"masked_language: stop = {stop} should lie between 0 and 1, longest = {longest} above 0")
         if count == "bernoulli" and unit != "token":
             raise RecipeError(f"masked_language: count: bernoulli draws each token on its own; leave out unit: {unit}")
         if unit != "token":
             self.needs = ("text", "text_word")
-        self.name, self.rate, self.count, self.unit = encoder, rate, count, unit
+        self.name, self.mask_ratio, self.count, self.unit = encoder, mask_ratio, count, unit
         self.stop, self.longest, self.tokens = stop, longest, len(text.token_embedding)
         self.vocabulary = Vocabulary(text, encoder, "masked_language")
         self.head = TiedHead(text.dim, text)
@@ -119,16 +119,16 @@ class MaskedLanguage(Objective):
         if self.count == "bernoulli":
             from scipy.stats import binom
 
-            slots = min(length, int(binom.isf(OVERFLOW, length, self.rate)) + 1)
-            return as_places(candidates & draws.chance(self.rate, length), slots)
+            slots = min(length, int(binom.isf(OVERFLOW, length, self.mask_ratio)) + 1)
+            return as_places(candidates & draws.chance(self.mask_ratio, length), slots)
         if self.unit == "token":
-            return self.vocabulary.choose(batch["text"], valid, self.rate, draws)
+            return self.vocabulary.choose(batch["text"], valid, self.mask_ratio, draws)
         if self.unit == "word":
-            count_of = [max(1, round(self.rate * n)) for n in range(length + 1)]
+            count_of = [max(1, round(self.mask_ratio * n)) for n in range(length + 1)]
             counts = torch.tensor(count_of, device=valid.device)[valid.sum(1)]
             chosen = choose_words(batch["text_word"], candidates, counts, draws)
         else:
-            count_of = [math.ceil(self.rate * n) for n in range(length + 1)]
+            count_of = [math.ceil(self.mask_ratio * n) for n in range(length + 1)]
             counts = torch.tensor(count_of, device=valid.device)[candidates.sum(1)]
             chosen = choose_spans(
                 *(batch["text_word"], candidates, counts, max(count_of), draws), stop=self.stop, longest=self.longest

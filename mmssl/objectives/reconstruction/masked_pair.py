@@ -5,7 +5,7 @@ blocks as in BEiT (arXiv 2106.08254), and 15 % of the words are hidden together;
 hidden place is classified, a word over the vocabulary, a patch over a codebook. Form `beit3`: Wang et al. 2022, "Image
 as a Foreign Language", arXiv 2208.10442, masked data modeling: 40 % of the patches and, with an image, half of the
 words. One side alone (`b: null` or `a: null`) is masked image or text modeling, through a multiway fusion or, of
-images, without one; a side with rate 0 is seen whole: `rate_a: 0` is the masked language model of ALBEF (arXiv
+images, without one; a side with ratio 0 is seen whole: `mask_ratio_a: 0` is the masked language model of ALBEF (arXiv
 2107.07651), whose text layers read the image.
 
 The codebook is learned here, before the first step, in place of the published image tokenizers (DALL-E's dVAE in FLAVA,
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -34,13 +34,15 @@ from mmssl.encoders.base import Encoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.modules.side import SIDES, Side, find_fusion
+from mmssl.modules.views import Crop
 from mmssl.objectives.base import Chance, Objective, Panel, Step
-from mmssl.objectives.reconstruction._hidden import Crop, HiddenPatches, HiddenWords
+from mmssl.objectives.reconstruction._hidden import HiddenPatches, HiddenWords
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import score_tokens
 
 PATCHES = {"flava": 75 / 196, "beit3": 0.4}
 WORDS = {"flava": (0.15, 0.15), "beit3": (0.5, 0.15)}  # in a pair, alone
+VIEWS = {"area": (0.9, 1.0)}
 
 
 class MaskedPair(Objective):
@@ -51,13 +53,11 @@ class MaskedPair(Objective):
         a: name of the encoder of images or sound, a network of patches; null for text alone.
         b: name of the text encoder; null for `a` alone.
         fusion: name of the fusion that reads them; null for `a` alone without one.
-        form: `flava` or `beit3`: whose rates.
-        rate_a: share of the patches that is hidden; the form's where left out, 0 for none.
-        rate_b: share of a text's tokens that is predicted, likewise.
+        form: `flava` or `beit3`: whose ratios.
+        mask_ratio_a: share of the patches that is hidden; the form's where left out, 0 for none.
+        mask_ratio_b: share of a text's tokens that is predicted, likewise.
         codes: entries of the codebook, K.
-        area: smallest and largest share of an image that its crop covers; None for no crop.
-        flip: probability that an image is mirrored.
-        size: of an image crop, in pixels; that of the image where left out.
+        views: of images: how they are cropped, see `Crop`.
     """
 
     def __init__(
@@ -68,33 +68,34 @@ class MaskedPair(Objective):
         b: str | None = "text",
         fusion: str | None = "fusion",
         form: Literal["flava", "beit3"] = "flava",
-        rate_a: float | None = None,
-        rate_b: float | None = None,
+        mask_ratio_a: float | None = None,
+        mask_ratio_b: float | None = None,
         codes: int = 8192,
-        area: tuple[float, float] | None = (0.9, 1.0),
-        flip: float = 0.0,
-        size: int | None = None,
+        views: dict[str, Any] = VIEWS,
     ) -> None:
         super().__init__(encoders)
         self.fusion = fusion
-        self.crop: Crop = {"area": area, "flip": flip, "size": size}
-        self.sides = {k: Side(k, n, self.encoder(n), area) for k, n in zip(SIDES, (a, b), strict=True) if n is not None}
+        crop = Crop.of(VIEWS, views)
+        self.sides = {k: Side(k, n, self.encoder(n), crop) for k, n in zip(SIDES, (a, b), strict=True) if n is not None}
         self.needs = tuple(dict.fromkeys(side.modality for side in self.sides.values()))
-        if rate_a is None:
-            rate_a = PATCHES[form] if a is not None else 0.0
-        if rate_b is None:
-            rate_b = WORDS[form][len(self.sides) == 1] if b is not None else 0.0
-        if not (0 <= rate_a < 1 and 0 <= rate_b < 1):
-            raise RecipeError(f"masked_pair: rate_a = {rate_a} and rate_b = {rate_b} should be shares, 0 to below 1")
-        if (rate_a == 0 or a is None) and (rate_b == 0 or b is None):
-            raise RecipeError("masked_pair hides nothing; give it a side, a or b, whose rate is above 0")
-        self.rate_a, self.rate_b = rate_a, rate_b
+        if mask_ratio_a is None:
+            mask_ratio_a = PATCHES[form] if a is not None else 0.0
+        if mask_ratio_b is None:
+            mask_ratio_b = WORDS[form][len(self.sides) == 1] if b is not None else 0.0
+        if not (0 <= mask_ratio_a < 1 and 0 <= mask_ratio_b < 1):
+            raise RecipeError(
+                f"masked_pair: mask_ratio_a = {mask_ratio_a} and mask_ratio_b = {mask_ratio_b} should be shares, 0 "
+                "to below 1"
+            )
+        if (mask_ratio_a == 0 or a is None) and (mask_ratio_b == 0 or b is None):
+            raise RecipeError("masked_pair hides nothing; give it a side, a or b, whose mask_ratio is above 0")
+        self.mask_ratio_a, self.mask_ratio_b = mask_ratio_a, mask_ratio_b
         self._check_fusion(a, b)
         self.patches: HiddenPatches | None = None
         self.words: HiddenWords | None = None
-        if a is not None and rate_a:
+        if a is not None and mask_ratio_a:
             self.patches = HiddenPatches(self.encoder(a), self.encoder(fusion or a).dim, codes)
-        if b is not None and rate_b:
+        if b is not None and mask_ratio_b:
             text = cast(TextEncoder, self.encoder(b, "text"))
             self.words = HiddenWords(text, b, self.encoder(fusion or b).dim)
         self.divisors = tuple(f"{key}/{name}" for key, (_, head) in self._hidden().items() for name in head.divisors)
@@ -113,8 +114,8 @@ class MaskedPair(Objective):
                 f"masked_pair: a {both.kind} fusion reads pairs; for one side alone take a multiway one (a timm vision "
                 "transformer), or for images fusion: null"
             )
-        if both.kind == "cross" and self.rate_a:
-            raise RecipeError("masked_pair: a cross fusion says nothing of a; set rate_a: 0, or take another kind")
+        if both.kind == "cross" and self.mask_ratio_a:
+            raise RecipeError("masked_pair: a cross fusion says nothing of a; set mask_ratio_a: 0, or take another")
 
     def _hidden(self) -> dict[str, tuple[str, HiddenPatches | HiddenWords]]:
         """`a` or `b` -> the encoder's name, under which its numbers are logged, and its head."""
@@ -143,8 +144,8 @@ class MaskedPair(Objective):
             return
         stream = _counted(words, step.data())
         if patches is not None:
-            network = self.sides["a"].encoder
-            patches.codebook.fit(patches.vectors(network, batch, i, self.crop) for i, batch in enumerate(stream))
+            vectors = (patches.vectors(self.sides["a"], batch, number) for number, batch in enumerate(stream))
+            patches.codebook.fit(vectors)
         while words is not None and not words.enough() and next(stream, None) is not None:
             pass
 
@@ -154,9 +155,9 @@ class MaskedPair(Objective):
         inputs: Batch = {}
         for key, side in self.sides.items():
             if key == "a" and self.patches is not None:
-                seen, valid, hidden = self.patches.hide(side.encoder, batch, draws, self.rate_a, self.crop)
+                seen, valid, hidden = self.patches.hide(side, batch, draws, self.mask_ratio_a)
             elif key == "b" and self.words is not None:
-                seen, valid, hidden = self.words.hide(batch, draws, self.rate_b)
+                seen, valid, hidden = self.words.hide(batch, draws, self.mask_ratio_b)
             else:
                 inputs |= side.read(batch, draws)
                 continue

@@ -48,10 +48,10 @@ class ReplacedToken(Objective):
         encoders: holds both text encoders, which have one vocabulary with a mask token.
         encoder: name of the one that tells original from replaced tokens.
         generator: name of the one that proposes replacements, a quarter to half as wide.
-        rate: share of a text's tokens that the generator predicts.
+        mask_ratio: share of a text's tokens that the generator predicts.
         masked: share of these that it sees as the mask token; the others it sees as they are.
         weight: of the encoder's term.
-        share: whether both have the same embeddings: those of tokens, and every other one of equal name and size.
+        share_embeddings: whether both have the same embeddings, of tokens and every other of equal name and size.
     """
 
     needs = ("text",)
@@ -63,17 +63,17 @@ class ReplacedToken(Objective):
         *,
         encoder: str = "text",
         generator: str = "generator",
-        rate: float = 0.15,
+        mask_ratio: float = 0.15,
         masked: float = 0.85,
         weight: float = 50.0,
-        share: bool = True,
+        share_embeddings: bool = True,
     ) -> None:
         super().__init__(encoders)
         if encoder == generator:
             raise RecipeError(f"replaced_token: encoder and generator are both '{encoder}'; it takes two networks")
         text, small = (cast(TextEncoder, self.encoder(name, "text")) for name in (encoder, generator))
-        if not 0 < rate < 1:
-            raise RecipeError(f"replaced_token: rate = {rate} should be a share between 0 and 1")
+        if not 0 < mask_ratio < 1:
+            raise RecipeError(f"replaced_token: mask_ratio = {mask_ratio} should be a share between 0 and 1")
         if not 0 < masked <= 1:
             raise RecipeError(f"replaced_token: masked = {masked} should be a share above 0 and at most 1")
         if text.tokenizer != small.tokenizer or text.token_embedding.shape[0] != small.token_embedding.shape[0]:
@@ -82,10 +82,10 @@ class ReplacedToken(Objective):
                 "and read the same ids; give both one tokenizer"
             )
         self.vocabulary = Vocabulary(text, encoder, "replaced_token")
-        if share:
+        if share_embeddings:
             tie_embeddings(text, small, generator, "replaced_token")
-        self.name, self.generator, self.rate, self.masked, self.weight = encoder, generator, rate, masked, weight
-        self.tokens = len(small.token_embedding)
+        self.name, self.generator, self.tokens = encoder, generator, len(small.token_embedding)
+        self.mask_ratio, self.masked, self.weight = mask_ratio, masked, weight
         self.language_head = TiedHead(small.dim, small, eps=1e-12)
         self.head = nn.Sequential(nn.Linear(text.dim, text.dim), nn.GELU(), nn.Linear(text.dim, 1))
 
@@ -103,7 +103,7 @@ class ReplacedToken(Objective):
         M is the number of chosen tokens of a text that fills the row; shorter texts leave the last places unchosen.
         """
         text, valid = batch["text"], valid_tokens(batch)
-        places, chosen = self.vocabulary.choose(text, valid, self.rate, draws)
+        places, chosen = self.vocabulary.choose(text, valid, self.mask_ratio, draws)
         hidden = self.vocabulary.corrupt(text, places, chosen, draws, masked=self.masked, replaced=0.0)
         return {
             "text": text,

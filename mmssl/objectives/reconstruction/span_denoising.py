@@ -32,15 +32,15 @@ from mmssl.ops.draws import Draws
 from mmssl.ops.masking import choose_places
 
 
-def count_spans(length: int, rate: float = 0.15, span: float = 3.0) -> tuple[int, int]:
+def count_spans(length: int, mask_ratio: float = 0.15, span: float = 3.0) -> tuple[int, int]:
     """Tokens removed from a text of `length` tokens, and the number of spans they are in; none of fewer than two."""
-    removed = min(max(round(rate * length), 1), length - 1) if length > 1 else 0
+    removed = min(max(round(mask_ratio * length), 1), length - 1) if length > 1 else 0
     return removed, min(max(round(removed / span), 1), removed, length - removed)
 
 
-def corrupted_lengths(length: int, rate: float = 0.15, span: float = 3.0) -> tuple[int, int]:
+def corrupted_lengths(length: int, mask_ratio: float = 0.15, span: float = 3.0) -> tuple[int, int]:
     """Tokens that encoder and decoder see of `length` tokens, an end token each; a roll that cuts a span adds one."""
-    removed, spans = count_spans(length, rate, span)
+    removed, spans = count_spans(length, mask_ratio, span)
     return length - removed + spans + 1, removed + spans + 1
 
 
@@ -82,7 +82,7 @@ class SpanDenoising(TextToText):
     Args:
         encoders: holds the text encoder, built with its decoder and with a tokenizer that has sentinels.
         encoder: its name.
-        rate: share of a text's tokens that are removed.
+        mask_ratio: share of a text's tokens that are removed.
         span: mean length of a removed span, in tokens.
         random_roll: turn the pattern by a random number of places; off as published.
     """
@@ -95,13 +95,13 @@ class SpanDenoising(TextToText):
         encoders: Mapping[str, Encoder],
         *,
         encoder: str = "text",
-        rate: float = 0.15,
+        mask_ratio: float = 0.15,
         span: float = 3.0,
         random_roll: bool = True,
     ) -> None:
         super().__init__(encoders, encoder, "span_denoising")
-        if not 0 < rate < 1:
-            raise RecipeError(f"span_denoising: rate = {rate} should be a share between 0 and 1")
+        if not 0 < mask_ratio < 1:
+            raise RecipeError(f"span_denoising: mask_ratio = {mask_ratio} should be a share between 0 and 1")
         if span < 1:
             raise RecipeError(f"span_denoising: span = {span} should be a number of tokens, 1 or more")
         if not self.tokenizer.sentinel_ids:
@@ -109,7 +109,7 @@ class SpanDenoising(TextToText):
                 f"span_denoising needs sentinels, and the tokenizer of the encoder '{encoder}' has none: "
                 f"set encoders.{encoder}.sentinels: 100"
             )
-        self.rate, self.span, self.random_roll = rate, span, random_roll
+        self.mask_ratio, self.span, self.random_roll = mask_ratio, span, random_roll
         self.register_buffer("sentinels", torch.tensor(self.tokenizer.sentinel_ids), persistent=False)
 
     def _widths(self, length: int) -> tuple[int, int]:
@@ -117,7 +117,7 @@ class SpanDenoising(TextToText):
         frame = 1 + (self.start_id >= 0)
         most = [(0, 0)]
         for inside in range(length + 1):
-            read, said = corrupted_lengths(inside, self.rate, self.span)
+            read, said = corrupted_lengths(inside, self.mask_ratio, self.span)
             cut = int(self.random_roll and inside > 1)
             most.append((read - 1 + cut + min(frame, length - inside), said + cut))
         return max(read for read, _ in most), max(said for _, said in most)
@@ -130,7 +130,7 @@ class SpanDenoising(TextToText):
         """
         text, mask, width = batch["text"], valid_tokens(batch), batch["text"].shape[1]
         inside = self.inside(text, mask)
-        counts = [count_spans(n, self.rate, self.span) for n in range(width + 1)]
+        counts = [count_spans(n, self.mask_ratio, self.span) for n in range(width + 1)]
         if max(spans for _, spans in counts) + self.random_roll > len(self.sentinels):
             raise RecipeError(
                 f"span_denoising: {width} tokens have up to {counts[-1][1] + self.random_roll} spans, and the "

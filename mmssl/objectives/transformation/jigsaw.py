@@ -15,13 +15,15 @@ small network should get 25 % (`scripts/shortcuts.py`): green 5 % larger than re
 either way, 58 %. Gray and projection alone leave 99 % and more, for a sum of shifted colors is a blur that points
 outwards; `gray: 0, projection: 0, drop: 1` leaves 27 %. Corners half as bright, 100 %, because equal means and
 deviations leave a slope of brightness and contrast within each tile; 27 % with `flat_field: true`. A sign in one
-corner, 100 %; 65 % with `area: [0.3, 1.0]`, and nothing hides it wholly.
+corner, 100 %; 65 % with `views: {area: [0.3, 1.0]}`, and nothing hides it wholly.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,12 +32,14 @@ from torch import Tensor, nn
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
+from mmssl.modules.views import Crop
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.objectives.transformation._puzzle import BELOW, RIGHT, Puzzle, joints
-from mmssl.ops.augment import draw_crops, resized_crop
 from mmssl.ops.draws import Draws
 from mmssl.ops.permutations import permutation_set
 from mmssl.ops.tiles import cut_tiles, draw_corners, fit_tile, flat_field, mosaic, recolor, standardize
+
+VIEWS = {"flip": 0.0}
 
 
 class Jigsaw(Objective):
@@ -46,10 +50,7 @@ class Jigsaw(Objective):
         encoder: its name.
         orders: N, of the (grid²)! there are.
         grid: cells a side.
-        size: side of the square that is cut, in pixels; the image's shorter side where left out. A smaller one is at a
-            random place.
-        area: smallest and largest share of the image of a square crop that is resized to `size`; None for no resizing.
-        flip: probability that the image is mirrored.
+        views: how the square is made that is cut into cells; see `Crop`. A smaller one is at a random place.
         tile: side of a tile, in pixels; 64/85 of a cell where left out, in multiples of the encoder's patches. Needed
             for networks of one fixed size, such as torchvision's vision transformers.
         gap: least distance of neighboring tiles, in pixels.
@@ -72,9 +73,7 @@ class Jigsaw(Objective):
         encoder: str = "image",
         orders: int = 100,
         grid: int = 3,
-        size: int | None = None,
-        area: tuple[float, float] | None = None,
-        flip: float = 0.0,
+        views: dict[str, Any] = VIEWS,
         tile: int | None = None,
         gap: int = 0,
         shift: int | None = None,
@@ -87,19 +86,16 @@ class Jigsaw(Objective):
         hidden: int | None = 4096,
     ) -> None:
         super().__init__(encoders)
-        self.name, self.grid, self.size, self.area, self.flip = encoder, grid, size, area, flip
+        self.name, self.grid, self.crop = encoder, grid, Crop.of(VIEWS, views)
         self.tile, self.gap, self.shift = tile, gap, shift
         self.colors = {"gray": gray, "projection": projection, "drop": drop}
         self.standardize, self.flat_field = standardize, flat_field
-        modality = self.encoder(encoder).modality
-        if modality != "image":
-            raise RecipeError(f"jigsaw cuts images, and the encoder '{encoder}' reads {modality}")
         tiles = grid * grid
         if grid < 2 or not 2 <= orders <= math.factorial(tiles):
             raise RecipeError(f"jigsaw: a grid of {grid} x {grid} has no {orders} orders; take a grid of 2 or more")
         self.orders: Tensor
         self.register_buffer("orders", permutation_set(orders, tiles))
-        self.each = nn.Sequential(nn.Linear(self.encoder(encoder).dim, tile_width), nn.ReLU())
+        self.each = nn.Sequential(nn.Linear(self.encoder(encoder, "image").dim, tile_width), nn.ReLU())
         together = [nn.Linear(tiles * tile_width, hidden), nn.ReLU()] if hidden else []
         self.head = nn.Sequential(*together, nn.Linear(hidden or tiles * tile_width, orders))
 
@@ -114,13 +110,9 @@ class Jigsaw(Objective):
         Place i of the tiles holds the one whose place in the image is `orders[order, i]`, row by row.
         """
         images = batch["image"]
-        mirrored = draws.chance(self.flip)
-        side = self.size or min(images.shape[-2:])
-        if self.area is not None:
-            boxes = draw_crops(draws, 1, *images.shape[-2:], area=self.area, ratio=(1.0, 1.0))[:, 0]
-            images = resized_crop(images, boxes, side, mirrored)
-        elif self.flip > 0:
-            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        side = self.crop.size or min(images.shape[-2:])
+        # Without an area the square's random place is that of the grid's first corner.
+        images = (self.crop if self.crop.area else replace(self.crop, size=None))(images, draws, square=True)
         cell, tile, shift = self._measures(side, images)
         corners = draw_corners(
             draws,
@@ -140,8 +132,8 @@ class Jigsaw(Objective):
         """Sides of a cell and of a tile and the shift of a channel, in pixels."""
         if side > min(images.shape[-2:]):
             raise RecipeError(
-                f"jigsaw: size = {side} is more than the image's {min(images.shape[-2:])} pixels; "
-                "with area = [1.0, 1.0] the image is enlarged"
+                f"jigsaw: views.size = {side} is more than the image's {min(images.shape[-2:])} pixels; "
+                "with views.area = [1.0, 1.0] the image is enlarged"
             )
         cell = side // self.grid
         shift = max(1, round(cell * 64 / 85 / 32)) if self.shift is None else self.shift

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
+from mmssl.modules.views import Crop
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.objectives.transformation._puzzle import BELOW, RIGHT, Puzzle, joints
 from mmssl.ops.augment import draw_crops, resized_crop
@@ -41,6 +42,7 @@ GRID = 3
 # Row by row around the center, so that 7 - k is the opposite of k.
 DIRECTIONS = ("above left", "above", "above right", "left", "right", "below left", "below", "below right")
 STEPS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
+VIEWS = {"area": (1 / 3, 1.0)}
 COARSEST = 10  # pixels a side
 
 
@@ -50,8 +52,7 @@ class RelativePosition(Objective):
     Args:
         encoders: holds the image encoder.
         encoder: its name.
-        size: side of the square that holds the grid, in pixels; the image's shorter side where left out.
-        area: smallest and largest share of the image of a square crop that is resized to `size`; None for no resizing.
+        views: how the square is made that holds the grid, `area` and `size`; see `Crop`.
         grids: of 3 x 3 patches an image.
         pairs: of each direction and its opposite in a grid, 1 to 4; both orders of each.
         patch: side of a patch, in pixels; where left out, 96/398 of `size` in multiples of the encoder's patches, which
@@ -72,8 +73,7 @@ class RelativePosition(Objective):
         encoders: Mapping[str, Encoder],
         *,
         encoder: str = "image",
-        size: int | None = None,
-        area: tuple[float, float] | None = (1 / 3, 1.0),
+        views: dict[str, Any] = VIEWS,
         grids: int = 4,
         pairs: int = 4,
         patch: int | None = None,
@@ -86,16 +86,15 @@ class RelativePosition(Objective):
         hidden: int = 4096,
     ) -> None:
         super().__init__(encoders)
-        self.name, self.size, self.area, self.grids, self.per_image = encoder, size, area, grids, pairs
+        self.name, self.crop, self.grids, self.per_image = encoder, Crop.of(VIEWS, views), grids, pairs
         self.patch, self.gap, self.jitter, self.coarse, self.color = patch, gap, jitter, coarse, color
         self.standardize, self.flat_field = standardize, flat_field
-        modality = self.encoder(encoder).modality
-        if modality != "image":
-            raise RecipeError(f"relative_position cuts images, and the encoder '{encoder}' reads {modality}")
+        if self.crop.flip is not None:
+            raise RecipeError("relative_position: views have an area and a size here, and no flip")
         if not 1 <= pairs <= 4 or grids < 1:
             raise RecipeError(f"relative_position: a grid has 1 to 4 pairs of each direction, not {pairs}")
         self.head = nn.Sequential(
-            nn.Linear(2 * self.encoder(encoder).dim, hidden),
+            nn.Linear(2 * self.encoder(encoder, "image").dim, hidden),
             nn.ReLU(),
             nn.Linear(hidden, hidden),
             nn.ReLU(),
@@ -113,9 +112,10 @@ class RelativePosition(Objective):
         Of the M pairs, the second half is the first in the other order. Pairs are numbers of patches.
         """
         images = batch["image"].repeat_interleave(self.grids, dim=0)
-        rows, side = len(batch["image"]), self.size or min(images.shape[-2:])
-        if self.area is not None:
-            boxes = draw_crops(draws, self.grids, *images.shape[-2:], area=self.area, ratio=(1.0, 1.0)).flatten(0, 1)
+        rows, side = len(batch["image"]), self.crop.size or min(images.shape[-2:])
+        if self.crop.area is not None:
+            shape = images.shape[-2:]
+            boxes = draw_crops(draws, self.grids, *shape, area=self.crop.area, ratio=(1.0, 1.0)).flatten(0, 1)
             images = resized_crop(images, boxes, side, torch.zeros_like(boxes[:, 0], dtype=torch.bool))
         patch, gap, jitter = self._measures(side, images)
         extent = GRID * patch + (GRID - 1) * gap + 2 * jitter
@@ -135,8 +135,8 @@ class RelativePosition(Objective):
         """Patch, gap and jitter, in pixels."""
         if side > min(images.shape[-2:]):
             raise RecipeError(
-                f"relative_position: size = {side} is more than the image's {min(images.shape[-2:])} pixels; "
-                "with an area the image is enlarged"
+                f"relative_position: views.size = {side} is more than the image's {min(images.shape[-2:])} pixels; "
+                "with an area in views the image is enlarged"
             )
         wanted = side * 96 / 398
         patch = fit_tile(wanted, side // GRID, self.encoder(self.name).patch_size, self.patch, "relative_position")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +26,13 @@ from torch import Tensor, nn
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
+from mmssl.modules.views import Crop
 from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.ops.augment import draw_crops, resized_crop
 from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
 
 TURNS = 4
+VIEWS = {"area": (0.08, 1.0), "flip": 0.5}
 
 
 class Rotation(Objective):
@@ -39,30 +41,17 @@ class Rotation(Objective):
     Args:
         encoders: holds the image encoder.
         encoder: its name.
-        area: smallest and largest share of the image that the square crop before the turn covers; None for no crop.
-        flip: probability that a crop is mirrored before the turn.
-        size: of the crop, in pixels; that of the image where left out.
+        views: how images are cropped before the turn; see `Crop`.
     """
 
     needs = ("image",)
 
     def __init__(
-        self,
-        encoders: Mapping[str, Encoder],
-        *,
-        encoder: str = "image",
-        area: tuple[float, float] | None = (0.08, 1.0),
-        flip: float = 0.5,
-        size: int | None = None,
+        self, encoders: Mapping[str, Encoder], *, encoder: str = "image", views: dict[str, Any] = VIEWS
     ) -> None:
         super().__init__(encoders)
-        self.name, self.area, self.flip, self.size = encoder, area, flip, size
-        modality = self.encoder(encoder).modality
-        if modality != "image":
-            raise RecipeError(f"rotation turns images, and the encoder '{encoder}' reads {modality}")
-        if area is None and size is not None:
-            raise RecipeError("rotation: size belongs to the crop; with area = null the image keeps its size")
-        self.head = nn.Linear(self.encoder(encoder).dim, TURNS)
+        self.name, self.crop = encoder, Crop.of(VIEWS, views)
+        self.head = nn.Linear(self.encoder(encoder, "image").dim, TURNS)
 
     def chance(self, rows: int) -> Chance:
         """Four turns, equally often."""
@@ -75,12 +64,7 @@ class Rotation(Objective):
         height, width = images.shape[-2:]
         if height != width:
             raise RecipeError(f"rotation needs square images, these are {height} x {width} pixels (height x width)")
-        mirrored = draws.chance(self.flip)
-        if self.area is not None:
-            boxes = draw_crops(draws, 1, height, width, area=self.area, ratio=(1.0, 1.0))[:, 0]
-            images = resized_crop(images, boxes, self.size or height, mirrored)
-        else:
-            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        images = self.crop(images, draws, square=True)
         views = torch.stack([images.rot90(k, (-2, -1)) for k in range(TURNS)], dim=1)
         return {"image": views, "turn": torch.arange(TURNS, device=images.device).expand(len(images), TURNS)}
 
