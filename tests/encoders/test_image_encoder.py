@@ -183,13 +183,13 @@ def test_other_open_clip_towers_pool_like_open_clip(name, kwargs):
 )
 def test_torchvision_network_equals_torchvision(name, size):
     kwargs = {"image_size": 32} if name == "vit_b_16" else {}
-    encoder = create(f"torchvision/{name}", "image", **kwargs).eval()
+    encoder = create(f"torchvision/{name}", "image", **kwargs).double().eval()
     x = encoder.normalize(pictures(size))
     features = encoder(pictures(size))
     torch.testing.assert_close(features.pooled, encoder.backbone.net(x))
     assert features.tokens.shape == (2, features.grid[0] * features.grid[1], encoder.dim)
     if name == "resnet18":
-        net = torchvision.models.resnet18()
+        net = torchvision.models.resnet18().double()
         net.fc = torch.nn.Identity()
         net.load_state_dict(encoder.backbone.net.state_dict())
         torch.testing.assert_close(net.eval()(x), features.pooled)

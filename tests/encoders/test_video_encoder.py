@@ -65,7 +65,7 @@ FRAMES = [
     ("timm/vit_tiny_patch16_224", VIT | {"global_pool": "avg", "class_token": False}),
     ("open_clip/ViT-B-32", CLIP),
     ("open_clip/ViT-B-32", CLIP | {"vision_cfg": CLIP["vision_cfg"] | {"pool_type": "avg"}}),
-    ("transformers/dinov2", DINO),
+    ("transformers/vit", DINO | {"intermediate_size": 24}),
     ("transformers/siglip_vision_model", DINO | {"intermediate_size": 24}),
 ]
 

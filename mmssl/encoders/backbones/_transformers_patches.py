@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -43,9 +44,10 @@ class PatchTransformer(TransformersNetwork):
         self.channels = int(getattr(config, "num_channels", 1))
         self.mean, self.std = normalization(pretrained, *self.constants, self.channels)
         self.patch_size = self._patch_size()
-        # Versions of transformers keep the layers in different places.
+        # Versions of transformers keep the layers in different places, and mask attention in more and more of them.
         stacks = ((key, m) for key, m in self.net.named_modules() if isinstance(m, nn.ModuleList))
         self._stack = next(key for key, stack in stacks if len(stack) == config.num_hidden_layers)
+        self.padding = "attention_mask" in inspect.signature(type(self._blocks[0]).forward).parameters
 
     def _patch_size(self) -> tuple[int, ...] | None:
         return pair(self.net.config.patch_size)
@@ -100,20 +102,18 @@ class PatchTransformer(TransformersNetwork):
         """Input -> tokens (B, N, D) with their positional embedding, without class token."""
         return hide(self._patches(x), hidden, mask_token) + self._positions(x)
 
-    def _start(self, tokens: Tensor, valid: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def _start(self, tokens: Tensor, valid: Tensor | None) -> tuple[Tensor, dict[str, Tensor | None]]:
         """Input of the first layer, and the keywords of every layer."""
         if self.prefix:
             tokens = torch.cat([self._front().expand(len(tokens), -1, -1), tokens], dim=1)
         dropout = getattr(self.net.embeddings, "dropout", None)
         tokens = tokens if dropout is None else dropout(tokens)
         if valid is None:
-            return tokens, self._heeding(None)
+            return tokens, {"attention_mask": None} if self.padding else {}
+        if not self.padding:
+            raise TypeError(f"{self.model} attends to every token that it is given")
         keys = torch.cat([valid.new_ones(len(valid), self.prefix), attendable(valid)], dim=1)
-        return tokens, self._heeding(keys[:, None, None, :].expand(-1, -1, tokens.shape[1], -1))
-
-    def _heeding(self, keys: Tensor | None) -> dict[str, Any]:
-        """Keywords of a layer; `keys` bool (B, 1, from, to) says what may be attended to."""
-        return {"attention_mask": keys}
+        return tokens, {"attention_mask": keys[:, None, None, :].expand(-1, -1, tokens.shape[1], -1)}
 
     def encode(self, tokens: Tensor, valid: Tensor | None = None) -> Features:
         """Any subset of the tokens of `embed` -> Features; places where `valid` is False are not attended to."""
@@ -254,7 +254,6 @@ class VideoMAE(_OfClips):
     name = "videomae"
     constants = (IMAGENET_MEAN, IMAGENET_STD)
     prefix = 0
-    padding = False
 
     def _patch_size(self) -> tuple[int, ...] | None:
         return int(self.net.config.tubelet_size), *pair(self.net.config.patch_size)
@@ -264,11 +263,6 @@ class VideoMAE(_OfClips):
         embeddings = self.net.embeddings
         embeddings.position_embeddings = embeddings.position_embeddings.to(x.device)
         return super()._positions(x).to(x.dtype)
-
-    def _heeding(self, keys: Tensor | None) -> dict[str, Any]:
-        if keys is not None:
-            raise TypeError(f"{self.model} attends to every token that it is given")
-        return {}
 
     def _norm(self, tokens: Tensor) -> Tensor:
         return tokens if self.net.layernorm is None else super()._norm(tokens)
