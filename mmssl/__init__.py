@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mmssl.version import __version__
+
 if TYPE_CHECKING:
     from mmssl.adaptation.table import Table
     from mmssl.encoders import create as encoder
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from mmssl.runs import run
     from mmssl.transfer import adapt
 
-__version__ = "0.1.0"
 
 # Public name -> (module, name there).
 _HOMES = {

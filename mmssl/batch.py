@@ -65,7 +65,12 @@ def valid_tokens(batch: Mapping[str, Tensor]) -> Tensor:
     return batch["text_mask"] if "text_mask" in batch else torch.ones_like(batch["text"], dtype=torch.bool)
 
 
-def under(batch: Mapping[str, Tensor], prefix: str) -> Batch:
+def prefixed(prefix: str, batch: Mapping[str, Tensor]) -> Batch:
+    """Every entry `key` as `prefix/key`."""
+    return {f"{prefix}/{key}": value for key, value in batch.items()}
+
+
+def sub_batch(batch: Mapping[str, Tensor], prefix: str) -> Batch:
     """The entries named `prefix/key`, as `key`."""
     start = len(prefix) + 1
     return {key[start:]: value for key, value in batch.items() if key.startswith(f"{prefix}/")}

@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from mmssl import __version__
 from mmssl.errors import Interrupted, MmsslError, RecipeError
+from mmssl.version import __version__
 
 app = typer.Typer(
     name="mmssl",

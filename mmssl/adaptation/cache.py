@@ -21,12 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmssl import __version__
 from mmssl.adaptation.features import POOLED, extract
 from mmssl.adaptation.rows import BatchSplit, SourceSplit, Split, in_order
 from mmssl.data.sources import StreamSource
 from mmssl.encoders.base import Encoder
 from mmssl.media.text import Tokenizer
+from mmssl.version import __version__
 
 IDS = "id"
 

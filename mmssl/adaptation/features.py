@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmssl.batch import MODALITIES, Batch, to_device
 from mmssl.encoders.base import Encoder
 from mmssl.errors import DataError, RunError
+from mmssl.modules.mode import evaluating
 
 POOLED = "pooled"
 
@@ -52,7 +52,7 @@ def extract(
     """
     parts: list[dict[str, list[Tensor]]] = [{} for _ in encoders]
     others: list[Batch] = []
-    with evaluating(encoders), torch.no_grad():
+    with evaluating(*encoders), torch.no_grad():
         for batch in batches:
             for encoder, lists in zip(encoders, parts, strict=True):
                 for depth, vectors in _pooled(encoder, batch, layers).items():
@@ -94,16 +94,3 @@ def _pooled(encoder: Encoder, batch: Batch, layers: bool) -> dict[str, Tensor]:
     if layers:
         found |= {depth: features.pooled for depth, features in encoder.layers(inputs[key], valid).items()}
     return found
-
-
-@contextmanager
-def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Evaluation mode inside; afterwards each module, frozen parts of a training network too, is in its own again."""
-    before = [(module, module.training) for whole in modules for module in whole.modules()]
-    for module, _ in before:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in before:
-            module.training = mode

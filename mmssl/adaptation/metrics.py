@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -65,10 +64,3 @@ def r2(found: Tensor, values: Tensor) -> float:
 def mean_absolute_error(found: Tensor, values: Tensor) -> float:
     """Of (M, K), in the unit of the values."""
     return (found.double() - values.double()).abs().mean().item()
-
-
-def wilson(share: float, rows: int, z: float = 1.959964) -> tuple[float, float]:
-    """Interval of a share observed on `rows` independent rows (Wilson 1927); 95 % by default."""
-    center = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
-    half = z / (1 + z**2 / rows) * math.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
-    return max(0.0, center - half), min(1.0, center + half)

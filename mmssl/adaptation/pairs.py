@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmssl.adaptation.canonical_correlation import raw_features
-from mmssl.adaptation.features import evaluating, inputs_of
+from mmssl.adaptation.features import inputs_of
 from mmssl.adaptation.probes.base import Probe
 from mmssl.adaptation.ranks import Matcher, Relation, Scorer
 from mmssl.adaptation.request import Model, Request
@@ -24,6 +24,7 @@ from mmssl.batch import Batch, count_rows, to_device
 from mmssl.encoders.base import Encoder, Features
 from mmssl.errors import DataError, RecipeError, RunError
 from mmssl.media.text import Tokenizer
+from mmssl.modules.mode import evaluating
 from mmssl.objectives import reinitialized
 from mmssl.objectives.base import Objective, Pair
 
@@ -214,7 +215,7 @@ def read_pairs(
     # Groups number the rows of a stream by their places among all of them.
     picks = None if group is None else in_order(split.present(len(group)), batch_size)
     ids = []
-    with evaluating(network.task for network in networks), torch.no_grad():
+    with evaluating(*(network.task for network in networks)), torch.no_grad():
         for batch in split.read(picks, batch_size):
             for index, (modality, side) in enumerate(zip(modalities, sides, strict=True)):
                 own = own_inputs(batch, modality)
@@ -263,7 +264,7 @@ def matcher(network: Network, a: Features, b: Features, batch_size: int) -> Matc
 
     def logits(left: Tensor, right: Tensor) -> Tensor:
         parts = []
-        with evaluating([network.task]), torch.no_grad():
+        with evaluating(network.task), torch.no_grad():
             for i, j in zip(left.split(batch_size), right.split(batch_size), strict=True):
                 found = match(_moved(_selected(a, i), network.device), _moved(_selected(b, j), network.device))
                 parts.append(found.float().cpu())

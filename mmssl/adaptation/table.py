@@ -9,7 +9,8 @@ from typing import Any, Self
 
 from pydantic import TypeAdapter, ValidationError
 
-from mmssl.adaptation.metrics import Metric, wilson
+from mmssl.adaptation.metrics import Metric
+from mmssl.ops.intervals import wilson
 
 PRETRAINED, RANDOM, CONSTANT = "pretrained", "random", "constant"
 RERANKED, RAW, CHANCE = "re-ranked", "raw", "chance"

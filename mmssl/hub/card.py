@@ -8,12 +8,12 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from mmssl import __version__
 from mmssl import recipe as recipes
 from mmssl.adaptation.table import Table
 from mmssl.errors import RunError
 from mmssl.recipe import Data, Recipe
 from mmssl.registry import components
+from mmssl.version import __version__
 
 if TYPE_CHECKING:
     from mmssl.encoders.base import Encoder

@@ -5,18 +5,17 @@ The proof is its gradient with respect to later tokens, which is exactly zero or
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import groupby, islice
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from mmssl.encoders.base import Encoder, Features
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.media.text import Tokenizer
+from mmssl.modules.mode import evaluating
 
 PROOF_TOKENS = 6
 
@@ -91,19 +90,6 @@ def leaks(places: Tensor, source: Tensor, rows: Tensor) -> bool:
         if gradient.flatten(0, -2)[rows[t + 1 :]].any():
             return True
     return False
-
-
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """All modules in evaluation mode, and afterwards as they were."""
-    modes = {part: part.training for module in modules for part in module.modules()}
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
 
 
 def blank_misses(tokenizer: Tokenizer, ids: Tensor, choices: Tensor) -> str:

@@ -20,7 +20,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from mmssl.batch import Batch, under
+from mmssl.batch import Batch, prefixed, sub_batch
 from mmssl.encoders.base import Encoder, one_pass
 from mmssl.errors import RecipeError
 from mmssl.modules.views import Crop
@@ -151,8 +151,8 @@ class Combine(Objective):
         for name, task in self._each():
             if name not in self._active:
                 continue
-            rows = under(batch, self.sources[name]) if self.sources[name] else batch
-            inputs |= _prefixed(name, task.transform(rows, draws.named(name)))
+            rows = sub_batch(batch, self.sources[name]) if self.sources[name] else batch
+            inputs |= prefixed(name, task.transform(rows, draws.named(name)))
         return inputs
 
     def predict(self, inputs: Batch) -> Batch:
@@ -160,7 +160,7 @@ class Combine(Objective):
         outputs: Batch = {}
         with one_pass(self.encoder(name) for name in self.encoders):
             for name, task in self._each(inputs):
-                outputs |= _prefixed(name, task.predict(under(inputs, name)))
+                outputs |= prefixed(name, task.predict(sub_batch(inputs, name)))
         return outputs
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
@@ -168,9 +168,9 @@ class Combine(Objective):
         logs: dict[str, Tensor] = {}
         terms = []
         for name, task in self._each(inputs):
-            losses = task.loss(under(outputs, name), under(inputs, name))
+            losses = task.loss(sub_batch(outputs, name), sub_batch(inputs, name))
             terms.append(self.weights[name] * losses["loss"])
-            logs |= _prefixed(name, losses)
+            logs |= prefixed(name, losses)
         return {"loss": torch.stack(terms).sum(), **logs}
 
     def before_step(self, step: Step) -> None:
@@ -192,19 +192,19 @@ class Combine(Objective):
         source = self.sources[name]
 
         def data() -> Iterator[Batch]:
-            return (under(batch, source) if source else batch for batch in step.data())
+            return (sub_batch(batch, source) if source else batch for batch in step.data())
 
         return replace(
             step,
             number=step.number - self.mixing.stages[name][0],
             data=data,
-            prepare=lambda: under(step.inputs, name),
-            log=lambda numbers: step.log(_prefixed(name, numbers)),
+            prepare=lambda: sub_batch(step.inputs, name),
+            log=lambda numbers: step.log(prefixed(name, numbers)),
         )
 
     def _gradient(self, step: Step, name: str) -> dict[str, Tensor]:
         """Of this task's weighted loss, on the encoders."""
-        found = step.gradients(cast(Objective, self.tasks[name]), under(step.inputs, name))
+        found = step.gradients(cast(Objective, self.tasks[name]), sub_batch(step.inputs, name))
         return {key: self.weights[name] * value for key, value in found.items() if key.startswith("encoders.")}
 
     def after_step(self, progress: float) -> None:
@@ -218,7 +218,7 @@ class Combine(Objective):
         return [
             Panel(f"{name}: {panel.title}", panel.cells)
             for name, task in self._each(inputs)
-            for panel in task.preview(under(inputs, name), under(outputs, name))
+            for panel in task.preview(sub_batch(inputs, name), sub_batch(outputs, name))
         ]
 
 
@@ -232,7 +232,3 @@ def _lend(lender: Objective, task: Objective, where: str) -> None:
         if {k: v.shape for k, v in own.state_dict().items()} != {k: v.shape for k, v in other.state_dict().items()}:
             raise RecipeError(f"{where}: heads: '{name}' has another size in the other task")
         setattr(task, name, other)
-
-
-def _prefixed(name: str, entries: Mapping[str, Tensor]) -> Batch:
-    return {f"{name}/{key}": value for key, value in entries.items()}

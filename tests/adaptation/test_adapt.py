@@ -14,11 +14,12 @@ from PIL import Image
 import mmssl
 from mmssl import Table, adapt
 from mmssl import encoder as create
-from mmssl.adaptation.metrics import balanced_accuracy, wilson
+from mmssl.adaptation.metrics import balanced_accuracy
 from mmssl.adaptation.recipe_probes import ProbeDuring
 from mmssl.adaptation.request import Model
 from mmssl.encoders import reinitialized
 from mmssl.errors import DataError, RecipeError
+from mmssl.ops.intervals import wilson
 from mmssl.recipe import Data, ImageDecode, Probe
 
 SIZE = 16

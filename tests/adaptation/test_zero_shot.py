@@ -12,11 +12,11 @@ from open_clip.model import CustomTextCLIP
 
 import mmssl
 from mmssl import adapt
-from mmssl.adaptation.metrics import wilson
 from mmssl.adaptation.pairs import network_of
 from mmssl.adaptation.probes.zero_shot import class_vectors
 from mmssl.errors import DataError, RecipeError
 from mmssl.objectives import reinitialized
+from mmssl.ops.intervals import wilson
 from mmssl.recipe import Data, ImageDecode, TextDecode
 
 DATA = Data(source="", image=ImageDecode(size=16), text=TextDecode(length=LENGTH))

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmssl.adaptation.features import evaluating, inputs_of
+from mmssl.adaptation.features import inputs_of
 from mmssl.adaptation.probes.base import Learner, RawRows, Setting
 from mmssl.adaptation.targets.base import Target
 from mmssl.batch import Batch, to_device
 from mmssl.encoders.base import Encoder
+from mmssl.modules.mode import evaluating
 from mmssl.objectives.base import Chance, Objective
 from mmssl.ops.draws import Draws, mix_seed
 from mmssl.recipe import Optimizer, Schedule, Training
@@ -152,7 +153,7 @@ class Shuffled:
 def answers(objective: Supervised, rows: RawRows, batch_size: int) -> Tensor:
     """Answers for every row, float (M, width) on the CPU."""
     device = next(objective.parameters()).device
-    with evaluating([objective]), torch.no_grad():
+    with evaluating(objective), torch.no_grad():
         return torch.cat([objective.answer(to_device(batch, device)).cpu() for batch in rows.batches(batch_size)])
 
 

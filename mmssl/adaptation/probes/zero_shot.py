@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor
 
-from mmssl.adaptation.features import evaluating
 from mmssl.adaptation.metrics import ACCURACY, BALANCED_ACCURACY, TOP5_ACCURACY, balanced_accuracy
 from mmssl.adaptation.pairs import (
     Network,
@@ -36,6 +35,7 @@ from mmssl.adaptation.table import CHANCE, CONSTANT, PRETRAINED, RANDOM, Row, Ta
 from mmssl.adaptation.targets.classes import Classes
 from mmssl.batch import Batch
 from mmssl.errors import DataError, RecipeError, nearest
+from mmssl.modules.mode import evaluating
 from mmssl.recipe import Data
 
 TOP = 5
@@ -182,7 +182,7 @@ def class_vectors(network: Network, text: int, names: Sequence[str], templates: 
     tokenizer = tokenizer_of(network.encoders[text])
     prompts = [template.replace("{}", name) for name in names for template in templates]
     parts = []
-    with evaluating([network.task]), torch.no_grad():
+    with evaluating(network.task), torch.no_grad():
         for start in range(0, len(prompts), BATCH):
             ids, valid = zip(*(tokenizer(prompt, length) for prompt in prompts[start : start + BATCH]), strict=True)
             _, vectors = encode_side(network, text, {"text": torch.stack(ids), "text_mask": torch.stack(valid)})
@@ -196,7 +196,7 @@ def _encode(networks: Sequence[Network], side: int, batches: Iterable[Batch]) ->
     """Every row through each network, and the numbers of the rows."""
     parts: list[list[Tensor]] = [[] for _ in networks]
     ids: list[Tensor] = []
-    with evaluating(network.task for network in networks), torch.no_grad():
+    with evaluating(*(network.task for network in networks)), torch.no_grad():
         for batch in batches:
             own = own_inputs(batch, networks[0].modalities[side])
             for found, network in zip(parts, networks, strict=True):

@@ -36,6 +36,7 @@ from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import gather
 from mmssl.ops.losses import mean_over
+from mmssl.ops.pairs import fingerprint
 
 ANSWERS = {"nsp": ("goes on", "another text"), "sop": ("in order", "swapped")}
 
@@ -175,9 +176,7 @@ def _partner(b: _Part, text: Tensor, usable: Tensor, draws: Draws) -> tuple[_Par
     Returns:
         Parts, and whether there was any, bool (B,).
     """
-    # A polynomial of the ids, modulo 2^64: equal for equal texts, and for others once in 10^19 pairs.
-    odd = torch.full((text.shape[1],), 6364136223846793005, device=text.device).cumprod(0)
-    name = (text * odd).sum(1)
+    name = fingerprint(text)
     rows = torch.cat([name[:, None], b.length[:, None], usable.long()[:, None], b.ids], dim=1)
     everyone = gather(rows) if draws.shares > 1 else rows
     allowed = (everyone[:, 2] > 0) & (everyone[:, 0] != name[:, None])

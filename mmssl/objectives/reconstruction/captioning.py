@@ -33,11 +33,12 @@ from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder, Features
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
+from mmssl.modules.mode import evaluating
 from mmssl.modules.side import both_sides
 from mmssl.modules.unigram import Unigram
 from mmssl.modules.views import Crop
 from mmssl.modules.vocabulary import TiedHead
-from mmssl.objectives._causal import evaluating, prove_causal, prove_fusion_causal
+from mmssl.objectives._causal import prove_causal, prove_fusion_causal
 from mmssl.objectives.base import Chance, Objective, Panel, Step
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import average

@@ -29,7 +29,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from mmssl.batch import Batch, under
+from mmssl.batch import Batch, prefixed, sub_batch
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
@@ -161,14 +161,14 @@ class MaskedPair(Objective):
             else:
                 inputs |= side.read(batch, draws)
                 continue
-            inputs |= side.entries(seen, valid) | _prefixed(key, hidden)
+            inputs |= side.entries(seen, valid) | prefixed(key, hidden)
         return inputs
 
     def predict(self, inputs: Batch) -> Batch:
         """Of each hidden place (B, M) of a side `a/log_likelihood_ratio` and `a/right`; see `score_tokens`."""
         outputs: Batch = {}
         for key, logits in self.logits(inputs).items():
-            outputs |= _prefixed(key, score_tokens(logits, inputs[f"{key}/target"], inputs[f"{key}/chosen"]))
+            outputs |= prefixed(key, score_tokens(logits, inputs[f"{key}/target"], inputs[f"{key}/chosen"]))
         return outputs
 
     def logits(self, inputs: Batch) -> dict[str, Tensor]:
@@ -184,16 +184,16 @@ class MaskedPair(Objective):
             a, b = features["a"].tokens, None
         logits: dict[str, Tensor] = {}
         if self.patches is not None:
-            logits["a"] = self.patches(a, under(inputs, "a"))
+            logits["a"] = self.patches(a, sub_batch(inputs, "a"))
         if self.words is not None:
-            logits["b"] = self.words(b, under(inputs, "b"), self.sides["b"].encoder)
+            logits["b"] = self.words(b, sub_batch(inputs, "b"), self.sides["b"].encoder)
         return logits
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """The sum of both sides' losses; each, and its other scores, under the name of its encoder."""
         scores: dict[str, Tensor] = {}
         for side, (name, head) in self._hidden().items():
-            scores |= _prefixed(name, head.scores(under(outputs, side), under(inputs, side)))
+            scores |= prefixed(name, head.scores(sub_batch(outputs, side), sub_batch(inputs, side)))
         return {"loss": torch.stack([scores[f"{name}/loss"] for name, _ in self._hidden().values()]).sum(), **scores}
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
@@ -201,7 +201,7 @@ class MaskedPair(Objective):
         panels: list[Panel] = []
         logits = self.logits(inputs)
         for key, side in self.sides.items():
-            hidden = under(inputs, key)
+            hidden = sub_batch(inputs, key)
             if key == "a" and self.patches is not None:
                 made = self.patches.panels(side.encoder, inputs["a"], hidden, logits["a"])
             elif key == "b" and self.words is not None:
@@ -219,7 +219,3 @@ def _counted(words: HiddenWords | None, batches: Iterable[Batch]) -> Iterator[Ba
         if words is not None:
             words.count(batch)
         yield batch
-
-
-def _prefixed(name: str, entries: Mapping[str, Tensor]) -> Batch:
-    return {f"{name}/{key}": value for key, value in entries.items()}
