@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -26,3 +26,13 @@ def processes() -> Callable[..., None]:
         start_processes(function, arguments, nprocs=count, start_method="forkserver")
 
     return start
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Double precision wherever nothing else is asked for: what should be equal is, to ten digits."""
+    import torch
+
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from mmssl.media.text import CHARACTERS_PER_TOKEN, clean
+from mmssl.media.text import CHARACTERS_PER_TOKEN
 from mmssl.media.units import SENTENCE_END
+from mmssl.media.vocabulary import clean
 
 Start = Literal["first", "random", "sentence"]
 Starts = Callable[[str], Sequence[int]]

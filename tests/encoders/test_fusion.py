@@ -32,11 +32,7 @@ MODELS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def fusion(kind: str, width_a: int = 6, width_b: int = 8, **changes) -> FusionEncoder:

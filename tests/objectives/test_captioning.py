@@ -36,13 +36,6 @@ SEES_ALL = {
 }
 
 
-@pytest.fixture
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer.train(["a red circle above a blue square", "two green stars, far from here"] * 3, 80)
@@ -115,7 +108,7 @@ def test_a_frozen_tower_is_proved_too_and_nothing_changes_mode():
         create("captioning", encoders | {"text": TinyText().freeze()})
 
 
-@pytest.mark.usefixtures("_double")
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_equal_to_blip_on_its_logits(smoothing, monkeypatch):
     from transformers import BlipTextConfig
@@ -191,7 +184,7 @@ class CoCaFusion(Encoder):
         return Fused(None, tokens, tokens[:, 0])
 
 
-@pytest.mark.usefixtures("_double")
+@pytest.mark.usefixtures("double")
 def test_equal_to_coca_of_open_clip_with_its_weights():
     from open_clip.coca_model import CoCa
     from open_clip.loss import CoCaLoss

@@ -23,11 +23,7 @@ WHOLE = {"views": {"area": (1.0, 1.0), "flip": 0.0}, "width": 64}
 FORMS = pytest.mark.parametrize("form", ["classes", "regression"])
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def task_of(**hyper: object) -> Colorization:

@@ -163,14 +163,7 @@ def _process(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.fixture
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-@pytest.mark.usefixtures("_double")
+@pytest.mark.usefixtures("double")
 def test_conflicts_are_cosines_of_the_gradients_of_each_alone_however_the_batch_is_cut(tmp_path: Path, processes):
     torch.manual_seed(1)
     task = create("combine", tiny_encoders(), tasks=FIGHT, conflicts=1)
@@ -265,7 +258,7 @@ def _counted(task: Objective) -> Iterator[dict[str, int]]:
         hook.remove()
 
 
-@pytest.mark.usefixtures("_double")
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("parts", [1, 4])
 @pytest.mark.parametrize("area", [None, (0.5, 1.0)])
 def test_one_pass_serves_all_tasks_with_the_gradient_of_separate_passes(monkeypatch, parts, area):

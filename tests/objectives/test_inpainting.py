@@ -20,11 +20,7 @@ ROWS = 4
 FILL = (0.485, 0.456, 0.406)
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def pictures(size=32, seed=0):

@@ -15,7 +15,8 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFas
 
 from mmssl.audit.verdict import judge
 from mmssl.errors import RecipeError
-from mmssl.media.text import SPECIAL_TOKENS, Tokenizer
+from mmssl.media.text import Tokenizer
+from mmssl.media.vocabulary import SPECIAL_TOKENS
 from mmssl.objectives import create
 from mmssl.ops.draws import Draws
 from mmssl.recipe import Optimizer, Training

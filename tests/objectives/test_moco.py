@@ -33,13 +33,6 @@ def units(generator: torch.Generator, *shape: int) -> Tensor:
     return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
 
 
-@pytest.fixture
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.parametrize("encoder", ["image", "audio"])
 @pytest.mark.parametrize("form", ["v2", "v3"])
 def test_queries_meet_the_keys_of_the_other_view(form, encoder):
@@ -68,7 +61,7 @@ def test_queries_meet_the_keys_of_the_other_view(form, encoder):
             torch.testing.assert_close(outputs["k"][:, 1], F.normalize(head(net(*parts(0)).pooled), dim=1))
 
 
-@pytest.mark.usefixtures("_double")
+@pytest.mark.usefixtures("double")
 def test_v2_is_the_softmax_over_one_key_and_the_queue_with_its_gradient():
     generator = torch.Generator().manual_seed(0)
     task = create("moco", tiny_encoders(), queue=50, width=6, temperature=0.3)
@@ -87,7 +80,7 @@ def test_v2_is_the_softmax_over_one_key_and_the_queue_with_its_gradient():
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.usefixtures("_double")
+@pytest.mark.usefixtures("double")
 def test_v3_is_symmetric_cross_entropy_over_the_batch_times_twice_the_temperature():
     generator = torch.Generator().manual_seed(0)
     task = create("moco", tiny_encoders(), form="v3", hidden=8, temperature=0.4)
@@ -107,7 +100,7 @@ def test_v3_is_symmetric_cross_entropy_over_the_batch_times_twice_the_temperatur
     torch.testing.assert_close(swapped, losses["loss"])
 
 
-@pytest.mark.usefixtures("_double")
+@pytest.mark.usefixtures("double")
 def test_before_training_the_queue_is_noise_around_the_key():
     task = create("moco", tiny_encoders(), queue=4096)
     torch.testing.assert_close(task.queue.norm(dim=1), torch.ones(4096))
@@ -195,7 +188,7 @@ def influence(task: nn.Module, inputs: dict[str, Tensor], key: str, view: int) -
     return torch.stack(moved, dim=1)
 
 
-@pytest.mark.usefixtures("_double")
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("rows", [32, 27])
 def test_batch_statistics_of_a_query_are_not_those_of_its_key(rows):
     torch.manual_seed(0)

@@ -200,13 +200,6 @@ def process(rank: int, world: int, folder: str, names: list[str]) -> None:
     dist.destroy_process_group()
 
 
-@pytest.fixture
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.fixture(scope="module")
 def distributed(request, tmp_path_factory, processes) -> dict[int, dict]:
     folder: Path = tmp_path_factory.mktemp("gradients")
@@ -216,7 +209,7 @@ def distributed(request, tmp_path_factory, processes) -> dict[int, dict]:
     return {world: torch.load(folder / f"{world}.pt") for world in (2, 4)}
 
 
-@pytest.mark.usefixtures("_double")
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in CASES]
 )

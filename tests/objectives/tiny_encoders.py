@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from mmssl.encoders import create
 from mmssl.encoders.base import Encoder, Features
 from mmssl.encoders.fusion import Fused
-from mmssl.media.text import SPECIAL_TOKENS, Tokenizer
+from mmssl.media.text import Tokenizer
+from mmssl.media.vocabulary import SPECIAL_TOKENS
 
 
 def _floats(x: Tensor, like: Tensor) -> Tensor:

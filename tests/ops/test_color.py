@@ -9,12 +9,7 @@ from skimage.color import lab2rgb, rgb2lab
 
 from mmssl.ops.color import annealed_mean, bins_nearby, color_bins, lab_to_rgb, rgb_to_lab, soft_encode
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def cube(step: int = 15) -> torch.Tensor:
