@@ -33,9 +33,15 @@ class Unigram(nn.Module):
         floats = torch.get_default_dtype()
         return (self.counts.sum() + self.kinds).to(floats).log() - (self.counts[tokens] + 1).to(floats).log()
 
-    def see(self, tokens: Tensor) -> None:
-        """Remember this step's tokens, int64 of any shape, until `update`; called again, it forgets the earlier."""
-        self._seen = torch.bincount(tokens.flatten(), minlength=len(self.counts))
+    def see(self, tokens: Tensor, counted: Tensor) -> None:
+        """Remember this step's tokens until `update`; called again, it forgets the earlier.
+
+        Args:
+            tokens: int64, of any shape.
+            counted: bool, of that shape, False for those that do not count.
+        """
+        weight = counted.flatten().to(self.counts.dtype)
+        self._seen = torch.zeros_like(self.counts).scatter_add_(0, tokens.flatten(), weight)
 
     def update(self) -> None:
         """After the step: count what all processes have seen in it."""

@@ -13,6 +13,7 @@ from mmssl.errors import RecipeError
 from mmssl.media.text import Tokenizer
 from mmssl.ops.draws import Draws
 from mmssl.ops.masking import choose_places, corrupt_tokens
+from mmssl.ops.transfers import upload
 
 
 class Vocabulary(nn.Module):
@@ -61,7 +62,7 @@ class Vocabulary(nn.Module):
             int64 (B, M) places and bool (B, M), which of them count: M is what a text that fills the row has.
         """
         count_of = [max(1, round(ratio * n)) for n in range(text.shape[1] + 1)]
-        counts = torch.tensor(count_of, device=text.device)[valid.sum(1)]
+        counts = upload(count_of, text.device)[valid.sum(1)]
         return choose_places(valid & ~self.special[text], counts, max(count_of), draws)
 
     def corrupt(

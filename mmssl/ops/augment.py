@@ -9,12 +9,14 @@ bilinear resize, and a fast batched product on any device.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.ops.draws import Draws
+from mmssl.ops.transfers import chosen_rows, upload
 
 Range = tuple[float, float]
 
@@ -59,7 +61,7 @@ def draw_crops(
     place = draws.uniform(views, 2)
     target = share * (height * width)
     sizes = torch.stack([(target / aspect).sqrt(), (target * aspect).sqrt()], -1).round().long()
-    limit = torch.tensor([height, width], device=sizes.device)
+    limit = upload([height, width], sizes.device)
     fits = ((sizes > 0) & (sizes <= limit)).all(-1)
     whole = width / height
     fallback = (
@@ -68,7 +70,7 @@ def draw_crops(
     )
     first = fits.int().argmax(-1)[..., None, None].expand(-1, -1, 1, 2)
     any_fits = fits.any(-1, keepdim=True)
-    size = torch.where(any_fits, sizes.gather(2, first).squeeze(2), torch.tensor(fallback, device=sizes.device))
+    size = torch.where(any_fits, sizes.gather(2, first).squeeze(2), upload(fallback, sizes.device))
     free = limit - size
     corner = torch.where(any_fits, (place * (free + 1)).long().minimum(free), free // 2)
     return torch.cat([corner, size], -1)
@@ -148,7 +150,7 @@ def random_squares(frames: Tensor, size: int, draws: Draws) -> Tensor:
     rows, _, _, height, width = frames.shape
     if min(height, width) < size:
         raise ValueError(f"no square of {size} pixels fits into frames of {height} x {width}")
-    free = torch.tensor([height - size + 1, width - size + 1], device=frames.device)
+    free = upload([height - size + 1, width - size + 1], frames.device)
     corner = (draws.uniform(2) * free).long().minimum(free - 1)
     line = torch.arange(size, device=frames.device)
     down, across = (corner[:, :1] + line).view(rows, 1, 1, size, 1), (corner[:, 1:] + line).view(rows, 1, 1, 1, size)
@@ -189,8 +191,8 @@ def draw_jitter(draws: Draws, views: int, *, strength: float = 1.0, saturation: 
         strength: s of SimCLR: brightness, contrast in 1 ± 0.8 s (not below 0), hue in ± 0.2 s.
         saturation: in 1 ± this times s; 0.8 in SimCLR, half of that in BYOL and its successors.
     """
-    reach = torch.tensor([0.8, 0.8, saturation], device=draws.device) * strength
-    hue = torch.tensor([0.2 * strength], device=draws.device)
+    reach = upload([0.8, 0.8, saturation], draws.device) * strength
+    hue = upload([0.2 * strength], draws.device)
     low, high = torch.cat([(1 - reach).clamp(min=0), -hue]), torch.cat([1 + reach, hue])
     return draws.uniform(views, 4) * (high - low) + low, draws.uniform(views, 4).argsort(-1)
 
@@ -206,7 +208,7 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     Returns:
         (N, 3, H, W) in [0, 1].
     """
-    for turn in order.unbind(1):
+    for turn, rows in zip(order.unbind(1), chosen_rows(order.mT == 3), strict=True):
         factor = factors.gather(1, turn[:, None])[:, 0]
         is_hue = turn == 3
         # The first three blend with black, with the mean luma or with the luma.
@@ -217,7 +219,6 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
         luma *= torch.where(turn == 2, 1.0, 0.0)[:, None, None, None] * rest
         luma += mean * torch.where(turn == 1, 1.0, 0.0)[:, None, None, None] * rest
         images = (images * keep).add_(luma).clamp_(0, 1)
-        rows = is_hue.nonzero()[:, 0]
         images.index_copy_(0, rows, shift_hue(images.index_select(0, rows), factor[rows]))
     return images
 
@@ -300,18 +301,19 @@ def random_views(
     blurred = draws.chance(blur, views).flatten()
     sigma = draws.uniform(views, low=0.1, high=2.0).flatten()
     solarized = draws.chance(solarize, views).flatten()
+    chosen = torch.stack([jittered, grayed, blurred, solarized])
     kernel = 2 * (size // 20) + 1
 
     def augment(pictures: Tensor) -> Tensor:
         rows = pictures // frames  # of what was drawn for each view
         out = resized_crop(images[rows // views * frames + pictures % frames], boxes[rows], size, mirrored[rows])
-        for chosen, change in (
-            (jittered, lambda part, at: color_jitter(part, factors[at], order[at])),
-            (grayed, lambda part, at: gray(part).expand_as(part)),
-            (blurred, lambda part, at: gaussian_blur(part, sigma[at], kernel)),
-            (solarized, lambda part, at: torch.minimum(part, 1 - part)),
-        ):
-            which = chosen[rows].nonzero()[:, 0]
+        changes: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
+            lambda part, at: color_jitter(part, factors[at], order[at]),
+            lambda part, at: gray(part).expand_as(part),
+            lambda part, at: gaussian_blur(part, sigma[at], kernel),
+            lambda part, at: torch.minimum(part, 1 - part),  # solarized
+        )
+        for change, which in zip(changes, chosen_rows(chosen[:, rows]), strict=True):
             if len(which):
                 out.index_copy_(0, which, change(out.index_select(0, which), rows[which]))
         return out

@@ -17,6 +17,7 @@ from torch import Tensor
 from mmssl.errors import RecipeError
 from mmssl.ops.augment import resize_matrix
 from mmssl.ops.draws import Draws
+from mmssl.ops.transfers import upload
 
 GRAY_LEVEL = 1 / 255
 _NOISE = 1 << 18
@@ -44,7 +45,7 @@ def draw_corners(
     """
     cells = torch.arange(grid, device=draws.device) * pitch
     corners = torch.cartesian_prod(cells, cells)[:, None]
-    free = torch.tensor([room[0] + 1, room[1] + 1], device=draws.device)
+    free = upload([room[0] + 1, room[1] + 1], draws.device)
     origin = (draws.uniform(grids, 1, 1, 2) * free).long().minimum(free - 1)
     corners = origin + corners + draws.integers(jitter + 1, grids, grid * grid, 1, 2)
     return corners + draws.integers(shift + 1, grids, grid * grid, 3, 2) if shift else corners
@@ -105,11 +106,11 @@ def recolor(
     """
     fates = 1 if together else tiles.shape[1]
     dice, keep = draws.uniform(fates, 3), draws.integers(3, fates)
-    is_gray, projected, dropped = (dice < torch.tensor([gray, projection, drop], device=dice.device)).unbind(-1)
+    is_gray, projected, dropped = (dice < upload([gray, projection, drop], dice.device)).unbind(-1)
     dropped = dropped & ~projected & ~is_gray
     if gray > 0 or projection > 0:
-        project = projection_matrix().to(tiles)
-        mixing = torch.where(projected[..., None, None], project, torch.eye(3).to(tiles))
+        project = upload(projection_matrix(), tiles.device, tiles.dtype)
+        mixing = torch.where(projected[..., None, None], project, torch.eye(3, dtype=tiles.dtype, device=tiles.device))
         mixing = torch.where(is_gray[..., None, None], torch.full_like(project, 1 / 3), mixing)
         tiles = (mixing @ tiles.flatten(3)).view(tiles.shape)
     if drop > 0:

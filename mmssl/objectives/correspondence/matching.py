@@ -187,7 +187,7 @@ class Matching(Objective):
         logits = self._three(outputs, other_b, other_a)
         weight = torch.cat([torch.ones_like(found_b), found_b, found_a]).to(logits.dtype)
         answer = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-        answer[: len(items)] = 1
+        answer[: len(items)].fill_(1)
         pairs = average(weight.sum())
         terms["matching"] = (F.cross_entropy(logits, answer, reduction="none") * weight).sum() / pairs
         terms["accuracy"] = ((logits.argmax(1) == answer) * weight).sum() / pairs

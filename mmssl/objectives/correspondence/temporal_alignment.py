@@ -30,6 +30,7 @@ from mmssl.modules.views import Crop
 from mmssl.objectives.base import Chance, Objective, Pair, Panel
 from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
+from mmssl.ops.transfers import upload
 
 SOUNDS = 2
 VIEWS = {"flip": 0.5}
@@ -103,8 +104,8 @@ class TemporalAlignment(Objective):
         """
         video, audio = batch["video"], batch["audio"]
         samples, window, shift = self._frames(video.shape[1], audio.shape[1])
-        place = torch.arange(video.shape[1] - window + 1, device=video.device)
-        pairs = ((place[:, None] - place).abs() >= shift).nonzero()
+        place = torch.arange(video.shape[1] - window + 1)
+        pairs = upload(((place[:, None] - place).abs() >= shift).nonzero(), video.device)
         start = pairs[draws.integers(len(pairs))]
 
         row = torch.arange(len(video), device=video.device)[:, None]
@@ -144,7 +145,7 @@ class TemporalAlignment(Objective):
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Binary cross-entropy, its accuracy, and how often the right sound scores higher (a tie counts half)."""
         logits = outputs["logits"]
-        target = torch.tensor([1.0, 0.0], dtype=logits.dtype, device=logits.device).expand_as(logits)
+        target = upload([1.0, 0.0], logits.device, logits.dtype).expand_as(logits)
         right, wrong = logits.unbind(1)
         return {
             "loss": F.binary_cross_entropy_with_logits(logits, target),

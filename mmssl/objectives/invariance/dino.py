@@ -153,9 +153,10 @@ class DINO(TwoViews):
         wanted = ((teacher - self.center) / self._sharpness()).log_softmax(-1)
         answered = (outputs["student"] / self.student_temperature).log_softmax(-1)
         terms = -(wanted.exp() @ answered.mT)
-        others = ~torch.eye(*terms.shape[1:], dtype=torch.bool, device=terms.device)
+        same = torch.eye(*terms.shape[1:], dtype=torch.bool, device=terms.device)
+        pairs = terms.numel() - len(terms) * min(terms.shape[1:])
         return {
-            "loss": terms[:, others].mean(),
+            "loss": terms.masked_fill(same, 0.0).sum() / pairs,
             "teacher_entropy": -(wanted.exp() * wanted).sum(-1).mean(),
             "ranking": ranking(outputs["z"][:, 0], outputs["z"][:, 1]),
             "spread": spread(outputs["z"]),

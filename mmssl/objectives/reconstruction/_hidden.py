@@ -156,7 +156,7 @@ class HiddenWords(nn.Module):
     def count(self, batch: Batch) -> None:
         """Add the words of a batch to the histogram, those of all processes."""
         text = batch["text"]
-        self.unigram.see(text[valid_tokens(batch) & ~self.vocabulary.special[text]])
+        self.unigram.see(text, valid_tokens(batch) & ~self.vocabulary.special[text])
         self.unigram.update()
 
     def enough(self) -> bool:

@@ -120,7 +120,7 @@ class Captioning(Objective):
         """
         inputs = self.sides["a"].read(batch, draws) | self.sides["b"].read(batch, draws)
         target, valid = self._next(inputs)
-        self.unigram.see(target[valid])
+        self.unigram.see(target, valid)
         return inputs | {
             "caption_tokens": valid.sum(),
             "unigram_surprise": (self.unigram.surprise(target) * valid).sum(),

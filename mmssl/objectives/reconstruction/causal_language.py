@@ -65,7 +65,7 @@ class CausalLanguage(Objective):
         """`text` (B, L) and `text_mask` as they are; nothing is random."""
         text, mask = batch["text"], valid_tokens(batch)
         target, valid = text[:, 1:], mask[:, 1:]
-        self.unigram.see(target[valid])
+        self.unigram.see(target, valid)
         return {
             "text": text,
             "text_mask": mask,

@@ -34,6 +34,7 @@ from mmssl.modules.vocabulary import Vocabulary
 from mmssl.objectives.reconstruction._text_to_text import TextToText
 from mmssl.ops.draws import Draws
 from mmssl.ops.masking import choose_places
+from mmssl.ops.transfers import upload
 
 
 def permute_sentences(sentence: Tensor, draws: Draws) -> Tensor:
@@ -140,7 +141,7 @@ class Denoising(TextToText):
         words = begins.sum(1)
         # Rounding first: 0.55 x 100 is more than 55 in floating point.
         budget_of = [min(n, math.ceil(round(self.mask_ratio * n, 9))) for n in range(width + 1)]
-        budgets, slots = torch.tensor(budget_of, device=text.device)[words], max(1, budget_of[-1])
+        budgets, slots = upload(budget_of, text.device)[words], max(1, budget_of[-1])
         lengths, used = draw_lengths(budgets, slots, self.span, draws)
         items = words - budgets + used.sum(1)
         places, chosen = choose_places(place < items[:, None], used.sum(1), slots, draws)

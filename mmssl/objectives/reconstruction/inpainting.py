@@ -117,7 +117,7 @@ class Inpainting(Objective):
             "target": target,
             "weight": torch.where(hole, 1.0, RIM_WEIGHT * painted),
             "painted_pixels": painted.sum(),
-            "constant_error": _error(mean, target)[hole].sum(),
+            "constant_error": _error(mean, target).masked_fill(~hole, 0.0).sum(),
         }
 
     def _square(self, images: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class Inpainting(Objective):
             )
         hole = torch.zeros(len(images), 1, height, width, dtype=torch.bool, device=images.device)
         top, left = height // 4 + self.overlap, width // 4 + self.overlap
-        hole[:, :, top : height - top, left : width - left] = True
+        hole[:, :, top : height - top, left : width - left].fill_(True)
         return hole
 
     def _shapes(self, images: Tensor, draws: Draws) -> Tensor:

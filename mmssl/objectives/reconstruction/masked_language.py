@@ -39,6 +39,7 @@ from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import score_tokens, token_losses
 from mmssl.ops.masking import take
+from mmssl.ops.transfers import upload
 from mmssl.ops.words import as_places, choose_spans, choose_words, run_of
 
 # A text has more Bernoulli-masked tokens than there are places for with this probability; the last ones stay visible.
@@ -103,7 +104,7 @@ class MaskedLanguage(Objective):
         places, chosen = self._choose(batch, valid, candidates, draws)
         together = run_of(places) if self.unit == "span" else None
         target = text.gather(1, places)
-        self.unigram.see(text[candidates])
+        self.unigram.see(text, candidates)
         return {
             "text": self.vocabulary.corrupt(text, places, chosen, draws, together=together),
             "text_mask": valid,
@@ -125,11 +126,11 @@ class MaskedLanguage(Objective):
             return self.vocabulary.choose(batch["text"], valid, self.mask_ratio, draws)
         if self.unit == "word":
             count_of = [max(1, round(self.mask_ratio * n)) for n in range(length + 1)]
-            counts = torch.tensor(count_of, device=valid.device)[valid.sum(1)]
+            counts = upload(count_of, valid.device)[valid.sum(1)]
             chosen = choose_words(batch["text_word"], candidates, counts, draws)
         else:
             count_of = [math.ceil(self.mask_ratio * n) for n in range(length + 1)]
-            counts = torch.tensor(count_of, device=valid.device)[candidates.sum(1)]
+            counts = upload(count_of, valid.device)[candidates.sum(1)]
             chosen = choose_spans(
                 *(batch["text_word"], candidates, counts, max(count_of), draws), stop=self.stop, longest=self.longest
             )

@@ -138,9 +138,11 @@ class MaskedPair(Objective):
 
         What another task has lent has learned already.
         """
+        if step.number:
+            return
         patches = None if self.patches is None or self.patches.codebook.counts.any() else self.patches
         words = None if self.words is None or self.words.unigram.counts.any() else self.words
-        if step.number or (patches is None and words is None):
+        if patches is None and words is None:
             return
         stream = _counted(words, step.data())
         if patches is not None:

@@ -30,6 +30,7 @@ from mmssl.errors import RecipeError
 from mmssl.objectives.reconstruction._text_to_text import TextToText, pack
 from mmssl.ops.draws import Draws
 from mmssl.ops.masking import choose_places
+from mmssl.ops.transfers import upload
 
 
 def count_spans(length: int, mask_ratio: float = 0.15, span: float = 3.0) -> tuple[int, int]:
@@ -137,7 +138,7 @@ class SpanDenoising(TextToText):
                 f"tokenizer has {len(self.sentinels)} sentinels; raise encoders.{self.name}.sentinels"
             )
         lengths = inside.sum(1)
-        removed, spans = torch.tensor(counts, device=text.device)[lengths].unbind(1)
+        removed, spans = upload(counts, text.device)[lengths].unbind(1)
         pattern = draw_spans(lengths, removed, spans, width, draws, roll=self.random_roll)
         # Its first place is the first token after the start token.
         gone = inside & pattern.gather(1, (inside.cumsum(1) - 1).clamp(min=0))

@@ -37,6 +37,7 @@ from mmssl.objectives.transformation._puzzle import BELOW, RIGHT, Puzzle, joints
 from mmssl.ops.augment import draw_crops, resized_crop
 from mmssl.ops.draws import Draws
 from mmssl.ops.tiles import coarsen, cut_tiles, draw_corners, fit_tile, flat_field, mosaic, recolor, standardize
+from mmssl.ops.transfers import chosen_rows, upload
 
 GRID = 3
 # Row by row around the center, so that 7 - k is the opposite of k.
@@ -156,7 +157,7 @@ class RelativePosition(Objective):
         low = min(COARSEST, size)
         sides = draws.uniform(count, low=low**2, high=size**2).sqrt().long()
         sides = torch.where(draws.chance(self.coarse, count), sides, size).flatten()
-        which = (sides < size).nonzero()[:, 0]
+        (which,) = chosen_rows((sides < size)[None])
         if len(which):
             flat = patches.flatten(0, 1)
             patches = flat.index_copy(0, which, coarsen(flat[which], sides[which])).unflatten(0, (rows, count))
@@ -172,12 +173,12 @@ class RelativePosition(Objective):
         for number, (dy, dx) in enumerate(STEPS[4:], start=4):
             there = [(y * GRID + x, (y + dy) * GRID + x + dx) for y, x in cells if (y + dy, x + dx) in cells]
             picks = torch.stack([draws.permutations(len(there))[:, : self.per_image] for _ in range(self.grids)], 1)
-            chosen.append(torch.tensor(there, device=draws.device)[picks])
+            chosen.append(upload(there, draws.device)[picks])
             direction += [number] * self.per_image
         pairs = torch.cat(chosen, 2)
         pairs = pairs + GRID**2 * torch.arange(self.grids, device=draws.device)[:, None, None]
         pairs = pairs.flatten(1, 2)
-        label = torch.tensor(direction * self.grids, device=draws.device).expand(len(pairs), -1)
+        label = upload(direction * self.grids, draws.device).expand(len(pairs), -1)
         return torch.cat([pairs, pairs.flip(-1)], 1), torch.cat([label, 7 - label], 1)
 
     def predict(self, inputs: Batch) -> Batch:
