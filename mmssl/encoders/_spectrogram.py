@@ -153,6 +153,8 @@ class FilterBanks(nn.Module):
         """See the class."""
         from torchaudio.compliance.kaldi import fbank
 
+        if x.shape[1] < self.window:
+            raise RecipeError(f"filter banks need {self.window} samples at least, got {x.shape[1]}; raise seconds")
         rows = [
             fbank(row[None], sample_frequency=self.rate, window_type="hanning", num_mel_bins=self.mels)
             for row in x.to(self.mean.dtype)
@@ -161,5 +163,6 @@ class FilterBanks(nn.Module):
 
     def frames(self, valid: Tensor) -> Tensor:
         """Of samples (B, S) -> of frames (B, T): those with a valid sample in their window."""
+        valid = F.pad(valid, (0, max(0, self.window - valid.shape[1])))
         kept = F.max_pool1d(valid.unsqueeze(1).float(), self.window, self.hop)[:, 0] > 0
         return F.pad(kept[:, : self.length], (0, max(0, self.length - kept.shape[1])))

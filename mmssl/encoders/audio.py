@@ -93,8 +93,8 @@ class AudioEncoder(NetworkEncoder):
         self.spec = {"model": model, "modality": "audio", **self.recipe, **self.backbone.kwargs}
 
     @property
-    def hears(self) -> bool:
-        """Whether there is a spectrogram; a task that needs one asks this when it is built."""
+    def has_spectrogram(self) -> bool:
+        """Whether the network reads a spectrogram; one of waveforms has none."""
         return self.front is not None
 
     @property

@@ -131,7 +131,7 @@ class Encoder(nn.Module):
         raise TypeError(f"{type(self).__name__} names no layers")
 
     def attention(self, x: Tensor, valid: Tensor | None = None) -> Tensor | None:
-        """How much the class token heeds each place in the last layer, (B, N); None where that cannot be told."""
+        """Attention from the class token to each place in the last layer, (B, N); None where that cannot be told."""
         return None
 
     def export(self, directory: Path) -> None:

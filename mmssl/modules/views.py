@@ -152,7 +152,7 @@ class AudioView:
         windows, inside = random_windows(
             audio, batch.get("audio_mask"), draws, count, size, attenuation=self.attenuation, noise=self.noise
         )
-        if not hearing.hears:
+        if not hearing.has_spectrogram:
             return [windows, inside]
         spectrograms = hearing.spectrogram(windows.flatten(0, 1)).unflatten(0, (-1, count))
         frames = hearing.valid_frames(inside.flatten(0, 1)).unflatten(0, (-1, count))

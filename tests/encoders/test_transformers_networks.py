@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModel, SiglipConfig, SiglipModel
+from transformers import AutoModel, SiglipConfig, SiglipModel, Wav2Vec2Config, Wav2Vec2Model
 
 from mmssl.encoders import create, reinitialized
 from mmssl.errors import RecipeError
@@ -273,6 +273,8 @@ def test_sizes_that_a_network_was_not_built_for_are_named():
         build("videomae")(an_input("video")[:, :3])
     with pytest.raises(RecipeError, match="needs 20 samples at least, got 19"):
         build("wav2vec2")(an_input("audio")[:, :19])
+    with pytest.raises(RecipeError, match="need 400 samples at least, got 399"):
+        build("audio-spectrogram-transformer")(an_input("audio")[:, :399], torch.ones(2, 399, dtype=torch.bool))
     with pytest.raises(RecipeError, match="reads waveforms and has no spectrogram"):
         build("hubert").spectrogram(an_input("audio"))
 
@@ -331,3 +333,19 @@ def test_half_precision_weights_are_read_as_single(tmp_path):
     assert AutoModel.from_pretrained(tmp_path).dtype == torch.float16
     again = create("transformers/vit", "image", pretrained=f"local-dir:{tmp_path}")
     assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
+
+
+def test_published_settings_that_hide_frames_or_drop_layers_are_set_aside(tmp_path):
+    """SpecAugment and layer dropping would make what a row becomes depend on the other rows of its batch."""
+    torch.manual_seed(0)
+    still = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+    theirs = Wav2Vec2Model(Wav2Vec2Config(**WAVES, **still, mask_time_prob=0.5, mask_time_length=2, layerdrop=0.9))
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False}))
+    encoder = create("transformers/wav2vec2", "audio", pretrained=f"local-dir:{tmp_path}")
+    assert encoder.spec["normalize"] is False
+    x = an_input("audio").float()
+    expected = theirs.eval()(x).last_hidden_state
+    torch.testing.assert_close(encoder.train()(x).tokens, expected)
+    encoder.export(tmp_path / "again")
+    torch.testing.assert_close(AutoModel.from_pretrained(tmp_path / "again").train()(x).last_hidden_state, expected)

@@ -46,7 +46,7 @@ class TinyVideo(Encoder):
 
 
 class TinyAudio(Encoder):
-    modality, dim, rate, hop, mels, hears = "audio", 5, 100, 4, 8, True
+    modality, dim, rate, hop, mels, has_spectrogram = "audio", 5, 100, 4, 8, True
 
     def __init__(self) -> None:
         super().__init__()

@@ -63,9 +63,9 @@ class WaveTransformer(TransformersNetwork):
         return frames, ~broken
 
     def _encode(self, frames: Tensor, valid: Tensor | None) -> Tensor:
-        # The library writes zeros into what it is given.
-        heeded = None if valid is None else attendable(valid)
-        encoded: Tensor = self.net.encoder(frames.clone(), attention_mask=heeded).last_hidden_state
+        if valid is not None:
+            frames, valid = frames.clone(), attendable(valid)  # the library writes zeros into what it is given
+        encoded: Tensor = self.net.encoder(frames, attention_mask=valid).last_hidden_state
         return encoded
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:

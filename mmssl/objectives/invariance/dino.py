@@ -237,7 +237,7 @@ def _without_dropout(module: nn.Module) -> None:
 def _focus(encoder: Encoder, x: Tensor, valid: Tensor | None) -> Tensor:
     """Where the encoder looks in `x`, (B, H, W) from 0 to 1.
 
-    What its class token heeds, where the encoder tells; else the cosine of each place with the pooled vector.
+    What its class token attends to, where the encoder tells; else the cosine of each place with the pooled vector.
     """
     tokens, pooled, grid, _ = encoder(x, valid)
     weight = encoder.attention(x, valid)
