@@ -1,4 +1,4 @@
-"""The command line: run, adapt, show, list, export, push, doctor.
+"""The command line: run, adapt, show, check, list, export, push, doctor.
 
 Only light modules are imported here; torch comes in with the verb that needs it.
 """

@@ -279,6 +279,7 @@ def test_sizes_that_a_network_was_not_built_for_are_named():
         build("hubert").spectrogram(an_input("audio"))
 
 
+@pytest.mark.long
 def test_exports_are_read_back_by_the_library_alone(tmp_path):
     expected = {}
     for name, (modality, _) in MODELS.items():
