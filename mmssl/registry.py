@@ -113,6 +113,7 @@ def check_keywords(component: type, given: Mapping[str, Any], where: str) -> dic
 
     parameters = keywords(component)
     hints = get_type_hints(component.__init__, include_extras=True)  # type: ignore[misc]
+    plain = get_type_hints(component.__init__)  # type: ignore[misc]
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(component).parameters.values())
     checked: dict[str, Any] = {}
     for key, value in given.items():
@@ -125,7 +126,7 @@ def check_keywords(component: type, given: Mapping[str, Any], where: str) -> dic
         try:
             checked[key] = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
         except ValidationError as error:
-            wanted = inspect.formatannotation(hint).replace("typing.", "")
+            wanted = inspect.formatannotation(plain.get(key, Any)).replace("typing.", "")
             message = error.errors()[0]["msg"]
             raise RecipeError(f"{where}: {key} = {value!r} should be {wanted}: {message}") from error
     missing = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n not in given]

@@ -19,7 +19,7 @@ LONGEST = 400
 # and those for type checkers count. `mmssl/__init__.py` names what is public and may look everywhere.
 FLOORS = """
 errors atomic version
-batch registry
+batch ranges registry
 catalog schema
 recipe
 ops media

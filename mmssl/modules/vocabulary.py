@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,26 +67,10 @@ class Vocabulary(nn.Module):
         counts = upload(count_of, text.device)[valid.sum(1)]
         return choose_places(valid & ~self.special[text], counts, max(count_of), draws)
 
-    def corrupt(
-        self,
-        text: Tensor,
-        places: Tensor,
-        chosen: Tensor,
-        draws: Draws,
-        *,
-        masked: float = 0.8,
-        replaced: float = 0.1,
-        together: Tensor | None = None,
-    ) -> Tensor:
-        """What is seen where tokens are hidden, int64 (B, L); see `corrupt_tokens`."""
-        return corrupt_tokens(
-            *(text, places, chosen, draws),
-            mask_id=self.mask_id,
-            vocabulary=self.ordinary,
-            masked=masked,
-            replaced=replaced,
-            together=together,
-        )
+    def corrupt(self, text: Tensor, places: Tensor, chosen: Tensor, draws: Draws, **settings: Any) -> Tensor:
+        """What is seen where tokens are hidden, int64 (B, L); for the settings see `corrupt_tokens`."""
+        given = {"mask_id": self.mask_id, "vocabulary": self.ordinary, **settings}
+        return corrupt_tokens(text, places, chosen, draws, **given)
 
     def filled_in(self, seen: Tensor, valid: Tensor, places: Tensor, chosen: Tensor) -> Callable[[Tensor], list[str]]:
         """Texts with other tokens at the chosen places: a function of these tokens (N,), row by row.
@@ -122,6 +108,18 @@ class TiedHead(nn.Module):
 def decode_rows(tokenizer: Tokenizer, ids: Tensor, valid: Tensor) -> list[str]:
     """The valid ones of ids int64 (B, L) as text, a line a row."""
     return [tokenizer.decode(row[kept]) for row, kept in zip(ids, valid, strict=True)]
+
+
+def mark_rows(tokenizer: Tokenizer, ids: Tensor, valid: Tensor, marked: Tensor) -> list[str]:
+    """As `decode_rows`, with runs of `marked` tokens, bool (B, L), in «guillemets»."""
+    lines = []
+    for row, kept, marks in zip(ids, valid, marked, strict=True):
+        parts = []
+        for mark, run in groupby(zip(marks[kept].tolist(), row[kept].tolist(), strict=True), key=lambda pair: pair[0]):
+            part = tokenizer.decode([token for _, token in run])
+            parts.append(f"«{part}»" if mark and part else part)
+        lines.append(" ".join(filter(None, parts)))
+    return lines
 
 
 def tie_embeddings(text: TextEncoder, other: TextEncoder, name: str, task: str) -> None:

@@ -66,12 +66,15 @@ def score_tokens(logits: Tensor, target: Tensor, chosen: Tensor, smoothing: floa
         logits: (N, V), of the chosen tokens, row by row.
         target: int64 (B, M).
         chosen: bool (B, M), of which N are True.
-        smoothing: share of the target that is spread over all V.
+        smoothing: share of the target that is spread over all V; `unsmoothed` is then the ratio without it.
     """
     logits, answer = logits.to(torch.promote_types(logits.dtype, torch.float32)), target[chosen]
-    ratio = math.log(logits.shape[1]) - F.cross_entropy(logits, answer, reduction="none", label_smoothing=smoothing)
-    right = (logits.argmax(1) == answer).to(ratio.dtype)
-    scores, nothing = {"log_likelihood_ratio": ratio, "right": right}, ratio.new_zeros(chosen.shape)
+    guess = math.log(logits.shape[1])
+    ratio = guess - F.cross_entropy(logits, answer, reduction="none", label_smoothing=smoothing)
+    scores = {"log_likelihood_ratio": ratio, "right": (logits.argmax(1) == answer).to(ratio.dtype)}
+    if smoothing:
+        scores["unsmoothed"] = guess - F.cross_entropy(logits.detach(), answer, reduction="none")
+    nothing = ratio.new_zeros(chosen.shape)
     return {key: nothing.masked_scatter(chosen, score) for key, score in scores.items()}
 
 
@@ -89,10 +92,11 @@ def token_losses(outputs: Batch, tokens: int, chosen: Tensor, count: Tensor, uni
         unigram: 0-dim, the sum of their cross-entropies by their frequencies; see `Unigram`.
     """
     error = math.log(tokens) - outputs["log_likelihood_ratio"]
+    unsmoothed = math.log(tokens) - outputs["unsmoothed"] if "unsmoothed" in outputs else error
     return {
         "loss": mean_over(error, chosen, count),
         "accuracy": mean_over(outputs["right"], chosen, count),
-        "relative_error": mean_over(error.detach(), chosen, unigram),
+        "relative_error": mean_over(unsmoothed.detach(), chosen, unigram),
     }
 
 

@@ -351,8 +351,8 @@ class NoEnds(TinyTokenizer):
         ({}, {"b": "audio"}, "reads text, and the encoder 'audio' reads audio"),
         ({}, {"a": "text"}, "reads image or audio or video, and the encoder 'text' reads text"),
         ({}, {"fusion": "image"}, "needs a fusion in which text attends to 'image', and 'image' is none"),
-        ({}, {"smoothing": 1.0}, "smoothing = 1.0 should be a share"),
-        ({}, {"blind": -1}, "blind = -1 should be a number of steps"),
+        ({}, {"smoothing": 1.0}, "smoothing = 1.0 .* less than 1"),
+        ({}, {"blind": -1}, "blind = -1 .* greater than or equal to 0"),
         (
             {"fusion": TinyCross(5)},
             {"a": "audio", "views": {"area": [0.5, 1]}},

@@ -210,10 +210,10 @@ def test_refuses_one_encoder_for_both_sides():
         create("contrastive", tiny_encoders(), form="clup")
     for wrong, message in (
         ({"form": "siglip", "smoothing": 0.1}, "siglip has none; set form=clip"),
-        ({"smoothing": 1.0}, "from 0 to below 1"),
-        ({"chunk": 0}, "chunk = 0 should be a number of rows"),
-        ({"temperature": 0.0}, "temperature = 0.0 should be from 0.01"),
-        ({"temperature": 2.0}, "temperature = 2.0 should be from 0.01"),
+        ({"smoothing": 1.0}, "smoothing = 1.0 .* less than 1"),
+        ({"chunk": 0}, "chunk = 0 .* greater than or equal to 1"),
+        ({"temperature": 0.0}, "temperature = 0.0 .* greater than or equal to 0.01"),
+        ({"temperature": 2.0}, "temperature = 2.0 .* less than or equal to 1"),
     ):
         with pytest.raises(RecipeError, match=message):
             create("contrastive", tiny_encoders(), **wrong)

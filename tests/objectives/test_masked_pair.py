@@ -183,14 +183,14 @@ def test_one_side_tells_the_other(kind):
     ("kind", "hyper", "message"),
     [
         ("joint", {"mask_ratio_a": 0, "mask_ratio_b": 0}, "hides nothing"),
-        ("joint", {"mask_ratio_a": 1.0}, "should be shares"),
+        ("joint", {"mask_ratio_a": 1.0}, "mask_ratio_a = 1.0 .* less than 1"),
         ("joint", {"a": None}, "a joint fusion reads pairs; .*multiway"),
         ("joint", {"fusion": None}, "without a fusion only patches"),
         ("joint", {"a": None, "fusion": None}, "masked_language"),
         ("joint", {"fusion": "text"}, "fusion = 'text' reads text; it should be an encoder"),
         ("joint", {"a": "text", "b": "image"}, "a = text and b = image, and the fusion 'fusion' reads image and text"),
         ("cross", {}, "a cross fusion says nothing of a; set mask_ratio_a: 0"),
-        ("joint", {"codes": 1}, "codes = 1 should be 2 or more"),
+        ("joint", {"codes": 1}, "codes = 1 .* greater than or equal to 2"),
     ],
 )
 def test_what_cannot_work_is_told_when_built(kind, hyper, message):

@@ -297,12 +297,12 @@ def test_what_cannot_work_is_refused_when_built():
         ({"a": "text", "b": "image"}, "the fusion 'fusion' reads image and text"),
         ({"contrastive": 0.0}, "negatives = uniform"),
         ({"contrastive": 0.0, "negatives": "uniform", "momentum": 0.9}, "negatives = uniform"),
-        ({"contrastive": -1.0}, "should be a weight"),
-        ({"momentum": 1.5}, "shares from 0 to 1"),
-        ({"momentum": 0.9, "queue": -1}, "numbers from 0"),
-        ({"temperature": 0.9}, "between 0.001 and 0.5"),
+        ({"contrastive": -1.0}, "contrastive = -1.0 .* greater than or equal to 0"),
+        ({"momentum": 1.5}, "momentum = 1.5 .* less than or equal to 1"),
+        ({"momentum": 0.9, "queue": -1}, "queue = -1 .* greater than or equal to 0"),
+        ({"temperature": 0.9}, "temperature = 0.9 .* less than or equal to 0.5"),
         ({"negatives": "easy"}, "negatives = 'easy'"),
-        ({"chunk": 0}, "chunk = 0 should be a number of pairs"),
+        ({"chunk": 0}, "chunk = 0 .* greater than or equal to 1"),
     ):
         with pytest.raises(RecipeError, match=message):
             create("matching", encoders, **hyper)

@@ -208,7 +208,7 @@ def test_refuses_networks_that_cannot_play_together():
     nothing = TinyTokenizer(mask_id=None)
     with pytest.raises(RecipeError, match="needs a mask token"):
         create("replaced_token", {"text": TinyText(nothing), "generator": TinyText(nothing)})
-    for hyper, reason in (({"mask_ratio": 15}, "between 0 and 1"), ({"masked": 0.0}, "above 0")):
+    for hyper, reason in (({"mask_ratio": 15}, "less than 1"), ({"masked": 0.0}, "greater than 0")):
         with pytest.raises(RecipeError, match=reason):
             create("replaced_token", {"text": TinyText(tokenizer), "generator": TinyText(tokenizer)}, **hyper)
     words = Tokenizer.train(TEXTS, 60)

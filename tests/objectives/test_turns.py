@@ -288,7 +288,7 @@ def test_heads_and_codebook_are_one_where_they_are_asked_to_be():
     assert task.tasks["alone"].patches is own.patches
     assert task.tasks["words"].words is own.words
     assert not any(name.startswith(("tasks.alone", "tasks.words")) for name in checkpoint.tensors(task))
-    assert (own.mask_ratio_b, task.tasks["words"].mask_ratio_b) == (0.5, 0.15)
+    assert (own.mask_ratio["b"], task.tasks["words"].mask_ratio["b"]) == (0.5, 0.15)
     batch = next(Data().batches(0, 1))
     task.before_step(Step(0, lambda: [batch]))
     assert int(own.patches.codebook.counts.sum()) == 8 * 9

@@ -79,7 +79,7 @@ def test_tokens_are_scored_over_a_guess_and_not_where_none_is_chosen(smoothing):
     generator = torch.Generator().manual_seed(0)
     target, asked = torch.tensor([[1, 3, 0], [2, 2, 1]]), torch.tensor([[True, False, True], [False, True, True]])
     logits = torch.randn(4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
-    ratio, right = score_tokens(logits, target, asked, smoothing).values()
+    ratio, right, *unsmoothed = score_tokens(logits, target, asked, smoothing).values()
     wanted = [((0, 0), 1), ((0, 2), 0), ((1, 1), 2), ((1, 2), 1)]
     assert not ratio[~asked].any()
     assert not right[~asked].any()
@@ -87,6 +87,9 @@ def test_tokens_are_scored_over_a_guess_and_not_where_none_is_chosen(smoothing):
         own = (1 - smoothing) * row[token] + smoothing * row.mean()
         torch.testing.assert_close(ratio[place], math.log(5) + own)
         assert right[place] == (row.argmax() == token)
+        assert all(float(plain[place]) == pytest.approx(float(math.log(5) + row[token])) for plain in unsmoothed)
+    assert len(unsmoothed) == (smoothing > 0)
+    assert not any(plain.requires_grad for plain in unsmoothed)
     guess = score_tokens(torch.zeros(4, 5), target, asked, smoothing)["log_likelihood_ratio"]
     torch.testing.assert_close(guess, torch.zeros(2, 3))
     (slope,) = torch.autograd.grad(ratio.sum(), logits)

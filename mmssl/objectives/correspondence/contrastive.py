@@ -18,28 +18,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder, Features
 from mmssl.encoders.fusion import FusionEncoder
 from mmssl.errors import RecipeError
-from mmssl.modules.side import both_sides
 from mmssl.modules.views import Crop
-from mmssl.objectives.base import Chance, Objective, Pair, Panel
+from mmssl.objectives._two_sides import TwoSides
+from mmssl.objectives.base import Chance, Pair, Panel
 from mmssl.ops.draws import Draws
 from mmssl.ops.pairs import fingerprint, info_nce, sigmoid_pairs
+from mmssl.ranges import BelowOne, Positive
 
 TEMPERATURE = {"clip": 0.07, "siglip": 0.1}
 COLDEST = 0.01
 VIEWS = {"area": (0.9, 1.0)}
 
 
-class Contrastive(Objective):
+class Contrastive(TwoSides):
     """Match the two sides of a pair among all pairs of the global batch.
 
     Args:
@@ -73,27 +74,19 @@ class Contrastive(Objective):
         fusion: str | None = None,
         form: Literal["clip", "siglip"] = "clip",
         width: int | None = 512,
-        temperature: float | None = None,
+        temperature: Annotated[float, Ge(COLDEST), Le(1)] | None = None,
         bias: float = -10.0,
         positives: Literal["pair", "equal"] = "pair",
-        smoothing: float = 0.0,
-        chunk: int | None = None,
+        smoothing: BelowOne = 0.0,
+        chunk: Positive | None = None,
         views: dict[str, Any] = VIEWS,
     ) -> None:
-        super().__init__(encoders)
+        super().__init__(encoders, a, b, Crop.of(VIEWS, views))
         if a == b:
             raise RecipeError(f"contrastive compares two encoders, a and b are both '{a}'")
         if smoothing and form == "siglip":
             raise RecipeError("contrastive: smoothing spreads targets of a softmax, and siglip has none; set form=clip")
-        if not 0 <= smoothing < 1:
-            raise RecipeError(f"contrastive: smoothing = {smoothing} should be a share from 0 to below 1")
-        if chunk is not None and chunk < 1:
-            raise RecipeError(f"contrastive: chunk = {chunk} should be a number of rows, or null for all at once")
         temperature = TEMPERATURE[form] if temperature is None else temperature
-        if not COLDEST <= temperature <= 1:
-            raise RecipeError(
-                f"contrastive: temperature = {temperature} should be from {COLDEST}, where it is kept, to 1"
-            )
         both = None if fusion is None else self.encoder(fusion)
         if both is not None and not (
             isinstance(both, FusionEncoder) and both.kind == "multiway" and list(both.reads) == [a, b]
@@ -102,10 +95,8 @@ class Contrastive(Objective):
                 f"contrastive: fusion = '{fusion}' should take one side alone, and be a timm vision transformer: "
                 f"{{modality: fusion, model: timm/vit_base_patch16_224, reads: [{a}, {b}]}}"
             )
-        self.a, self.b, self.fusion, self.form, self.width = a, b, fusion, form, width
+        self.fusion, self.form, self.width = fusion, form, width
         self.positives, self.smoothing, self.chunk = positives, smoothing, chunk
-        self.sides = both_sides(a, b, self.encoder, Crop.of(VIEWS, views))
-        self.needs = tuple(dict.fromkeys(side.modality for side in self.sides.values()))
         widths = [both.dim, both.dim] if both is not None else [side.encoder.dim for side in self.sides.values()]
         if width is None and widths[0] != widths[1]:
             raise RecipeError(
@@ -127,31 +118,22 @@ class Contrastive(Objective):
             loss = None  # the best constant is that of how many are equal, which the data tell
         elif self.form == "siglip" and rows > 1:
             loss = math.log(rows) + (rows - 1) * math.log(rows / (rows - 1))
-        return Chance(loss, dict.fromkeys(self._metrics(), 1 / rows))
-
-    def _metrics(self) -> tuple[str, str]:
-        return f"accuracy_{self.a}_to_{self.b}", f"accuracy_{self.b}_to_{self.a}"
+        return Chance(loss, dict.fromkeys(self.accuracies, 1 / rows))
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """Both sides, images cropped: `a`, `b`, and which of them is valid; see `Side`.
-
-        `items` int64 (B, 2), where equal items are positives: a number for each `a` and each `b`.
-        """
-        inputs = {}
+        """Both sides, see `Side`; where equal items are positives, `items` int64 (B, 2): numbers of `a` and `b`."""
+        inputs = self.read(batch, draws)
         if self.positives == "equal":
-            inputs["items"] = torch.stack([fingerprint(batch[s.modality]) for s in self.sides.values()], dim=1)
-        for side in self.sides.values():
-            inputs |= side.read(batch, draws)
+            inputs["items"] = torch.stack([fingerprint(batch[side.modality]) for side in self.sides.values()], dim=1)
         return inputs
 
     def embed(self, key: str, features: Features) -> Tensor:
-        """What the encoder of side `a` or `b` makes of it -> unit vectors (B, width) in the shared space."""
-        pooled = features.pooled
+        """Unit vectors (B, width) in the shared space, through the fusion where there is one."""
         if self.fusion is not None:
             alone = (features, None) if key == "a" else (None, features)
-            pooled = self.encoder(self.fusion)(*alone).pooled
-        return F.normalize(self.get_submodule(f"project_{key}")(pooled), dim=-1)
+            features = features._replace(pooled=self.encoder(self.fusion)(*alone).pooled)
+        return super().embed(key, features)
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -172,7 +154,7 @@ class Contrastive(Objective):
             loss, *accuracies = info_nce(a, b, scale, items=items, smoothing=self.smoothing, chunk=self.chunk)
         else:
             loss, *accuracies = sigmoid_pairs(a, b, scale, self.logit_bias[0], items=items, chunk=self.chunk)
-        return {"loss": loss, **dict(zip(self._metrics(), accuracies, strict=True)), "temperature": 1 / scale.detach()}
+        return {"loss": loss, **dict(zip(self.accuracies, accuracies, strict=True)), "temperature": 1 / scale.detach()}
 
     def after_step(self, progress: float) -> None:
         """Keep the temperature in [0.01, 1]."""

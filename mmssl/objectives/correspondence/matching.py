@@ -24,30 +24,33 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder, Features
 from mmssl.errors import RecipeError
-from mmssl.modules.side import SIDES, both_sides, find_fusion
+from mmssl.modules.side import SIDES, find_fusion
 from mmssl.modules.views import Crop
-from mmssl.objectives.base import Chance, Objective, Pair, Panel
+from mmssl.objectives._two_sides import TwoSides
+from mmssl.objectives.base import Chance, Pair, Panel
 from mmssl.objectives.correspondence._distillation import Distillation
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import average, gather, own_rows
 from mmssl.ops.pairs import draw_negatives, fingerprint, info_nce
+from mmssl.ranges import Count, Positive, Share, Weight
 
 COLDEST, WARMEST = 0.001, 0.5
 VIEWS = {"area": (0.9, 1.0)}
 PRIOR = math.log(3) - 2 / 3 * math.log(2)  # cross-entropy of answering 1/3 to all of one pair and two negatives
 
 
-class Matching(Objective):
+class Matching(TwoSides):
     """Tell pairs from negatives that look like pairs.
 
     Args:
@@ -78,34 +81,24 @@ class Matching(Objective):
         b: str = "text",
         fusion: str = "fusion",
         negatives: Literal["hard", "uniform"] = "hard",
-        contrastive: float = 1.0,
+        contrastive: Weight = 1.0,
         width: int = 256,
-        temperature: float = 0.07,
-        momentum: float | None = None,
-        queue: int = 65536,
-        alpha: float = 0.4,
-        ramp: int = 0,
+        temperature: Annotated[float, Ge(COLDEST), Le(WARMEST)] = 0.07,
+        momentum: Share | None = None,
+        queue: Count = 65536,
+        alpha: Share = 0.4,
+        ramp: Count = 0,
         views: dict[str, Any] = VIEWS,
-        chunk: int | None = None,
+        chunk: Positive | None = None,
     ) -> None:
-        super().__init__(encoders)
+        super().__init__(encoders, a, b, Crop.of(VIEWS, views))
         both = find_fusion("matching", fusion, self.encoder(fusion), a, b)
-        if contrastive < 0:
-            raise RecipeError(f"matching: contrastive = {contrastive} should be a weight, or 0 for no such term")
         if not contrastive and (negatives == "hard" or momentum is not None):
             raise RecipeError(
                 "matching: without the contrastive term no similarity is learned by which negatives are hard, and "
                 "there is nothing to distil; set negatives = uniform and leave momentum out, or contrastive = 1"
             )
-        if momentum is not None and not (0 <= momentum <= 1 and 0 <= alpha <= 1 and queue >= 0 and ramp >= 0):
-            raise RecipeError("matching: momentum and alpha are shares from 0 to 1, queue and ramp numbers from 0")
-        if not COLDEST <= temperature <= WARMEST:
-            raise RecipeError(f"matching: temperature = {temperature} should lie between {COLDEST} and {WARMEST}")
-        if chunk is not None and chunk < 1:
-            raise RecipeError(f"matching: chunk = {chunk} should be a number of pairs, or null for all at once")
         self.fusion, self.negatives, self.weight, self.chunk = fusion, negatives, contrastive, chunk
-        self.sides = both_sides(a, b, self.encoder, Crop.of(VIEWS, views))
-        self.needs = tuple(dict.fromkeys(side.modality for side in self.sides.values()))
         self.head = nn.Linear(both.dim, 2)
         self.distillation: Distillation | None = None
         if contrastive:
@@ -126,25 +119,18 @@ class Matching(Objective):
         metrics = {"matching": PRIOR, "accuracy": 2 / 3, "ranking": 0.5}
         if self.weight:
             columns = rows + (len(self.distillation.items) if self.distillation else 0)
-            metrics |= {"contrastive": math.log(columns)} | dict.fromkeys(self._metrics(), 1 / rows)
+            metrics |= {"contrastive": math.log(columns)} | dict.fromkeys(self.accuracies, 1 / rows)
         # Where rows are equal to each other there are fewer negatives, and the level of the sum is another.
         return Chance(None, metrics)
 
-    def _metrics(self) -> tuple[str, str]:
-        a, b = (side.name for side in self.sides.values())
-        return f"accuracy_{a}_to_{b}", f"accuracy_{b}_to_{a}"
-
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """Both sides, images cropped: `a`, `b`, and which of them is valid; see `Side`.
+        """Both sides, see `Side`; `items` int64 (B, 3): numbers of the row, of its `a` and of its `b`.
 
-        `items` int64 (B, 3): numbers of the row, of its `a` and of its `b`. `noise` (B, 2, W·B) in [0, 1): what decides
-        on the negative `b` and the negative `a` among the rows of the global batch.
+        `noise` (B, 2, W·B) in [0, 1) decides on the negative `b` and `a` among all rows of the global batch.
         """
         hashes = [fingerprint(batch[side.modality]) for side in self.sides.values()]
-        inputs = {"items": torch.stack([batch.get("id", hashes[0]), *hashes], dim=1)}
-        for side in self.sides.values():
-            inputs |= side.read(batch, draws)
+        inputs = self.read(batch, draws) | {"items": torch.stack([batch.get("id", hashes[0]), *hashes], dim=1)}
         return inputs | {"noise": draws.uniform(2, draws.rows * draws.shares)}
 
     def predict(self, inputs: Batch) -> Batch:
@@ -162,10 +148,6 @@ class Matching(Objective):
                 outputs[key] = self.embed(key, features)
         return outputs if self.distillation is None else outputs | self.distillation.keys(inputs)
 
-    def embed(self, key: str, features: Features) -> Tensor:
-        """What the encoder of side `a` or `b` makes of it -> unit vectors (B, width) of the contrastive term."""
-        return F.normalize(self.get_submodule(f"project_{key}")(features.pooled), dim=-1)
-
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Both terms, their sum and what each gets right; means over the pairs of the global batch."""
         items = inputs["items"]
@@ -180,7 +162,7 @@ class Matching(Objective):
                 terms["contrastive"] = self.distillation.loss(outputs, items, scale)
         similar = self._similar(outputs, len(everyones))
         own = own_rows(len(items), items.device)
-        for metric, logits in zip(self._metrics() if self.weight else (), similar, strict=False):
+        for metric, logits in zip(self.accuracies if self.weight else (), similar, strict=False):
             terms[metric] = (logits.argmax(1) == own).to(logits.dtype).mean()
 
         (other_b, found_b), (other_a, found_a) = self._draw(similar, equal, inputs["noise"])
@@ -250,9 +232,8 @@ class Matching(Objective):
     @property
     def pairs(self) -> tuple[Pair, ...]:
         """Both encoders: quickly by the cosine of the contrastive term where there is one, slowly by the fusion."""
-        a, b = (side.name for side in self.sides.values())
         embed = (partial(self.embed, "a"), partial(self.embed, "b")) if self.weight else None
-        return (Pair(a, b, embed=embed, match=self.match),)
+        return (Pair(self.a, self.b, embed=embed, match=self.match),)
 
     def after_step(self, progress: float) -> None:
         """Clamp the temperature; the slow copy and its queue move on."""
@@ -274,11 +255,10 @@ class Matching(Objective):
             for column in zip(probability.T, known.T, strict=True)
         ]
         a, b = (side.cells(inputs) for side in self.sides.values())
-        name_a, name_b = (side.name for side in self.sides.values())
         return [
-            Panel(name_a, a),
-            Panel(name_b, b),
-            Panel(f"other {name_b}", [b[int(i)] for i in other_b]),
-            Panel(f"other {name_a}", [a[int(i)] for i in other_a]),
-            Panel(f"a pair? own | other {name_b} | other {name_a}", answers),
+            Panel(self.a, a),
+            Panel(self.b, b),
+            Panel(f"other {self.b}", [b[int(i)] for i in other_b]),
+            Panel(f"other {self.a}", [a[int(i)] for i in other_a]),
+            Panel(f"a pair? own | other {self.b} | other {self.a}", answers),
         ]

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -35,7 +36,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
 from mmssl.modules.heads import mlp
 from mmssl.modules.teacher import Teacher, cosine_momentum
-from mmssl.modules.views import Given, encode_views
+from mmssl.modules.views import Given, encode_groups, encode_views
 from mmssl.objectives.base import Chance, Panel
 from mmssl.objectives.invariance._two_views import TwoViews, nearest_panels
 from mmssl.ops.draws import Draws
@@ -123,9 +124,10 @@ class MoCo(TwoViews):
     def predict(self, inputs: Batch) -> Batch:
         """`q` and `k`, unit vectors (B, 1, width), in v3 (B, 2, width); `k[:, i]` is the key for `q[:, i]`."""
         if self.form == "v2":
-            q = self.projection(self._encode(self.encoder(self.name), inputs, 0, None))
+            encode = partial(encode_groups, inputs["views"], inputs.get("valid"), self.groups)
+            q = self.projection(encode(self.encoder(self.name), 0))
             with torch.no_grad():
-                k = self.teacher["projection"](self._encode(self.teacher["encoder"], inputs, 1, inputs.get("place")))
+                k = self.teacher["projection"](encode(self.teacher["encoder"], 1, inputs.get("place")))
         else:
             q = self.prediction(self.projection(self.pooled(inputs).flatten(0, 1)))
             with torch.no_grad():
@@ -133,17 +135,6 @@ class MoCo(TwoViews):
                 k = self.teacher["projection"](pooled.flatten(0, 1))
         q, k = (F.normalize(z, dim=1).unflatten(0, (len(inputs["views"]), -1)) for z in (q, k))
         return {"q": q, "k": k.flip(1)}
-
-    def _encode(self, encoder: nn.Module, inputs: Batch, view: int, place: Tensor | None) -> Tensor:
-        """Pooled vectors (B, D) of one view, in groups of rows that share BatchNorm statistics."""
-        views, valid, rows = inputs["views"], inputs.get("valid"), len(inputs["views"])
-        groups = min(self.groups, max(1, rows // 2))
-        order = torch.arange(rows, device=views.device)
-        if place is not None:
-            order = (order // groups + place).argsort(stable=True)
-        parts = [order[start::groups] for start in range(groups)]
-        pooled = [encoder(views[part, view], None if valid is None else valid[part, view]).pooled for part in parts]
-        return torch.cat(pooled)[torch.cat(parts).argsort()]
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy of each query over the keys; accuracy: how often its own is the nearest one."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from mmssl.batch import Batch, valid_tokens
+from mmssl.batch import Batch, prefixed, sub_batch, valid_tokens
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.image import ImageEncoder
 from mmssl.encoders.text import TextEncoder
@@ -57,8 +58,6 @@ class HiddenPatches(nn.Module):
                 f"masked_pair hides patches of images or sound, and {network.spec['model']} has none; take a plain "
                 "vision transformer, such as timm/vit_tiny_patch16_224, or set mask_ratio_a: 0"
             )
-        if codes < 2:
-            raise RecipeError(f"masked_pair: codes = {codes} should be 2 or more")
         self.classes, self.patch = codes, network.patch_size
         self.codebook = Codebook(codes, (3 if network.modality == "image" else 1) * self.patch[0] * self.patch[1])
         self.mask_token = nn.Parameter(torch.zeros(network.width or network.dim))
@@ -76,8 +75,8 @@ class HiddenPatches(nn.Module):
             patches = patches.masked_fill(~valid[:, :, None], math.nan)
         return patches.flatten(0, 1)
 
-    def hide(self, side: Side, batch: Batch, draws: Draws, ratio: float) -> tuple[Tensor, Tensor | None, Batch]:
-        """The picture, what of it is valid, and what is hidden, a share `ratio` of the patches.
+    def hide(self, side: Side, batch: Batch, draws: Draws, ratio: float) -> Batch:
+        """The entries of the side, and as `a/...` what is hidden, a share `ratio` of the patches.
 
         `hidden` bool (B, N), in the grid of patches; `places` (B, M), of which the `chosen` ones count, with the
         `target` codes. `constant_mistakes` is the number of mistakes of the most frequent code.
@@ -95,7 +94,8 @@ class HiddenPatches(nn.Module):
         target = self.codebook(take(patchify(pixels, self.patch), places))
         mistakes = ((target != self.codebook.counts.argmax()) & chosen).sum()
         targets = _targets(target, chosen, -self.codebook.log_shares()[target])
-        return picture, valid, {"hidden": hidden, "places": places, "constant_mistakes": mistakes} | targets
+        hidden_ones = {"hidden": hidden, "places": places, "constant_mistakes": mistakes} | targets
+        return side.entries(picture, valid) | prefixed(side.key, hidden_ones)
 
     def forward(self, tokens: Tensor, inputs: Batch) -> Tensor:
         """Logits (N, K) at all N hidden places, row by row."""
@@ -110,16 +110,17 @@ class HiddenPatches(nn.Module):
         mistakes = mean_over(1 - outputs["right"], inputs["chosen"], inputs["constant_mistakes"])
         return losses | {"relative_mistakes": mistakes, "perplexity": self.codebook.perplexity()}
 
-    def panels(self, network: Encoder, picture: Tensor, inputs: Batch, logits: Tensor) -> list[Panel]:
+    def panels(self, side: Side, inputs: Batch, logits: Tensor) -> list[Panel]:
         """What is seen; answer and target, as the mean patches of codes; the picture."""
-        places, chosen = inputs["places"], inputs["chosen"]
+        picture, network, hidden = inputs[side.key], side.encoder, sub_batch(inputs, side.key)
+        places, chosen = hidden["places"], hidden["chosen"]
         pixels, scale, shift = picture[:, None], picture.new_ones(()), picture.new_zeros(())
         if network.modality == "image":
             normalize = cast(ImageEncoder, network).normalize
             pixels, scale, shift = normalize(picture), normalize.std[:, None, None], normalize.mean[:, None, None]
         patches = patchify(pixels, self.patch)
         decoded = self.codebook.decode(self.codebook(patches))
-        codes = inputs["target"].masked_scatter(chosen, logits.argmax(-1))
+        codes = hidden["target"].masked_scatter(chosen, logits.argmax(-1))
 
         def put(values: Tensor, into: Tensor) -> list[Tensor | str]:
             kept = torch.where(chosen[:, :, None], values.to(into.dtype), take(into, places))
@@ -163,8 +164,8 @@ class HiddenWords(nn.Module):
         """Whether so many words are counted that more say little."""
         return int(self.unigram.counts.sum()) >= TOKENS_COUNTED * self.classes
 
-    def hide(self, batch: Batch, draws: Draws, ratio: float) -> tuple[Tensor, Tensor, Batch]:
-        """What is seen of the texts, what of it is valid, and what is hidden, a share `ratio` of the tokens.
+    def hide(self, side: Side, batch: Batch, draws: Draws, ratio: float) -> Batch:
+        """The entries of the side, and as `b/...` what is hidden, a share `ratio` of the tokens.
 
         `places` (B, M), of which the `chosen` ones count, with the `target` tokens.
         """
@@ -172,7 +173,8 @@ class HiddenWords(nn.Module):
         places, chosen = self.vocabulary.choose(text, valid, ratio, draws)
         target = text.gather(1, places)
         targets = _targets(target, chosen, self.unigram.surprise(target))
-        return self.vocabulary.corrupt(text, places, chosen, draws), valid, {"places": places} | targets
+        seen = self.vocabulary.corrupt(text, places, chosen, draws)
+        return side.entries(seen, valid) | prefixed(side.key, {"places": places} | targets)
 
     def forward(self, tokens: Tensor, inputs: Batch, text: TextEncoder) -> Tensor:
         """Logits (N, V) at all N chosen places, row by row."""
@@ -183,12 +185,30 @@ class HiddenWords(nn.Module):
         """See `token_losses`."""
         return token_losses(outputs, self.classes, inputs["chosen"], inputs["hidden_places"], inputs["prior_surprise"])
 
-    def panels(self, seen: Tensor, valid: Tensor, inputs: Batch, logits: Tensor) -> list[Panel]:
+    def panels(self, side: Side, inputs: Batch, logits: Tensor) -> list[Panel]:
         """The corrupted text, the network's choices filled in, the original."""
-        places, chosen = inputs["places"], inputs["chosen"]
-        texts = self.vocabulary.filled_in(seen, valid, places, chosen)
+        seen, hidden = inputs[side.key], sub_batch(inputs, side.key)
+        places, chosen = hidden["places"], hidden["chosen"]
+        texts = self.vocabulary.filled_in(seen, side.valid(inputs), places, chosen)
         return [
             Panel("input", texts(seen.gather(1, places)[chosen])),
             Panel("prediction", texts(logits.argmax(-1))),
-            Panel("target", texts(inputs["target"][chosen])),
+            Panel("target", texts(hidden["target"][chosen])),
         ]
+
+
+def learn(patches: HiddenPatches | None, words: HiddenWords | None, side: Side | None, data: Iterable[Batch]) -> None:
+    """Fit the codebook of `patches`, of this side, and count the `words`, on as many batches as that takes."""
+    stream = _counted(words, data)
+    if patches is not None and side is not None:
+        patches.codebook.fit(patches.vectors(side, batch, number) for number, batch in enumerate(stream))
+    while words is not None and not words.enough() and next(stream, None) is not None:
+        pass
+
+
+def _counted(words: HiddenWords | None, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, while their words are counted."""
+    for batch in batches:
+        if words is not None:
+            words.count(batch)
+        yield batch

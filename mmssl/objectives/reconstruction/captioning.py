@@ -34,21 +34,22 @@ from mmssl.encoders.base import Encoder, Features
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.modules.mode import evaluating
-from mmssl.modules.side import both_sides
 from mmssl.modules.unigram import Unigram
 from mmssl.modules.views import Crop
 from mmssl.modules.vocabulary import TiedHead
 from mmssl.objectives._causal import prove_causal, prove_fusion_causal
-from mmssl.objectives.base import Chance, Objective, Panel, Step
+from mmssl.objectives._two_sides import TwoSides
+from mmssl.objectives.base import Chance, Panel, Step
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import average
-from mmssl.ops.losses import mean_over, score_tokens, token_losses
+from mmssl.ops.losses import score_tokens, token_losses
+from mmssl.ranges import BelowOne, Count
 
 BLIND_ROWS = 64  # of each process: enough for a ratio, little against a step
 VIEWS: dict[str, Any] = {}
 
 
-class Captioning(Objective):
+class Captioning(TwoSides):
     """Predict each token of `b` from those before it and from `a`.
 
     Args:
@@ -71,11 +72,11 @@ class Captioning(Objective):
         a: str = "image",
         b: str = "text",
         fusion: str = "fusion",
-        smoothing: float = 0.0,
+        smoothing: BelowOne = 0.0,
         views: dict[str, Any] = VIEWS,
-        blind: int = 0,
+        blind: Count = 0,
     ) -> None:
-        super().__init__(encoders)
+        super().__init__(encoders, a, b, Crop.of(VIEWS, views))
         text = cast(TextEncoder, self.encoder(b, "text"))
         modality = self.encoder(a, "image", "audio", "video").modality
         if getattr(self.encoder(fusion), "kind", None) != "cross":
@@ -83,13 +84,8 @@ class Captioning(Objective):
                 f"captioning needs a fusion in which text attends to '{a}', and '{fusion}' is none; "
                 f"for instance {fusion}: {{model: transformers/bert, reads: [{a}, {b}]}}"
             )
-        if not 0 <= smoothing < 1:
-            raise RecipeError(f"captioning: smoothing = {smoothing} should be a share from 0 to below 1")
-        crop = Crop.of(VIEWS, views)
-        if crop != Crop() and modality != "image":
+        if self.sides["a"].crop != Crop() and modality != "image":
             raise RecipeError(f"captioning: views crop images, and the encoder '{a}' reads {modality}")
-        if blind < 0:
-            raise RecipeError(f"captioning: blind = {blind} should be a number of steps, or 0 for never")
         with torch.device("cpu"):  # also where a network without memory is built
             ids, mask = text.tokenizer("", 3)
         if mask.sum() != 2:
@@ -98,8 +94,6 @@ class Captioning(Objective):
                 "take another, or train:8000 for one made from the texts"
             )
         self.start, self.end = ids[mask].tolist()
-        self.sides = both_sides(a, b, self.encoder, crop)
-        self.needs = (modality, "text")
         self.fusion, self.smoothing, self.blind = fusion, smoothing, blind
         self.tokenizer, self.tokens = text.tokenizer, len(text.token_embedding)
         self.head = TiedHead(self.encoder(fusion).dim, text)
@@ -118,28 +112,19 @@ class Captioning(Objective):
         And the number of next tokens, `caption_tokens`, and how much their frequencies alone do not tell of them,
         `unigram_surprise`.
         """
-        inputs = self.sides["a"].read(batch, draws) | self.sides["b"].read(batch, draws)
+        inputs = self.read(batch, draws)
         target, valid = self._next(inputs)
         self.unigram.see(target, valid)
-        return inputs | {
-            "caption_tokens": valid.sum(),
-            "unigram_surprise": (self.unigram.surprise(target) * valid).sum(),
-        }
+        surprise = (self.unigram.surprise(target) * valid).sum()
+        return inputs | {"caption_tokens": valid.sum(), "unigram_surprise": surprise}
 
     def _next(self, inputs: Batch) -> tuple[Tensor, Tensor]:
         """Next tokens (B, L - 1), and where there is one, bool."""
         return inputs["b"][:, 1:], self.sides["b"].valid(inputs)[:, 1:]
 
     def predict(self, inputs: Batch) -> Batch:
-        """Of each next token (B, L - 1) its `log_likelihood_ratio`, and whether it was `right`; see `score_tokens`.
-
-        With label smoothing, `unsmoothed` is the ratio without.
-        """
-        logits, (target, valid) = self.logits(inputs), self._next(inputs)
-        outputs = score_tokens(logits, target, valid, self.smoothing)
-        if self.smoothing:
-            outputs["unsmoothed"] = score_tokens(logits.detach(), target, valid)["log_likelihood_ratio"]
-        return outputs
+        """Of each next token (B, L - 1) its `log_likelihood_ratio`, and whether it was `right`; see `score_tokens`."""
+        return score_tokens(self.logits(inputs), *self._next(inputs), self.smoothing)
 
     def logits(self, inputs: Batch) -> Tensor:
         """Of all N valid next tokens, row by row, (N, V)."""
@@ -154,13 +139,8 @@ class Captioning(Objective):
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy and accuracy, means over the next tokens of the global batch, and the relative error."""
-        _, valid = self._next(inputs)
-        losses = token_losses(outputs, self.tokens, valid, inputs["caption_tokens"], inputs["unigram_surprise"])
-        if self.smoothing:
-            losses["relative_error"] = mean_over(
-                math.log(self.tokens) - outputs["unsmoothed"], valid, inputs["unigram_surprise"]
-            )
-        return losses
+        unigram = inputs["unigram_surprise"]
+        return token_losses(outputs, self.tokens, self._next(inputs)[1], inputs["caption_tokens"], unigram)
 
     def after_step(self, progress: float) -> None:
         """Count the step's tokens."""

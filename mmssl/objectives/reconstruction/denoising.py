@@ -21,20 +21,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import cast
+from typing import Annotated, cast
 
 import torch
+from annotated_types import Gt
 from torch import Tensor
 
 from mmssl.batch import Batch, valid_tokens
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.text import TextEncoder
-from mmssl.errors import RecipeError
 from mmssl.modules.vocabulary import Vocabulary
 from mmssl.objectives.reconstruction._text_to_text import TextToText
 from mmssl.ops.draws import Draws
 from mmssl.ops.masking import choose_places
 from mmssl.ops.transfers import upload
+from mmssl.ranges import Share
 
 
 def permute_sentences(sentence: Tensor, draws: Draws) -> Tensor:
@@ -96,17 +97,12 @@ class Denoising(TextToText):
         encoders: Mapping[str, Encoder],
         *,
         encoder: str = "text",
-        mask_ratio: float = 0.3,
-        span: float = 3.0,
-        random: float = 0.1,
+        mask_ratio: Share = 0.3,
+        span: Annotated[float, Gt(0)] = 3.0,
+        random: Share = 0.1,
         permute: bool = True,
     ) -> None:
         super().__init__(encoders, encoder, "denoising")
-        for key, value in (("mask_ratio", mask_ratio), ("random", random)):
-            if not 0 <= value <= 1:
-                raise RecipeError(f"denoising: {key} = {value} should be a share between 0 and 1")
-        if span <= 0:
-            raise RecipeError(f"denoising: span = {span} should be a number of words above 0")
         self.mask_ratio, self.span, self.random, self.permute = mask_ratio, span, random, permute
         self.vocabulary = Vocabulary(cast(TextEncoder, self.encoder(encoder)), encoder, "denoising")
 

@@ -41,6 +41,7 @@ from mmssl.ops.losses import score_tokens, token_losses
 from mmssl.ops.masking import take
 from mmssl.ops.transfers import upload
 from mmssl.ops.words import as_places, choose_spans, choose_words, run_of
+from mmssl.ranges import Positive, Ratio
 
 # A text has more Bernoulli-masked tokens than there are places for with this probability; the last ones stay visible.
 OVERFLOW = 1e-9
@@ -67,18 +68,14 @@ class MaskedLanguage(Objective):
         encoders: Mapping[str, Encoder],
         *,
         encoder: str = "text",
-        mask_ratio: float = 0.15,
+        mask_ratio: Ratio = 0.15,
         count: Literal["exact", "bernoulli"] = "exact",
         unit: Literal["token", "word", "span"] = "token",
-        stop: float = 0.2,
-        longest: int = 10,
+        stop: Ratio = 0.2,
+        longest: Positive = 10,
     ) -> None:
         super().__init__(encoders)
         text = cast(TextEncoder, self.encoder(encoder, "text"))
-        if not 0 < mask_ratio < 1:
-            raise RecipeError(f"masked_language: mask_ratio = {mask_ratio} should be a share between 0 and 1")
-        if not 0 < stop < 1 or longest < 1:
-            raise RecipeError(f"masked_language: stop = {stop} should lie between 0 and 1, longest = {longest} above 0")
         if count == "bernoulli" and unit != "token":
             raise RecipeError(f"masked_language: count: bernoulli draws each token on its own; leave out unit: {unit}")
         if unit != "token":

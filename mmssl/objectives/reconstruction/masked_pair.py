@@ -23,10 +23,11 @@ told by the words around them. Each side's loss is a mean over its hidden places
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, cast
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, cast
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor
 
 from mmssl.batch import Batch, prefixed, sub_batch
@@ -36,7 +37,7 @@ from mmssl.errors import RecipeError
 from mmssl.modules.side import SIDES, Side, find_fusion
 from mmssl.modules.views import Crop
 from mmssl.objectives.base import Chance, Objective, Panel, Step
-from mmssl.objectives.reconstruction._hidden import HiddenPatches, HiddenWords
+from mmssl.objectives.reconstruction._hidden import HiddenPatches, HiddenWords, learn
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import score_tokens
 
@@ -68,9 +69,9 @@ class MaskedPair(Objective):
         b: str | None = "text",
         fusion: str | None = "fusion",
         form: Literal["flava", "beit3"] = "flava",
-        mask_ratio_a: float | None = None,
-        mask_ratio_b: float | None = None,
-        codes: int = 8192,
+        mask_ratio_a: Annotated[float, Ge(0), Lt(1)] | None = None,
+        mask_ratio_b: Annotated[float, Ge(0), Lt(1)] | None = None,
+        codes: Annotated[int, Ge(2)] = 8192,
         views: dict[str, Any] = VIEWS,
     ) -> None:
         super().__init__(encoders)
@@ -82,14 +83,9 @@ class MaskedPair(Objective):
             mask_ratio_a = PATCHES[form] if a is not None else 0.0
         if mask_ratio_b is None:
             mask_ratio_b = WORDS[form][len(self.sides) == 1] if b is not None else 0.0
-        if not (0 <= mask_ratio_a < 1 and 0 <= mask_ratio_b < 1):
-            raise RecipeError(
-                f"masked_pair: mask_ratio_a = {mask_ratio_a} and mask_ratio_b = {mask_ratio_b} should be shares, 0 "
-                "to below 1"
-            )
         if (mask_ratio_a == 0 or a is None) and (mask_ratio_b == 0 or b is None):
             raise RecipeError("masked_pair hides nothing; give it a side, a or b, whose mask_ratio is above 0")
-        self.mask_ratio_a, self.mask_ratio_b = mask_ratio_a, mask_ratio_b
+        self.mask_ratio = {"a": mask_ratio_a, "b": mask_ratio_b}
         self._check_fusion(a, b)
         self.patches: HiddenPatches | None = None
         self.words: HiddenWords | None = None
@@ -98,7 +94,7 @@ class MaskedPair(Objective):
         if b is not None and mask_ratio_b:
             text = cast(TextEncoder, self.encoder(b, "text"))
             self.words = HiddenWords(text, b, self.encoder(fusion or b).dim)
-        self.divisors = tuple(f"{key}/{name}" for key, (_, head) in self._hidden().items() for name in head.divisors)
+        self.divisors = tuple(f"{key}/{name}" for key, head in self.heads.items() for name in head.divisors)
 
     def _check_fusion(self, a: str | None, b: str | None) -> None:
         if self.fusion is None:
@@ -114,23 +110,22 @@ class MaskedPair(Objective):
                 f"masked_pair: a {both.kind} fusion reads pairs; for one side alone take a multiway one (a timm vision "
                 "transformer), or for images fusion: null"
             )
-        if both.kind == "cross" and self.mask_ratio_a:
+        if both.kind == "cross" and self.mask_ratio["a"]:
             raise RecipeError("masked_pair: a cross fusion says nothing of a; set mask_ratio_a: 0, or take another")
 
-    def _hidden(self) -> dict[str, tuple[str, HiddenPatches | HiddenWords]]:
-        """`a` or `b` -> the encoder's name, under which its numbers are logged, and its head."""
-        heads = {"a": self.patches, "b": self.words}
-        return {key: (self.sides[key].name, head) for key, head in heads.items() if head is not None}
+    @property
+    def heads(self) -> dict[str, HiddenPatches | HiddenWords]:
+        """`a` or `b` -> the head of a side of which something is hidden."""
+        return {key: head for key, head in (("a", self.patches), ("b", self.words)) if head is not None}
 
     def chance(self, rows: int) -> Chance:
         """Of the loss any code and any token, equally likely; of the others the histogram that was counted."""
         metrics: dict[str, float] = {}
-        for side, (name, head) in self._hidden().items():
-            metrics |= {f"{name}/loss": math.log(head.classes), f"{name}/accuracy": 1 / head.classes}
-            metrics[f"{name}/relative_error"] = 1.0
-            if side == "a":
-                metrics[f"{name}/relative_mistakes"] = 1.0
-        return Chance(sum(math.log(head.classes) for _, head in self._hidden().values()), metrics)
+        for key, head in self.heads.items():
+            levels = {"loss": math.log(head.classes), "accuracy": 1 / head.classes, "relative_error": 1.0}
+            levels |= {"relative_mistakes": 1.0} if key == "a" else {}
+            metrics |= {f"{self.sides[key].name}/{metric}": level for metric, level in levels.items()}
+        return Chance(sum(math.log(head.classes) for head in self.heads.values()), metrics)
 
     @torch.no_grad()
     def before_step(self, step: Step) -> None:
@@ -142,28 +137,16 @@ class MaskedPair(Objective):
             return
         patches = None if self.patches is None or self.patches.codebook.counts.any() else self.patches
         words = None if self.words is None or self.words.unigram.counts.any() else self.words
-        if patches is None and words is None:
-            return
-        stream = _counted(words, step.data())
-        if patches is not None:
-            vectors = (patches.vectors(self.sides["a"], batch, number) for number, batch in enumerate(stream))
-            patches.codebook.fit(vectors)
-        while words is not None and not words.enough() and next(stream, None) is not None:
-            pass
+        if patches is not None or words is not None:
+            learn(patches, words, self.sides.get("a"), step.data())
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
         """Of each side what its encoder reads, `a` and `a_valid`; of what is hidden `a/...`: see `HiddenPatches`."""
         inputs: Batch = {}
         for key, side in self.sides.items():
-            if key == "a" and self.patches is not None:
-                seen, valid, hidden = self.patches.hide(side, batch, draws, self.mask_ratio_a)
-            elif key == "b" and self.words is not None:
-                seen, valid, hidden = self.words.hide(batch, draws, self.mask_ratio_b)
-            else:
-                inputs |= side.read(batch, draws)
-                continue
-            inputs |= side.entries(seen, valid) | prefixed(key, hidden)
+            head = self.heads.get(key)
+            inputs |= side.read(batch, draws) if head is None else head.hide(side, batch, draws, self.mask_ratio[key])
         return inputs
 
     def predict(self, inputs: Batch) -> Batch:
@@ -192,32 +175,21 @@ class MaskedPair(Objective):
         return logits
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
-        """The sum of both sides' losses; each, and its other scores, under the name of its encoder."""
-        scores: dict[str, Tensor] = {}
-        for side, (name, head) in self._hidden().items():
-            scores |= prefixed(name, head.scores(sub_batch(outputs, side), sub_batch(inputs, side)))
-        return {"loss": torch.stack([scores[f"{name}/loss"] for name, _ in self._hidden().values()]).sum(), **scores}
+        """The sum of both sides' losses; each, and its other scores, sub_batch the name of its encoder."""
+        scores = {key: head.scores(sub_batch(outputs, key), sub_batch(inputs, key)) for key, head in self.heads.items()}
+        logs: dict[str, Tensor] = {}
+        for key, own in scores.items():
+            logs |= prefixed(self.sides[key].name, own)
+        return {"loss": torch.stack([own["loss"] for own in scores.values()]).sum(), **logs}
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Of each side what is seen, what the network makes of it, and what was there."""
         panels: list[Panel] = []
         logits = self.logits(inputs)
         for key, side in self.sides.items():
-            hidden = sub_batch(inputs, key)
-            if key == "a" and self.patches is not None:
-                made = self.patches.panels(side.encoder, inputs["a"], hidden, logits["a"])
-            elif key == "b" and self.words is not None:
-                made = self.words.panels(inputs["b"], side.valid(inputs), hidden, logits["b"])
+            if key in self.heads:
+                made = self.heads[key].panels(side, inputs, logits[key])
+                panels += [Panel(f"{side.name}: {panel.title}", panel.cells) for panel in made]
             else:
                 panels.append(Panel(side.name, side.cells(inputs)))
-                continue
-            panels += [Panel(f"{side.name}: {panel.title}", panel.cells) for panel in made]
         return panels
-
-
-def _counted(words: HiddenWords | None, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches, while their words are counted."""
-    for batch in batches:
-        if words is not None:
-            words.count(batch)
-        yield batch

@@ -19,24 +19,25 @@ gradient from the encoder's term, except through the embeddings that both share.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
-from typing import cast
+from typing import Annotated, cast
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Gt, Le
 from torch import Tensor, nn
 
 from mmssl.batch import Batch, valid_tokens
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
-from mmssl.modules.vocabulary import TiedHead, Vocabulary, tie_embeddings
+from mmssl.modules.vocabulary import TiedHead, Vocabulary, decode_rows, mark_rows, tie_embeddings
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import mean_over, score_tokens, token_ranking
 from mmssl.ops.masking import draw_tokens, take
+from mmssl.ranges import Ratio
 
 
 class ReplacedToken(Objective):
@@ -63,8 +64,8 @@ class ReplacedToken(Objective):
         *,
         encoder: str = "text",
         generator: str = "generator",
-        mask_ratio: float = 0.15,
-        masked: float = 0.85,
+        mask_ratio: Ratio = 0.15,
+        masked: Annotated[float, Gt(0), Le(1)] = 0.85,
         weight: float = 50.0,
         share_embeddings: bool = True,
     ) -> None:
@@ -72,10 +73,6 @@ class ReplacedToken(Objective):
         if encoder == generator:
             raise RecipeError(f"replaced_token: encoder and generator are both '{encoder}'; it takes two networks")
         text, small = (cast(TextEncoder, self.encoder(name, "text")) for name in (encoder, generator))
-        if not 0 < mask_ratio < 1:
-            raise RecipeError(f"replaced_token: mask_ratio = {mask_ratio} should be a share between 0 and 1")
-        if not 0 < masked <= 1:
-            raise RecipeError(f"replaced_token: masked = {masked} should be a share above 0 and at most 1")
         if text.tokenizer != small.tokenizer or text.token_embedding.shape[0] != small.token_embedding.shape[0]:
             raise RecipeError(
                 f"replaced_token: the encoders '{encoder}' and '{generator}' have different vocabularies, "
@@ -148,24 +145,13 @@ class ReplacedToken(Objective):
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """What the generator sees, the text with its «replaced» tokens, and with the encoder's guess at them."""
-        filled = _filled(inputs, outputs["sampled"].long())
-        nowhere = torch.zeros_like(inputs["text_mask"])
+        filled, tokenizer = _filled(inputs, outputs["sampled"].long()), self.vocabulary.tokenizer
+        hidden, valid = inputs["hidden"], inputs["text_mask"]
         return [
-            Panel("generator sees", self._texts(inputs["hidden"], inputs["text_mask"], nowhere)),
-            Panel("replaced", self._texts(filled, inputs["text_mask"], filled != inputs["text"])),
-            Panel("prediction", self._texts(filled, inputs["text_mask"], outputs["replaced"] > 0)),
+            Panel("generator sees", decode_rows(tokenizer, hidden, valid)),
+            Panel("replaced", mark_rows(tokenizer, filled, valid, filled != inputs["text"])),
+            Panel("prediction", mark_rows(tokenizer, filled, valid, outputs["replaced"] > 0)),
         ]
-
-    def _texts(self, tokens: Tensor, valid: Tensor, marked: Tensor) -> list[str]:
-        lines = []
-        for ids, kept, marks in zip(tokens, valid, marked, strict=True):
-            parts = []
-            pairs = zip(marks[kept].tolist(), ids[kept].tolist(), strict=True)
-            for mark, run in itertools.groupby(pairs, key=lambda pair: pair[0]):
-                part = self.vocabulary.tokenizer.decode([token for _, token in run])
-                parts.append(f"«{part}»" if mark and part else part)
-            lines.append(" ".join(filter(None, parts)))
-        return lines
 
 
 def _filled(inputs: Batch, sampled: Tensor) -> Tensor:

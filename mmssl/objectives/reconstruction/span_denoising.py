@@ -20,8 +20,10 @@ tokens unequally.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from mmssl.batch import Batch, valid_tokens
@@ -31,6 +33,7 @@ from mmssl.objectives.reconstruction._text_to_text import TextToText, pack
 from mmssl.ops.draws import Draws
 from mmssl.ops.masking import choose_places
 from mmssl.ops.transfers import upload
+from mmssl.ranges import Ratio
 
 
 def count_spans(length: int, mask_ratio: float = 0.15, span: float = 3.0) -> tuple[int, int]:
@@ -96,15 +99,11 @@ class SpanDenoising(TextToText):
         encoders: Mapping[str, Encoder],
         *,
         encoder: str = "text",
-        mask_ratio: float = 0.15,
-        span: float = 3.0,
+        mask_ratio: Ratio = 0.15,
+        span: Annotated[float, Ge(1)] = 3.0,
         random_roll: bool = True,
     ) -> None:
         super().__init__(encoders, encoder, "span_denoising")
-        if not 0 < mask_ratio < 1:
-            raise RecipeError(f"span_denoising: mask_ratio = {mask_ratio} should be a share between 0 and 1")
-        if span < 1:
-            raise RecipeError(f"span_denoising: span = {span} should be a number of tokens, 1 or more")
         if not self.tokenizer.sentinel_ids:
             raise RecipeError(
                 f"span_denoising needs sentinels, and the tokenizer of the encoder '{encoder}' has none: "
