@@ -79,14 +79,6 @@ class Pair(NamedTuple):
     scalars: Mapping[str, Tensor] = MappingProxyType({})
 
 
-def _no_gradients(task: Objective, inputs: Batch) -> dict[str, Tensor]:
-    return {}
-
-
-def _no_log(numbers: Mapping[str, Tensor]) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Step:
     """What a task sees before a step of training. One of a number and data alone trains nothing: a look at the task.
@@ -105,8 +97,8 @@ class Step:
     number: int
     data: Callable[[], Iterable[Batch]]
     prepare: Callable[[], Batch] = dict
-    gradients: Callable[[Objective, Batch], dict[str, Tensor]] = _no_gradients
-    log: Callable[[Mapping[str, Tensor]], None] = _no_log
+    gradients: Callable[[Objective, Batch], dict[str, Tensor]] = field(default=lambda task, inputs: {})
+    log: Callable[[Mapping[str, Tensor]], None] = field(default=lambda numbers: None)
     sharded: bool = False
 
     @cached_property

@@ -43,10 +43,9 @@ class ForwardPass(nn.Module):
             whole: outputs without gradient and inputs of all micro-batches, for the gradient of parameters that the
                 loss itself owns.
         """
-        if pull is None:
-            losses: dict[str, Tensor] = self.objective(inputs)
-            return losses
         outputs = self.predict(inputs)
+        if pull is None:
+            return self.loss(outputs, inputs)
         terms = [(outputs[key] * gradient).sum() for key, gradient in pull.items()]
         if whole is not None:
             terms.append(self.loss(*whole)["loss"])

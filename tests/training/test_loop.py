@@ -316,12 +316,12 @@ def test_the_pass_is_compiled_where_asked_for(monkeypatch: pytest.MonkeyPatch) -
     called = []
     monkeypatch.setattr(ForwardPass, "compile", lambda self: called.append(self.objective))
     task = make(Denoise)
-    fit(task, MemoryLoader(), settings(steps=1, compile=True), quiet=True)
+    fit(task, MemoryLoader(), settings(steps=4, compile=True), quiet=True)
     assert called == [task]
 
 
 def test_tensorboard_is_always_written_and_an_unknown_tracker_is_named(tmp_path: Path) -> None:
-    fit(make(Pull), MemoryLoader(), settings(steps=2), tmp_path, quiet=True)
+    fit(make(Pull), MemoryLoader(), settings(steps=4), tmp_path, quiet=True)
     assert list((tmp_path / "tensorboard").glob("events.*"))
     with pytest.raises(RecipeError, match=r"training.trackers: 'tensorbord' .*did you mean 'tensorboard'"):
         fit(make(Pull), MemoryLoader(), settings(trackers=("tensorbord",)), tmp_path / "other", quiet=True)
