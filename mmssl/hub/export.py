@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 LOADING = {
     "timm": 'import timm\n\nmodel = timm.create_model("local-dir:{path}", pretrained=True)',
     "transformers": (
-        "from transformers import {auto}, AutoTokenizer\n\n"
-        'model = {auto}.from_pretrained("{path}")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("{path}")'
+        'from transformers import {auto}{tokenizing}\n\nmodel = {auto}.from_pretrained("{path}"){tokenizer}'
     ),
     "open_clip": (
         "import open_clip\n\n"
@@ -73,6 +71,9 @@ class Native:
         """The Python lines that load it from `path`."""
         decodes = getattr(self.encoders[0], "decodes", False)
         details: dict[str, str] = {"note": "", "auto": "AutoModelForSeq2SeqLM" if decodes else "AutoModel"}
+        reads = self.encoders[0].modality == "text"
+        details["tokenizing"] = ", AutoTokenizer" if reads else ""
+        details["tokenizer"] = f'\ntokenizer = AutoTokenizer.from_pretrained("{path}")' if reads else ""
         if self.library == "open_clip" and len(self.encoders) == 1:
             details["note"] = f"  # only its {self.encoders[0].modality} tower was trained"
         elif self.library == "open_clip" and not self.head:

@@ -15,6 +15,10 @@ from mmssl.hub import export
 from mmssl.hub.export import fill, plan
 
 SHUFFLENET = {"model": "torchvision/shufflenet_v2_x0_5", "modality": "image"}
+DINO = {
+    **{"model": "transformers/dinov2", "modality": "image", "image_size": 64, "patch_size": 8},
+    **{"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
+}
 CONVNEXT = {"model": "torchvision/convnext_tiny", "modality": "image"}
 STRANGER = """
 import sys
@@ -47,7 +51,7 @@ def run_elsewhere(folder: Path, uses: dict[str, str], inputs: dict) -> dict[str,
 
 @pytest.mark.long
 def test_lines_of_the_readme_load_every_library(tmp_path) -> None:
-    encoders = {"image": VIT, "shufflenet": SHUFFLENET, "convnext": CONVNEXT, "text": BERT}
+    encoders = {"image": VIT, "shufflenet": SHUFFLENET, "convnext": CONVNEXT, "dino": DINO, "text": BERT}
     run = make_run(tmp_path / "run", {**PAIRS, "encoders": encoders})
     export(run, tmp_path / "native")
     image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -58,6 +62,7 @@ def test_lines_of_the_readme_load_every_library(tmp_path) -> None:
             "image": "model(inputs['image'])",
             "shufflenet": "model(inputs['large'])",
             "convnext": "model(inputs['large'])",
+            "dino": "model(inputs['large']).pooler_output",
             "text": "model(inputs['ids']).last_hidden_state.mean(1)",
         },
         {"image": image[..., :32, :32], "large": image, "ids": ids},
@@ -67,6 +72,7 @@ def test_lines_of_the_readme_load_every_library(tmp_path) -> None:
             "image": run.encoders["image"].backbone(image[..., :32, :32]).pooled,
             "shufflenet": run.encoders["shufflenet"].backbone(image).pooled,
             "convnext": run.encoders["convnext"].backbone(image).pooled,
+            "dino": run.encoders["dino"].backbone(image).pooled,
             "text": run.encoders["text"](ids).pooled,
         }
     for name, value in expected.items():
