@@ -1,4 +1,4 @@
-"""A codebook: what stands for vectors where a task predicts one of K codes; k-means makes it from the data."""
+"""A codebook: numbers for vectors where a task predicts one of K codes; k-means makes it from the data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Codebook(nn.Module):
 
     Attributes:
         centers: (K, D).
-        counts: int64 (K,), how often each code stood for one of the vectors that it was fitted to; 0 before.
+        counts: int64 (K,), how many of the vectors that it was fitted to have each code; 0 before.
     """
 
     centers: Tensor

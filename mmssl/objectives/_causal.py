@@ -29,7 +29,7 @@ def sees_later(text: TextEncoder) -> bool | None:
     embedding = text.token_embedding
     if embedding.is_meta:
         return None
-    # Each token stands once, so that a row of the embedding's gradient belongs to one place.
+    # Each token is there once, so that a row of the embedding's gradient belongs to one place.
     words = (i for i in range(len(embedding)) if i not in text.tokenizer.special_ids)
     ids = torch.tensor(list(islice(words, PROOF_TOKENS)), device=embedding.device)
     key = next(key for key, parameter in text.named_parameters() if parameter is embedding)
@@ -47,7 +47,7 @@ def prove_causal(text: TextEncoder, name: str, task: str) -> None:
     """
     if sees_later(text):
         raise RecipeError(
-            f"{task}: the text encoder '{name}' sees later tokens, so that the answer stands in the question; take "
+            f"{task}: the text encoder '{name}' sees later tokens, so that the answer is in the question; take "
             "a causal one: transformers/gpt2, transformers/bert with is_decoder: true, or a text tower of open_clip"
         )
 
@@ -78,7 +78,7 @@ def prove_fusion_causal(fusion: Encoder, name: str, widths: tuple[int, int], tas
     if leaking:
         raise RecipeError(
             f"{task}: the fusion '{name}' lets a token see later ones though it is told not to, so that the answer "
-            "stands in the question; take {model: transformers/bert}"
+            "is in the question; take {model: transformers/bert}"
         )
 
 

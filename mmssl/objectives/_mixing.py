@@ -19,7 +19,7 @@ def read_stage(given: Any, where: str) -> Stage:
     whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (start, stop) if n is not None)
     if not two or not whole or start is None or start < 0 or (stop is not None and stop <= start):
         raise RecipeError(
-            f"{where}: steps = {given!r} should be the first step and the one behind the last, such as [0, 1000], "
+            f"{where}: steps = {given!r} should be the first step and the one after the last, such as [0, 1000], "
             "with null for the end of the run"
         )
     return start, stop
@@ -29,7 +29,7 @@ class Mixing:
     """Stages and groups of tasks.
 
     Args:
-        stages: task -> first step and the one behind its last.
+        stages: task -> first step and the one after its last.
         groups: task -> what it is picked with: its source, or itself where there is one source.
         pick: `all`, `one` group a step, or group -> how often it is picked, in proportion.
 

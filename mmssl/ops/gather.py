@@ -22,7 +22,7 @@ def process_share() -> tuple[int, int]:
 
 
 def own_rows(rows: int, device: torch.device) -> Tensor:
-    """Where this process's rows stand among the gathered ones, int64 (rows,)."""
+    """Where this process's rows are among the gathered ones, int64 (rows,)."""
     return torch.arange(rows, device=device) + rows * process_share()[0]
 
 

@@ -40,7 +40,7 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
 
 
 def off_diagonal(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of the squares of aᵀb beside its diagonal, 0-dim: what Barlow Twins and VICReg call redundancy.
+    """Sum of the squares of aᵀb off its diagonal, 0-dim: what Barlow Twins and VICReg call redundancy.
 
     The D x D matrix, 8192² in the papers, is never made: the squared norm of aᵀb is the sum of (aaᵀ) · (bbᵀ), N x N
     element by element. Each process takes its rows of these times the number of processes: the average over processes

@@ -1,7 +1,7 @@
 """Sets of permutations that differ from each other in as many places as can be.
 
 A set is made of blocks: a permutation and its n images under a group that takes any tile to any other, such as the
-shifts. In a block every tile stands once at every place, so whole blocks and a part of one more put each tile at each
+shifts. In a block every tile is once at every place, so whole blocks and a part of one more put each tile at each
 place floor(N / n) or ceil(N / n) times. That is what makes the mean Hamming distance the largest that N permutations
 can have,
 

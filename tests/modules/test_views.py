@@ -7,7 +7,7 @@ import torch
 from tiny_encoders import tiny_batch, tiny_encoders
 
 from mmssl.errors import RecipeError
-from mmssl.modules.views import Views, encode_views
+from mmssl.modules.views import Crop, Views, encode_groups, encode_views
 from mmssl.ops.draws import Draws
 
 PLAIN = {"area": (1.0, 1.0), "flip": 0, "jitter": 0, "grayscale": 0, "blur": 0}
@@ -58,3 +58,43 @@ def test_what_cannot_work_is_said_when_built():
         Views(encoders["image"], [{}, {}, {}])
     with pytest.raises(RecipeError, match="one size"):
         Views(encoders["image"], [{"size": 8}, {}])(tiny_batch(2), Draws(0, 0, 2), encoders["image"])
+
+
+def test_a_crop_says_nothing_where_nothing_is_asked_of_it():
+    image = tiny_batch(4)["image"]
+    draws = Draws(0, 0, 4)
+    assert Crop()(image, draws) is image
+    assert torch.equal(draws.uniform(), Draws(0, 0, 4).uniform())  # nor does it use up numbers
+    assert Crop.of({"area": (0.5, 1.0), "flip": 0.5}, {"flip": None}) == Crop(area=(0.5, 1.0))
+    with pytest.raises(RecipeError, match=r"views: unknown key 'aera' \(did you mean 'area'"):
+        Crop.of({}, {"aera": None})
+
+
+@pytest.mark.parametrize("area", [None, (0.3, 0.6)])
+def test_all_frames_of_a_clip_are_cropped_alike(area):
+    still = tiny_batch(6)["image"]
+    clip = still[:, None].expand(-1, 3, -1, -1, -1)
+    crop = Crop(area=area, flip=0.5, size=8)
+    cut = crop(clip, Draws(0, 0, 6))
+    assert cut.shape == (6, 3, 3, 8, 8)
+    torch.testing.assert_close(cut, crop(still, Draws(0, 0, 6))[:, None].expand_as(cut))
+
+
+def test_without_an_area_a_square_is_cut_and_not_resized():
+    image = tiny_batch(64)["image"]
+    cut = Crop(flip=0.5, size=5)(image, Draws(0, 0, 64))
+    windows = image.unfold(2, 5, 1).unfold(3, 5, 1).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
+    same, mirrored = ((windows == square[:, None]).flatten(2).all(2).any(1) for square in (cut, cut.flip(-1)))
+    assert (same | mirrored).all()
+    assert 16 < int(mirrored.sum()) < 48
+
+
+def test_groups_are_encoded_apart_and_rows_come_back_in_order():
+    encoder, views = tiny_encoders()["image"], torch.rand(7, 2, 3, 12, 12)
+    calls: list[int] = []
+    encoder.register_forward_hook(lambda module, given, result: calls.append(len(given[0])))
+    expected = encoder(views[:, 1]).pooled
+    for place in (None, torch.rand(7)):
+        calls.clear()
+        torch.testing.assert_close(encode_groups(views, None, 8, encoder, 1, place), expected)
+        assert sorted(calls) == [2, 2, 3]  # no more groups than pairs of rows

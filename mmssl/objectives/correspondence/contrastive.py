@@ -9,7 +9,7 @@ combination: Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", a
 
 Known traps. Gathering without gradient scales or turns the towers' gradient while the loss looks right. The learned
 temperature is kept at 0.01 or above, after the step. A small batch wants a bias nearer 0 than SigLIP's -10: the best
-constant is -ln(B - 1). A caption that stands twice in a batch is a negative of itself, unless positives are equal
+constant is -ln(B - 1). A caption that is twice in a batch is a negative of itself, unless positives are equal
 items; empty captions are equal ones, too.
 """
 

@@ -63,7 +63,7 @@ class Matching(TwoSides):
         width: of the space that the contrastive term compares in.
         temperature: its initial value, learned between 0.001 and 0.5.
         momentum: share of itself that a slow copy of the towers keeps at a step, 0.995 in ALBEF; None for no copy.
-        queue: number of rows whose keys the copy's queue holds, beside those of the batch; any.
+        queue: number of rows whose keys the copy's queue holds, next to those of the batch; any.
         alpha: share of the contrastive target that the copy decides.
         ramp: steps over which that share rises linearly from 0; one epoch in ALBEF.
         views: of images: how they are cropped, see `Crop`.

@@ -2,7 +2,7 @@
 
 Zbontar, Jing, Misra, LeCun & Deny 2021, "Barlow Twins: Self-Supervised Learning via Redundancy Reduction", arXiv
 2103.03230. The cross-correlation matrix of the two views' embeddings, over the whole global batch, is drawn toward the
-identity: ones on the diagonal (the views agree), zeros beside it (no two dimensions repeat each other). For sounds the
+identity: ones on the diagonal (the views agree), zeros off it (no two dimensions repeat each other). For sounds the
 views are two windows of one recording.
 
 Known traps. The terms of the matrix are summed, not averaged: averaging changes their balance, and cost 8 points where
@@ -38,7 +38,7 @@ class BarlowTwins(TwoViews):
         encoder: its name; whether it reads images or sound decides the views.
         width: of the embedding, D.
         hidden: width of the projector's two hidden layers.
-        redundancy: weight of the terms beside the diagonal, lambda.
+        redundancy: weight of the terms off the diagonal, lambda.
         bias_lr: learning rate of biases and norms over that of the weights; 0.024 in the published runs.
         views: what differs from the published views: settings of `ImageView` or `AudioView`, for both or one each.
     """
@@ -78,12 +78,12 @@ class BarlowTwins(TwoViews):
         z = gather(outputs["z"])
         first, second = standardize(z[:, 0]), standardize(z[:, 1])
         diagonal = ((first * second).mean(0) - 1).square().sum()
-        beside = off_diagonal(first / len(z), second)
+        redundancy = off_diagonal(first / len(z), second)
         share, shares = process_share()
         return {
-            "loss": diagonal + self.redundancy * beside,
+            "loss": diagonal + self.redundancy * redundancy,
             "diagonal": diagonal,
-            "off_diagonal": beside,
+            "off_diagonal": redundancy,
             "ranking": ranking(first.chunk(shares)[share], second.chunk(shares)[share]),
             "spread": spread(outputs["z"]),
         }

@@ -181,7 +181,7 @@ class DINO(TwoViews):
         """The crops, the likeliest prototype of each large one, and where the teacher looks in the first."""
         views = inputs["views"]
         panels = [Panel("large crop 1", list(views[:, 0])), Panel("large crop 2", list(views[:, 1]))]
-        if "local" in inputs:  # pictures stand beside each other, of sounds the first is shown
+        if "local" in inputs:  # pictures side by side, of sounds the first
             local = inputs["local"]
             panels.append(Panel("small crops", list(local if local.ndim == 5 else local[:, 0])))
         taught = (outputs["teacher"] - self.center).argmax(-1).tolist()

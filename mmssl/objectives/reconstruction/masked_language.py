@@ -1,4 +1,4 @@
-"""Masked language modeling: which token stood here?
+"""Masked language modeling: which token was here?
 
 Devlin, Chang, Lee & Toutanova 2019, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
 arXiv 1810.04805, with the counts of its published code: in each text exactly max(1, round(0.15 · length)) tokens, where

@@ -1,4 +1,4 @@
-"""Span denoising: what stood in the gaps?
+"""Span denoising: what was in the gaps?
 
 Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer" (T5),
 arXiv 1910.10683, section 3.1.4, with the counts of its published code: round(0.15 · n) of a text's n tokens are removed
