@@ -81,8 +81,8 @@ class FeatureCache:
             try:
                 with safe_open(path, "pt") as file:
                     metadata = file.metadata() or {}
-                    # In the order in which they were written, shallow to deep.
-                    tensors = {name: file.get_tensor(name) for name in json.loads(metadata["names"])}
+                    # In the order in which they were written, shallow to deep; not as a view of the file, which may go.
+                    tensors = {name: file.get_tensor(name).clone() for name in json.loads(metadata["names"])}
             except (OSError, SafetensorError, KeyError, ValueError):
                 continue
             if metadata.get("content") == _of_tensors(tensors):

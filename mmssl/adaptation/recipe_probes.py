@@ -26,6 +26,8 @@ ROWS = 5000
 
 def check_probes(recipe: Recipe, where: str) -> None:
     """Raise RecipeError for an unknown probe, target, encoder or hyper-parameter, before anything is trained."""
+    if len({spec.every for spec in recipe.every_probe() if spec.every}) > 1:
+        raise RecipeError(f"{where}: probes: every is not the same; probes during training are asked at the same steps")
     for number, spec in enumerate(recipe.every_probe()):
         key = f"{where}: probe" if recipe.probe else f"{where}: probes.{number}"
         kind = registry.find("probe", spec.probe, f"{key}.probe")
@@ -71,15 +73,10 @@ def probes_during(run: Pretrained, specs: Sequence[Probe]) -> tuple[Callable[[],
     """What the loop calls while training goes on, and every how many steps; None where no probe asks for it.
 
     Several probes are called together, and their numbers carry their names.
-
-    Raises:
-        RecipeError: where they ask for different numbers of steps.
     """
     asked = [spec for spec in specs if spec.every]
     if not asked:
         return None
-    if len({spec.every for spec in asked}) > 1:
-        raise RecipeError("probes: every is not the same; probes during training are asked at the same steps")
     probes = {}
     for spec in asked:
         model = Model.of(run, spec.encoder)

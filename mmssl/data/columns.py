@@ -168,8 +168,9 @@ class Decoder:
         Raises:
             DataError: naming the column that is empty or cannot be decoded.
         """
-        for column in self.reads:
-            if row[column] is None:
+        row = {column: row[column] for column in self.reads}  # once: the toy world renders a cell whenever it is read
+        for column, cell in row.items():
+            if cell is None:
                 raise DataError(f"column '{column}' is empty, or was read as missing (NA, None, null)")
         decoded: dict[str, Tensor] = {}
         timed = WINDOWS.get(self.spec.start, window)

@@ -1,0 +1,282 @@
+"""Targets: what cells mean, how rows are divided, and probes of labels and values against scikit-learn."""
+
+import io
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import Ridge as SklearnRidge
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    mean_absolute_error,
+    r2_score,
+)
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+from sklearn.preprocessing import MultiLabelBinarizer, StandardScaler
+
+import mmssl
+from mmssl.adaptation import features
+from mmssl.adaptation.probes.knn import Knn
+from mmssl.adaptation.probes.logistic import Logistic
+from mmssl.adaptation.probes.ridge import Ridge
+from mmssl.adaptation.targets import find_target
+from mmssl.adaptation.targets.classes import Classes
+from mmssl.adaptation.targets.labels import Labels
+from mmssl.adaptation.targets.values import Values
+from mmssl.data.loader import read
+from mmssl.data.toy import ToySource
+from mmssl.data.toy.scene import draw_scene
+from mmssl.errors import DataError, RecipeError
+from mmssl.recipe import Data, ImageDecode
+
+DATA = Data(source="toy", limit=160, image=ImageDecode(size=16))
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind", "labels"),
+    [
+        (["b", "a", "b"], Classes, [1, 0, 1]),
+        ([3, 1, 3], Classes, [1, 0, 1]),
+        ([True, False], Classes, [1, 0]),
+        ([["b"], [], ["a", "b"]], Labels, [[False, True], [False, False], [True, True]]),
+        ([[7], [4, 7]], Labels, [[False, True], [True, True]]),
+        ([[True, False, True], [False, True, True]], Labels, [[True, False, True], [False, True, True]]),
+        ([0.5, 2], Values, [[0.5], [2.0]]),
+        ([[0.5, 1], [2.0, 3]], Values, [[0.5, 1.0], [2.0, 3.0]]),
+    ],
+)
+def test_a_target_is_recognized_by_its_cells(cells, kind, labels):
+    found = find_target(cells, None, "here")
+    assert found is kind
+    target = found.of(cells)
+    assert target.encode(cells).tolist() == labels
+    assert target.matrix(target.encode(cells)).shape == (len(cells), target.width)
+
+
+def test_a_target_may_be_asked_for_by_name():
+    assert find_target([1, 2], "values", "here").of([1, 2]).encode([1, 2]).tolist() == [[1.0], [2.0]]
+    assert find_target(["x", "y"], "labels", "here").of(["x", "y"]).encode(["y"]).tolist() == [[False, True]]
+    with pytest.raises(RecipeError, match="did you mean 'values'"):
+        find_target([1], "value", "here")
+    for cells, sentence in (([{"a": 1}], "here holds dict"), (["a", 1], "here holds int, str"), ([], "no row has a")):
+        with pytest.raises(DataError, match=sentence):
+            find_target(cells, None, "here")
+    for kind, cells, sentence in (
+        (Values, ["x"], "should be numbers, the column holds str"),
+        (Values, [[1.0], [1.0, 2.0]], "as many numbers in each row, found 1, 2"),
+        (Values, [float("inf")], "finite"),
+        (Classes, [[1]], "the column holds lists"),
+        (Classes, ["a", 1], "int, str"),
+        (Labels, [[], []], "all of them are empty"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            kind.of(cells)
+
+
+def test_sets_of_labels_are_held_out_alike_and_rare_ones_together():
+    common = [["a"]] * 50 + [["a", "b"]] * 25
+    rare = [[f"only {i}"] for i in range(20)]
+    target = Labels.of(common + rare)
+    labels = target.encode(common + rare)
+    held = target.hold_out(labels, 0.2, 0)
+    assert [int(held[:50].sum()), int(held[50:75].sum()), int(held[75:].sum())] == [10, 5, 4]
+    assert torch.equal(held, target.hold_out(labels, 0.2, 0))
+    assert not torch.equal(held, target.hold_out(labels, 0.2, 1))
+
+
+@pytest.mark.parametrize("kind", [Labels, Values])
+def test_a_group_is_never_divided_whatever_the_target(kind):
+    random = np.random.default_rng(0)
+    groups = torch.from_numpy(random.integers(0, 40, 300))
+    cells = [["x"] if g % 3 else ["y", "x"] for g in groups.tolist()] if kind is Labels else random.random(300).tolist()
+    target = kind.of(cells)
+    held = target.hold_out(target.encode(cells), 0.2, 0, groups)
+    assert 40 < held.sum() < 80
+    assert not set(groups[held].tolist()) & set(groups[~held].tolist())
+
+
+def test_shots_are_rows_of_each_label_and_of_values_rows_in_all():
+    random = np.random.default_rng(0)
+    cells = [[name for name in "abc" if random.random() < {"a": 0.6, "b": 0.2, "c": 0.02}[name]] for _ in range(300)]
+    target = Labels.of(cells)
+    labels = target.encode(cells)
+    index = target.draw_shots(labels, 10, 0)
+    counts = labels[index].sum(0)
+    assert counts[2] == labels[:, 2].sum() < 10  # it has no more
+    assert counts[:2].min() >= 10
+    assert len(index) <= 30
+    assert index.tolist() == sorted(set(index.tolist()))
+    assert not torch.equal(index, target.draw_shots(labels, 10, 1))
+    values = Values()
+    assert len(values.draw_shots(torch.rand(50, 1), 7, 0).unique()) == 7
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(7)
+    return mmssl.encoder("timm/test_resnet", modality="image").eval()
+
+
+@pytest.fixture(scope="module")
+def toy(encoder):
+    """Features of training and test rows, and the cells of a column of both."""
+    x = [
+        features(encoder, read(DATA.model_copy(update={"split": split}), ("image",)))[0] for split in ("train", "test")
+    ]
+
+    def cells(column):
+        return [list(ToySource(split, 160).values(column)) for split in ("train", "test")]
+
+    return x[0], x[1], cells
+
+
+def scaled(train, test):
+    scaler = StandardScaler().fit(train.double().numpy())
+    return scaler.transform(train.double().numpy()), scaler.transform(test.double().numpy())
+
+
+def multi_hot(cells):
+    binarizer = MultiLabelBinarizer().fit(cells[0] + cells[1])
+    return binarizer.transform(cells[0]), binarizer.transform(cells[1])
+
+
+def first(probe, target, train, labels, test):
+    (answers,) = probe.predict(target, train, labels, test, probe.settings(), 0)
+    return answers.numpy()
+
+
+def test_labels_and_values_of_the_toy_world_are_what_its_scenes_show():
+    rows = [ToySource(rows=20).row(i) for i in range(20)]
+    assert all(row["shape"] in row["shapes"] and row["color"] in row["colors"] for row in rows)
+    assert all(len(row["shapes"]) <= row["count"] in (2, 3) for row in rows)
+    assert all(0 < x < 1 and 0 < y < 1 for x, y in (row["position"] for row in rows))
+    assert all(0.2 <= row["size"] <= 0.28 for row in rows)
+    scenes = [draw_scene(0, "train", i) for i in range(20)]
+    assert [row["count"] for row in rows] == [len(scene.bodies) for scene in scenes]
+    assert all(scene.box.left < row["position"][0] < scene.box.right for row, scene in zip(rows, scenes, strict=True))
+
+
+@pytest.mark.parametrize("column", ["shapes", "colors"])
+def test_probes_of_labels_equal_scikit_learn(encoder, toy, column):
+    train, test, cells = toy
+    y, truth = multi_hot(cells(column))
+    target = Labels.of(cells(column)[0] + cells(column)[1])
+    labels = target.encode(cells(column)[0])
+    assert np.array_equal(labels.numpy(), y)
+    x, asked = scaled(train, test)
+
+    answers = first(Knn(k=(15,), temperature=float("inf")), target, train, labels, test)
+    neighbors = KNeighborsClassifier(15, metric="cosine").fit(train.numpy(), y)
+    assert np.array_equal(answers > 0.5, neighbors.predict(test.numpy()) == 1)
+    chances = np.stack([chance[:, 1] for chance in neighbors.predict_proba(test.numpy())], axis=1)
+    np.testing.assert_allclose(answers, chances, atol=1e-6)
+
+    ridge = SklearnRidge(alpha=0.1 * len(x)).fit(x, y).predict(asked)
+    np.testing.assert_allclose(first(Ridge(alpha=(0.1,)), target, train, labels, test), ridge, atol=1e-6)
+
+    rest = OneVsRestClassifier(LogisticRegression(C=0.01, max_iter=1000)).fit(x, y)
+    answers = first(Logistic(c=(0.01,)), target, train, labels, test)
+    np.testing.assert_allclose(answers, rest.predict_proba(asked), atol=1e-3)
+    assert np.mean((answers > 0.5) == rest.predict(asked)) > 0.999
+
+    table = mmssl.adapt(encoder, "toy", label=column, probe="ridge", alpha=(0.1,), seeds=1, limit=160, data=DATA)
+    metrics = table.rows[0].metrics
+    assert table.target == "labels"
+    assert metrics["mean_average_precision"] == pytest.approx(average_precision_score(truth, ridge), abs=1e-6)
+    assert metrics["subset_accuracy"] == pytest.approx(accuracy_score(truth, ridge > 0.5))
+    constant = table.row("constant").metrics
+    assert constant["mean_average_precision"] == pytest.approx(truth.mean())
+    assert constant["subset_accuracy"] == pytest.approx(accuracy_score(truth, np.tile(y.mean(0) > 0.5, (160, 1))))
+    assert "subset_accuracy" in table.rows[0].interval
+
+
+@pytest.mark.parametrize("column", ["size", "position", "count"])
+def test_probes_of_values_equal_scikit_learn(encoder, toy, column):
+    train, test, cells = toy
+    y, truth = (np.array(some, dtype=float).reshape(160, -1) for some in cells(column))
+    target = Values.of(cells(column)[0] + cells(column)[1])
+    labels = target.encode(cells(column)[0])
+    x, asked = scaled(train, test)
+
+    def weights(distance):
+        return np.exp(-distance / 0.07)
+
+    neighbors = KNeighborsRegressor(15, metric="cosine", weights=weights).fit(train.double().numpy(), y)
+    answers = first(Knn(k=(15,)), target, train, labels, test)
+    np.testing.assert_allclose(answers, neighbors.predict(test.double().numpy()), rtol=1e-4)
+
+    ridge = SklearnRidge(alpha=0.1 * len(x)).fit(x, y).predict(asked).reshape(160, -1)
+    np.testing.assert_allclose(first(Ridge(alpha=(0.1,)), target, train, labels, test), ridge, atol=1e-6)
+
+    table = mmssl.adapt(
+        encoder, "toy", label=column, target="values", probe="ridge", alpha=(0.1,), seeds=1, limit=160, data=DATA
+    )
+    assert table.rows[0].metrics["r2"] == pytest.approx(r2_score(truth, ridge), abs=1e-6)
+    assert table.rows[0].metrics["mean_absolute_error"] == pytest.approx(mean_absolute_error(truth, ridge), abs=1e-6)
+    constant = table.row("constant").metrics
+    assert constant["r2"] == pytest.approx(r2_score(truth, np.tile(y.mean(0), (160, 1))), abs=1e-6)
+    assert "of R^2" in str(table)
+    with pytest.raises(RecipeError, match=f"logistic learns classes or labels, and '{column}' holds values"):
+        mmssl.adapt(encoder, "toy", label=column, target="values", probe="logistic", limit=160, data=DATA)
+
+
+def test_a_label_that_all_training_rows_have_needs_no_fit():
+    x, labels = torch.randn(40, 3), torch.ones(40, 2, dtype=torch.bool)
+    labels[::2, 1] = False
+    answers = first(Logistic(c=(1.0,)), Labels(["always", "sometimes"]), x, labels, x)
+    assert (answers[:, 0] == 1).all()
+    assert 0 < answers[:, 1].min() < answers[:, 1].max() < 1
+
+
+def png(level: int) -> dict:
+    file = io.BytesIO()
+    Image.fromarray(np.full((16, 16, 3), level, np.uint8)).save(file, "png")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def table_of(labels, feature=None, levels=None) -> datasets.Dataset:
+    levels = range(len(labels)) if levels is None else levels
+    rows = datasets.Dataset.from_dict({"image": [png(level) for level in levels], "y": labels})
+    rows = rows.cast_column("image", datasets.Image())
+    return rows.cast_column("y", feature) if feature else rows
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature"),
+    [
+        ([0, 1, -1] * 20, datasets.ClassLabel(names=["dark", "light"])),
+        (["a", "b", None] * 20, None),
+        ([[1], [2, 1], None] * 20, None),
+        ([0.5, 1.5, float("nan")] * 20, None),
+    ],
+)
+def test_rows_without_a_label_are_left_out_and_counted(encoder, labels, feature):
+    table = mmssl.adapt(
+        encoder, table_of(labels, feature), label="y", probe="ridge", seeds=1, baseline=False, data=DATA
+    )
+    assert table.train_rows + table.test_rows == 40
+    assert "20 of 60 rows of the given data set have no 'y' and are left out" in table.warnings[0]
+
+
+def test_numbers_below_zero_are_classes_unless_the_data_set_names_its_classes(encoder):
+    table = mmssl.adapt(encoder, table_of([-1, 1] * 20), label="y", probe="ridge", seeds=1, baseline=False, data=DATA)
+    assert (table.counts, table.warnings) == ({"classes": 2}, ())
+
+
+def test_finetuning_learns_labels_and_values():
+    torch.manual_seed(0)
+    small = mmssl.encoder("timm/test_resnet", modality="image")
+    levels = [(i * 37) % 200 for i in range(120)]
+    options = {"probe": "finetune", "steps": 60, "lr": (3e-3,), "decay": (1.0,), "seeds": 1, "baseline": False}
+    names = [["bright"] * (level > 100) + ["middling"] * (60 < level < 140) for level in levels]
+    several = mmssl.adapt(small, table_of(names, levels=levels), label="y", data=DATA, **options)
+    assert several.score > several.row("constant").metrics["mean_average_precision"] + 0.2
+    # Far from 0 and 1: the head learns in units of the labels.
+    brightness = [1000.0 + 5.0 * level for level in levels]
+    values = mmssl.adapt(small, table_of(brightness, levels=levels), label="y", data=DATA, **options)
+    assert values.score > 0.7
