@@ -67,7 +67,8 @@ class Run:
     def probes(self) -> list[dict[str, Any]]:
         """The tables of probes.json, in the order in which they were asked for."""
         path = self.directory / PROBES
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        return found if isinstance(found, list) else []
 
     def add_probe(self, table: Mapping[str, Any]) -> None:
         """Write a table of `mmssl.adapt` into probes.json, in the place of the one that answers the same question."""

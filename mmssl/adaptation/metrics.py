@@ -1,4 +1,4 @@
-"""How right answers are: every metric as scikit-learn defines it, and the interval of a share."""
+"""How right answers are: every metric as scikit-learn defines it."""
 
 from __future__ import annotations
 

@@ -97,10 +97,10 @@ def test_a_run_in_the_cache_of_the_hub_stays_as_it_is(run, tmp_path, monkeypatch
     [
         ({"probe": "rigde"}, r"probe\.probe: there is no probe named 'rigde' \(did you mean 'ridge'"),
         ({"probe": "knn", "kk": [3]}, r"probe: unknown key 'kk'"),
-        ({"lable": "shape"}, r"probe: unknown key 'lable' \(did you mean 'label'"),
+        ({"labol": "shape"}, r"probe: unknown key 'labol' \(did you mean 'label'"),
         ({"probe": "ridge", "k": [3]}, r"probe: unknown key 'k' "),
         ({"k": "many"}, r"k = 'many' should be tuple\[int, ...\]"),
-        ({"target": "clases"}, r"probe\.target: there is no target named 'clases' \(did you mean 'classes'"),
+        ({"target": "clsses"}, r"probe\.target: there is no target named 'clsses' \(did you mean 'classes'"),
         ({"encoder": "imag"}, r"probe\.encoder: there is no encoder 'imag' \(did you mean 'image'"),
         ({"probe": "finetune", "every": 5}, r"probe\.every: finetune is not asked during training"),
         ({"every": -1}, r"probe\.every = -1"),

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import mmssl
 from mmssl.adaptation.cache import FeatureCache
 from mmssl.adaptation.rows import BatchSplit, Reads, SourceSplit
-from mmssl.data.sources import MapSource
+from mmssl.data.sources import StreamSource, TableSource
 from mmssl.data.toy import ToySource
 from mmssl.encoders import reinitialized
 from mmssl.errors import DataError
@@ -145,9 +145,8 @@ def test_rows_are_picked_by_their_numbers(form):
     else:
         cells[5] = {"bytes": None, "path": None} if form == "stream" else cells[5]
         rows = dataset(cells, labels)
-        from mmssl.data.sources import StreamSource
 
-        source = StreamSource(rows.to_iterable_dataset(), "x") if form == "stream" else MapSource.from_dataset(rows)
+        source = StreamSource(rows.to_iterable_dataset(), "x") if form == "stream" else TableSource(rows)
         split = SourceSplit(DATA, source, "here", READS)
     whole = {int(i): x for batch in split.read() for i, x in zip(batch["id"], batch["image"], strict=True)}
     picks = [[0, 3], [4, 7, 12], [19]]
@@ -199,7 +198,7 @@ def test_features_are_found_by_all_that_they_depend_on(small, encoded, tmp_path)
 
     def features(encoder=small, cells=rows, data=DATA, ids=range(30), layers=False):
         encoded.clear()
-        split = SourceSplit(data, MapSource.from_dataset(dataset(cells, labels)), "here", READS)
+        split = SourceSplit(data, TableSource(dataset(cells, labels)), "here", READS)
         (found,), read = cache.features([encoder], split, np.array(ids), layers=layers, batch_size=64)
         assert read.tolist() == list(ids)
         return found["pooled"], sum(encoded)
