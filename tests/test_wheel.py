@@ -13,7 +13,7 @@ from mmssl.registry import ROOT
 
 PROJECT = ROOT.parent
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-SMALL = {"training.steps": 2, "training.log_every": 1, "probe.limit": 40}
+SMALL = {"training.steps": 2, "training.schedule.warmup": 0, "training.log_every": 1, "probe.limit": 40}
 
 
 @pytest.fixture(scope="module")
