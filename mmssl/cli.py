@@ -66,6 +66,7 @@ def run_command(
     set_: Set = None,
     out_: Annotated[Path | None, typer.Option("--out", help="Run directory; runs/<recipe> by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    changed_data: Annotated[bool, typer.Option("--changed-data", help="Resume although the data has changed.")] = False,
 ) -> None:
     """Pretrain a recipe, probe the encoder, write the run directory.
 
@@ -80,7 +81,7 @@ def run_command(
     from mmssl.adaptation.table import Table
     from mmssl.ops.gather import process_share
 
-    result = runs.run(recipe, set=overrides, out=out_, resume=resume)
+    result = runs.run(recipe, set=overrides, out=out_, resume=resume, changed_data=changed_data)
     if process_share()[0]:
         return
     for table in result.probes:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from torch.distributed.tensor import DTensor
 
@@ -18,7 +23,7 @@ from mmssl.atomic import write_text
 from mmssl.batch import to_device
 from mmssl.build import build
 from mmssl.data.loader import Loader
-from mmssl.errors import MmsslError, RunError
+from mmssl.errors import RunError
 from mmssl.hub.load import load
 from mmssl.objectives.base import Objective, Panel
 from mmssl.ops.draws import Draws
@@ -26,10 +31,15 @@ from mmssl.recipe import Recipe
 from mmssl.run_directory import FEATURES, Run
 from mmssl.training import checkpoint
 from mmssl.training.launch import check_trackers, start_processes
+from mmssl.training.lock import locked
 from mmssl.training.loop import fit
 
 # Settings that may differ when a run is resumed: they change how, not what, is computed.
 FREE_ON_RESUME = {"workers", "log_every", "save_every", "trackers", "accumulate"}
+# Settings that may be changed on the way, which is said: what the advice on a diverged run names, and a longer run.
+STATED_ON_RESUME = {"steps", "epochs", "clip", "precision", "optimizer.lr"}
+DATA = "data.json"
+"""In a run directory: number of rows and a hash of every source."""
 
 
 def run(
@@ -37,6 +47,7 @@ def run(
     set: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    changed_data: bool = False,
     quiet: bool = False,
 ) -> Run:
     """Pretrain a recipe, probe it and write the run directory.
@@ -45,13 +56,15 @@ def run(
         recipe: a YAML file, the name of one that comes along, its content as a mapping, or a Recipe.
         set: dotted key -> value, put in place of the recipe's.
         out: the run directory; `runs/<name of the recipe>` by default.
-        resume: go on from the last checkpoint in `out`; starts afresh where there is none.
+        resume: go on from the last checkpoint in `out`; starts afresh where there is none. A finished run goes on where
+            `training.steps` is larger than it was.
+        changed_data: resume although the data is not what it was.
         quiet: print nothing.
 
     Raises:
         RecipeError: before anything is downloaded or trained.
         DataError: when the data cannot be read.
-        RunError: where `out` already holds a run and `resume` is not set.
+        RunError: where `out` already holds a run and `resume` is not set, or another process writes there.
         Interrupted: after SIGINT or SIGTERM, once the state is saved.
     """
     state = start_processes()
@@ -61,20 +74,33 @@ def run(
     resolved = recipes.load(recipe, set)
     check_probes(resolved, where)
     directory = Path(out) if out else Path("runs") / (Path(where).stem if where != "recipe" else "run")
-    new = not directory.exists()
-    resume = _prepare(directory, resolved, resume, state.is_main_process)
+    new = not (directory / "recipe.yaml").exists()
+    empty = not directory.exists()
+    with _alone(directory, state), _writing(directory):
+        try:
+            return _run(resolved, directory, where, resume, changed_data, quiet, state)
+        except BaseException:
+            if new and not (directory / "recipe.yaml").exists() and state.is_main_process:
+                shutil.rmtree(directory if empty else directory / "tokenizers", ignore_errors=True)
+            raise
+
+
+def _run(
+    resolved: Recipe, directory: Path, where: str, resume: bool, changed_data: bool, quiet: bool, state: PartialState
+) -> Run:
+    resume = _prepare(directory, resolved, resume, quiet or not state.is_main_process)
     state.wait_for_everyone()
-    try:
-        check_trackers(resolved.training)
-        objective, loader = build(resolved, directory, where=where)
-        resolved = recipes.in_steps(resolved, loader.steps_per_epoch, where)
-    except MmsslError:
-        if new and state.is_main_process:
-            shutil.rmtree(directory, ignore_errors=True)
-        raise
+    check_trackers(resolved.training)
+    objective, loader = build(resolved, directory, where=where)
+    resolved = recipes.in_steps(resolved, loader.steps_per_epoch, where)
+    digests = loader.digests()
+    if resume and not changed_data:
+        _check_data(directory, digests)
     state.wait_for_everyone()
     if state.is_main_process:
+        write_text(directory / DATA, json.dumps(digests, indent=1))
         write_text(directory / "recipe.yaml", _complete(resolved, objective).dump())
+        _say([] if quiet else loader.found())
     result = Run(directory, resolved, objective, objective.exported)
     last = checkpoint.newest(directory) if resume else None
     complete = last is not None and checkpoint.read_state(last)["step"] == resolved.training.steps
@@ -119,31 +145,94 @@ def preview(objective: Objective, loader: Loader, rows: int = 6, seed: int = 0) 
     return panels
 
 
-def _prepare(directory: Path, recipe: Recipe, resume: bool, main: bool) -> bool:
-    """Make the run directory or check that it may be resumed; whether there is something to resume."""
+@contextmanager
+def _alone(directory: Path, state: PartialState) -> Iterator[None]:
+    """The lock of the run directory, which the main process holds for all."""
+    with ExitStack() as stack:
+        refusal: list[str | None] = [None]
+        if state.is_main_process:
+            try:
+                stack.enter_context(locked(directory))
+            except RunError as error:
+                refusal = [str(error)]
+        if state.num_processes > 1:
+            broadcast_object_list(refusal)
+        if refusal[0] is not None:
+            raise RunError(refusal[0])
+        yield
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """One sentence for a directory that can no longer be written."""
+    try:
+        yield
+    except OSError as error:
+        name = None if error.filename is None else Path(os.fsdecode(error.filename))
+        if name is None or directory.absolute() not in name.absolute().parents:
+            raise
+        reason = error.strerror or str(error)
+        raise RunError(f"{directory}: {name} cannot be written: {reason}; choose another --out") from error
+
+
+def _check_data(directory: Path, digests: Mapping[str, str]) -> None:
+    """Raise RunError where the data is not what the run began with."""
+    try:
+        before = json.loads((directory / DATA).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # a run of an earlier version
+    for name, found in digests.items():
+        had = before.get(name) if isinstance(before, dict) else None
+        if had not in (None, found):
+            rows, now = had.partition(",")[0], found.partition(",")[0]
+            what = f"it has {now} and had {rows}" if rows != now else f"its {rows} are others, or in another order"
+            raise RunError(
+                f"{directory}: cannot resume, data{name and '.' + name} has changed since the run began: {what}; "
+                "bring it back, go on with it all the same (--changed-data), or choose another --out"
+            )
+
+
+def _prepare(directory: Path, recipe: Recipe, resume: bool, quiet: bool) -> bool:
+    """Check that the run directory is new or may be resumed; whether there is something to resume."""
     stored = directory / "recipe.yaml"
-    if not resume:
-        if stored.exists():
-            raise RunError(f"{directory} already holds a run; add --resume to go on with it, or choose another --out")
-        if main:
-            directory.mkdir(parents=True, exist_ok=True)
-        return False
-    if not stored.exists():
-        if main:
-            directory.mkdir(parents=True, exist_ok=True)
+    if not resume and stored.exists():
+        raise RunError(f"{directory} already holds a run; add --resume to go on with it, or choose another --out")
+    if not resume or not stored.exists():
+        shutil.rmtree(directory / "tokenizers", ignore_errors=True)  # of a start that came to nothing
         return False
     before = recipes.load(stored).model_dump()
     for name, given in before["encoders"].items():
         if given.get("pretrained"):  # stored with its whole architecture, of which the recipe names a part
             before["encoders"][name] = {k: v for k, v in given.items() if k in recipe.encoders.get(name, {})}
-    free = FREE_ON_RESUME | ({"steps"} if recipe.training.epochs else set())  # worked out of the epochs
-    changed = [key for key in _differences(before, recipe.model_dump()) if key not in free]
+    free = FREE_ON_RESUME | STATED_ON_RESUME
+    differing = list(_differences(before, recipe.model_dump()))
+    changed = [key for key in differing if key not in free]
+    last = checkpoint.newest(directory)
+    done = checkpoint.read_state(last)["step"] if last else 0
+    if recipe.training.epochs is None and recipe.training.steps < done:
+        changed.append(f"steps, of which {done} are done")
     if changed:
         raise RunError(
             f"{directory}: cannot resume, the recipe differs from the one it was started with in {', '.join(changed)}; "
             "choose another --out to start anew"
         )
+    for key in differing:
+        if key in STATED_ON_RESUME and not (key == "steps" and recipe.training.epochs):
+            was, now = (_at(tree, key) for tree in (before["training"], recipe.training.model_dump()))
+            _say([] if quiet else [f"from step {done} on: training.{key} = {now} (was {was})"])
     return True
+
+
+def _at(tree: Mapping[str, Any], dotted: str) -> Any:
+    for part in dotted.split("."):
+        tree = tree[part]
+    return tree
+
+
+def _say(lines: Iterable[str]) -> None:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for line in lines:
+        console.print(line, markup=False)
 
 
 def _complete(recipe: Recipe, objective: Objective) -> Recipe:
@@ -169,9 +258,7 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -
 def _print_verdict(run: Run) -> None:
     from mmssl.audit.verdict import closing_lines  # its distributions take a second to import
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    for line in closing_lines(run.history, run.chance, run.recipe.training.batch_size):
-        console.print(line)
+    _say(closing_lines(run.history, run.chance, run.recipe.training.batch_size))
 
 
 def _finish(run: Run, loader: Loader) -> None:

@@ -90,11 +90,11 @@ def test_list_names_everything_there_is(monkeypatch, capsys):
 def test_list_of_one_shows_needs_chance_defaults_and_source(monkeypatch, capsys):
     assert call(monkeypatch, "list", "rotation") == 0
     text = capsys.readouterr().out
-    for piece in ("1803.07728", "reads: image", "chance: Four turns", "views: ", "area=(0.08, 1.0), flip=0.5"):
+    for piece in ("1803.07728", "reads: image", "chance: Four turns", "views: ", "'area': (0.08, 1.0), 'flip': 0.5"):
         assert piece in text
     assert call(monkeypatch, "list", "rotation", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["hyper_parameters"]["flip"]["default"] == 0.5
+    assert facts["hyper_parameters"]["views"]["default"]["flip"] == 0.5
     assert all(h["meaning"] for h in facts["hyper_parameters"].values())
     assert call(monkeypatch, "list", "rotation_toy") == 0
     assert Path(ROTATION).read_text() in capsys.readouterr().out
@@ -107,7 +107,7 @@ def test_list_of_one_shows_needs_chance_defaults_and_source(monkeypatch, capsys)
         (("run", "rotation_toi.yaml"), r"rotation_toi.yaml: .* \(did you mean 'rotation_toy'\?\)"),
         (("run", ROTATION, "--set", "training.stepz=3"), r"rotation_toy.yaml: unknown key 'training.stepz' .*'steps'"),
         (("run", ROTATION, "--set", "training.steps"), r"--set training.steps: expected KEY=VALUE"),
-        (("show", ROTATION, "--set", "objective.flop=1"), r"rotation: unknown key 'flop' \(did you mean 'flip'\?\)"),
+        (("show", ROTATION, "--set", "objective.viewss=1"), r"unknown key 'viewss' \(did you mean 'views'\?\)"),
         (("adapt", "no/such/run", "--data", "toy"), r"no/such/run"),
         (("export", "no/such/run", "--to", "x"), r"no/such/run"),
     ],

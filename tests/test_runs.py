@@ -198,7 +198,7 @@ IMPOSSIBLE = {
     "patch that does not divide": ({"encoders": {"image": {"patch_size": 7}}}, r"recipe: encoders.image|cannot run on"),
     "unknown encoder keyword": ({"encoders": {"image": {"dpeth": 2}}}, r"encoders.image: .*dpeth"),
     "unknown hyper-parameter": (
-        {"objective": {"tasks": {"turn": {"name": "rotation", "flop": 1}}}},
+        {"objective": {"tasks": {"turn": {"name": "rotation", "views": {"flop": 1}}}}},
         r"objective: tasks.turn: .*did you mean 'flip'",
     ),
     "missing column": ({"data": {"columns": {"image": "picture"}}}, r"no column 'picture'"),

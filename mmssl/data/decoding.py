@@ -63,12 +63,13 @@ class Failures:
     Args:
         spec: of the source; `max_bad` is the share allowed.
         name: of the source in the recipe.
-        path: errors.jsonl, to which one line a row is appended; None for none.
+        path: errors.jsonl, to which a row is appended once; None for none.
     """
 
     def __init__(self, spec: Data, name: str = "", path: Path | None = None) -> None:
         self.spec, self.name, self.path = spec, name, path
-        self.seen = self.bad = 0
+        self.seen = self.failed = 0
+        self.bad: set[int] = set()
         self.first: list[str] = []
 
     def add(self, step: int, ids: Sequence[int], failures: Sequence[tuple[int, str]]) -> None:
@@ -79,17 +80,21 @@ class Failures:
                 number of bad rows, so that a few among the first do not stop a run that is within its share.
         """
         self.seen += len(ids)
-        self.bad += len(failures)
-        self.first += [f"row {ids[position]}: {reason}" for position, reason in failures][: 3 - len(self.first)]
-        if self.path is not None and failures:
-            source = self.name or self.spec.source
-            records = ({"step": step, "source": source, "id": ids[k], "reason": reason} for k, reason in failures)
+        self.failed += len(failures)
+        source = self.name or self.spec.source
+        if failures and self.path is not None and not self.bad:
+            self.bad = _written(self.path, source)
+        new = {ids[position]: reason for position, reason in failures if ids[position] not in self.bad}
+        self.bad |= new.keys()
+        self.first += [f"row {number}: {reason}" for number, reason in new.items()][: 3 - len(self.first)]
+        if self.path is not None and new:
+            records = ({"step": step, "source": source, "id": row, "reason": reason} for row, reason in new.items())
             _append(self.path, (json.dumps(record, ensure_ascii=False) for record in records))
         allowed = self.spec.max_bad * self.seen
-        if self.seen >= FEWEST_ROWS and self.bad > allowed + 3 * math.sqrt(allowed):
+        if self.seen >= FEWEST_ROWS and self.failed > allowed + 3 * math.sqrt(allowed):
             more = f"; all of them are in {self.path}" if self.path else ""
             raise DataError(
-                f"{self.spec.source}: {self.bad} of {self.seen} rows cannot be decoded, more than data.max_bad = "
+                f"{self.spec.source}: {self.failed} of {self.seen} rows cannot be decoded, more than data.max_bad = "
                 f"{self.spec.max_bad}: {'; '.join(self.first)}{more}"
             )
 
@@ -208,6 +213,14 @@ def _context() -> BaseContext:
     # Imported once, in the server, and not by each worker.
     context.set_forkserver_preload([__name__, "datasets"])
     return context
+
+
+def _written(path: Path, source: str) -> set[int]:
+    """Rows of a source that an earlier part of the run has named."""
+    if not path.exists():
+        return set()
+    records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {record["id"] for record in records if record["source"] == source}
 
 
 def _append(path: Path, lines: Iterator[str]) -> None:

@@ -21,7 +21,7 @@ from mmssl.data.base import Row
 from mmssl.data.columns import WINDOWS, Classes, Decoder, TextToIds, find_classes, find_column
 from mmssl.data.decoding import Decoded, Failures, Reader, Rows, Task, decode
 from mmssl.data.order import MapOrder, Picked, StreamOrder, find_present
-from mmssl.data.sources import Source, StreamSource, open_source
+from mmssl.data.sources import Source, StreamSource, digest, open_source
 from mmssl.errors import DataError, RecipeError, nearest
 from mmssl.ops.draws import Draws, mix_seed
 from mmssl.recipe import Data
@@ -106,6 +106,26 @@ class Loader:
         known = [order.steps_per_epoch for order in self._orders.values()]
         return None if None in known else max(steps for steps in known if steps is not None)
 
+    @property
+    def undecodable(self) -> int:
+        """Different rows so far that could not be decoded."""
+        return sum(len(failures.bad) for failures in self._failures.values())
+
+    def digests(self) -> dict[str, str]:
+        """Name of source -> its number of rows and a hash of a sample; what a resumed run has to find again."""
+        return {name: digest(source) for name, source in self.sources.items()}
+
+    def found(self) -> list[str]:
+        """What was found, a line each: rows and columns of every source, and what may not be expected."""
+        lines = []
+        for name, source in self.sources.items():
+            order, spec = self._orders[name], self.specs[name]
+            rows = f"{len(order.present):,} rows" if isinstance(order, MapOrder) else "a stream of rows"
+            columns = ", ".join(source.columns)
+            lines.append(f"data{'.' + name if name else ''}: {rows} of {spec.source}, split {spec.split}: {columns}")
+            lines += [f"  {note}" for note in source.notes]
+        return lines
+
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """This process's rows of the global batches `start` to `stop - 1`, in order, with `id` and masks.
 
@@ -139,7 +159,7 @@ class Loader:
     def _complete(self, name: str, step: int, picked: Picked, task: Task, decoded: Decoded) -> Batch:
         """The batch with every undecodable row replaced, and `id`."""
         batch, failures = decoded
-        self._failures[name].add(step, task.ids, failures)
+        self._failures[name].add(step + 1, task.ids, failures)
         ids = list(task.ids)
         for position, reason in failures:
             ids[position], row = self._replace(name, picked, task, position, reason)
@@ -230,9 +250,9 @@ def _read(source: Source, decoder: Decoder, spec: Data, numbered: Numbered, work
             bad = {position for position, _ in failures}
             good = torch.tensor([position for position in range(len(ids)) if position not in bad])
             yield {**{key: value[good] for key, value in batch.items()}, "id": torch.tensor(ids)[good]}
-    if tally.bad:
+    if tally.failed:
         log.warning(
-            "%s: %d rows cannot be decoded and are left out: %s", source.name, tally.bad, "; ".join(tally.first)
+            "%s: %d rows cannot be decoded and are left out: %s", source.name, tally.failed, "; ".join(tally.first)
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from mmssl.recipe import Data
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
+SAMPLE = 64  # rows whose content tells one source from another
 Folders = Mapping[str, Path]
 Merged = Mapping[str, Sequence[str]]
 
@@ -156,6 +158,34 @@ class TableSource(MapSource):
         some = TableSource(dataset, self.name, self.folders, self.merged)
         some.notes, some.splits = self.notes, self.splits
         return some
+
+
+def digest(source: Source) -> str:
+    """Number of rows and a hash of a sample of them; of a stream, which would have to be read for that, its columns.
+
+    Of paths the last two parts count, so that a folder may be moved.
+    """
+    content = hashlib.blake2b(repr(sorted(source.columns)).encode(), digest_size=8)
+    if not isinstance(source, MapSource):
+        return f"a stream, {content.hexdigest()}"
+    size = len(source)
+    if source.fingerprint is not None:
+        return f"{size} rows, {source.fingerprint}"
+    for number in sorted({i * size // SAMPLE for i in range(SAMPLE)} if size else ()):
+        row = source.row(number)
+        for column in sorted(source.columns):
+            content.update(repr(_glimpse(row[column])).encode())
+    return f"{size} rows, {content.hexdigest()}"
+
+
+def _glimpse(cell: Any) -> Any:
+    if isinstance(cell, bytes):
+        return len(cell), cell[:256]
+    if isinstance(cell, np.ndarray):
+        return cell.shape, str(cell.dtype), cell.tobytes()[:256]
+    if isinstance(cell, Mapping):
+        return [(key, _glimpse(cell[key])) for key in sorted(cell)]
+    return Path(cell).parts[-2:] if isinstance(cell, str) and os.sep in cell else cell
 
 
 def open_source(spec: Data) -> Source:

@@ -86,16 +86,21 @@ def save(
         if isinstance(value, Tensor)
     }
     weights = {name: _full(value) for name, value in tensors(module).items()}
+    broken = next((name for name in dict(module.named_parameters()) if not weights[name].isfinite().all()), None)
+    if broken is not None:  # on every process alike
+        raise RunError(
+            f"{directory}: {broken} is not finite after step {state['step']}, which is not saved; {way_out(directory)}"
+        )
     if not main:
         return
     room = directory / "state"
-    room.mkdir(parents=True, exist_ok=True)
     final = room / f"step_{state['step']:08d}"
     if final.exists():
         return  # a resumed run that stops at once: the same step is the same state
     temporary = temporary_name(final)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
+        room.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
         save_file(moments, temporary / "optimizer.safetensors")
@@ -114,6 +119,13 @@ def save(
     for other in room.iterdir():
         if other != final:
             shutil.rmtree(other, ignore_errors=True)
+
+
+def way_out(directory: Path | None) -> str:
+    """What to do about weights or a loss that are not finite: where to go back to, and what to change."""
+    whole = newest(directory) if directory is not None else None
+    start = f"the checkpoint {whole.name} is whole: go on from it with --resume and" if whole else "start again with"
+    return f"{start} a lower training.optimizer.lr, training.clip=1 or training.precision=fp32"
 
 
 def publish(source: Path, target: Path) -> None:
@@ -136,11 +148,15 @@ def newest(directory: Path) -> Path | None:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The JSON part of a checkpoint."""
+    """The JSON part of a checkpoint; raises RunError where it cannot be read."""
+    path = checkpoint / "state.json"
     try:
-        return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(state, dict) or type(state.get("step")) is not int:
+            raise ValueError("it names no step")
     except (OSError, ValueError) as error:
-        raise RunError(f"{checkpoint}: state.json cannot be read: {error}") from error
+        raise RunError(f"{path} is damaged: {error}; start anew with another --out") from error
+    return state
 
 
 def restore(module: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, checkpoint: Path) -> int:

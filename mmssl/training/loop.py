@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,7 +15,7 @@ from mmssl.batch import Batch, count_rows, to_device
 from mmssl.errors import Interrupted, RunError
 from mmssl.objectives.base import Objective, Step
 from mmssl.ops.draws import Draws, mix_seed
-from mmssl.ops.gather import average, process_share
+from mmssl.ops.gather import average, gather, process_share
 from mmssl.recipe import Training
 from mmssl.training import checkpoint
 from mmssl.training.history import History
@@ -93,7 +92,7 @@ def fit(
             with torch.no_grad():
                 return objective.transform(batch, draws)
 
-        chance = objective.chance(training.batch_size)
+        chance, finite = objective.chance(training.batch_size), _Finite(device)
         with History(accelerator, directory, training.steps, done, chance, quiet) as history:
             began = time.perf_counter()
             for number in range(done, training.steps):
@@ -128,6 +127,8 @@ def fit(
                     autocast=accelerator.autocast,
                     reseed=reseed,
                 )
+                if scaler is None:  # which passes over a step that overflows
+                    finite.see(number, losses["loss"])
                 norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.clip) if training.clip else None
                 optimizer.step()
                 optimizer.zero_grad()
@@ -140,20 +141,24 @@ def fit(
                 probing = probe is not None and probe_every > 0 and now % probe_every == 0
                 if now % training.log_every == 0 or now == training.steps or probing or numbers:
                     record: dict[str, Any] = {"step": now}
+                    finite.see(number, losses["loss"])
+                    finite.check(loader, directory)
                     record |= {key: average(value).item() for key, value in losses.items()}
                     record |= {key: value.item() for key, value in numbers.items()}
-                    _check_finite(record)
                     record["lr"] = lr
                     if norm is not None:
                         record["gradient_norm"] = float(norm)
                     record |= clock.read()
                     record["peak_memory_gib"] = peak_memory()
+                    if undecodable := getattr(loader, "undecodable", 0):
+                        record["undecodable"] = undecodable
                     record["eta"] = (time.perf_counter() - began) / (now - done) * (training.steps - now)
                     if probing and probe is not None:
                         record |= {f"probe/{key}": value for key, value in probe().items()}
                         objective.train()
                     history.log(record)
                 if directory and (ending or now % training.save_every == 0):
+                    finite.check(loader, directory)
                     state = {"step": now, "scaler": scaler.state_dict() if scaler is not None else None}
                     checkpoint.save(directory, objective, optimizer.optimizer, state, accelerator.is_main_process)
                     accelerator.wait_for_everyone()
@@ -173,9 +178,22 @@ def _reseed(training: Training, number: int, share: int, part: int) -> None:
     torch.manual_seed(mix_seed(training.seed, number, "forward", share * training.accumulate + part))
 
 
-def _check_finite(record: dict[str, Any]) -> None:
-    if not math.isfinite(record["loss"]):
-        raise RunError(
-            f"the loss is {record['loss']} at step {record['step']}; try a lower training.optimizer.lr, "
-            "training.clip=1 or training.precision=fp32"
-        )
+class _Finite:
+    """The first step whose loss is not finite: seen at every step, and asked of the device only where it matters."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._first = torch.tensor(-1, device=device)
+
+    def see(self, number: int, loss: Tensor) -> None:
+        """Take note of a step's loss, without waiting for it."""
+        self._first = torch.where((self._first < 0) & ~loss.detach().isfinite(), number, self._first)
+
+    def check(self, loader: Loader, directory: Path | None) -> None:
+        """Raise RunError where a loss was not finite, on whichever process."""
+        firsts = [int(first) for first in gather(self._first[None])]
+        if max(firsts) < 0:
+            return
+        number = min(first for first in firsts if first >= 0)
+        ids = next(iter(loader.batches(number, number + 1))).get("id")
+        some = "" if ids is None else f", of rows {ids[:8].tolist()}{' and more' if len(ids) > 8 else ''}"
+        raise RunError(f"the loss is not finite at step {number + 1}{some}; {checkpoint.way_out(directory)}")

@@ -130,7 +130,7 @@ def describe(record: Mapping[str, Any], chance: Chance) -> str:
 
 
 def truncate_after(path: Path, step: int) -> None:
-    """Drop the lines of a JSON-lines file that speak of a later step, or were cut short; for resuming."""
+    """Drop the lines of a JSON-lines file that speak of a later step, or are damaged; for resuming."""
     if not path.exists():
         return
     kept = []
@@ -139,6 +139,6 @@ def truncate_after(path: Path, step: int) -> None:
             record = json.loads(line)
         except ValueError:
             continue
-        if record.get("step", 0) <= step:
+        if isinstance(record, dict) and isinstance(record.get("step"), int) and record["step"] <= step:
             kept.append(line + "\n")
     write_text(path, "".join(kept))

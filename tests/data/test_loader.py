@@ -171,7 +171,7 @@ def test_an_undecodable_row_is_replaced_by_the_next_and_written_down(rows, tmp_p
                 # The next in the table, the next in the block of the stream.
                 wraps = kind == "stream" and (was + 1) % BLOCK == 0
                 assert now == was + 1 - wraps * BLOCK
-                lost.append((step, was))
+                lost.append((step + 1, was))  # steps are counted from 1, as in the records
             else:
                 assert now == was
         assert (batch["image"] == batch["id"][:, None, None, None]).all()

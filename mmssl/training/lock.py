@@ -1,0 +1,110 @@
+"""One writer a run directory: a lock that names who holds it, and is taken over from the dead."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmssl.errors import RunError
+
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the lock of a run directory, made if it is missing.
+
+    Raises:
+        RunError: where another process holds it, or nothing can be written there.
+    """
+    lock = directory / LOCK
+    own = {"host": socket.gethostname(), "process": os.getpid(), "began": _began(os.getpid()), "since": time.ctime()}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _take(lock, own)
+    except OSError as error:
+        raise RunError(f"{directory}: cannot be written: {error.strerror or error}; choose another --out") from error
+    try:
+        yield
+    finally:
+        if _read(lock) == own:
+            lock.unlink(missing_ok=True)
+
+
+def _take(lock: Path, own: dict[str, Any]) -> None:
+    # Written under a name of its own first, so that nobody reads half of it.
+    mine = lock.with_name(f"{LOCK}.{own['host']}.{own['process']}")
+    mine.write_text(json.dumps(own), encoding="utf-8")
+    try:
+        while True:
+            try:
+                _name(mine, lock)
+                return
+            except FileExistsError:
+                holder = _read(lock)
+                if holder is not None and not _gone(holder):
+                    raise RunError(
+                        f"{lock.parent}: process {holder.get('process')} on {holder.get('host')} has been writing "
+                        f"there since {holder.get('since')}; wait for it or choose another --out (if that "
+                        f"machine is gone, delete {lock})"
+                    ) from None
+                # Of several that find a dead holder, one renames its lock, and all try again.
+                stale = mine.with_suffix(".stale")
+                try:
+                    lock.rename(stale)
+                    stale.unlink()
+                except FileNotFoundError:
+                    continue
+    finally:
+        mine.unlink(missing_ok=True)
+
+
+def _name(mine: Path, lock: Path) -> None:
+    """Give the file its other name; raises FileExistsError where that is taken."""
+    try:
+        os.link(mine, lock)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links on this file system
+        descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        os.write(descriptor, mine.read_bytes())
+        os.close(descriptor)
+
+
+def _read(lock: Path) -> dict[str, Any] | None:
+    """Who holds it; None where nobody does, or nobody can tell."""
+    try:
+        found = json.loads(lock.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _gone(holder: dict[str, Any]) -> bool:
+    """Whether the holder was a process of this machine that is no more; a later one may have its number."""
+    if holder.get("host") != socket.gethostname():
+        return False
+    process = holder.get("process")
+    if not isinstance(process, int) or process <= 0:
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return _began(process) != holder.get("began")
+
+
+def _began(process: int) -> str:
+    """When a process started, in ticks since the machine did; empty where /proc does not tell."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
