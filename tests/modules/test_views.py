@@ -72,12 +72,12 @@ def test_a_crop_says_nothing_where_nothing_is_asked_of_it():
 
 @pytest.mark.parametrize("area", [None, (0.3, 0.6)])
 def test_all_frames_of_a_clip_are_cropped_alike(area):
-    still = tiny_batch(6)["image"]
-    clip = still[:, None].expand(-1, 3, -1, -1, -1)
+    clip = tiny_batch(6, frames=3)["video"]
     crop = Crop(area=area, flip=0.5, size=8)
     cut = crop(clip, Draws(0, 0, 6))
     assert cut.shape == (6, 3, 3, 8, 8)
-    torch.testing.assert_close(cut, crop(still, Draws(0, 0, 6))[:, None].expand_as(cut))
+    for number in range(3):
+        torch.testing.assert_close(cut[:, number], crop(clip[:, number], Draws(0, 0, 6)))
 
 
 def test_without_an_area_a_square_is_cut_and_not_resized():
