@@ -2,7 +2,7 @@
 
     run = mmssl.run("quickstart", out="runs/first")                        # pretrain -> Run
     run = mmssl.load("runs/first")                                         # or a Hub id
-    table = mmssl.adapt(run, "toy", label="shape")                         # probe, beside a random-initialized encoder
+    table = mmssl.adapt(run, "toy", label="shape")                         # probe, with a random-initialized encoder's
     encoder = mmssl.encoder("timm/resnet18", modality="image")             # random weights unless pretrained=...
     task = mmssl.objective("rotation", {"image": encoder})                 # an nn.Module
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def temporary_name(path: Path) -> Path:
-    """Where `path` is written before it gets its name: beside it, so that the renaming is one step."""
+    """Where `path` is written before it gets its name: next to it, so that the renaming is one step."""
     return path.with_name(f".writing_{path.name}")
 
 

@@ -4,7 +4,7 @@
 |---|---|---|---|
 | `image` | uint8 | (B, 3, H, W) | RGB, fixed decode size, not normalized |
 | `text`, `text_mask` | int64, bool | (B, L) | token ids; True where valid |
-| `text_word`, `text_sentence` | int64 | (B, L) | number of the word or sentence, -1 beside text; only where asked for |
+| `text_word`, `text_sentence` | int64 | (B, L) | number of the word or sentence, -1 outside text; where asked for |
 | `audio`, `audio_mask` | float32, bool | (B, S) | mono in [-1, 1] at the recipe's sample rate; mask only where ragged |
 | `video` | uint8 | (B, T, 3, H, W) | RGB at the recipe's frame rate |
 | `label` | int64 | (B,) or (B, C) | probes only; an objective that reads it is a bug |

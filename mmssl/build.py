@@ -69,7 +69,7 @@ def build_objective(
         pretrained: whether encoders start from the weights that the recipe names; off when weights follow anyway.
     """
     built: dict[str, Encoder] = {}
-    # A fusion is built behind the encoders whose widths it is told, and is the last one of a run.
+    # A fusion is built after the encoders whose widths it is told, and is the last one of a run.
     fusions = [name for name, given in recipe.encoders.items() if given.get("modality", name) == "fusion"]
     for name in [*(name for name in recipe.encoders if name not in fusions), *fusions]:
         arguments = {"modality": name, **recipe.encoders[name]}

@@ -129,7 +129,7 @@ def adapt(
     trust: Trust = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
-    """Score a run's encoder on labeled rows, or its task on pairs, beside its baselines; the run keeps the table."""
+    """Score a run's encoder on labeled rows, or its task on pairs, with its baselines; the run keeps the table."""
     import yaml
 
     import mmssl

@@ -90,9 +90,9 @@ def conflicts(versions: Mapping[str, str | None]) -> list[str]:
     torch, audio = versions.get("torch"), versions.get("torchaudio")
     found = []
     if torch and not (2, 11) <= _number(torch) < (2, 15):
-        beside = f", and torchaudio {audio} does not import beside it" if audio and _number(torch) >= (2, 15) else ""
+        unfit = f", and torchaudio {audio} does not import with it" if audio and _number(torch) >= (2, 15) else ""
         found.append(
-            f"torch {torch} is not one of 2.11 to 2.14{beside}. Mend: {sys.executable} -m pip install {TOGETHER}"
+            f"torch {torch} is not one of 2.11 to 2.14{unfit}. Mend: {sys.executable} -m pip install {TOGETHER}"
         )
     for name in ("torchvision", "torchaudio"):
         version = versions.get(name)

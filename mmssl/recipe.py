@@ -1,6 +1,6 @@
 """The recipe: what a run is, in one YAML file of differences from the defaults.
 
-A recipe is data: it is validated as a whole before anything is downloaded or built, saved resolved beside the weights,
+A recipe is data: it is validated as a whole before anything is downloaded or built, saved resolved with the weights,
 and never executed. Hyper-parameters of encoders and objectives are not repeated here: their constructors' signatures
 are their schema (`mmssl.registry.check_keywords`). How sections are filled from YAML is in `mmssl.schema`.
 """
@@ -200,7 +200,7 @@ class Training(Section):
         seed: of initialization, order and every draw.
         workers: processes that decode; 0 decodes in the main one.
         save_every, log_every: in steps; the last step is always saved and logged.
-        trackers: beside metrics.jsonl and TensorBoard, by accelerate's names: wandb, mlflow, trackio ...
+        trackers: in addition to metrics.jsonl and TensorBoard, by accelerate's names: wandb, mlflow, trackio ...
     """
 
     steps: Steps = 1000

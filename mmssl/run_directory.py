@@ -32,7 +32,7 @@ class Run:
         recipe: resolved.
         objective: with its heads.
         encoders: name -> encoder with the trained weights, the teacher's where the task says so.
-        step: optimizer steps behind the weights.
+        step: optimizer steps that made the weights.
         history: the records of metrics.jsonl.
     """
 

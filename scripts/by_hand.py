@@ -318,8 +318,8 @@ def barlow_twins(task: Any, net: Net, size: int) -> Hand:
     def loss(x: Tensor) -> Tensor:
         a, b = (F.batch_norm(z, None, None, training=True) for z in task.projection(net(x)).chunk(2))
         c = a.T @ b / len(a)
-        beside = c.square().sum() - c.diagonal().square().sum()
-        return (c.diagonal() - 1).square().sum() + 0.0051 * beside
+        redundancy = c.square().sum() - c.diagonal().square().sum()
+        return (c.diagonal() - 1).square().sum() + 0.0051 * redundancy
 
     return Hand(byol_views(size), loss)
 

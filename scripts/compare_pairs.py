@@ -6,8 +6,8 @@
 
 Two artists' drawings and their names are trained on. Retrieval is then asked for among concepts that were never seen,
 drawn by these two artists and by a third one. A cell is one task and one seed, kept in scripts/compare_pairs.json and
-not run again. All have the same towers, steps, optimizer and pairs a step; nothing is tuned for a task. Beside them
-stand the same towers random-initialized, the linear maps of pixels and words that are learned from the same pairs, and
+not run again. All have the same towers, steps, optimizer and pairs a step; nothing is tuned for a task. The others
+are the same towers random-initialized, the linear maps of pixels and words that are learned from the same pairs, and
 chance.
 """
 

@@ -6,7 +6,7 @@
 
 A cell is one task on one corpus with one seed, kept in scripts/compare_text.json and not run again. Each is scored on
 texts that were not trained on, at the tokens that it cannot see: masked language modeling where the text shows the
-mask token, span denoising at the removed tokens (not at sentinels and the end). Beside it stand models that count the
+mask token, span denoising at the removed tokens (not at sentinels and the end). With them are models that count the
 training texts. `unigram` knows how frequent a token is; `bigram` what follows the token to the left; `both neighbors`,
 for the masks, what follows the left one and precedes the right one, P(token | left) P(right | token) normalized, which
 is the exact answer of a bigram model. Bigrams are smoothed by absolute discounting with the unigrams; where a neighbor
@@ -16,7 +16,7 @@ special tokens are taken out and the rest made to add up, the network's as well 
 nothing that counts of whole texts could say.
 
 Then the class of the noun that a definition of WordNet defines (25 classes, 10 and 100 labels a class) is read off the
-frozen encoder by logistic regression, beside the same network random-initialized and TF-IDF of the words.
+frozen encoder by logistic regression, with the same network random-initialized and TF-IDF of the words.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def losses(run: Any) -> dict[str, float]:
 
 
 Hidden = Iterator[tuple[int, int, int, int | None, int | None]]
-"""Row and place of the logits, the token that is hidden there, and the tokens beside it as far as they are known."""
+"""Row and place of the logits, the token that is hidden there, and the tokens next to it as far as they are known."""
 
 
 def masked_tokens(inputs: Any, tokenizer: Any) -> Hidden:
@@ -181,7 +181,7 @@ def masked_tokens(inputs: Any, tokenizer: Any) -> Hidden:
 
 
 def removed_tokens(inputs: Any, tokenizer: Any) -> Hidden:
-    """Tokens of span denoising that were removed; to the left of a span's first one is what stands before its gap."""
+    """Tokens of span denoising that were removed; to the left of a span's first one is what is before its gap."""
     sentinels = set(tokenizer.sentinel_ids)
     for row, (target, said) in enumerate(zip(inputs["target"], inputs["target_mask"], strict=True)):
         shown = inputs["text"][row].tolist()

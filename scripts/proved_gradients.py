@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "objectives"))
 
-import test_objective_gradients as proofs  # noqa: E402 - lies beside its tiny encoders
+import test_objective_gradients as proofs  # noqa: E402 - is in the folder of its tiny encoders
 from open_clip.loss import ClipLoss, SigLipLoss  # noqa: E402
 from tables import write_tables  # noqa: E402
 

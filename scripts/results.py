@@ -5,7 +5,7 @@
     python scripts/results.py --table                                     only the table, into README.md
 
 A cell is one recipe with one seed: pretrain from the recipe, then measure on rows that were not trained on. Each number
-stands beside that of the same networks random-initialized with the same seed.
+is shown with that of the same networks random-initialized with the same seed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CLIPS = {"train": 400, "test": 150}
 
 
 def measure(name: str, seed: int) -> dict[str, float]:
-    """Numbers of one cell; keys that end in `random` or `chance` are what they stand beside."""
+    """Numbers of one cell; keys that end in `random` or `chance` are what they are compared with."""
     import mmssl
 
     with tempfile.TemporaryDirectory() as folder:
@@ -117,7 +117,7 @@ def alignment(run: Any) -> dict[str, float]:
 
 
 def table(cells: Cells) -> str:
-    """Markdown: a row a recipe and number, mean and standard deviation over the seeds, beside its baseline."""
+    """Markdown: a row a recipe and number, mean and standard deviation over the seeds, with its baseline."""
     lines = [
         "| recipe | measured on unseen rows | pretrained | random-initialized, chance or baseline | seeds |",
         "|---|---|---|---|---|",
@@ -125,9 +125,9 @@ def table(cells: Cells) -> str:
     for name, seeds in SEEDS.items():
         runs = [cells[f"{name} {seed}"] for seed in seeds if f"{name} {seed}" in cells]
         for key in runs[0] if runs else ():
-            beside = next((f"{key} {word}" for word in ("random", "chance") if f"{key} {word}" in runs[0]), "")
-            if beside:
-                own, other = ([100 * run[k] for run in runs] for k in (key, beside))
+            baseline = next((f"{key} {word}" for word in ("random", "chance") if f"{key} {word}" in runs[0]), "")
+            if baseline:
+                own, other = ([100 * run[k] for run in runs] for k in (key, baseline))
                 what = f"{key} probe of category" if key in ("knn", "logistic") else key
                 lines.append(f"| `{name}` | {what} | {spread(own)} % | {spread(other)} % | {len(runs)} |")
     return "\n".join(lines)

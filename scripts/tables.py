@@ -34,7 +34,7 @@ def fill_cells(
         path: of a JSON file.
         wanted: names of the cells, in the order in which they are begun.
         measure: can be pickled.
-        *shared: what every cell needs beside its name.
+        *shared: what every cell needs in addition to its name.
         workers: cells side by side, one thread each.
     """
     kept = read_cells(path)
@@ -75,7 +75,7 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 def write_tables(name: str, text: str) -> None:
-    """Replace what stands between `<!-- name -->` and `<!-- /name -->` in the README, and print it.
+    """Replace what is between `<!-- name -->` and `<!-- /name -->` in the README, and print it.
 
     Raises:
         ValueError: where the README lacks one of the marks.

@@ -258,7 +258,7 @@ def test_export_and_dry_push_write_their_folders(monkeypatch, tmp_path, finished
     ("versions", "names"),
     [
         ({"torch": "2.14.1", "torchvision": "0.29.2", "torchaudio": "2.11.0"}, []),
-        ({"torch": "2.15.0", "torchaudio": "2.11.0"}, ["torchaudio 2.11.0 does not import beside it"]),
+        ({"torch": "2.15.0", "torchaudio": "2.11.0"}, ["torchaudio 2.11.0 does not import with it"]),
         ({"torch": "2.9.1"}, ["2.11 to 2.14"]),
         (
             {"torch": "2.11.0+cpu", "torchvision": "0.26.0", "torchaudio": "2.11.0"},

@@ -1,4 +1,4 @@
-"""The documents are true: code they quote stands in the files they name, commands they give exist."""
+"""The documents are true: code they quote is in the files they name, commands they give exist."""
 
 import re
 from pathlib import Path

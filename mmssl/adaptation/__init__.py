@@ -1,4 +1,4 @@
-"""What the encoder is worth: targets, frozen features, probes, fine-tuning, and the baselines beside any number."""
+"""What the encoder is worth: targets, frozen features, probes, fine-tuning, and the baselines of every number."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Two sides of the same rows, as the networks that a task has learned to compare them with see them.
 
-An item that stands in several rows, such as a picture with five captions, is encoded once and stands once in the
+An item that is in several rows, such as a picture with five captions, is encoded once and is once in the
 gallery: equal inputs are one item. What is right follows from the rows, or from a column of groups.
 """
 

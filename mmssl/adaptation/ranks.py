@@ -1,7 +1,7 @@
-"""At which rank does the right item stand? Ranks, recall at k and the level of a random order, chunk by chunk.
+"""At which rank is the right item? Ranks, recall at k and the level of a random order, chunk by chunk.
 
 Several items may be right for a query; the best of them counts, so that R@k is the share of queries with a right item
-among the first k. A tie counts against the model: a wrong item with the score of the right one stands before it, and a
+among the first k. A tie counts against the model: a wrong item with the score of the right one comes before it, and a
 constant model gets nothing. Memory grows with the gallery, not with queries times gallery.
 """
 
@@ -70,7 +70,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Where each query's best right item stands.
+    """Where each query's best right item is.
 
     Attributes:
         rank: int64 (N,), from 1.
@@ -106,7 +106,7 @@ def by_vectors(queries: Tensor, gallery: Tensor) -> Scorer:
     """Inner products of (N, D) and (M, D).
 
     They are summed in double precision and rounded to single, so that equal vectors have equal scores wherever in the
-    matrix they stand: else the order of summation would break ties.
+    matrix they are: else the order of summation would break ties.
     """
     left, right = queries.double(), gallery.double().T
     return lambda start, stop: (left[start:stop] @ right).float()
@@ -125,7 +125,7 @@ def rank(
     Args:
         score: the larger, the better.
         relation: what is right.
-        match: orders the `top` best by `score` anew; the others stay behind them.
+        match: orders the `top` best by `score` anew; the others stay after them.
         top: how many; 0 for none.
         cells: scores that are held at a time.
 

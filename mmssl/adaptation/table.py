@@ -1,4 +1,4 @@
-"""The result of every adaptation: a table in which no number stands without its baselines."""
+"""The result of every adaptation: a table in which no number is without its baselines."""
 
 from __future__ import annotations
 

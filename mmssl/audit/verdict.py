@@ -99,12 +99,12 @@ def judge(history: Sequence[Record], chance: Chance, rows: int) -> list[Verdict]
 
 def _judge(history: Sequence[Record], task: str, chance: Chance, rows: int) -> Verdict:
     spread = _Series.of(history, f"{task}/spread" if task else "spread")
-    beside = ""
+    spread_now = ""
     if spread.windows:
         value = fmean(spread.values[spread.windows[-1]])
         if value < COLLAPSED:
             return _collapsed(spread, task, value)
-        beside = f"; spread of the embeddings {value:.2f}"
+        spread_now = f"; spread of the embeddings {value:.2f}"
 
     levels = {key: level for key, level in chance.levels.items() if _task(key) == task and _last(key) != "spread"}
     every = [_test(_Series.of(history, key), level, rows) for key, level in sorted(levels.items(), key=_order)]
@@ -112,24 +112,24 @@ def _judge(history: Sequence[Record], task: str, chance: Chance, rows: int) -> V
     relative = [test for test in every if _last(test.series.key) == RELATIVE]
     tests = relative or [test for test in every if _last(test.series.key) != "loss"] or every
     if not tests:
-        return Verdict("unknown", f"no number of known chance level has two records to test{beside}", task)
+        return Verdict("unknown", f"no number of known chance level has two records to test{spread_now}", task)
     enough = NormalDist().inv_cdf(1 - FALSE_ALARM / sum(len(test.zs) for test in tests))
     better = [test for test in tests if test.zs[-1] > enough]
     for test in better:
         # An untrained head says nothing; untrained embeddings, which have a spread, already tell much.
         if not spread.windows or test.zs[0] <= enough or len(test.zs) == 1 or test.series.improved():
-            return test.verdict("learned", task, None, beside)
+            return test.verdict("learned", task, None, spread_now)
     if better:
         start = f", no better than at {better[0].series.between(better[0].series.windows[0])}"
-        return better[0].verdict("unmoved", task, None, start + beside)
+        return better[0].verdict("unmoved", task, None, start + spread_now)
     left = [test for test in tests if max(test.zs) > enough]
     if not left:
-        return tests[0].verdict("at chance", task, 0, beside)
+        return tests[0].verdict("at chance", task, 0, spread_now)
     # Of all that left chance, what came back last.
     test = max(left, key=lambda test: test.back(enough))
     best = test.series.windows[test.zs.index(max(test.zs))]
     before = f", after {_number(fmean(test.series.values[best]))} at {test.series.between(best)}"
-    return test.verdict("at chance", task, test.back(enough), before + beside)
+    return test.verdict("at chance", task, test.back(enough), before + spread_now)
 
 
 def _collapsed(spread: _Series, task: str, value: float) -> Verdict:

@@ -36,7 +36,7 @@ def find_column(spec: Data, key: str, columns: Sequence[str]) -> str:
     """The column that holds a batch key.
 
     It is what `data.columns` says, else the column of that name, else the one column that is named by a file extension
-    of that modality, as in webdataset shards (`jpg`, `txt`, `cls`). Sound stands in the clip where it has no column.
+    of that modality, as in webdataset shards (`jpg`, `txt`, `cls`). Sound is in the clip where it has no column.
 
     Args:
         spec: of the source; its `columns` map keys to columns.

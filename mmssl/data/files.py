@@ -91,7 +91,7 @@ def walk(root: Path) -> list[Path]:
     """All files below a folder, sorted, without those that are hidden.
 
     Links are followed, and each folder is read once however many links lead to it (told by device and inode), under
-    the name that no link stands in where it has one.
+    the name without links where it has one.
     """
     seen: set[tuple[int, int]] = set()
     files: list[Path] = []
@@ -181,7 +181,7 @@ def media_layout(root: Path, files: Sequence[Path]) -> Layout:
 
 
 def _split_depth(folders: Sequence[tuple[str, ...]]) -> tuple[int | None, Callable[[str], str | None]]:
-    """How many folders stand above those that are splits, None where none are; and what tells a split by its name."""
+    """How many folders are above those that are splits, None where none are; and what tells a split by its name."""
     tops = {parts[0] if parts else "" for parts in folders}
     whole, edges = {split_of(name) for name in tops}, {split_in(name) for name in tops}
     if len(whole - {None}) >= 2 or None not in whole:

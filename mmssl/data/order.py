@@ -88,7 +88,7 @@ class _Block(NamedTuple):
 class StreamOrder:
     """The order of the source, permuted in blocks.
 
-    To begin in the middle of an epoch, what stands before the first block that is needed is passed over undecoded. How
+    To begin in the middle of an epoch, what is before the first block that is needed is passed over undecoded. How
     many rows there are is known after the first epoch; a start beyond it costs one more pass, which counts them.
 
     Args:

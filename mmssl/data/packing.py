@@ -1,7 +1,7 @@
 """Texts packed into full rows: documents end to end, an end token after each, no padding.
 
 Attention is not cut where one document ends and the next begins, as in GPT-2 and RoBERTa's FULL-SENTENCES (Radford et
-al. 2019; Liu et al. 2019, section 4.2). Documents stand in the order of the source; rows are permuted as any others.
+al. 2019; Liu et al. 2019, section 4.2). Documents are in the order of the source; rows are permuted as any others.
 What is left at the end of the source is dropped.
 """
 

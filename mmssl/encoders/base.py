@@ -1,7 +1,7 @@
 """The contract of every encoder: one modality in, tokens of one width out.
 
 An encoder *is* a backbone of timm, torchvision, open_clip or transformers, unchanged inside, so that it can leave as
-one. Around it stands only what has to travel with the weights: normalization constants, the spectrogram recipe, the
+one. Around it is only what has to travel with the weights: normalization constants, the spectrogram recipe, the
 tokenizer.
 """
 
@@ -93,7 +93,7 @@ class Encoder(nn.Module):
 
         Args:
             x: see `forward`.
-            hidden: bool (B, N), True where `mask_token` stands in place of what is seen there; it gets the position.
+            hidden: bool (B, N), True where `mask_token` replaces what is seen there; it gets the position.
             mask_token: (width,).
 
         Raises:

@@ -10,7 +10,7 @@ have a third one in the top layers, as in VLMo and BEiT-3 (Bao et al. 2022, arXi
 Known traps. A padding token that may be attended to changes a row with the length of its neighbors. transformers
 starts weights with a standard deviation of 0.02, made for a width of 768: in narrow layers `b` hardly sees `a` at
 first, and whether they match is learned late. An `initializer_range` of 0.02 · sqrt(768 / width) starts them alike: at
-width 32, two layers on synthetic pairs stood at a loss of 0.43 after 300 steps with 0.02, and at 0.02 with 0.1. An
+width 32, two layers on synthetic pairs were at a loss of 0.43 after 300 steps with 0.02, and at 0.02 with 0.1. An
 expert that sees no token has no gradient, which distributed training waits for; here it gets one of 0. torchscale's
 code for BEiT-3 splits the projections of attention and its norms by modality, too, and has no expert for pairs; here,
 as in the paper, attention and its norm are shared, and an expert is a norm and a feed-forward network.

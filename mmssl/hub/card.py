@@ -34,7 +34,7 @@ def model_card(run: Run, repo: str | None = None) -> str:
         repo: `user/name` on the Hub, for the lines that load it; a placeholder where left out.
 
     Returns:
-        Markdown. Strings of the user's stand in code spans and fences that they cannot close.
+        Markdown. Strings of the user's are put in code spans and fences that they cannot close.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -134,7 +134,7 @@ def publishable(recipe: Recipe) -> Recipe:
 
 
 def private(recipe: Recipe) -> dict[str, str]:
-    """Strings of the recipe that are not published -> what stands in their place."""
+    """Strings of the recipe that are not published -> what is put in their place."""
     found = {text: _reduce(text) for text in _strings(recipe.model_dump(mode="json"))}
     places = [source.source for source in recipe.sources().values()]
     places += [probe.data for probe in recipe.every_probe() if probe.data]

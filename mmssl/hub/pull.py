@@ -114,7 +114,7 @@ def _files(folder: Path) -> Iterator[Path]:
 def _stays_inside(path: Path, folder: Path) -> None:
     root = folder.resolve()
     if root.parent.name == "snapshots":
-        # In the Hub cache the files of a snapshot are links into `blobs` beside it.
+        # In the Hub cache the files of a snapshot are links into `blobs` next to it.
         root = root.parent.parent
     if not path.resolve().is_relative_to(root):
         raise RunError(f"{path}: is a link that leaves the folder; replace it by the file itself")
@@ -199,7 +199,7 @@ def _objective_names(objective: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Every value of a tree with the key that it stands under."""
+    """Every value of a tree with its key."""
     yield key, value
     if isinstance(value, Mapping):
         for inner, item in value.items():

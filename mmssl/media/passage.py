@@ -13,7 +13,7 @@ from mmssl.media.vocabulary import clean
 Start = Literal["first", "random", "sentence"]
 Starts = Callable[[str], Sequence[int]]
 
-# The first character after white space; Chinese and Japanese characters, which stand without any.
+# The first character after white space; Chinese and Japanese characters, which are written without any.
 WORD = re.compile(r"(?<!\S)\S|[\u3040-\u30ff\u3400-\u9fff]")
 
 

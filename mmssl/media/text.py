@@ -3,7 +3,7 @@
 Which word and which sentence a token belongs to is read off the text itself, at the place where the token begins, and
 so is the same for every tokenizer. Words are what BERT's own pre-tokenizer makes: runs between white space, with every
 punctuation mark and every Chinese character alone. A tokenizer's `word_ids` are no common measure: GPT-2 keeps the
-apostrophe with what follows it, SentencePiece the full stop with what stands before it, and some cut no words at all.
+apostrophe with what follows it, SentencePiece the full stop with what is before it, and some cut no words at all.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Tokenizer:
         mask_id: id of `[MASK]`; None where the vocabulary has none.
         special_ids: ids that stand for no text.
         start_id: id of the token in front of a text; None where there is none.
-        end_id: id of the token behind a text; None where there is none.
+        end_id: id of the token after a text; None where there is none.
     """
 
     vocab_size: int
@@ -106,7 +106,7 @@ class Tokenizer:
 
     @property
     def pair_ids(self) -> tuple[int, int] | None:
-        """Ids of `[CLS]` and `[SEP]`, which stand before, and between and behind, the parts of a pair; None without."""
+        """Ids of `[CLS]` and `[SEP]`, which come before, between and after the parts of a pair; None without."""
         if self._vocabulary is None or None in (self._vocabulary.cls_token_id, self._vocabulary.sep_token_id):
             return None
         return self._vocabulary.cls_token_id, self._vocabulary.sep_token_id
@@ -117,7 +117,7 @@ class Tokenizer:
         Special tokens that are spelt out in a text, such as `[MASK]`, are text to transformers' tokenizers.
 
         Args:
-            text: any string; halves of surrogate pairs are joined, or replaced by U+FFFD where they stand alone.
+            text: any string; halves of surrogate pairs are joined, or replaced by U+FFFD where they are alone.
             length: number of ids, L.
 
         Returns:
@@ -266,7 +266,7 @@ class Tokenizer:
 
     @property
     def sentinel_ids(self) -> tuple[int, ...]:
-        """Ids of T5's tokens `<extra_id_0>`, `<extra_id_1>` ..., which stand for removed spans; empty without them."""
+        """Ids of T5's tokens `<extra_id_0>`, `<extra_id_1>` ..., in place of removed spans; empty without them."""
         known = {} if self._vocabulary is None else self._vocabulary.get_added_vocab()
         return tuple(known[token] for token in takewhile(known.__contains__, map(SENTINEL.format, count())))
 

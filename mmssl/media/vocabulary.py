@@ -21,7 +21,7 @@ def learn_vocabulary(texts: Iterable[str], vocab_size: int) -> Any:
     """Learn a vocabulary: lower-cased byte-pair encoding inside words, with BERT's special tokens as ids 0 to 4.
 
     Byte-pair rather than BERT's WordPiece, because `tokenizers` numbers the pieces of WordPiece in another order
-    at every training. A space is part of the word that follows it; punctuation stands alone.
+    at every training. A space is part of the word that follows it; punctuation is a part of its own.
 
     Args:
         texts: read once.
@@ -62,5 +62,5 @@ def learn_vocabulary(texts: Iterable[str], vocab_size: int) -> Any:
 
 
 def clean(text: str) -> str:
-    """Characters that can be encoded: halves of surrogate pairs are joined, or U+FFFD where they stand alone."""
+    """Characters that can be encoded: halves of surrogate pairs are joined, or U+FFFD where they are alone."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

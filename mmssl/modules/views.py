@@ -127,7 +127,7 @@ class AudioView:
     """A window, softer and with noise, whose log-mel spectrogram is cropped and resized in frequency and time.
 
     Two windows of one recording are COLA's pair (arXiv 2010.10915), the rest is BYOL-A's (arXiv 2103.06695). BYOL-A
-    mixes other recordings in; white noise stands for them here, so that no row depends on which others share its
+    mixes other recordings in; white noise takes their place here, so that no row depends on which others share its
     process. An encoder of waveforms is given the window itself, with noise.
 
     Attributes:

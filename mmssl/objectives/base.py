@@ -46,7 +46,7 @@ class Chance:
 
 
 class Panel(NamedTuple):
-    """One column of the picture that `mmssl show` draws; its cells stand beside those of the other columns.
+    """One column of the picture that `mmssl show` draws; its cells are next to those of the other columns.
 
     Attributes:
         title: what is seen: "input", "target", "prediction".
@@ -69,7 +69,7 @@ class Pair(NamedTuple):
         match: Features of `a` and Features of `b`, row by row a pair, -> logits (B,) of belonging together. None where
             no network of the task sees both.
         scalars: name -> parameter (1,) that makes logits of the inner products, where `embed` is no more than the
-            encoders' own pooled vectors at unit length: all that a CLIP holds beside its towers. Empty elsewhere.
+            encoders' own pooled vectors at unit length: all that a CLIP has besides its towers. Empty elsewhere.
     """
 
     a: str
@@ -143,7 +143,7 @@ class Objective(nn.Module):
     Subclasses take the encoders and keyword-only hyper-parameters whose defaults are the paper's: the signature is the
     schema of the recipe. All state (queues, teachers, centers) is parameters and buffers, so that checkpoints hold it.
 
-    Every tensor of `inputs` and `outputs` has the batch's rows first (views of a row stand in the second dimension).
+    Every tensor of `inputs` and `outputs` has the batch's rows first (views of a row are the second dimension).
 
     Attributes:
         needs: batch keys that `transform` reads; checked against the data before step 0.

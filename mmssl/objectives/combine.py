@@ -214,7 +214,7 @@ class Combine(Objective):
                 task.after_step(progress)
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
-        """Each task's columns, beside each other."""
+        """Each task's columns, next to each other."""
         return [
             Panel(f"{name}: {panel.title}", panel.cells)
             for name, task in self._each(inputs)

@@ -17,7 +17,7 @@ from mmssl.objectives.base import Chance, Panel
 from mmssl.ops.conflicts import COSINE, SHARE
 
 INK, FAINT, LINE, ACCENT = "#1f2430", "#8a8f98", "#2f6fb4", "#c8553d"
-FRAMES = 6  # of a clip that fit beside each other and are still seen
+FRAMES = 6  # of a clip that fit next to each other and are still seen
 ROW_HEIGHT = 1.25  # inches
 CONSTANT = "_constant"
 """Ends the name of what the constant answer scores in a probe's first metric."""

@@ -23,7 +23,7 @@ class History:
         directory: of the run; None keeps records in memory alone.
         steps: of the whole run.
         done: steps already done; records of later ones, which a killed run may have left, are dropped.
-        chance: the level of guessing, shown beside the loss.
+        chance: the level of guessing, shown next to the loss.
         quiet: print nothing.
 
     Attributes:

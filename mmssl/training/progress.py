@@ -59,7 +59,7 @@ class Reporter:
     Args:
         steps: of the whole run.
         start: steps already done.
-        chance: the level of guessing, shown beside the loss.
+        chance: the level of guessing, shown next to the loss.
         path: metrics.jsonl, appended to; None writes no file.
         quiet: print nothing.
     """

@@ -66,7 +66,7 @@ class Supervised(Objective):
 class Finetune(Learner[RawRows]):
     """AdamW with a cosine schedule and layer-wise learning rates, decay^(depth from the head) (He et al. 2022, A.1).
 
-    The paper's decay is 0.75 for ViT-L; 1.0 stands beside it because a random-initialized encoder must train its first
+    The paper's decay is 0.75 for ViT-L; 1.0 is there because a random-initialized encoder must train its first
     layers, and a baseline deserves settings of its own. There is no augmentation.
 
     Args:
@@ -160,7 +160,7 @@ def answers(objective: Supervised, rows: RawRows, batch_size: int) -> Tensor:
 def scale_by_depth(encoder: Encoder, decay: float) -> None:
     """Set `lr_scale` of every parameter to decay^(n + 1 - i), i the number of its block of n (MAE's rule).
 
-    Depth is the order in which blocks appear: a block is what stands up to the first number of a parameter's name, as
+    Depth is the order in which blocks appear: a block is named by a parameter's name up to its first number, as
     in `blocks.3` or `layer2.0`. What lies between blocks belongs to the one before; what comes before all of them, and
     every embedding, has i = 0; what follows the last, n + 1.
     """

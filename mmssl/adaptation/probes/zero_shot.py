@@ -2,8 +2,8 @@
 
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020, section
 3.1.4: a class is the normalized mean of the normalized vectors of its prompts, one a template. Nothing is learned.
-Top-1 and top-5, ties counting against the model, and the mean over the classes; beside the same networks with random
-weights, the largest class and chance.
+Top-1 and top-5, ties counting against the model, and the mean over the classes; compared with the same networks with
+random weights, the largest class and chance.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from mmssl.data.columns import find_classes
 from mmssl.errors import DataError
 
 FEWEST = 5
-"""Sets of labels on fewer rows than this are held out together: one by one they would all stay behind."""
+"""Sets of labels on fewer rows than this are held out together: one by one none of them would be."""
 
 
 class Labels(Target):

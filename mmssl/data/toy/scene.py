@@ -110,7 +110,7 @@ class Body:
 
 @dataclass(frozen=True)
 class Box:
-    """Where the walls stand: the inner edges of four bands round the picture."""
+    """Where the walls are: the inner edges of four bands round the picture."""
 
     left: float
     right: float

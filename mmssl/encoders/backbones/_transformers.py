@@ -89,7 +89,7 @@ def build(
         name: model type, for instance `bert` or `dinov2`.
         pretrained: False, a name on the Hub or `local-dir:...`.
         kwargs: of the configuration.
-        default: what stands in place of the configuration's own defaults; weights that are loaded come with theirs.
+        default: what replaces the configuration's own defaults; weights that are loaded come with theirs.
         fixed: what a recipe cannot change.
         unused: beginnings of the names of weights that may be missing, because they are thrown away.
         auto: transformers' loader.

@@ -94,7 +94,7 @@ class Backbone(nn.Module):
 
 
 class Library:
-    """What a file here defines, beside its networks: how a network is built by name.
+    """What a file here defines, in addition to its networks: how a network is built by name.
 
     Attributes:
         refused: arguments of the library's constructors that read files, run code or undo what an encoder is. A recipe

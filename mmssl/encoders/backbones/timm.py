@@ -224,7 +224,7 @@ class TimmTransformer(TimmNetwork):
 
 
 def _weights(name: str, pretrained: Pretrained, model: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Constructor arguments stored beside the weights, and timm's own keywords for where the weights are."""
+    """Constructor arguments stored with the weights, and timm's own keywords for where the weights are."""
     if not isinstance(pretrained, str):
         return {}, {"model_name": name, "pretrained": bool(pretrained)}
     if pretrained.startswith(LOCAL_DIR):

@@ -76,7 +76,7 @@ class TorchvisionNetwork(Backbone):
             self.train()
 
     def _weights(self, name: str, pretrained: Pretrained) -> tuple[str | None, dict[str, Tensor] | None]:
-        """Torchvision's name of weights, or a state dictionary; sets the constructor arguments stored beside it."""
+        """Torchvision's name of weights, or a state dictionary; sets the constructor arguments stored with it."""
         if not isinstance(pretrained, str):
             return ("DEFAULT" if pretrained else None), None
         if pretrained.startswith(LOCAL_DIR):
@@ -176,7 +176,7 @@ def _parameters(owner: str) -> set[str]:
 
 
 def _without_classifier(head: nn.Module) -> nn.Module:
-    """What stands in a head before the first layer of the classifier: a norm in ConvNeXt and MaxViT, else nothing."""
+    """What is in a head before the first layer of the classifier: a norm in ConvNeXt and MaxViT, else nothing."""
     kept = []
     for module in head if isinstance(head, nn.Sequential) else [head]:
         if isinstance(module, nn.Linear | nn.Dropout):

@@ -8,7 +8,7 @@ al. 2021, arXiv 2103.06695) but for its views: two windows of one recording in p
 Known traps. Both directions count: the loss runs from 0 to 8, and 4 is that of orthogonal answers. The target has no
 predictor and no gradient; it runs in training mode and keeps BatchNorm statistics of its own, which would be stale were
 only its parameters to follow. The two views are made differently (blur and solarisation). A collapsed network has a
-loss near 0: read `spread` beside it.
+loss near 0: read `spread` with it.
 
 The target's momentum belongs to the length of the run (from the published configurations, with their LARS rate for a
 batch of 256 and weight decay): 40 epochs 0.97, 0.45, 1e-6; 100 epochs 0.99, 0.45, 1e-6; 300 epochs 0.99, 0.3, 1e-6;

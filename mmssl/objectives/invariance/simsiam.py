@@ -6,7 +6,7 @@ negatives nor a second network keep it from collapsing, only that missing gradie
 
 Known traps. The projection ends in a BatchNorm without scale and shift, and no Linear before a BatchNorm has a bias;
 the prediction ends in a Linear. The predictor's learning rate does not decay. A collapsed network has a loss near -1:
-read `spread` beside it.
+read `spread` with it.
 """
 
 from __future__ import annotations

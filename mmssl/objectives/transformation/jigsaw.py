@@ -159,9 +159,9 @@ class Jigsaw(Objective):
     def puzzle(self, inputs: Batch) -> Puzzle:
         """One question a row, and each order as an answer to it."""
         places = self.orders.argsort(1).view(-1, self.grid, self.grid)  # order, place in the image -> place of the tile
-        beside = joints(RIGHT, places[:, :, :-1], places[:, :, 1:]).flatten(1, 2)
+        right = joints(RIGHT, places[:, :, :-1], places[:, :, 1:]).flatten(1, 2)
         below = joints(BELOW, places[:, :-1], places[:, 1:]).flatten(1, 2)
-        return Puzzle(inputs["tiles"], torch.cat([beside, below], 1)[None, None], inputs["order"][:, None])
+        return Puzzle(inputs["tiles"], torch.cat([right, below], 1)[None, None], inputs["order"][:, None])
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """The tiles as the network gets them, in their own order, and in that which it takes for their own."""
