@@ -82,7 +82,11 @@ def build_objective(
         built[name] = _located(f"{where}: encoders.{name}", partial(encoder_room.create, **arguments))
     hyper = {key: value for key, value in recipe.objective.items() if key != "name"}
     create = partial(objective_room.create, recipe.objective["name"], built, **hyper)
-    return _located(f"{where}: objective", create)
+    objective: Objective = _located(f"{where}: objective", create)
+    for encoder in (*built.values(), *objective.exported.values()):
+        if encoder.modality != "fusion":
+            encoder.decoding = recipe.decoding(objective.needs, encoder.modality)
+    return objective
 
 
 def _widths(built: Mapping[str, Encoder], reads: Any, where: str) -> dict[str, int]:

@@ -8,7 +8,7 @@ are their schema (`mmssl.registry.check_keywords`). How sections are filled from
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -343,6 +343,19 @@ class Recipe(Section):
     def sources(self) -> dict[str, Data]:
         """Name -> source; the name is empty where there is only one."""
         return {"": self.data} if isinstance(self.data, Data) else dict(self.data)
+
+    def decoding(self, needs: Collection[str], *modalities: str) -> Data:
+        """The first source from which a task takes all of these modalities: how rows of them are decoded.
+
+        Args:
+            needs: batch keys of the task, with the source's name before them where there are several.
+            *modalities: out of `image`, `text`, `audio`, `video`.
+        """
+        sources = self.sources()
+        for name, data in sources.items():
+            if {f"{name}/{key}" if name else key for key in modalities} <= {*needs}:
+                return data
+        return next(iter(sources.values()))
 
     def dump(self) -> str:
         """The resolved recipe as YAML; loading it gives an equal recipe."""

@@ -57,11 +57,7 @@ class Run:
 
     def decoding(self, *modalities: str) -> Data:
         """The first source from which the task takes all of these modalities: how rows of them are decoded."""
-        sources = self.recipe.sources()
-        for name, data in sources.items():
-            if {f"{name}/{key}" if name else key for key in modalities} <= set(self.objective.needs):
-                return data
-        return next(iter(sources.values()))
+        return self.recipe.decoding(self.objective.needs, *modalities)
 
     @property
     def probes(self) -> list[dict[str, Any]]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mmssl.encoders.backbones._files import write_json
 from mmssl.encoders.backbones.base import Backbone
-from mmssl.encoders.base import Encoder, Features
+from mmssl.encoders.base import Encoder, Features, Input
+from mmssl.errors import DataError
+from mmssl.recipe import Data
+from mmssl.schema import fill
 
 
 class NetworkEncoder(Encoder):
@@ -28,6 +32,40 @@ class NetworkEncoder(Encoder):
     def prepare(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Raw input -> what the network reads, and which of its last axis is no padding; see `Backbone.forward`."""
         return x, valid
+
+    def read(self, things: Any, **settings: Any) -> Input:
+        """See the base class."""
+        data = self.decoding or Data.model_validate({"source": "files", self.modality: self.built_for()})
+        section = getattr(data, self.modality)
+        where = f"{self.spec['model']}: read"
+        changed = fill(type(section), section.model_dump() | settings, where)
+        data = data.model_copy(update={self.modality: changed})
+        cells = things if isinstance(things, list) else [things]
+        rows = []
+        for number, cell in enumerate(cells):
+            try:
+                rows.append(self.decode_one(cell, data))
+            except DataError as error:
+                raise DataError(f"{where}: {f'number {number}: ' if len(cells) > 1 else ''}{error}") from error
+        if not rows:
+            raise DataError(f"{where}: there is nothing to read")
+        x, valid = zip(*rows, strict=True)
+        device = next(self.parameters()).device
+        padded = any(part is not None for part in valid)
+        return Input(torch.stack(x).to(device), torch.stack(valid).to(device) if padded else None)
+
+    def built_for(self) -> dict[str, Any]:
+        """The decode settings that its network asks for, where no run says others."""
+        return {}
+
+    @staticmethod
+    def window(data: Data) -> float:
+        """Which part of a longer sound or clip is read, in [0, 1): as a probe does, so that two readings agree."""
+        return 0.0 if data.start == "first" else 0.5
+
+    def decode_one(self, cell: Any, data: Data) -> tuple[Tensor, Tensor | None]:
+        """One thing as a row of what the encoder takes, and which of it is no padding; see `read`."""
+        raise TypeError(f"{type(self).__name__} reads no files")
 
     def preprocessing(self) -> dict[str, Any]:
         """What somebody has to know who uses the exported network without mmssl; JSON."""

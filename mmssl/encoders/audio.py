@@ -11,6 +11,8 @@ from mmssl.encoders._network import NetworkEncoder
 from mmssl.encoders._spectrogram import FilterBanks, LogMel
 from mmssl.encoders.backbones.base import Pretrained, create_backbone
 from mmssl.errors import RecipeError
+from mmssl.media.audio import decode_audio
+from mmssl.recipe import Data
 
 
 class AudioEncoder(NetworkEncoder):
@@ -143,6 +145,21 @@ class AudioEncoder(NetworkEncoder):
         x = (x - (x * weight).sum(1, keepdim=True) / number) * weight
         # The constant is transformers' own; padding stays 0.
         return x / (x.square().sum(1, keepdim=True) / number + 1e-7).sqrt(), valid
+
+    def built_for(self) -> dict[str, Any]:
+        """See the base class."""
+        return {"rate": self.rate}
+
+    def decode_one(self, cell: Any, data: Data) -> tuple[Tensor, Tensor]:
+        """See the base class."""
+        how, window = data.audio, self.window(data)
+        if how.rate != self.rate:
+            raise RecipeError(
+                f"{self.spec['model']}: rate = {how.rate}, and the encoder hears {self.rate} samples a second"
+            )
+        if isinstance(cell, tuple) and len(cell) == 2:
+            cell = {"array": cell[0], "sampling_rate": cell[1]}
+        return decode_audio(cell, how.rate, how.seconds, window)
 
     def preprocessing(self) -> dict[str, Any]:
         """See the base class."""

@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmssl.errors import DataError
+from mmssl.recipe import Data
+
 
 class Features(NamedTuple):
     """What an encoder says about a batch.
@@ -35,6 +38,18 @@ class Features(NamedTuple):
     valid: Tensor | None = None
 
 
+class Input(NamedTuple):
+    """What `Encoder.read` makes of files, and an encoder takes: `encoder(input)`, or `encoder.layers(*input)`.
+
+    Attributes:
+        x: a row a thing, as `mmssl.batch` says, on the encoder's device.
+        valid: bool, False where `x` is padding; None where none is.
+    """
+
+    x: Tensor
+    valid: Tensor | None = None
+
+
 class Encoder(nn.Module):
     """One modality in, tokens of one width out.
 
@@ -49,6 +64,7 @@ class Encoder(nn.Module):
         width: of the mask token of `embed`, where there is one; a tower of open_clip has one apart from `dim`.
         spec: the arguments of `mmssl.encoder` that build this network again with random weights.
         frozen: whether it learns nothing; see `freeze`.
+        decoding: how the run that it is of reads files; None where it is of none.
     """
 
     modality: str
@@ -58,10 +74,18 @@ class Encoder(nn.Module):
     width: int | None = None
     spec: dict[str, Any]
     frozen: bool = False
+    decoding: Data | None = None
     _passes: list[tuple[tuple[Any, ...], Any]] | None = None  # of `one_pass`: what was handed over, what came back
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """`forward`, or what it returned before where `one_pass` is on."""
+        """`forward`, of tensors or of what `read` returned; or what it returned before where `one_pass` is on."""
+        if inputs and isinstance(inputs[0], Input):
+            inputs = (*inputs[0], *inputs[1:])
+        if inputs and not isinstance(inputs[0], Tensor | Features | None):
+            raise DataError(
+                f"{self.spec['model']} takes tensors, and {type(inputs[0]).__name__} is none: "
+                "encoder(encoder.read(things)) takes pictures, arrays, paths, texts and lists of them"
+            )
         if self._passes is None:
             return super().__call__(*inputs, **options)
         # A pass without gradient serves no task that wants one.
@@ -87,6 +111,24 @@ class Encoder(nn.Module):
         """See `torch.nn.Module.train`; one that is frozen stays in evaluation mode."""
         super().train(mode and not self.frozen)
         return self
+
+    def read(self, things: Any, **settings: Any) -> Input:
+        """Files and what is like them -> what the encoder takes, decoded as its run decodes them.
+
+        Args:
+            things: one, or a list of them. Pictures: a path, bytes, a PIL image, or an array (H, W), (H, W, 3). Texts:
+                strings. Sounds: a path, bytes, `(array, rate)` or `{"array", "sampling_rate"}`. Clips: a path, bytes,
+                or `{"array", "fps"}`. Of sounds and clips that are too long the middle is read, of texts the beginning.
+            **settings: of the section of a recipe's `data` that is named after the modality, in place of the run's:
+                `size` and `fit` of pictures, `length` of texts, `seconds` of sounds, `size`, `fps` and `frames` of
+                clips. Without a run pictures and clips have the size that the network was built for, texts 64 ids or
+                as many as it takes, sounds 2 s, and clips 16 frames, or as many as it takes, at 12.5 a second.
+
+        Raises:
+            DataError: naming the thing and what is wrong with it.
+            RecipeError: for a setting that does not exist or does not fit.
+        """
+        raise TypeError(f"{type(self).__name__} reads no files")
 
     def embed(self, x: Tensor, hidden: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         """Raw input -> position-aware tokens (B, N, ...), of which any subset may go to `encode`.

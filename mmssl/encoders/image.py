@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from mmssl.encoders._network import NetworkEncoder
 from mmssl.encoders.backbones.base import Pretrained, create_backbone
 from mmssl.errors import RecipeError
+from mmssl.media.image import decode_image
+from mmssl.recipe import Data
 
 
 class Normalize(nn.Module):
@@ -72,6 +74,17 @@ class ImageEncoder(NetworkEncoder):
     def prepare(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Normalized images; `valid` (B, W) is False where a column is padding."""
         return self.normalize(x), valid
+
+    def built_for(self) -> dict[str, Any]:
+        """See the base class."""
+        return {"size": self.backbone.size}
+
+    def decode_one(self, cell: Any, data: Data) -> tuple[Tensor, None]:
+        """See the base class."""
+        how = data.image
+        return decode_image(
+            cell, how.size, how.fit, extent=how.extent, alpha=how.alpha, max_pixels=how.max_pixels
+        ), None
 
     def normalization(self) -> dict[str, list[float]]:
         """See the base class."""

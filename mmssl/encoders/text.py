@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from mmssl.encoders._network import NetworkEncoder
 from mmssl.encoders.backbones.base import Pretrained, create_backbone
 from mmssl.encoders.base import Encoder, Features
-from mmssl.errors import RecipeError
+from mmssl.errors import DataError, RecipeError
 from mmssl.media.text import Tokenizer
+from mmssl.recipe import Data
 
 
 class TextEncoder(NetworkEncoder):
@@ -87,6 +88,17 @@ class TextEncoder(NetworkEncoder):
     def prepare(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Ids as they are; see the base class."""
         return x, torch.ones_like(x, dtype=torch.bool) if valid is None else valid
+
+    def built_for(self) -> dict[str, Any]:
+        """See the base class."""
+        most = self.backbone.context
+        return {} if most is None else {"length": min(64, most)}
+
+    def decode_one(self, cell: Any, data: Data) -> tuple[Tensor, Tensor]:
+        """See the base class."""
+        if not isinstance(cell, str):
+            raise DataError(f"{type(cell).__name__} is no text")
+        return self.tokenizer(cell, data.text.length)
 
     def shift(self, target: Tensor) -> Tensor:
         """What the decoder reads to say `target` (B, L): the same, one place to the right, after a starting token."""

@@ -11,6 +11,8 @@ from mmssl.encoders.backbones._framewise import Framewise
 from mmssl.encoders.backbones.base import Pretrained, create_backbone
 from mmssl.encoders.image import Normalize, check_channels
 from mmssl.errors import RecipeError
+from mmssl.media.video import decode_video
+from mmssl.recipe import Data
 
 
 class VideoEncoder(NetworkEncoder):
@@ -56,6 +58,16 @@ class VideoEncoder(NetworkEncoder):
     def prepare(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Normalized clips (B, 3, T, H, W); `valid` (B, W) is False where a column is padding."""
         return self.normalize(x).transpose(1, 2), valid
+
+    def built_for(self) -> dict[str, Any]:
+        """See the base class."""
+        frames = self.backbone.frames
+        return {"size": self.backbone.size} | ({} if frames is None else {"frames": frames})
+
+    def decode_one(self, cell: Any, data: Data) -> tuple[Tensor, None]:
+        """See the base class."""
+        how, window = data.video, self.window(data)
+        return decode_video(cell, how.size, how.fps, how.frames, window, how.fit), None
 
     def normalization(self) -> dict[str, list[float]]:
         """See the base class."""

@@ -33,6 +33,7 @@ class Framewise(Backbone):
         self.frame, self.model, self.kwargs, self.temporal = frame, frame.model, frame.kwargs, temporal
         self.dim, self.width, self.subsets = frame.dim, frame.width, frame.subsets and frame.padding
         self.channels, self.mean, self.std = frame.channels, frame.mean, frame.std
+        self.size = frame.size
         self.patch_size = None if frame.patch_size is None else (1, *frame.patch_size)
 
     @property

@@ -49,6 +49,7 @@ class _Tower(Backbone):
         self.std = tuple(getattr(net, "image_std", None) or open_clip.OPENAI_DATASET_STD)
         self.config = configuration(model.partition("/")[2], kwargs, model)
         self.dim = int(self.config["embed_dim"])
+        self.size = int(self.config["vision_cfg"].get("image_size", self.size))
 
     def export(self, directory: Path, preprocessing: Mapping[str, Any]) -> None:
         """A whole CLIP, its text tower with random weights: `open_clip.create_model("local-dir:" + directory)`."""

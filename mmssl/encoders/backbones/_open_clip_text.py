@@ -38,6 +38,7 @@ class OpenClipText(Backbone):
                 f"{self.model}: {self.net.vocab_size} embeddings, but the tokenizer has {tokenizer.vocab_size} ids"
             )
         self.dim, self.pooling = int(self.config["embed_dim"]), self.net.pool_type
+        self.context = int(self.net.context_length)
 
     @property
     def token_embedding(self) -> nn.Parameter:

@@ -58,6 +58,7 @@ class TimeSformer(TransformersNetwork):
             raise RecipeError(f"{self.model}: space_only sees each frame alone; take transformers/vit")
         self.dim, self.channels = int(config.hidden_size), int(config.num_channels)
         self.patch_size = (1, *pair(config.patch_size))
+        self.size, self.frames = pair(config.image_size)[0], int(config.num_frames)
         self.mean, self.std = normalization(pretrained, (0.45,), (0.225,), self.channels)
 
     def _run(self, x: Tensor) -> tuple[tuple[int, ...], Any]:

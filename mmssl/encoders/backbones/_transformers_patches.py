@@ -44,6 +44,8 @@ class PatchTransformer(TransformersNetwork):
         self.channels = int(getattr(config, "num_channels", 1))
         self.mean, self.std = normalization(pretrained, *self.constants, self.channels)
         self.patch_size = self._patch_size()
+        self.size = pair(getattr(config, "image_size", self.size))[0]
+        self.frames = getattr(config, "num_frames", None)
         # Versions of transformers keep the layers in different places, and mask attention in more and more of them.
         stacks = ((key, m) for key, m in self.net.named_modules() if isinstance(m, nn.ModuleList))
         self._stack = next(key for key, stack in stacks if len(stack) == config.num_hidden_layers)

@@ -78,6 +78,7 @@ class TransformersText(TransformersNetwork):
         self.decodes = decoder
         self.embeds_segments = getattr(self.net.config, "type_vocab_size", 1) > 1
         self.dim = int(self.net.config.hidden_size)
+        self.context = getattr(self.net.config, "max_position_embeddings", None)
 
     @property
     def token_embedding(self) -> nn.Parameter:
@@ -91,10 +92,9 @@ class TransformersText(TransformersNetwork):
         return net(input_ids=ids, attention_mask=attendable(valid).long(), **options)
 
     def _check_length(self, ids: Tensor) -> None:
-        limit = getattr(self.net.config, "max_position_embeddings", None)
-        if limit and ids.shape[1] > limit:
+        if self.context and ids.shape[1] > self.context:
             raise RecipeError(
-                f"{self.model} reads {limit} ids, got {ids.shape[1]}: "
+                f"{self.model} reads {self.context} ids, got {ids.shape[1]}: "
                 "lower text.length or raise max_position_embeddings"
             )
 

@@ -46,6 +46,9 @@ class Backbone(nn.Module):
         width: of the mask token of `embed`, where there is one.
         channels: channels C of a picture.
         kwargs: what the constructor was given, the network's part of `Encoder.spec`.
+        size: side of the pictures that the network was built for, in pixels.
+        frames: of the clips that it was built for; None for any number.
+        context: most ids of a text; None for any number.
         mean, std: normalization that the weights, or the library's default for them, expect; one value a channel.
     """
 
@@ -59,6 +62,9 @@ class Backbone(nn.Module):
     patch_size: tuple[int, ...] | None = None
     width: int | None = None
     channels: int = 3
+    size: int = 224
+    frames: int | None = None
+    context: int | None = None
     kwargs: dict[str, Any]
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD

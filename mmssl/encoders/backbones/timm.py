@@ -111,6 +111,8 @@ class TimmNetwork(TimmTrunk):
         self.dim = self._width
         self.channels = int(kwargs.get("in_chans", 3))
         config = net.pretrained_cfg
+        built = getattr(getattr(net, "patch_embed", None), "img_size", None)
+        self.size = int((built or config["input_size"][1:])[0])
         if self.channels == 3:
             self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
         else:

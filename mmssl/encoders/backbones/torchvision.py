@@ -51,7 +51,7 @@ class TorchvisionNetwork(Backbone):
             raise RecipeError(f"model '{self.model}': torchvision has no such classification network{hint}")
         video = name in SPATIO_TEMPORAL
         if video:
-            self.mean, self.std, self.reads = KINETICS_MEAN, KINETICS_STD, "clips"
+            self.mean, self.std, self.reads, self.size = KINETICS_MEAN, KINETICS_STD, "clips", 112
         if name in ("googlenet", "inception_v3"):
             self.kwargs.setdefault("aux_logits", False)
         weights, state = self._weights(name, pretrained)
@@ -68,6 +68,7 @@ class TorchvisionNetwork(Backbone):
         if isinstance(net, VisionTransformer):
             self.patch_size = (net.patch_size, net.patch_size)
         # The width is in no attribute: run a picture of the smallest size that all of these networks take.
+        self.size = kwargs.get("image_size", self.size)
         size = kwargs.get("image_size", 224 if name.startswith(("vit", "maxvit")) else 96)
         probe = torch.zeros(1, 3, 8, 32, 32) if video else torch.zeros(1, 3, size, size)
         with torch.no_grad(), build_errors(self.model):
