@@ -1,4 +1,4 @@
-"""Memory of the contrastive losses as the batch grows, against open_clip's, on one process; the table of the README.
+"""Memory of the contrastive losses as the batch grows, against open_clip's, on one process; a table of docs/results.md.
 
     python scripts/bench_memory.py
 

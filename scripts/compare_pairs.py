@@ -2,7 +2,7 @@
 
     MMSSL_DATA=path/to/data python scripts/compare_pairs.py                    every missing cell, then the table
     MMSSL_DATA=path/to/data python scripts/compare_pairs.py contrastive 0 1    some tasks or seeds
-    python scripts/compare_pairs.py --table                                    only the table, into README.md
+    python scripts/compare_pairs.py --table                                    only the table, into docs/results.md
 
 Two artists' drawings and their names are trained on. Retrieval is then asked for among concepts that were never seen,
 drawn by these two artists and by a third one. A cell is one task and one seed, kept in scripts/compare_pairs.json and
@@ -187,7 +187,7 @@ def _recalls(rows: list[list[Any]], encoder: str) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help=f"tasks and seeds; tasks are {', '.join(TASKS)}")
-    parser.add_argument("--table", action="store_true", help="only the table, into README.md")
+    parser.add_argument("--table", action="store_true", help="only the table, into docs/results.md")
     parser.add_argument("--workers", type=int, default=2, help="cells side by side, one thread each; 2 by default")
     given = parser.parse_args()
     if unknown := [word for word in given.what if word not in TASKS and not word.isdigit()]:

@@ -2,7 +2,7 @@
 
     MMSSL_DATA=path/to/data python scripts/compare_tasks.py                    every missing cell, then the tables
     MMSSL_DATA=path/to/data python scripts/compare_tasks.py rotation cnn 0 1   some tasks, networks or seeds
-    python scripts/compare_tasks.py --table                                    only the tables, into README.md
+    python scripts/compare_tasks.py --table                                    only the tables, into docs/results.md
 
 Two artists' drawings are pretrained on; the category is then probed on a third artist's drawings of concepts that were
 never seen. A cell is one task, one network and one seed, kept in scripts/compare_tasks.json and not run again. All
@@ -243,7 +243,7 @@ def _cell(runs: list[dict[str, Any]], probe: str, depth: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("only", nargs="*", help="tasks, networks or seeds; all where left out")
-    parser.add_argument("--table", action="store_true", help="only the tables, into README.md")
+    parser.add_argument("--table", action="store_true", help="only the tables, into docs/results.md")
     given = parser.parse_args()
     arguments: list[str] = given.only
     known = [*BASELINES, *TASKS, *NETWORKS, *map(str, SEEDS)]

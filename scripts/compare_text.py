@@ -2,7 +2,7 @@
 
     MMSSL_DATA=path/to/data python scripts/compare_text.py                      every missing cell, then the tables
     MMSSL_DATA=path/to/data python scripts/compare_text.py masked_language 0 1  some tasks or seeds
-    python scripts/compare_text.py --table                                      only the tables, into README.md
+    python scripts/compare_text.py --table                                      only the tables, into docs/results.md
 
 A cell is one task on one corpus with one seed, kept in scripts/compare_text.json and not run again. Each is scored on
 texts that were not trained on, at the tokens that it cannot see: masked language modeling where the text shows the
@@ -269,7 +269,7 @@ def tables(cells: Cells) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help=f"tasks, corpora and seeds: {', '.join([*TASKS, *CORPORA])}")
-    parser.add_argument("--table", action="store_true", help="only the tables, into README.md")
+    parser.add_argument("--table", action="store_true", help="only the tables, into docs/results.md")
     parser.add_argument("--workers", type=int, default=2, help="cells side by side, one thread each; 2 by default")
     given = parser.parse_args()
     known = [*TASKS, *CORPORA]

@@ -1,4 +1,4 @@
-"""The gradient table of the README: every pair loss on several processes, micro-batches and chunks, in float64.
+"""The gradient table of docs/results.md: every pair loss on several processes, micro-batches and chunks, in float64.
 
     python scripts/proved_gradients.py
 

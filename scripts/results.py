@@ -1,8 +1,8 @@
-"""Regenerate the results table of the README, cell by cell: what is in scripts/results.json is not run again.
+"""Regenerate the results table of docs/results.md, cell by cell: what is in scripts/results.json is not run again.
 
     MMSSL_DATA=path/to/data python scripts/results.py                     everything that is missing, then the table
     MMSSL_DATA=path/to/data python scripts/results.py simclr_emoji 0 1    one recipe, two seeds
-    python scripts/results.py --table                                     only the table, into README.md
+    python scripts/results.py --table                                     only the table, into docs/results.md
 
 A cell is one recipe with one seed: pretrain from the recipe, then measure on rows that were not trained on. Each number
 is shown with that of the same networks random-initialized with the same seed.
@@ -136,7 +136,7 @@ def table(cells: Cells) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help=f"recipes and seeds; recipes are {', '.join(SEEDS)}")
-    parser.add_argument("--table", action="store_true", help="only the table, into README.md")
+    parser.add_argument("--table", action="store_true", help="only the table, into docs/results.md")
     given = parser.parse_args()
     if unknown := [word for word in given.what if word not in SEEDS and not word.isdigit()]:
         parser.error(f"there is no cell of '{unknown[0]}'; recipes are {', '.join(SEEDS)}")

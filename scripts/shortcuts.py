@@ -1,8 +1,8 @@
-"""Regenerate the shortcut tables of the README, cell by cell: what is in scripts/shortcuts.json is not run again.
+"""Regenerate the shortcut tables of docs/results.md, cell by cell: what is in scripts/shortcuts.json is not run again.
 
     MMSSL_DATA=path/to/data python scripts/shortcuts.py             everything that is missing, then the tables
     MMSSL_DATA=path/to/data python scripts/shortcuts.py rotation    the cells of one task
-    python scripts/shortcuts.py --table                             only the tables, into README.md
+    python scripts/shortcuts.py --table                             only the tables, into docs/results.md
 
 A cell is one task with some of its options and one kind of structure-free pictures: see `mmssl.audit.shortcuts`. It
 takes about 15 seconds of one CPU core.
@@ -195,7 +195,7 @@ def tables() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", help=f"some of {', '.join(TASKS)}; all where left out")
-    parser.add_argument("--table", action="store_true", help="only the tables, into README.md")
+    parser.add_argument("--table", action="store_true", help="only the tables, into docs/results.md")
     given = parser.parse_args()
     if unknown := [task for task in given.tasks if task not in TASKS]:
         parser.error(f"there is no task '{unknown[0]}' here; there are {', '.join(TASKS)}")

@@ -1,4 +1,4 @@
-"""What the scripts that measure share: cells that are not run again, and the place of a table in the README."""
+"""What the scripts that measure share: cells that are not run again, and the place of a table in docs/results.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, TypeAlias
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results.md"
 Cells: TypeAlias = "dict[str, dict[str, Any]]"
 """What was measured, by the words that name a cell, its seed last; numbers as JSON has them, with text for keys."""
 
@@ -75,15 +75,15 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 def write_tables(name: str, text: str) -> None:
-    """Replace what is between `<!-- name -->` and `<!-- /name -->` in the README, and print it.
+    """Replace what is between `<!-- name -->` and `<!-- /name -->` in docs/results.md, and print it.
 
     Raises:
-        ValueError: where the README lacks one of the marks.
+        ValueError: where it lacks one of the marks.
     """
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    before, found, rest = README.read_text(encoding="utf-8").partition(begin)
+    before, found, rest = RESULTS.read_text(encoding="utf-8").partition(begin)
     _, closed, after = rest.partition(end)
     if not (found and closed):
-        raise ValueError(f"{README} needs the marks {begin} and {end} around a place for these tables")
-    README.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+        raise ValueError(f"{RESULTS} needs the marks {begin} and {end} around a place for these tables")
+    RESULTS.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
     print(text)

@@ -12,7 +12,7 @@ from mmssl import catalog, cli
 from mmssl.registry import ROOT
 
 PROJECT = ROOT.parent
-DOCUMENTS = [PROJECT / name for name in ("README.md", "CONTRIBUTING.md")]
+DOCUMENTS = [PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/results.md")]
 QUOTES = re.findall(r"<!-- (\S+) -->\n```\w*\n(.*?)```", (PROJECT / "CONTRIBUTING.md").read_text(), re.DOTALL)
 
 each = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -48,9 +48,14 @@ def test_commands_are_those_of_the_command_line(document):
 def test_files_it_names_exist(document):
     text = document.read_text()
     named = re.findall(r"(?:bash |python |[`\"])((?:scripts|tests|recipes|mmssl|\.ci)/[\w./]+\w)", text)
-    named += re.findall(r"\]\(([\w./]+)\)", text)
-    assert named
+    linked = re.findall(r"\]\(([\w./]+)\)", text)
+    assert named or linked
     assert not [name for name in named if not (PROJECT / name).exists()]
+    assert not [name for name in linked if not (document.parent / name).exists()]
+
+
+def test_the_readme_is_a_page():
+    assert len((PROJECT / "README.md").read_text().splitlines()) <= 120
 
 
 @pytest.mark.long
