@@ -4,7 +4,10 @@
     run = mmssl.load("runs/first")                                         # or a Hub id
     table = mmssl.adapt(run, "toy", label="shape")                         # probe, with a random-initialized encoder's
     encoder = mmssl.encoder("timm/resnet18", modality="image")             # random weights unless pretrained=...
+    features = encoder(encoder.read(["a.jpg", "b.png"]))                   # tokens, pooled ...
     task = mmssl.objective("rotation", {"image": encoder})                 # an nn.Module
+    mmssl.embed(run, "path/to/files", "features.parquet")                  # features beside the rows' columns
+    print(mmssl.check("path/to/files").text())                             # what a source holds, and its traps
 
 Every name is imported when it is first used, so that `import mmssl` costs nothing.
 """
@@ -18,8 +21,10 @@ from mmssl.version import __version__
 
 if TYPE_CHECKING:
     from mmssl.adaptation.table import Table
+    from mmssl.data.check import Check, check
+    from mmssl.embedding import embed
     from mmssl.encoders import create as encoder
-    from mmssl.encoders.base import Encoder, Features
+    from mmssl.encoders.base import Encoder, Features, Input
     from mmssl.errors import DataError, MmsslError, RecipeError, RunError
     from mmssl.hub.load import load
     from mmssl.objectives import create as objective
@@ -38,12 +43,16 @@ _HOMES = {
     "encoder": ("mmssl.encoders", "create"),
     "Encoder": ("mmssl.encoders.base", "Encoder"),
     "Features": ("mmssl.encoders.base", "Features"),
+    "Input": ("mmssl.encoders.base", "Input"),
     "objective": ("mmssl.objectives", "create"),
     "Objective": ("mmssl.objectives.base", "Objective"),
     "Chance": ("mmssl.objectives.base", "Chance"),
     "Panel": ("mmssl.objectives.base", "Panel"),
     "adapt": ("mmssl.transfer", "adapt"),
     "Table": ("mmssl.adaptation.table", "Table"),
+    "embed": ("mmssl.embedding", "embed"),
+    "check": ("mmssl.data.check", "check"),
+    "Check": ("mmssl.data.check", "Check"),
     "Recipe": ("mmssl.recipe", "Recipe"),
     "MmsslError": ("mmssl.errors", "MmsslError"),
     "RecipeError": ("mmssl.errors", "RecipeError"),
@@ -58,12 +67,16 @@ __all__ = [  # noqa: RUF022 (in the order in which a user meets them)
     "encoder",
     "Encoder",
     "Features",
+    "Input",
     "objective",
     "Objective",
     "Chance",
     "Panel",
     "adapt",
     "Table",
+    "embed",
+    "check",
+    "Check",
     "Recipe",
     "MmsslError",
     "RecipeError",

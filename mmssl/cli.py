@@ -1,4 +1,4 @@
-"""The command line: run, adapt, show, check, list, export, push, doctor.
+"""The command line: run, adapt, embed, show, check, list, export, push, doctor.
 
 Only light modules are imported here; torch comes in with the verb that needs it.
 """
@@ -160,6 +160,41 @@ def adapt(
         typer.echo(json.dumps(table.to_json(), indent=1))
     else:
         typer.echo(str(table))
+
+
+@app.command("embed")
+def embed_command(
+    run: RunPath,
+    data: Annotated[str, typer.Argument(help="Anything that a recipe's data.source may be.")],
+    to: Annotated[Path, typer.Option("--to", help="File to write: *.parquet or *.npz.")],
+    encoder: Annotated[str | None, typer.Option(help="Name of the encoder; the first one by default.")] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Depth whose mean is written; the pooled features by default.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Whose rows.")] = "train",
+    limit: Annotated[int | None, typer.Option(help="Only so many rows, spread over the split.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows that go through the encoder at a time.")] = 256,
+    workers: Annotated[int, typer.Option(help="Processes that decode.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    trust: Trust = False,
+) -> None:
+    """Write the features of every row to a file, with ids and columns; a call that was killed goes on when repeated."""
+    import mmssl
+
+    written = mmssl.embed(
+        run,
+        data,
+        to,
+        encoder=encoder,
+        layer=layer,
+        split=split,
+        limit=limit,
+        batch_size=batch_size,
+        workers=workers,
+        force=force,
+        trust=trust,
+    )
+    out.print(str(written))
 
 
 @app.command()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mmssl import catalog, cli, doctor
@@ -213,6 +214,23 @@ def test_adapt_compares_pairs_and_reads_names_of_classes(monkeypatch, capsys, pa
     ):
         assert call(monkeypatch, *common, *more) == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_embed_writes_the_features_of_any_encoder_of_a_run(monkeypatch, capsys, tmp_path, pairs):
+    import pyarrow.parquet
+
+    file = tmp_path / "texts.parquet"
+    call_ = ("embed", str(pairs.directory), "toy", "--to", str(file), "--encoder", "text", "--limit", "5")
+    assert call(monkeypatch, *call_, "--split", "test") == 0
+    assert capsys.readouterr().out.strip() == str(file)
+    table = pyarrow.parquet.read_table(file).to_pydict()
+    assert not {"image", "audio", "video"} & table.keys()
+    encoder = pairs.encoders["text"]
+    assert encoder.reading() == pairs.decoding("text")
+    pooled = encoder(encoder.read(table["text"])).pooled.detach()
+    assert np.allclose(table["features"], pooled, atol=1e-5)
+    assert call(monkeypatch, *call_) == 2
+    assert "is there already" in capsys.readouterr().err
 
 
 def test_rows_are_decoded_as_those_that_the_encoder_was_trained_on():

@@ -19,7 +19,7 @@ LONGEST = 400
 # and those for type checkers count. `mmssl/__init__.py` names what is public and may look everywhere.
 FLOORS = """
 errors atomic version
-batch ranges registry
+batch ranges registry embedding_files
 catalog schema
 recipe
 ops media
@@ -32,7 +32,7 @@ audit
 run_directory
 report hub
 runs
-transfer
+transfer embedding
 doctor
 cli
 __main__

@@ -58,7 +58,7 @@ class FeatureCache:
             int64 (N,).
         """
         content = None if self.folder is None else _of_rows(split, rows)
-        keys = [None if content is None else _digest(_of_encoder(encoder), content) for encoder in encoders]
+        keys = [None if content is None else _digest(digest_of(encoder), content) for encoder in encoders]
         found = [None if key is None else self._load(key, layers) for key in keys]
         missing = [i for i, one in enumerate(found) if one is None]
         if missing:
@@ -113,7 +113,7 @@ def _of_tensors(tensors: Mapping[str, Tensor]) -> str:
     return content.hexdigest()
 
 
-def _of_encoder(encoder: Encoder) -> str:
+def digest_of(encoder: Encoder) -> str:
     """Weights, arguments and code, the latter as the version of this library."""
     kind = type(encoder)
     arguments = {key: repr(value) for key, value in getattr(encoder, "spec", {}).items() if key != "tokenizer"}

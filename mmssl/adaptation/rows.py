@@ -238,7 +238,7 @@ def open_splits(
     """
 
     def opened(given: Any, split: str = "train") -> Split:
-        return _open(given, reads, data, columns, limit, split)
+        return open_rows(given, reads, data, columns, limit, split)
 
     if not learns and test is None and isinstance(train, str | Path):
         test = train
@@ -286,7 +286,7 @@ def _open_test(given: Any, opened: Callable[..., Split]) -> Split:
     return (_own_test(found) or found) if isinstance(given, str | Path) and isinstance(found, SourceSplit) else found
 
 
-def _open(
+def open_rows(
     given: Any,
     reads: Reads,
     data: Data | None,
@@ -294,7 +294,16 @@ def _open(
     limit: int | None,
     split: str,
 ) -> Split:
-    """Rows of a source, a data set or batches; `split` is for a name, anything else has its own."""
+    """Rows of a source, a data set or batches; `split` is for a name, anything else has its own.
+
+    Args:
+        given: see `mmssl.adapt`.
+        reads: what is read of a row.
+        data: how to decode and name columns.
+        columns: batch key -> column.
+        limit: most rows.
+        split: of a source that is named.
+    """
     changes: dict[str, Any] = {}
     if columns is not None:
         changes["columns"] = dict(columns)

@@ -35,7 +35,7 @@ class NetworkEncoder(Encoder):
 
     def read(self, things: Any, **settings: Any) -> Input:
         """See the base class."""
-        data = self.decoding or Data.model_validate({"source": "files", self.modality: self.built_for()})
+        data = self.reading()
         section = getattr(data, self.modality)
         where = f"{self.spec['model']}: read"
         changed = fill(type(section), section.model_dump() | settings, where)
@@ -53,6 +53,10 @@ class NetworkEncoder(Encoder):
         device = next(self.parameters()).device
         padded = any(part is not None for part in valid)
         return Input(torch.stack(x).to(device), torch.stack(valid).to(device) if padded else None)
+
+    def reading(self) -> Data:
+        """See the base class."""
+        return self.decoding or Data.model_validate({"source": "files", self.modality: self.built_for()})
 
     def built_for(self) -> dict[str, Any]:
         """The decode settings that its network asks for, where no run says others."""

@@ -118,7 +118,7 @@ class Encoder(nn.Module):
         Args:
             things: one, or a list of them. Pictures: a path, bytes, a PIL image, or an array (H, W), (H, W, 3). Texts:
                 strings. Sounds: a path, bytes, `(array, rate)` or `{"array", "sampling_rate"}`. Clips: a path, bytes,
-                or `{"array", "fps"}`. Of sounds and clips that are too long the middle is read, of texts the beginning.
+                or `{"frames", "fps"}`. Of longer sounds and clips the middle is read, of longer texts the beginning.
             **settings: of the section of a recipe's `data` that is named after the modality, in place of the run's:
                 `size` and `fit` of pictures, `length` of texts, `seconds` of sounds, `size`, `fps` and `frames` of
                 clips. Without a run pictures and clips have the size that the network was built for, texts 64 ids or
@@ -128,6 +128,10 @@ class Encoder(nn.Module):
             DataError: naming the thing and what is wrong with it.
             RecipeError: for a setting that does not exist or does not fit.
         """
+        raise TypeError(f"{type(self).__name__} reads no files")
+
+    def reading(self) -> Data:
+        """How `read` decodes: as the run does, or as suits the network; see there."""
         raise TypeError(f"{type(self).__name__} reads no files")
 
     def embed(self, x: Tensor, hidden: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
