@@ -223,25 +223,3 @@ def encode_views(encoder: nn.Module, views: Tensor, valid: Tensor | None = None)
     inside = None if valid is None else valid.flatten(0, 1)
     pooled: Tensor = encoder(views.flatten(0, 1), inside).pooled
     return pooled.unflatten(0, views.shape[:2])
-
-
-def encode_groups(
-    views: Tensor, valid: Tensor | None, groups: int, encoder: nn.Module, view: int, place: Tensor | None = None
-) -> Tensor:
-    """Pooled vectors (B, D) of one view, in groups of rows that share BatchNorm statistics, one pass each.
-
-    Args:
-        views: (B, V, ...).
-        valid: bool (B, V, T), as for `encode_views`.
-        groups: their number, of two rows at least; a group has every `groups`-th row.
-        encoder: the network.
-        view: number of the view.
-        place: (B,) in [0, 1), what rows are ordered by inside each block of `groups` neighbors before; None for as is.
-    """
-    groups = min(groups, max(1, len(views) // 2))
-    order = torch.arange(len(views), device=views.device)
-    if place is not None:
-        order = (order // groups + place).argsort(stable=True)
-    parts = [order[start::groups] for start in range(groups)]
-    pooled = [encoder(views[part, view], None if valid is None else valid[part, view]).pooled for part in parts]
-    return torch.cat(pooled)[torch.cat(parts).argsort()]

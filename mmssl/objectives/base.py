@@ -155,12 +155,14 @@ class Objective(nn.Module):
             plain averaging; where rows meet, it takes two of them.
         takes_turns: whether a step may leave some of the parameters without gradient, which then stay as they are. An
             attribute, because DDP has to be told when it wraps the module, before there is any step to look at.
+        local_norms: whether each process's BatchNorm sees its own rows alone; synchronized over all elsewhere.
     """
 
     needs: tuple[str, ...] = ()
     divisors: tuple[str, ...] = ()
     meets: Meets = "nowhere"
     takes_turns: bool = False
+    local_norms: bool = False
 
     def __init__(self, encoders: Mapping[str, Encoder]) -> None:
         super().__init__()

@@ -105,6 +105,7 @@ class Combine(Objective):
         groups = self.sources if any(self.sources.values()) else {name: name for name in built}
         self.mixing = Mixing(stages, groups, pick)
         self.takes_turns = self.mixing.takes_turns
+        self.local_norms = any(task.local_norms for task in built.values())
         self._active = list(built)
         self.crop = Crop.of(VIEWS, views)
         if self.crop != Crop() and not any("image" in task.needs for task in built.values()):

@@ -104,8 +104,8 @@ def prepare(objective: Objective, training: Training, accelerator: Accelerator) 
     return passes, wrapped, optimizer
 
 
-def _synchronize_batch_norm(objective: nn.Module, accelerator: Accelerator) -> None:
-    if not any(isinstance(module, _BatchNorm) for module in objective.modules()):
+def _synchronize_batch_norm(objective: Objective, accelerator: Accelerator) -> None:
+    if objective.local_norms or not any(isinstance(module, _BatchNorm) for module in objective.modules()):
         return
     if accelerator.device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(objective)

@@ -10,7 +10,7 @@ from mmssl.modules.heads import mlp
 
 
 @pytest.mark.parametrize("norm", [True, False])
-@pytest.mark.parametrize("last_norm", [True, False])
+@pytest.mark.parametrize("last_norm", ["plain", "scale", None])
 def test_every_layer_is_where_it_is_asked_for(norm, last_norm):
     head = mlp(3, 5, 7, 2, norm=norm, bias=not norm, last_bias=True, last_norm=last_norm)
     hidden = [nn.Linear, nn.BatchNorm1d, nn.ReLU] if norm else [nn.Linear, nn.ReLU]
@@ -20,5 +20,7 @@ def test_every_layer_is_where_it_is_asked_for(norm, last_norm):
     assert all((layer.bias is None) == norm for layer in inner)
     assert last.bias is not None
     assert all(layer.affine for layer in head[:-1] if isinstance(layer, nn.BatchNorm1d))
-    assert not last_norm or not head[-1].affine
+    if last_norm:
+        learned = {name for name, p in head[-1].named_parameters() if p.requires_grad}
+        assert learned == ({"weight"} if last_norm == "scale" else set())
     assert head(torch.randn(4, 3)).shape == (4, 2)

@@ -7,7 +7,7 @@ import torch
 from tiny_encoders import tiny_batch, tiny_encoders
 
 from mmssl.errors import RecipeError
-from mmssl.modules.views import Crop, Views, encode_groups, encode_views
+from mmssl.modules.views import Crop, Views, encode_views
 from mmssl.ops.draws import Draws
 
 PLAIN = {"area": (1.0, 1.0), "flip": 0, "jitter": 0, "grayscale": 0, "blur": 0}
@@ -87,14 +87,3 @@ def test_without_an_area_a_square_is_cut_and_not_resized():
     same, mirrored = ((windows == square[:, None]).flatten(2).all(2).any(1) for square in (cut, cut.flip(-1)))
     assert (same | mirrored).all()
     assert 16 < int(mirrored.sum()) < 48
-
-
-def test_groups_are_encoded_apart_and_rows_come_back_in_order():
-    encoder, views = tiny_encoders()["image"], torch.rand(7, 2, 3, 12, 12)
-    calls: list[int] = []
-    encoder.register_forward_hook(lambda module, given, result: calls.append(len(given[0])))
-    expected = encoder(views[:, 1]).pooled
-    for place in (None, torch.rand(7)):
-        calls.clear()
-        torch.testing.assert_close(encode_groups(views, None, 8, encoder, 1, place), expected)
-        assert sorted(calls) == [2, 2, 3]  # no more groups than pairs of rows

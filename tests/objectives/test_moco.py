@@ -6,27 +6,16 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from tiny_encoders import TinyImage, tiny_batch, tiny_encoders
+from tiny_encoders import NormedImage, TinyImage, tiny_batch, tiny_encoders
 from torch import Tensor, nn
 
 from mmssl.encoders import create as create_encoder
-from mmssl.encoders.base import Features
 from mmssl.errors import RecipeError
 from mmssl.objectives import create
 from mmssl.ops.draws import Draws
-
-
-class NormedImage(TinyImage):
-    """A tiny encoder in which the rows of a batch meet, as in a ResNet."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(5)
-
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
-        maps = self.second(self.norm(self.first(x)).relu())
-        return Features(maps.flatten(2).mT, maps.mean((2, 3)), tuple(maps.shape[-2:]))
+from mmssl.ops.gather import average, gather
 
 
 def units(generator: torch.Generator, *shape: int) -> Tensor:
@@ -200,7 +189,7 @@ def test_batch_statistics_of_a_query_are_not_those_of_its_key(rows):
         assert torch.equal(reached, reached.T)
         assert (reached & itself).sum() == rows
         assert set(reached.sum(1).tolist()) <= {rows // 8, rows // 8 + 1}
-    # Both share statistics with one row of each block of 8; that it is the same one happens by chance, 1 in 8.
+    # The order of keys is another one; that two rows share statistics in both happens by chance, about 1 in 8.
     met, others = int((of_query & of_key & ~itself).sum()), int((of_key & ~itself).sum())
     assert met / others < 0.3
     later = influence(task, task.transform(tiny_batch(rows), Draws(0, 1, rows)), "k", 1)
@@ -212,18 +201,67 @@ def test_batch_statistics_of_a_query_are_not_those_of_its_key(rows):
     assert influence(leaking, inputs, "k", 1).all()
 
 
+def shuffled_step(rank: int, world: int) -> dict[str, Tensor]:
+    """Outputs and gradients of this process's rows of a batch of 16 in four groups, BatchNorm in training mode."""
+    torch.manual_seed(0)
+    task = create("moco", {"image": NormedImage()}, queue=64, groups=4).train()
+    with torch.no_grad():  # keys by another network than queries
+        for parameter in task.teacher.parameters():
+            parameter.mul_(1.1)
+    rows = 16 // world
+    own = {key: value[rank * rows : (rank + 1) * rows] for key, value in tiny_batch(16).items()}
+    inputs = task.transform(own, Draws(0, 0, rows, share=rank, shares=world))
+    outputs = task.predict(inputs)
+    task.loss(outputs, inputs)["loss"].backward()
+    learned = [parameter.grad for parameter in task.parameters() if parameter.grad is not None]
+    gradient = average(torch.cat([value.flatten() for value in learned]))
+    return {"gradient": gradient, **{key: gather(value.detach()) for key, value in outputs.items()}}
+
+
+def one_of(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    results = shuffled_step(rank, world)
+    if rank == 0:
+        torch.save(results, f"{folder}/results.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.long)])
+def test_processes_make_the_groups_of_one_without_synchronized_statistics(world, processes, tmp_path):
+    processes(one_of, (world, str(tmp_path)), world)
+    found, expected = torch.load(tmp_path / "results.pt"), shuffled_step(0, 1)
+    assert found.keys() == expected.keys() == {"gradient", "q", "k"}
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-12)
+
+
+def test_its_statistics_are_synchronized_in_v3_alone():
+    assert create("moco", tiny_encoders(), queue=8).local_norms
+    assert not create("moco", tiny_encoders(), form="v3", hidden=8).local_norms
+    tasks = {"search": {"name": "moco", "queue": 16}, "turn": {"name": "rotation"}}
+    assert create("combine", {"image": TinyImage()}, tasks=tasks).local_norms
+
+
 def test_groups_are_for_batch_norm_alone_and_hold_two_rows():
     without = create("moco", tiny_encoders(), queue=8)
     assert without.groups == 1
     assert "place" not in without.transform(tiny_batch(2), Draws(0, 0, 2))
-    task = create("moco", {"image": NormedImage()}, queue=64).eval()
+    task = create("moco", {"image": NormedImage()}, queue=64).train()
     sizes: list[int] = []
     task.encoder("image").register_forward_hook(lambda module, given, result: sizes.append(len(given[0])))
     inputs = task.transform(tiny_batch(11), Draws(0, 0, 11))
-    outputs = task.predict(inputs)
+    task.predict(inputs)
     assert sizes == [3, 2, 2, 2, 2]
+    for module in task.modules():  # without their statistics groups leave no trace, and rows come back in their order
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    outputs = task.predict(inputs)
     alone = [task.predict({key: value[i : i + 1] for key, value in inputs.items()}) for i in range(11)]
-    for key in ("q", "k"):  # in evaluation the groups leave no trace, and rows come back in their order
+    for key in ("q", "k"):
         torch.testing.assert_close(outputs[key], torch.cat([one[key] for one in alone]))
 
 

@@ -32,6 +32,18 @@ class TinyImage(Encoder):
         return Features(tokens, tokens.mean(1), tuple(maps.shape[-2:]))
 
 
+class NormedImage(TinyImage):
+    """The rows of a batch meet in its BatchNorm, as in a ResNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(5)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
+        maps = self.second(self.norm(self.first(x)).relu())
+        return Features(maps.flatten(2).mT, maps.mean((2, 3)), tuple(maps.shape[-2:]))
+
+
 class TinyVideo(Encoder):
     modality, dim = "video", 6
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
-from mmssl.modules.views import Given, Views, encode_views
+from mmssl.modules.views import Given, Views
 from mmssl.objectives.base import Objective, Panel
 from mmssl.ops.draws import Draws
 
@@ -38,9 +38,19 @@ class TwoViews(Objective):
         """`views` (B, 2, 3, h, h), of clips (B, 2, T, 3, h, h), or (B, 2, M, T) of sounds with their `valid` frames."""
         return dict(zip(("views", "valid"), self.views(batch, draws, self.encoder(self.name)), strict=False))
 
-    def pooled(self, inputs: Batch) -> Tensor:
-        """What the encoder makes of both views, (B, 2, D), in one pass."""
-        return encode_views(self.encoder(self.name), inputs["views"], inputs.get("valid"))
+    def each_view(self, inputs: Batch, encoder: nn.Module, *heads: nn.Module) -> Tensor:
+        """What an encoder and heads after it make of both views, (B, 2, D), in one pass a view.
+
+        BatchNorm thus normalizes each view by its own statistics, as the published code of all but SimCLR does.
+        """
+        views, valid = inputs["views"], inputs.get("valid")
+        made = []
+        for i in range(views.shape[1]):
+            z = encoder(views[:, i], None if valid is None else valid[:, i]).pooled
+            for head in heads:
+                z = head(z)
+            made.append(z)
+        return torch.stack(made, dim=1)
 
 
 def nearest_panels(views: Tensor, likeness: Tensor, first: str = "view 1", second: str = "view 2") -> list[Panel]:

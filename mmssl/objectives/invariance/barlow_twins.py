@@ -69,9 +69,8 @@ class BarlowTwins(TwoViews):
         return Chance(float(self.width), {"ranking": 0.5})
 
     def predict(self, inputs: Batch) -> Batch:
-        """`z` (B, 2, D); both views of a row in one pass."""
-        pooled = self.pooled(inputs)
-        return {"z": self.projection(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2])}
+        """`z` (B, 2, D)."""
+        return {"z": self.each_view(inputs, self.encoder(self.name), self.projection)}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Squared distance of the cross-correlation from the identity; logged unweighted: diagonal, off_diagonal."""

@@ -27,7 +27,7 @@ from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.modules.heads import mlp
 from mmssl.modules.teacher import Teacher, cosine_momentum
-from mmssl.modules.views import BYOL_VIEWS, Given, encode_views
+from mmssl.modules.views import BYOL_VIEWS, Given
 from mmssl.objectives.base import Chance, Panel
 from mmssl.objectives.invariance._two_views import TwoViews, nearest_panels
 from mmssl.ops.losses import ranking, spread
@@ -70,12 +70,10 @@ class BYOL(TwoViews):
 
     def predict(self, inputs: Batch) -> Batch:
         """Unit vectors (B, 2, width): the `prediction` from each view, and the `target` projection of each."""
-        views, valid = inputs["views"], inputs.get("valid")
-        prediction = self.prediction(self.projection(self.pooled(inputs).flatten(0, 1)))
+        prediction = self.each_view(inputs, self.encoder(self.name), self.projection, self.prediction)
         with torch.no_grad():
-            target = self.target["projection"](encode_views(self.target["encoder"], views, valid).flatten(0, 1))
-        both = {"prediction": prediction, "target": target}
-        return {key: F.normalize(z, dim=-1).unflatten(0, views.shape[:2]) for key, z in both.items()}
+            target = self.each_view(inputs, self.target["encoder"], self.target["projection"])
+        return {"prediction": F.normalize(prediction, dim=-1), "target": F.normalize(target, dim=-1)}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Squared distance of each prediction from the target of the other view, summed over both."""

@@ -135,7 +135,8 @@ class DINO(TwoViews):
 
         `z` (B, 2, bottleneck) are the student's unit vectors of the large crops.
         """
-        pooled = self.pooled(inputs)
+        # As published, all crops of one size in one pass.
+        pooled = encode_views(self.encoder(self.name), inputs["views"], inputs.get("valid"))
         if "local" in inputs:
             small = encode_views(self.encoder(self.name), inputs["local"], inputs.get("local_valid"))
             pooled = torch.cat([pooled, small], dim=1)

@@ -8,13 +8,13 @@ and a predictor on the queries' side.
 Known traps. The query is compared before its batch's keys enter the queue. Only parameters follow by momentum.
 BatchNorm betrays the key: where a query shares its batch statistics with its own key, and keys in the queue come from
 other batches, the network finds the key without looking at the picture (v3 has no queue, hence no such difference).
-The paper shuffles keys between GPUs; SyncBatchNorm is no remedy, it is the leak at full size. Here each network runs in
-several groups of rows, one forward pass each: queries with every `groups`-th row, keys in an order drawn inside each
-block of `groups` neighbors, so that those that share statistics with a query are not those that share them with its
-key, on one process or many, synchronized or not, without communication. Under accumulation a group is one of a
-micro-batch; with fewer than four rows there is but one. A copy that follows fast betrays the key as well: new keys
-differ from those in the queue by what the network has drifted since, so `accuracy` leaves chance before anything is
-learned.
+SyncBatchNorm is no remedy, it is the leak at full size. As published, BatchNorm is not synchronized, and keys are made
+in another order of the global batch than queries, for which their views change processes: those that share statistics
+with a query are not those that share them with its key. Where processes are fewer than `groups`, each cuts its rows
+into several and makes one forward pass of each, so that one process computes what many do (but for the running
+statistics, which count each pass). Under accumulation a group is one of a micro-batch, of two rows at least. A copy
+that follows fast betrays the key as well: new keys differ from those in the queue by what the network has drifted
+since, so `accuracy` leaves chance before anything is learned.
 
 v3 with a vision transformer differs from the published one in its positions, which are learned here.
 """
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -36,11 +35,11 @@ from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
 from mmssl.modules.heads import mlp
 from mmssl.modules.teacher import Teacher, cosine_momentum
-from mmssl.modules.views import Given, encode_groups, encode_views
+from mmssl.modules.views import Given
 from mmssl.objectives.base import Chance, Panel
 from mmssl.objectives.invariance._two_views import TwoViews, nearest_panels
 from mmssl.ops.draws import Draws
-from mmssl.ops.gather import gather, own_rows
+from mmssl.ops.gather import gather, own_rows, process_share
 from mmssl.ops.losses import spread
 from mmssl.ops.queue import enqueue
 
@@ -57,8 +56,8 @@ class MoCo(TwoViews):
         temperature: divides the cosine; 0.2 where left out, in v3 with a convolutional encoder 1.
         momentum: share of itself that the copy keeps at a step; 0.999 in v2, in v3 0.99 that rises to 1 along a cosine.
         queue: number of keys that v2 keeps, K; any number from the global batch up.
-        groups: of rows that share BatchNorm statistics in v2, the published number of GPUs; without effect where the
-            encoder has no BatchNorm.
+        groups: of rows that share BatchNorm statistics in v2, over all processes, each of which has one at least: the
+            published number of GPUs. Without effect where the encoder has no BatchNorm.
         freeze_patch_embedding: whether v3 leaves the patch embedding as it was initialized, where the encoder has one:
             its gradient is what makes transformers unstable.
         views: what differs from the published views: settings of `ImageView` or `AudioView`, for both or one each.
@@ -88,9 +87,10 @@ class MoCo(TwoViews):
         net = self.encoder(encoder)
         self.form, self.groups, width = form, 1, width or (128 if form == "v2" else 256)
         if form == "v2":
+            self.local_norms = True
             self.temperature, self.momentum = temperature or 0.2, 0.999 if momentum is None else momentum
             if any(isinstance(module, _BatchNorm) for module in net.modules()):
-                self.groups = max(1, groups)
+                self.groups = groups
             self.projection = mlp(net.dim, hidden or net.dim, width, norm=False, last_bias=True)
             self.register_buffer("queue", F.normalize(torch.randn(queue, width), dim=1))
             self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
@@ -99,8 +99,8 @@ class MoCo(TwoViews):
             self.temperature = temperature or (0.2 if patches else 1.0)
             self.momentum = 0.99 if momentum is None else momentum
             layers = [hidden or 4096] * (2 if patches else 1)
-            self.projection = mlp(net.dim, *layers, width, bias=False, last_norm=True)
-            self.prediction = mlp(width, layers[0], width, bias=False, last_norm=patches)
+            self.projection = mlp(net.dim, *layers, width, bias=False, last_norm="plain")
+            self.prediction = mlp(width, layers[0], width, bias=False, last_norm="plain" if patches else None)
             if patches and freeze_patch_embedding:
                 _patch_embedding(net).requires_grad_(False)
         self.teacher = Teacher(self._student())
@@ -117,24 +117,38 @@ class MoCo(TwoViews):
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """Both views; with groups, `place` (B,) in [0, 1) too: what the keys of a block are ordered by."""
+        """Both views; with groups, `place` (B,) in [0, 1) too: what the keys are ordered by."""
         inputs = super().transform(batch, draws)
         return inputs if self.groups == 1 else inputs | {"place": draws.uniform()}
 
     def predict(self, inputs: Batch) -> Batch:
         """`q` and `k`, unit vectors (B, 1, width), in v3 (B, 2, width); `k[:, i]` is the key for `q[:, i]`."""
         if self.form == "v2":
-            encode = partial(encode_groups, inputs["views"], inputs.get("valid"), self.groups)
-            q = self.projection(encode(self.encoder(self.name), 0))
+            first, second = ([inputs[key][:, i] for key in ("views", "valid") if key in inputs] for i in range(2))
+            q = self.projection(self._in_groups(self.encoder(self.name), first))[:, None]
             with torch.no_grad():
-                k = self.teacher["projection"](encode(self.teacher["encoder"], 1, inputs.get("place")))
+                k = self.teacher["projection"](self._shuffled(second, inputs.get("place")))[:, None]
         else:
-            q = self.prediction(self.projection(self.pooled(inputs).flatten(0, 1)))
+            q = self.each_view(inputs, self.encoder(self.name), self.projection, self.prediction)
             with torch.no_grad():
-                pooled = encode_views(self.teacher["encoder"], inputs["views"], inputs.get("valid"))
-                k = self.teacher["projection"](pooled.flatten(0, 1))
-        q, k = (F.normalize(z, dim=1).unflatten(0, (len(inputs["views"]), -1)) for z in (q, k))
-        return {"q": q, "k": k.flip(1)}
+                k = self.each_view(inputs, self.teacher["encoder"], self.teacher["projection"]).flip(1)
+        return {"q": F.normalize(q, dim=-1), "k": F.normalize(k, dim=-1)}
+
+    def _in_groups(self, encoder: nn.Module, views: list[Tensor]) -> Tensor:
+        """Pooled vectors (B, D) of views (B, ...), in training one pass a group of neighboring rows."""
+        rows = len(views[0])
+        groups = min(self.groups // process_share()[1], rows // 2) if self.training else 1
+        parts = zip(*(torch.tensor_split(part, max(1, groups)) for part in views), strict=True)
+        return torch.cat([encoder(*part).pooled for part in parts])
+
+    def _shuffled(self, views: list[Tensor], place: Tensor | None) -> Tensor:
+        """`_in_groups` by the copy, of rows of the global batch in the order of `place`; each back where it was."""
+        if place is None or not self.training:
+            return self._in_groups(self.teacher["encoder"], views)
+        own = own_rows(len(place), place.device)
+        order = gather(place).argsort(stable=True)
+        pooled = gather(self._in_groups(self.teacher["encoder"], [gather(part)[order[own]] for part in views]))
+        return pooled[order.argsort()[own]]
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy of each query over the keys; accuracy: how often its own is the nearest one."""

@@ -6,6 +6,9 @@ whole global batch. Images are cropped, mirrored, recolored and blurred as in th
 (CVRL, arXiv 2008.03800, takes two moments besides); sounds give two windows of one
 recording, as in COLA and BYOL-A.
 
+The projection is that of the published code, Linear, BatchNorm, ReLU, Linear, BatchNorm (the last one without shift),
+where the paper's equation has no norms.
+
 Known traps. A view's similarity with itself is masked, not subtracted (its gradient must go too). Negatives come from
 all processes, with gradient. For 32-pixel images the paper leaves out the blur and halves the color distortion:
 `views: {blur: 0, strength: 0.5}`.
@@ -22,7 +25,7 @@ from torch import Tensor
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.modules.heads import mlp
-from mmssl.modules.views import Given
+from mmssl.modules.views import Given, encode_views
 from mmssl.objectives.base import Chance, Panel
 from mmssl.objectives.invariance._two_views import TwoViews, nearest_panels
 from mmssl.ops.losses import nt_xent, spread
@@ -55,7 +58,7 @@ class SimCLR(TwoViews):
         super().__init__(encoders, encoder, views)
         self.temperature = temperature
         dim = self.encoder(encoder).dim
-        self.projection = mlp(dim, hidden or dim, width, norm=False)
+        self.projection = mlp(dim, hidden or dim, width, bias=False, last_norm="scale")
 
     def chance(self, rows: int) -> Chance:
         """One partner among the 2N - 1 other views."""
@@ -63,8 +66,9 @@ class SimCLR(TwoViews):
         return Chance(math.log(others), {"accuracy": 1 / others})
 
     def predict(self, inputs: Batch) -> Batch:
-        """`z` (B, 2, width), unit vectors; both views of a row in one pass."""
-        return {"z": F.normalize(self.projection(self.pooled(inputs)), dim=-1)}
+        """`z` (B, 2, width), unit vectors; both views of a row in one pass, so that BatchNorm sees them together."""
+        pooled = encode_views(self.encoder(self.name), inputs["views"], inputs.get("valid"))
+        return {"z": F.normalize(self.projection(pooled.flatten(0, 1)), dim=-1).unflatten(0, pooled.shape[:2])}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """NT-Xent over the global batch; accuracy: how often the partner is the nearest view."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -54,7 +55,7 @@ class SimSiam(TwoViews):
         super().__init__(encoders, encoder, views, image=IMAGE_VIEWS)
         dim = self.encoder(encoder).dim
         inner = hidden or dim
-        self.projection = mlp(dim, inner, inner, width, bias=False, last_norm=True)
+        self.projection = mlp(dim, inner, inner, width, bias=False, last_norm="plain")
         self.prediction = mlp(width, bottleneck, width, bias=False, last_bias=True)
         if fix_pred_lr:
             for parameter in self.prediction.parameters():
@@ -66,10 +67,9 @@ class SimSiam(TwoViews):
 
     def predict(self, inputs: Batch) -> Batch:
         """Unit vectors (B, 2, width): the projection `z` of each view, and the prediction `p` from it."""
-        pooled = self.pooled(inputs)
-        z = self.projection(pooled.flatten(0, 1))
-        both = {"z": z, "p": self.prediction(z)}
-        return {key: F.normalize(value, dim=-1).unflatten(0, pooled.shape[:2]) for key, value in both.items()}
+        z = self.each_view(inputs, self.encoder(self.name), self.projection)
+        p = torch.stack([self.prediction(view) for view in z.unbind(1)], dim=1)
+        return {"z": F.normalize(z, dim=-1), "p": F.normalize(p, dim=-1)}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Minus the cosine of each prediction and the projection of the other view, averaged over both."""

@@ -74,9 +74,8 @@ class VICReg(TwoViews):
         return Chance(self.weights["variance"] * hinge, {"ranking": 0.5})
 
     def predict(self, inputs: Batch) -> Batch:
-        """`z` (B, 2, D); both views of a row in one pass."""
-        pooled = self.pooled(inputs)
-        return {"z": self.expander(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2])}
+        """`z` (B, 2, D)."""
+        return {"z": self.each_view(inputs, self.encoder(self.name), self.expander)}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """The weighted sum, and each term without its weight."""
