@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from mmssl.adaptation.cache import FeatureCache
 from mmssl.adaptation.probes import make_probe
 from mmssl.adaptation.request import Model, Request
-from mmssl.adaptation.rows import Labeled
+from mmssl.adaptation.rows import Labeled, where
 from mmssl.adaptation.table import Table
 from mmssl.encoders.base import Encoder
 from mmssl.hub.load import load
@@ -122,6 +123,9 @@ def adapt(
         cache=FeatureCache(folder),
     )
     table = asked.score(Model.of(model, encoder), request)
+    if isinstance(model, Run) and table.test in {where(data) for data in model.recipe.sources().values()}:
+        seen = "the run was trained on these rows, so that they say nothing of new ones; give test rows (--test)"
+        table = replace(table, warnings=(*table.warnings, seen))
     if run:
         run.add_probe(table.to_json())
         if (run.directory / "report.html").exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -15,6 +16,7 @@ from torch import Tensor
 from mmssl.batch import Batch, count_rows
 from mmssl.data.base import MapSource, Row
 from mmssl.data.columns import TextToIds, find_column
+from mmssl.data.files import expand
 from mmssl.data.loader import read
 from mmssl.data.order import find_present
 from mmssl.data.sources import Source, StreamSource, TableSource, open_source
@@ -114,9 +116,11 @@ class SourceSplit(Split):
         if name not in self.source.columns:
             have = ", ".join(self.source.columns)
             raise DataError(f"{self.where} has no column '{name}'{nearest(name, self.source.columns)}; it has: {have}")
-        values = self.source.values(name)
-        # Data sets with named classes mark a missing one by -1.
-        return [None if cell == -1 else cell for cell in values] if self.source.class_names(name) else list(values)
+        values, names = self.source.values(name), self.source.class_names(name)
+        if names is None:
+            return list(values)
+        # By name, for two data sets may number the same classes differently; a missing one is -1.
+        return [names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else None for cell in values]
 
     def read(self, picks: Iterable[Sequence[int]] | None = None, batch_size: int = 256) -> Iterator[Batch]:
         """See `Split`."""
@@ -337,7 +341,12 @@ def open_rows(
 
 
 def _of_source(spec: Data, reads: Reads) -> SourceSplit:
-    return SourceSplit(spec, open_source(spec), f"{spec.source}, split {spec.split}", reads)
+    return SourceSplit(spec, open_source(spec), where(spec), reads)
+
+
+def where(spec: Data) -> str:
+    """How a table names the rows of a source."""
+    return f"{spec.source}, split {spec.split}"
 
 
 def _same(first: Split | None, second: Split) -> bool:
@@ -350,12 +359,8 @@ def _own_test(train: SourceSplit) -> SourceSplit | None:
     """The `test` split of a source, else `validation`; None where it has neither, or is but one file."""
     if train.spec.source == _DATASET:
         return None
-    try:
-        open_source(train.spec.model_copy(update={"split": "no_such_split"}))
-    except DataError:
-        pass
-    else:
-        return None  # a source that takes any name would give the training rows again
+    if not train.source.splits and expand(os.path.expandvars(train.spec.source)):
+        return None  # files of one split, which would give the training rows again
     for split in ("test", "validation"):
         if split != train.spec.split:
             try:

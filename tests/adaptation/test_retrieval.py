@@ -232,3 +232,23 @@ def test_a_wrong_pair_of_sources_is_named(tmp_path):
     datasets.Dataset.from_dict({"text": ["red"]}).to_parquet(tmp_path / "test.parquet")
     with pytest.raises(DataError, match="no column 'image'"):
         retrieve(Colors(), tmp_path, data=DATA)
+
+
+def test_rows_that_the_run_was_trained_on_are_said_and_so_is_a_missing_baseline(tmp_path):
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    recipe = {
+        "encoders": {
+            "image": {"model": "timm/test_resnet"},
+            "text": {"model": "transformers/bert", "tokenizer": "train:120", **text},
+        },
+        "objective": {"name": "contrastive", "width": 8},
+        "data": {"source": "toy", "limit": 32, "image": {"size": 16}, "text": {"length": 16}},
+        "training": {"steps": 2, "batch_size": 8},
+    }
+    run = mmssl.run(recipe, out=tmp_path / "run", quiet=True)
+    seen = mmssl.adapt(run, probe="retrieval", test=run.recipe.data, seeds=1)
+    assert any("the run was trained on these rows" in warning for warning in seen.warnings)
+    assert any("no linear maps" in note for note in seen.notes)
+    unseen = mmssl.adapt(run, "toy", probe="retrieval", seeds=1, limit=32)
+    assert "split test" in unseen.test
+    assert not unseen.warnings

@@ -274,3 +274,33 @@ def test_the_rows_of_a_stream_are_never_kept(small, encoded, tmp_path):
         mmssl.adapt(small, rows, label="label", probe="ridge", seeds=1, data=DATA, cache=tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
     assert len(encoded) == 4
+
+
+def named(names, labels, seed=0):
+    """Ten pictures, the same for one seed, with a ClassLabel."""
+    cells, _ = pictures(len(labels), seed)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    return datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
+
+
+def test_classes_are_compared_by_name_and_minus_one_is_none(small):
+    animals = [["cat", "dog"][i % 2] for i in range(10)]
+    train = named(["cat", "dog"], [["cat", "dog"].index(a) for a in animals])
+    test = named(["dog", "cat"], [["dog", "cat"].index(a) for a in animals])
+    table = mmssl.adapt(small, train, test, k=(1,), baseline=False, data=DATA)
+    assert table.rows[0].metrics["accuracy"] == 1
+    some = named(["cat", "dog"], [-1 if i < 4 else i % 2 for i in range(10)])
+    table = mmssl.adapt(small, some, test, k=(1,), baseline=False, data=DATA)
+    assert (table.train_rows, table.test_rows) == (6, 10)
+    assert any("4 of 10 rows" in warning for warning in table.warnings)
+
+
+def test_names_on_one_side_alone_are_refused(small):
+    train = named(["cat", "dog"], [i % 2 for i in range(10)])
+    for labels in ([i % 2 for i in range(10)],):
+        numbers = train.cast_column("label", datasets.Value("int64"))
+        with pytest.raises(DataError, match="names in some rows and whole numbers in others"):
+            mmssl.adapt(small, train, numbers, baseline=False, data=DATA)
+        strings = numbers.remove_columns("label").add_column("label", [str(label) for label in labels])
+        with pytest.raises(DataError, match="names in some rows and whole numbers in others"):
+            mmssl.adapt(small, strings, numbers, baseline=False, data=DATA)

@@ -63,7 +63,11 @@ def test_a_target_may_be_asked_for_by_name():
     assert find_target(["x", "y"], "labels", "here").of(["x", "y"]).encode(["y"]).tolist() == [[False, True]]
     with pytest.raises(RecipeError, match="did you mean 'values'"):
         find_target([1], "value", "here")
-    for cells, sentence in (([{"a": 1}], "here holds dict"), (["a", 1], "here holds int, str"), ([], "no row has a")):
+    for cells, sentence in (
+        ([{"a": 1}], "here holds dict"),
+        (["a", 1], "here holds names in some rows"),
+        ([], "no row has a"),
+    ):
         with pytest.raises(DataError, match=sentence):
             find_target(cells, None, "here")
     for kind, cells, sentence in (

@@ -77,6 +77,8 @@ class Retrieval(PairProbe):
             plan.append((RANDOM, [_both_ways(one, pairs, i, size) for i, one in enumerate(networks) if i]))
         if request.baseline and train is not None:
             plan.append((RAW, [_linear_maps(network.modalities, train, pairs, request.seeds[0], size)]))
+        lacking = request.baseline and train is None
+        missing = ["no linear maps of raw inputs, for there are no training rows to learn them from"] * lacking
         a, b = network.names
         rows = [
             self._row(name, f"{query} to {gallery}", [run[way] for run in runs], parts)
@@ -98,7 +100,7 @@ class Retrieval(PairProbe):
             test=test.where,
             validation="",
             seeds=request.seeds,
-            notes=("of several right items the best counts, a tie counts as wrong",),
+            notes=("of several right items the best counts, a tie counts as wrong", *missing),
         )
 
     def _row(self, encoder: str, part: str, runs: Sequence[Ranking], parts: int) -> Row:

@@ -31,6 +31,11 @@ def find_target(cells: Sequence[Any], name: str | None, where: str) -> type[Targ
         kind = registry.find("target", known)
         if kind.recognizes(cells):
             return kind
+    if {type(cell) for cell in cells} == {int, str}:
+        raise DataError(
+            f"{where} holds names in some rows and whole numbers in others, and which are the same classes "
+            "cannot be told; write names in both training and test rows, as strings or as a ClassLabel of `datasets`"
+        )
     found = ", ".join(sorted({type(cell).__name__ for cell in cells}))
     raise DataError(
         f"{where} holds {found}; known targets are names or whole numbers (classes), lists of these (labels), and real "
