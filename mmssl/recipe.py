@@ -8,6 +8,7 @@ are their schema (`mmssl.registry.check_keywords`). How sections are filled from
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -326,6 +327,8 @@ class Recipe(Section):
     @classmethod
     def _has_model(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name, arguments in value.items():
+            if not re.fullmatch(r"\w[\w.-]*", name):
+                raise ValueError(f"'{name}' names files and folders; use letters, digits, _ and -")
             if not isinstance(arguments.get("model"), str):
                 raise ValueError(f"'{name}' needs a model, for instance {{model: timm/resnet18}}")
         return value

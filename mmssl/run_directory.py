@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mmssl.atomic import write_text
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.text import tokenizers_of
+from mmssl.errors import RunError
 from mmssl.media.text import Tokenizer
 from mmssl.objectives.base import Chance, Objective
 from mmssl.recipe import Data, Recipe
@@ -61,10 +62,19 @@ class Run:
 
     @property
     def probes(self) -> list[dict[str, Any]]:
-        """The tables of probes.json, in the order in which they were asked for."""
+        """The tables of probes.json, in the order in which they were asked for.
+
+        Raises:
+            RunError: where it cannot be read.
+        """
         path = self.directory / PROBES
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        return found if isinstance(found, list) else []
+        try:
+            found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+            if not isinstance(found, list) or not all(isinstance(table, dict) for table in found):
+                raise ValueError("expected a list of tables")
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"{path} is damaged: {error}; remove it, and probe again") from error
+        return found
 
     def add_probe(self, table: Mapping[str, Any]) -> None:
         """Write a table of `mmssl.adapt` into probes.json, in the place of the one that answers the same question."""

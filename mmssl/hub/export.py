@@ -14,6 +14,7 @@ from torch import nn
 from mmssl.atomic import temporary_name
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RunError
+from mmssl.hub.bounds import check_finite
 from mmssl.objectives.base import Objective
 
 if TYPE_CHECKING:
@@ -143,9 +144,12 @@ def export(run: Run, directory: str | Path) -> Path:
         The directory: `<encoder name>/` for each, `<image>_<text>/` for both towers of one CLIP.
 
     Raises:
-        RunError: where the directory holds something else, an encoder has no native form or the disk refuses.
+        RunError: where weights are not finite, the directory holds something else, an encoder has no native form or the
+            disk refuses.
     """
     natives = plan(run)
+    for name, encoder in run.encoders.items():
+        check_finite(((f"{name}.{key}", value) for key, value in encoder.state_dict().items()), run.directory)
     own = {"README.md", *(native.directory for native in natives)}
     return fill(Path(directory), lambda folder: _write(natives, folder), own, HEADING)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from mmssl import recipe as recipes
 from mmssl.build import build_objective
+from mmssl.errors import MmsslError, RunError
+from mmssl.hub.bounds import no_larger_than
 from mmssl.hub.pull import check_folder, download
 from mmssl.media.text import Tokenizer
 from mmssl.run_directory import Run
@@ -32,8 +34,16 @@ def load(path: str | Path, *, trust: bool = False) -> Run:
     check_folder(directory, trust=trust)
     recipe = recipes.load(directory / "recipe.yaml")
     stored = directory / "tokenizers"
-    tokenizers = {p.name: Tokenizer.load(p) for p in sorted(stored.iterdir())} if stored.is_dir() else {}
-    objective = build_objective(recipe, tokenizers, where=str(directory / "recipe.yaml"), pretrained=False)
+    where = directory / "recipe.yaml"
+    try:
+        tokenizers = {p.name: Tokenizer.load(p) for p in sorted(stored.iterdir())} if stored.is_dir() else {}
+        with no_larger_than(directory / checkpoint.WEIGHTS):
+            objective = build_objective(recipe, tokenizers, where=str(where), pretrained=False)
+    except MmsslError:
+        raise
+    except Exception as error:  # Libraries raise anything where a folder is damaged.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RunError(f"{where}: no network can be built from it and its tokenizers: {reason}") from error
     checkpoint.load_weights(objective, directory / checkpoint.WEIGHTS)
     objective.eval()
     metrics = directory / "metrics.jsonl"

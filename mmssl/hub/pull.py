@@ -7,6 +7,7 @@ nothing is unpickled, imported or fetched because the folder says so.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any
 import yaml
 
 from mmssl import recipe as recipes
+from mmssl.adaptation.table import Table
 from mmssl.encoders.backbones.base import library_of
 from mmssl.errors import RunError
+from mmssl.hub.bounds import check_numbers
 from mmssl.recipe import Recipe
 from mmssl.registry import components
 
@@ -32,6 +35,8 @@ TOKENIZER_FILES = {
 }
 LARGEST_RECIPE = 1 << 20
 LARGEST_TOKENIZER = 1 << 27
+LARGEST_RECORD = 1 << 28
+MOST_FILES = 10_000
 DEEPEST = 20
 
 
@@ -88,12 +93,16 @@ def check_folder(folder: str | Path, trust: bool = False) -> Recipe:
     folder = Path(folder)
     if not folder.is_dir():
         raise RunError(f"{folder}: no such run directory")
-    for path in _files(folder):
+    for number, path in enumerate(_files(folder)):
+        if number >= MOST_FILES:
+            raise RunError(f"{folder}: more than {MOST_FILES:,} files, which no run has")
         _stays_inside(path, folder)
+        if not path.is_dir() and not path.is_file():
+            raise RunError(f"{path}: is no regular file; remove it")
     recipe = recipes.validate(_read_recipe(folder / "recipe.yaml"), str(folder / "recipe.yaml"))
     if not trust:
         _check_names(recipe, folder / "recipe.yaml")
-    _check_header(folder / WEIGHTS)
+    check_numbers(recipe.encoders, folder / WEIGHTS, folder / "recipe.yaml")
     _check_records(folder)
     for path in (folder / "tokenizers").rglob("*"):
         if not path.is_dir():
@@ -106,7 +115,7 @@ def _files(folder: Path) -> Iterator[Path]:
         if not (folder / name).is_file():
             raise RunError(f"{folder}: not a whole run: {name} is missing")
         yield folder / name
-    yield from (folder / name for name in RECORDS if (folder / name).exists())
+    yield from (folder / name for name in RECORDS if os.path.lexists(folder / name))
     for name in ("tokenizers", "figures"):
         yield from (folder / name).rglob("*")
 
@@ -141,30 +150,32 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _check_header(path: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        # Opening validates the header: its length, every dtype, shape and offset, and that the file holds them all.
-        with safe_open(path, framework="pt") as file:
-            empty = not list(file.keys())
-    except (SafetensorError, OSError, ValueError) as error:
-        raise RunError(f"{path}: not a whole safetensors file: {error}") from error
-    if empty:
-        raise RunError(f"{path}: holds no tensors")
-
-
 def _check_records(folder: Path) -> None:
-    metrics = folder / "metrics.jsonl"
-    try:
-        if (folder / "probes.json").exists():
-            json.loads((folder / "probes.json").read_text(encoding="utf-8"))
-        for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []:
-            # A run that was killed may leave its last line unfinished.
-            if line.endswith("}") and not isinstance(json.loads(line)["step"], int):
-                raise ValueError(f"step = {json.loads(line)['step']!r} should be a whole number")
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise RunError(f"{folder}: metrics.jsonl or probes.json is damaged: {_line(error)}") from error
+    for name, check in {"metrics.jsonl": _check_metrics, "probes.json": _check_probes}.items():
+        path = folder / name
+        if not path.exists():
+            continue
+        if path.stat().st_size > LARGEST_RECORD:
+            raise RunError(f"{path}: larger than {LARGEST_RECORD >> 20} MiB, which no run's is")
+        try:
+            check(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise RunError(f"{path} is damaged: {_line(error)}; without it the run can be loaded") from error
+
+
+def _check_metrics(text: str) -> None:
+    for line in text.splitlines():
+        # A run that was killed may leave its last line unfinished.
+        if line.endswith("}") and type(json.loads(line)["step"]) is not int:
+            raise ValueError(f"step = {json.loads(line)['step']!r} should be a whole number")
+
+
+def _check_probes(text: str) -> None:
+    tables = json.loads(text)
+    if not isinstance(tables, list):
+        raise ValueError(f"expected a list of tables, found {type(tables).__name__}")
+    for tree in tables:
+        Table.from_json(tree)
 
 
 def _check_names(recipe: Recipe, path: Path) -> None:

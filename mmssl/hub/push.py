@@ -8,7 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import safe_open
+
 from mmssl.errors import RunError
+from mmssl.hub.bounds import check_finite
 from mmssl.hub.card import model_card, publishable, read_probes
 from mmssl.hub.client import explain
 from mmssl.hub.export import export, fill
@@ -50,7 +53,8 @@ def push(
         Address of the repository, or path of the folder.
 
     Raises:
-        RunError: where the folder is in use, the name is not valid, the token may not write or the Hub is not reached.
+        RunError: where weights are not finite, the folder is in use, the name is not valid, the token may not write or
+            the Hub is not reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -76,6 +80,10 @@ def assemble(run: Run, folder: Path, repo: str | None = None) -> None:
     weights = run.directory / WEIGHTS
     if not weights.is_file():
         raise RunError(f"{run.directory}: {WEIGHTS} is missing: nothing to publish before the first checkpoint")
+    with safe_open(weights, framework="pt") as file:
+        stored = {*file.keys()}
+        trained = (name for name, _ in run.objective.named_parameters() if name in stored)
+        check_finite(((name, file.get_tensor(name)) for name in trained), weights)
     shutil.copyfile(weights, folder / WEIGHTS)
     (folder / "recipe.yaml").write_text(publishable(run.recipe).dump(), encoding="utf-8")
     for name, encoder in run.encoders.items():
