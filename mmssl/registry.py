@@ -13,11 +13,13 @@ import importlib.util
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from mmssl.errors import RecipeError, nearest
+from mmssl.ranges import describe
 
 ROOT = Path(__file__).parent
 ROOMS = {
@@ -107,13 +109,15 @@ def check_keywords(component: type, given: Mapping[str, Any], where: str) -> dic
         where: file and key, for the error.
 
     Raises:
-        RecipeError: for an unknown name, a missing one or a value of another type.
+        RecipeError: for an unknown name, a missing one, a value of another type or out of its range; no number is
+            infinite or NaN.
     """
     from pydantic import ConfigDict, TypeAdapter, ValidationError  # listing components does without
 
     parameters = keywords(component)
     hints = get_type_hints(component.__init__, include_extras=True)  # type: ignore[misc]
     plain = get_type_hints(component.__init__)  # type: ignore[misc]
+    strict = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(component).parameters.values())
     checked: dict[str, Any] = {}
     for key, value in given.items():
@@ -123,10 +127,16 @@ def check_keywords(component: type, given: Mapping[str, Any], where: str) -> dic
                 continue
             raise RecipeError(f"{where}: unknown key '{key}'{nearest(key, parameters)}")
         hint = hints.get(key, Any)
+        kind = plain.get(key, Any)
+        if get_origin(kind) is Union:
+            kind = reduce(or_, get_args(kind))  # which is written as it is in the source: int | None
+        wanted = f"{inspect.formatannotation(kind).replace('typing.', '')} {describe(hint)}".rstrip()
+        kinds = {kind, *get_args(kind)}
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:  # Python takes true for 1
+            raise RecipeError(f"{where}: {key} = {value!r} should be {wanted}")
         try:
-            checked[key] = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+            checked[key] = TypeAdapter(hint, config=strict).validate_python(value)
         except ValidationError as error:
-            wanted = inspect.formatannotation(plain.get(key, Any)).replace("typing.", "")
             message = error.errors()[0]["msg"]
             raise RecipeError(f"{where}: {key} = {value!r} should be {wanted}: {message}") from error
     missing = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n not in given]

@@ -12,6 +12,7 @@ from mmssl.encoders._spectrogram import FilterBanks, LogMel
 from mmssl.encoders.backbones.base import Pretrained, create_backbone
 from mmssl.errors import RecipeError
 from mmssl.media.audio import decode_audio
+from mmssl.ranges import AboveZero, Positive, Weight
 from mmssl.recipe import Data
 
 
@@ -56,16 +57,16 @@ class AudioEncoder(NetworkEncoder):
         model: str,
         *,
         pretrained: Pretrained = False,
-        rate: int = 16_000,
-        n_fft: int | None = None,
-        hop: int | None = None,
-        mels: int | None = None,
-        f_min: float | None = None,
-        f_max: float | None = None,
+        rate: Positive = 16_000,
+        n_fft: Positive | None = None,
+        hop: Positive | None = None,
+        mels: Positive | None = None,
+        f_min: Weight | None = None,
+        f_max: AboveZero | None = None,
         log: Literal["ln", "db"] | None = None,
-        eps: float | None = None,
+        eps: AboveZero | None = None,
         mean: float | None = None,
-        std: float | None = None,
+        std: AboveZero | None = None,
         normalize: bool | None = None,
         **kwargs: Any,
     ) -> None:

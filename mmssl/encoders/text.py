@@ -13,6 +13,7 @@ from mmssl.encoders.backbones.base import Pretrained, create_backbone
 from mmssl.encoders.base import Encoder, Features
 from mmssl.errors import DataError, RecipeError
 from mmssl.media.text import Tokenizer
+from mmssl.ranges import Count
 from mmssl.recipe import Data
 
 
@@ -50,7 +51,7 @@ class TextEncoder(NetworkEncoder):
         pretrained: Pretrained = False,
         pool: Literal["mean", "first"] | None = None,
         decoder: bool = False,
-        sentinels: int = 0,
+        sentinels: Count = 0,
         **kwargs: Any,
     ) -> None:
         if isinstance(tokenizer, str):

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self, cast
+from typing import Annotated, Any, Self, cast
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Gt, Le
 from torch import Tensor, nn
 
 from mmssl.batch import Batch
@@ -22,6 +23,7 @@ from mmssl.errors import RecipeError
 from mmssl.ops.augment import draw_crops, random_squares, random_views, resized_crop
 from mmssl.ops.augment_audio import random_stretch, random_windows
 from mmssl.ops.draws import Draws
+from mmssl.ranges import AboveZero, Decibels, Part, Pixels, Share, Weight
 from mmssl.registry import check_keywords
 
 Given = dict[str, Any] | list[dict[str, Any]] | None
@@ -39,9 +41,9 @@ class Crop:
             a square at a random place, and None for the whole picture.
     """
 
-    area: tuple[float, float] | None = None
-    flip: float | None = None
-    size: int | None = None
+    area: tuple[Part, Part] | None = None
+    flip: Share | None = None
+    size: Pixels | None = None
 
     @classmethod
     def of(cls, published: Mapping[str, Any], views: Mapping[str, Any]) -> Self:
@@ -101,15 +103,15 @@ class ImageView:
         solarize: probability.
     """
 
-    size: float | None = None
-    area: tuple[float, float] = (0.08, 1.0)
-    flip: float = 0.5
-    jitter: float = 0.8
-    strength: float = 1.0
-    saturation: float = 0.8
-    grayscale: float = 0.2
-    blur: float = 0.5
-    solarize: float = 0.0
+    size: Annotated[float, Gt(0), Le(2**13)] | None = None
+    area: tuple[Part, Part] = (0.08, 1.0)
+    flip: Share = 0.5
+    jitter: Share = 0.8
+    strength: Share = 1.0
+    saturation: Share = 0.8
+    grayscale: Share = 0.2
+    blur: Share = 0.5
+    solarize: Share = 0.0
 
     def draw(self, batch: Batch, draws: Draws, count: int, encoder: Encoder) -> list[Tensor]:
         """`image` (B, 3, H, W) -> [(B, count, 3, size, size)], `video` likewise; floats in [0, 1]."""
@@ -137,10 +139,10 @@ class AudioView:
         stretch: smallest and largest crop of the spectrogram, relative to its size, in frequency and time.
     """
 
-    window: float = 0.5
-    attenuation: float = 6.0
-    noise: tuple[float, float] | None = (10.0, 40.0)
-    stretch: tuple[float, float] = (0.6, 1.5)
+    window: Part = 0.5
+    attenuation: Weight = 6.0
+    noise: tuple[Decibels, Decibels] | None = (10.0, 40.0)
+    stretch: tuple[AboveZero, AboveZero] = (0.6, 1.5)
 
     def draw(self, batch: Batch, draws: Draws, count: int, encoder: Encoder) -> list[Tensor]:
         """`audio` (B, S) -> [(B, count, M, T) spectrograms, bool (B, count, T), True for valid frames].

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any, Literal
@@ -52,7 +53,8 @@ class Mixing:
             self.odds = dict.fromkeys(names, 1.0)
         else:
             if sorted(pick) != sorted(names) or not all(
-                isinstance(odds, int | float) and not isinstance(odds, bool) and odds > 0 for odds in pick.values()
+                isinstance(odds, int | float) and not isinstance(odds, bool) and 0 < odds < math.inf
+                for odds in pick.values()
             ):
                 raise RecipeError(
                     f"combine: pick = {dict(pick)} should give a number above 0 to each of {', '.join(names)}"

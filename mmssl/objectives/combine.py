@@ -13,6 +13,7 @@ task trained at a step stay as they are, untouched by momentum and weight decay.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -29,6 +30,7 @@ from mmssl.objectives._mixing import Mixing, Stage, read_stage
 from mmssl.objectives.base import Chance, Objective, Pair, Panel, Shared, Step
 from mmssl.ops.conflicts import COSINE, SHARE, compare
 from mmssl.ops.draws import Draws
+from mmssl.ranges import Count
 
 TAKEN = (COSINE, SHARE, "probe")
 VIEWS: dict[str, Any] = {}
@@ -59,11 +61,9 @@ class Combine(Objective):
         tasks: dict[str, dict[str, Any]],
         pick: Literal["all", "one"] | dict[str, float] = "all",
         views: dict[str, Any] = VIEWS,
-        conflicts: int = 0,
+        conflicts: Count = 0,
     ) -> None:
         super().__init__(encoders)
-        if conflicts < 0:
-            raise RecipeError(f"combine: conflicts = {conflicts} should be a number of steps, or 0 for never")
         if conflicts and len(tasks) == 1:
             raise RecipeError("combine: conflicts are between two tasks, and there is one; set conflicts to 0")
         self.conflicts = conflicts
@@ -84,7 +84,7 @@ class Combine(Objective):
             kind, weight, source = hyper.pop("name", None), hyper.pop("weight", 1.0), hyper.pop("data", "")
             if not isinstance(kind, str):
                 raise RecipeError(f"{where}: needs a name, for instance {{name: rotation}}")
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
                 raise RecipeError(f"{where}: weight = {weight!r} should be a number above 0")
             if not isinstance(source, str):
                 raise RecipeError(f"{where}: data = {source!r} should be the name of a source of the recipe")

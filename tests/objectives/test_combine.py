@@ -122,7 +122,7 @@ def test_errors_name_the_task(tasks, message):
 def test_conflicts_need_two_tasks_and_a_number_of_steps():
     with pytest.raises(RecipeError, match="between two tasks, and there is one"):
         create("combine", tiny_encoders(), tasks={"a": {"name": "rotation"}}, conflicts=5)
-    with pytest.raises(RecipeError, match="conflicts = -1 should be a number of steps"):
+    with pytest.raises(RecipeError, match="conflicts = -1 should be int from 0"):
         create("combine", tiny_encoders(), tasks=TASKS, conflicts=-1)
 
 

@@ -127,5 +127,5 @@ def test_refuses_clips_that_do_not_fit():
         _task(window=1.5).transform(_clips(2), Draws(0, 0, 2))
     with pytest.raises(RecipeError, match="video = 'image' is an encoder that reads image"):
         _task(video="image")
-    with pytest.raises(RecipeError, match="seconds above 0"):
+    with pytest.raises(RecipeError, match="should be float above 0"):
         _task(window=0)

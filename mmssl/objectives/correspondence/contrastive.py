@@ -33,7 +33,7 @@ from mmssl.objectives._two_sides import TwoSides
 from mmssl.objectives.base import Chance, Pair, Panel
 from mmssl.ops.draws import Draws
 from mmssl.ops.pairs import fingerprint, info_nce, sigmoid_pairs
-from mmssl.ranges import BelowOne, Positive
+from mmssl.ranges import BelowOne, Positive, Width
 
 TEMPERATURE = {"clip": 0.07, "siglip": 0.1}
 COLDEST = 0.01
@@ -73,7 +73,7 @@ class Contrastive(TwoSides):
         b: str = "text",
         fusion: str | None = None,
         form: Literal["clip", "siglip"] = "clip",
-        width: int | None = 512,
+        width: Width | None = 512,
         temperature: Annotated[float, Ge(COLDEST), Le(1)] | None = None,
         bias: float = -10.0,
         positives: Literal["pair", "equal"] = "pair",

@@ -43,7 +43,7 @@ from mmssl.objectives.correspondence._distillation import Distillation
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import average, gather, own_rows
 from mmssl.ops.pairs import draw_negatives, fingerprint, info_nce
-from mmssl.ranges import Count, Positive, Share, Weight
+from mmssl.ranges import Count, Positive, Share, Weight, Width
 
 COLDEST, WARMEST = 0.001, 0.5
 VIEWS = {"area": (0.9, 1.0)}
@@ -82,7 +82,7 @@ class Matching(TwoSides):
         fusion: str = "fusion",
         negatives: Literal["hard", "uniform"] = "hard",
         contrastive: Weight = 1.0,
-        width: int = 256,
+        width: Width = 256,
         temperature: Annotated[float, Ge(COLDEST), Le(WARMEST)] = 0.07,
         momentum: Share | None = None,
         queue: Count = 65536,

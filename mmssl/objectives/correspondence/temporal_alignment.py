@@ -31,6 +31,7 @@ from mmssl.objectives.base import Chance, Objective, Pair, Panel
 from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
 from mmssl.ops.transfers import upload
+from mmssl.ranges import Seconds, Width
 
 SOUNDS = 2
 VIEWS = {"flip": 0.5}
@@ -57,9 +58,9 @@ class TemporalAlignment(Objective):
         *,
         video: str = "video",
         audio: str = "audio",
-        window: float = 4.2,
-        min_shift: float = 2.17,
-        width: int = 128,
+        window: Seconds = 4.2,
+        min_shift: Seconds = 2.17,
+        width: Width = 128,
         views: dict[str, Any] = VIEWS,
     ) -> None:
         super().__init__(encoders)
@@ -68,8 +69,6 @@ class TemporalAlignment(Objective):
                 raise RecipeError(
                     f"temporal_alignment: {modality} = '{name}' is an encoder that reads {self.encoder(name).modality}"
                 )
-        if window <= 0 or min_shift <= 0:
-            raise RecipeError("temporal_alignment: window and min_shift are seconds above 0")
         self.video, self.audio, self.window, self.min_shift = video, audio, window, min_shift
         self.crop = Crop.of(VIEWS, views)
         self.rate = float(cast(AudioEncoder, self.encoder(audio)).rate)

@@ -26,6 +26,7 @@ from mmssl.objectives.base import Chance, Panel
 from mmssl.objectives.invariance._two_views import TwoViews, nearest_panels
 from mmssl.ops.gather import gather, process_share
 from mmssl.ops.losses import off_diagonal, ranking, spread
+from mmssl.ranges import Weight, Width
 
 EPS = 1e-5
 
@@ -50,10 +51,10 @@ class BarlowTwins(TwoViews):
         encoders: Mapping[str, Encoder],
         *,
         encoder: str = "image",
-        width: int = 8192,
-        hidden: int = 8192,
-        redundancy: float = 0.0051,
-        bias_lr: float = 1.0,
+        width: Width = 8192,
+        hidden: Width = 8192,
+        redundancy: Weight = 0.0051,
+        bias_lr: Weight = 1.0,
         views: Given = None,
     ) -> None:
         super().__init__(encoders, encoder, views, image=BYOL_VIEWS)

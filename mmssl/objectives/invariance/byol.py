@@ -31,6 +31,7 @@ from mmssl.modules.views import BYOL_VIEWS, Given
 from mmssl.objectives.base import Chance, Panel
 from mmssl.objectives.invariance._two_views import TwoViews, nearest_panels
 from mmssl.ops.losses import ranking, spread
+from mmssl.ranges import Share, Width
 
 
 class BYOL(TwoViews):
@@ -50,9 +51,9 @@ class BYOL(TwoViews):
         encoders: Mapping[str, Encoder],
         *,
         encoder: str = "image",
-        width: int = 256,
-        hidden: int = 4096,
-        momentum: float = 0.996,
+        width: Width = 256,
+        hidden: Width = 4096,
+        momentum: Share = 0.996,
         views: Given = None,
     ) -> None:
         super().__init__(encoders, encoder, views, image=BYOL_VIEWS)

@@ -37,6 +37,7 @@ from mmssl.objectives.invariance._two_views import TwoViews
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import average
 from mmssl.ops.losses import ranking, spread
+from mmssl.ranges import Count, Share, Temperature, Width
 
 COLOR = {"strength": 0.5, "saturation": 0.4}
 GLOBAL_VIEWS = (
@@ -77,17 +78,17 @@ class DINO(TwoViews):
         encoders: Mapping[str, Encoder],
         *,
         encoder: str = "image",
-        prototypes: int = 65536,
-        hidden: int = 2048,
-        bottleneck: int = 256,
+        prototypes: Width = 65536,
+        hidden: Width = 2048,
+        bottleneck: Width = 256,
         batch_norm: bool = False,
-        local_crops: int = 8,
-        student_temperature: float = 0.1,
-        teacher_temperature: tuple[float, float] = (0.04, 0.04),
-        temperature_warmup: float = 0.0,
-        center_momentum: float = 0.9,
-        momentum: float = 0.996,
-        freeze_last: float = 0.01,
+        local_crops: Count = 8,
+        student_temperature: Temperature = 0.1,
+        teacher_temperature: tuple[Temperature, Temperature] = (0.04, 0.04),
+        temperature_warmup: Share = 0.0,
+        center_momentum: Share = 0.9,
+        momentum: Share = 0.996,
+        freeze_last: Share = 0.01,
         views: Given = None,
         local_views: Given = None,
     ) -> None:

@@ -42,6 +42,7 @@ from mmssl.ops.draws import Draws
 from mmssl.ops.gather import gather, own_rows, process_share
 from mmssl.ops.losses import spread
 from mmssl.ops.queue import enqueue
+from mmssl.ranges import Positive, Share, Temperature, Width
 
 
 class MoCo(TwoViews):
@@ -73,12 +74,12 @@ class MoCo(TwoViews):
         *,
         encoder: str = "image",
         form: Literal["v2", "v3"] = "v2",
-        width: int | None = None,
-        hidden: int | None = None,
-        temperature: float | None = None,
-        momentum: float | None = None,
-        queue: int = 65536,
-        groups: int = 8,
+        width: Width | None = None,
+        hidden: Width | None = None,
+        temperature: Temperature | None = None,
+        momentum: Share | None = None,
+        queue: Positive = 65536,
+        groups: Positive = 8,
         freeze_patch_embedding: bool = True,
         views: Given = None,
     ) -> None:
@@ -88,7 +89,10 @@ class MoCo(TwoViews):
         self.form, self.groups, width = form, 1, width or (128 if form == "v2" else 256)
         if form == "v2":
             self.local_norms = True
-            self.temperature, self.momentum = temperature or 0.2, 0.999 if momentum is None else momentum
+            self.temperature, self.momentum = (
+                0.2 if temperature is None else temperature,
+                0.999 if momentum is None else momentum,
+            )
             if any(isinstance(module, _BatchNorm) for module in net.modules()):
                 self.groups = groups
             self.projection = mlp(net.dim, hidden or net.dim, width, norm=False, last_bias=True)
@@ -96,7 +100,7 @@ class MoCo(TwoViews):
             self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
             self._keys: Tensor | None = None
         else:
-            self.temperature = temperature or (0.2 if patches else 1.0)
+            self.temperature = temperature if temperature is not None else 0.2 if patches else 1.0
             self.momentum = 0.99 if momentum is None else momentum
             layers = [hidden or 4096] * (2 if patches else 1)
             self.projection = mlp(net.dim, *layers, width, bias=False, last_norm="plain")

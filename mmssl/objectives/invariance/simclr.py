@@ -29,6 +29,7 @@ from mmssl.modules.views import Given, encode_views
 from mmssl.objectives.base import Chance, Panel
 from mmssl.objectives.invariance._two_views import TwoViews, nearest_panels
 from mmssl.ops.losses import nt_xent, spread
+from mmssl.ranges import Temperature, Width
 
 
 class SimCLR(TwoViews):
@@ -50,9 +51,9 @@ class SimCLR(TwoViews):
         encoders: Mapping[str, Encoder],
         *,
         encoder: str = "image",
-        width: int = 128,
-        hidden: int | None = None,
-        temperature: float = 0.1,
+        width: Width = 128,
+        hidden: Width | None = None,
+        temperature: Temperature = 0.1,
         views: Given = None,
     ) -> None:
         super().__init__(encoders, encoder, views)

@@ -24,6 +24,7 @@ from mmssl.modules.views import Given
 from mmssl.objectives.base import Chance, Panel
 from mmssl.objectives.invariance._two_views import TwoViews, nearest_panels
 from mmssl.ops.losses import ranking, spread
+from mmssl.ranges import Width
 
 IMAGE_VIEWS = ({"strength": 0.5, "area": (0.2, 1.0)},)
 
@@ -46,9 +47,9 @@ class SimSiam(TwoViews):
         encoders: Mapping[str, Encoder],
         *,
         encoder: str = "image",
-        width: int = 2048,
-        hidden: int | None = None,
-        bottleneck: int = 512,
+        width: Width = 2048,
+        hidden: Width | None = None,
+        bottleneck: Width = 512,
         fix_pred_lr: bool = True,
         views: Given = None,
     ) -> None:

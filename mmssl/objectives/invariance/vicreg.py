@@ -29,6 +29,7 @@ from mmssl.objectives.base import Chance, Panel
 from mmssl.objectives.invariance._two_views import TwoViews, nearest_panels
 from mmssl.ops.gather import gather
 from mmssl.ops.losses import off_diagonal, ranking, spread
+from mmssl.ranges import Weight, Width
 
 EPS = 1e-4
 
@@ -55,11 +56,11 @@ class VICReg(TwoViews):
         encoders: Mapping[str, Encoder],
         *,
         encoder: str = "image",
-        width: int = 8192,
-        hidden: int = 8192,
-        invariance: float = 25.0,
-        variance: float = 25.0,
-        covariance: float = 1.0,
+        width: Width = 8192,
+        hidden: Width = 8192,
+        invariance: Weight = 25.0,
+        variance: Weight = 25.0,
+        covariance: Weight = 1.0,
         form: Literal["official", "paper"] = "official",
         views: Given = None,
     ) -> None:

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
-from mmssl.errors import RecipeError
 from mmssl.modules.decoders import DenseDecoder
 from mmssl.modules.views import Crop
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
+from mmssl.ranges import Weight, Width
 
 VIEWS = {"area": (0.08, 1.0), "flip": 0.5}
 SEED = 4  # height and width of the first map, as in DCGAN
@@ -55,16 +55,12 @@ class Autoencoder(Objective):
         encoders: Mapping[str, Encoder],
         *,
         encoder: str = "image",
-        bottleneck: int = 128,
-        noise: float = 0.0,
+        bottleneck: Width = 128,
+        noise: Weight = 0.0,
         views: dict[str, Any] = VIEWS,
-        width: int = 256,
+        width: Width = 256,
     ) -> None:
         super().__init__(encoders)
-        if bottleneck < 1 or noise < 0:
-            raise RecipeError(
-                f"autoencoder: bottleneck = {bottleneck} should be 1 or more, noise = {noise} 0 or more (0 for none)"
-            )
         self.name, self.noise, self.crop = encoder, noise, Crop.of(VIEWS, views)
         self.code = nn.Linear(self.encoder(encoder, "image").dim, bottleneck)
         # Each place of the first map has weights of its own, since a code has no places.

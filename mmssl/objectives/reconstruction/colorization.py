@@ -39,6 +39,7 @@ from mmssl.ops.color import annealed_mean, as_floats, bins_nearby, color_bins, l
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import average
 from mmssl.ops.losses import mean_over
+from mmssl.ranges import Part, Pixels, Width
 
 NEIGHBORS = 10
 GRAY = 5.0  # |a| and |b| up to which a pixel has no color
@@ -74,14 +75,12 @@ class Colorization(Objective):
         *,
         encoder: str = "image",
         form: Literal["classes", "regression"] = "classes",
-        stride: int = 4,
-        rebalance: float = 0.5,
+        stride: Pixels = 4,
+        rebalance: Part = 0.5,
         views: dict[str, Any] = VIEWS,
-        width: int = 256,
+        width: Width = 256,
     ) -> None:
         super().__init__(encoders)
-        if not 0 < rebalance <= 1:
-            raise RecipeError(f"colorization: rebalance = {rebalance} should be above 0 and up to 1 (no rebalancing)")
         self.name, self.form, self.stride, self.rebalance = encoder, form, stride, rebalance
         self.crop = Crop.of(VIEWS, views)
         self.register_buffer("bins", color_bins(), persistent=False)

@@ -40,6 +40,7 @@ from mmssl.modules.views import Crop
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import mean_over
+from mmssl.ranges import BelowOne, Distance, Ratio, Share, Width
 
 VIEWS = {"flip": 0.5}
 RIM_WEIGHT = 10.0
@@ -74,20 +75,17 @@ class Inpainting(Objective):
         *,
         encoder: str = "image",
         region: Literal["center", "random"] = "center",
-        overlap: int = 4,
-        mask_ratio: tuple[float, float] = (0.2, 0.3),
-        adversarial: float = 0.001,
-        fill: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        overlap: Distance = 4,
+        mask_ratio: tuple[Ratio, Ratio] = (0.2, 0.3),
+        adversarial: BelowOne = 0.001,
+        fill: tuple[Share, Share, Share] = (0.485, 0.456, 0.406),
         views: dict[str, Any] = VIEWS,
-        width: int = 256,
-        discriminator_width: int = 64,
+        width: Width = 256,
+        discriminator_width: Width = 64,
     ) -> None:
         super().__init__(encoders)
-        if not 0 <= adversarial < 1 or not 0 < mask_ratio[0] <= mask_ratio[1] < 1 or overlap < 0:
-            raise RecipeError(
-                f"inpainting: adversarial = {adversarial} should be from 0 to below 1, mask_ratio = {mask_ratio} two "
-                f"shares of the image, the larger last, and overlap = {overlap} a number of pixels"
-            )
+        if mask_ratio[0] > mask_ratio[1]:
+            raise RecipeError(f"inpainting: mask_ratio = {mask_ratio} should be two shares, the larger last")
         self.name, self.region, self.overlap, self.mask_ratio = encoder, region, overlap, mask_ratio
         self.adversarial, self.crop = adversarial, Crop.of(VIEWS, views)
         self.register_buffer("fill", torch.tensor(fill)[:, None, None], persistent=False)

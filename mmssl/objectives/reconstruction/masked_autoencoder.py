@@ -44,6 +44,7 @@ from mmssl.ops.draws import Draws
 from mmssl.ops.losses import mean_over
 from mmssl.ops.masking import take
 from mmssl.ops.patches import patchify, standardize, unpatchify
+from mmssl.ranges import Pixels, Positive, Ratio, Width
 
 MASK_RATIO = {"mae": 0.75, "simmim": 0.6}
 SIMMIM_BLOCK = 32
@@ -75,14 +76,14 @@ class MaskedAutoencoder(Objective):
         *,
         encoder: str = "image",
         form: Literal["mae", "simmim"] = "mae",
-        mask_ratio: float | None = None,
-        block: int | None = None,
+        mask_ratio: Ratio | None = None,
+        block: Pixels | None = None,
         tube: bool = False,
         norm_pix: bool | None = None,
         views: dict[str, Any] = VIEWS,
-        decoder_depth: int = 8,
-        decoder_width: int = 512,
-        decoder_heads: int = 16,
+        decoder_depth: Positive = 8,
+        decoder_width: Width = 512,
+        decoder_heads: Positive = 16,
     ) -> None:
         super().__init__(encoders)
         network = self.encoder(encoder)

@@ -37,7 +37,7 @@ from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import mean_over, score_tokens, token_ranking
 from mmssl.ops.masking import draw_tokens, take
-from mmssl.ranges import Ratio
+from mmssl.ranges import Ratio, Weight
 
 
 class ReplacedToken(Objective):
@@ -66,7 +66,7 @@ class ReplacedToken(Objective):
         generator: str = "generator",
         mask_ratio: Ratio = 0.15,
         masked: Annotated[float, Gt(0), Le(1)] = 0.85,
-        weight: float = 50.0,
+        weight: Weight = 50.0,
         share_embeddings: bool = True,
     ) -> None:
         super().__init__(encoders)

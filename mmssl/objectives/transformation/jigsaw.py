@@ -38,6 +38,7 @@ from mmssl.objectives.transformation._puzzle import BELOW, RIGHT, Puzzle, joints
 from mmssl.ops.draws import Draws
 from mmssl.ops.permutations import permutation_set
 from mmssl.ops.tiles import cut_tiles, draw_corners, fit_tile, flat_field, mosaic, recolor, standardize
+from mmssl.ranges import Distance, Pixels, Positive, Share, Width
 
 VIEWS = {"flip": 0.0}
 
@@ -71,19 +72,19 @@ class Jigsaw(Objective):
         encoders: Mapping[str, Encoder],
         *,
         encoder: str = "image",
-        orders: int = 100,
-        grid: int = 3,
+        orders: Positive = 100,
+        grid: Positive = 3,
         views: dict[str, Any] = VIEWS,
-        tile: int | None = None,
-        gap: int = 0,
-        shift: int | None = None,
-        gray: float = 0.5,
-        projection: float = 0.5,
-        drop: float = 0.0,
+        tile: Pixels | None = None,
+        gap: Distance = 0,
+        shift: Distance | None = None,
+        gray: Share = 0.5,
+        projection: Share = 0.5,
+        drop: Share = 0.0,
         standardize: bool = True,
         flat_field: bool = False,
-        tile_width: int = 1024,
-        hidden: int | None = 4096,
+        tile_width: Width = 1024,
+        hidden: Width | None = 4096,
     ) -> None:
         super().__init__(encoders)
         self.name, self.grid, self.crop = encoder, grid, Crop.of(VIEWS, views)

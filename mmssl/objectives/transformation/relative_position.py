@@ -38,6 +38,7 @@ from mmssl.ops.augment import draw_crops, resized_crop
 from mmssl.ops.draws import Draws
 from mmssl.ops.tiles import coarsen, cut_tiles, draw_corners, fit_tile, flat_field, mosaic, recolor, standardize
 from mmssl.ops.transfers import chosen_rows, upload
+from mmssl.ranges import Distance, Pixels, Positive, Share, Width
 
 GRID = 3
 # Row by row around the center, so that 7 - k is the opposite of k.
@@ -75,16 +76,16 @@ class RelativePosition(Objective):
         *,
         encoder: str = "image",
         views: dict[str, Any] = VIEWS,
-        grids: int = 4,
-        pairs: int = 4,
-        patch: int | None = None,
-        gap: int | None = None,
-        jitter: int | None = None,
-        coarse: float = 0.33,
+        grids: Positive = 4,
+        pairs: Positive = 4,
+        patch: Pixels | None = None,
+        gap: Distance | None = None,
+        jitter: Distance | None = None,
+        coarse: Share = 0.33,
         color: Literal["drop", "projection", "none"] = "drop",
         standardize: bool = True,
         flat_field: bool = False,
-        hidden: int = 4096,
+        hidden: Width = 4096,
     ) -> None:
         super().__init__(encoders)
         self.name, self.crop, self.grids, self.per_image = encoder, Crop.of(VIEWS, views), grids, pairs
