@@ -107,6 +107,6 @@ def _located(where: str, make: Any) -> Any:
         return make()
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
         first = str(error).strip().partition("\n")[0]
         raise RecipeError(f"{where}: {first}") from error

@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 from mmssl.batch import Batch
 from mmssl.data.base import MapSource, Row
 from mmssl.data.columns import Decoder
-from mmssl.errors import DataError
+from mmssl.errors import DataError, MmsslError
+from mmssl.media.cell import sentence
 from mmssl.recipe import Data
 
 # Rows seen before the share of undecodable ones is judged.
@@ -129,6 +130,10 @@ class Rows(Dataset[dict[str, Decoded]]):
             decoded = decoder(row, window)
         except (DataError, OSError) as error:
             return str(error)
+        except MmsslError:
+            raise
+        except Exception as error:  # decoders raise anything on hostile bytes; too many such rows stop the run
+            return f"cannot be decoded: {type(error).__name__}: {sentence(error)}"
         size = sum(value.nbytes for value in decoded.values())
         if source is not None and decoder.fixed and size * len(source) * max(1, self.workers) <= KEPT_BYTES:
             kept[number] = decoded

@@ -112,6 +112,21 @@ def walk(root: Path) -> list[Path]:
     return sorted(files)
 
 
+def readable(files: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Those whose names are text, and a note on those whose names are not: a table of paths cannot hold them."""
+    good = [file for file in files if _is_text(str(file))]
+    left = len(files) - len(good)
+    return good, [f"{left} files are left out, for their names are not UTF-8"] if left else []
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def split_by_name(files: Sequence[str], root: Path, documents: bool = False) -> tuple[dict[str, list[str]], list[str]]:
     """Split -> tables, by the folders that they are in and by their own names; `train` where nothing is told.
 

@@ -25,6 +25,7 @@ from mmssl.data.files import (
     expand,
     media_layout,
     others,
+    readable,
     split_by_name,
     split_names,
     walk,
@@ -115,7 +116,9 @@ class TableSource(MapSource):
         self, dataset: Dataset, name: str = "dataset", folders: Folders | None = None, merged: Merged | None = None
     ) -> None:
         self.name, self.folders, self.merged = name, folders or {}, merged or {}
-        self.dataset = undecoded(dataset)
+        if dataset.format["type"] == "custom":
+            self.notes = ("what its transform makes of a row is not used: rows are decoded here",)
+        self.dataset = undecoded(dataset.with_format(None))
         self.columns = _visible(dataset.column_names, self.merged)
 
     def __len__(self) -> int:
@@ -229,13 +232,13 @@ def open_source(spec: Data) -> Source:
 
 
 def _open_folder(spec: Data, root: Path) -> Source:
-    files = walk(root)
+    files, unreadable = readable(walk(root))
     for builders in (BUILDERS, dict.fromkeys(KINDS, "media"), TEXT):
         found = [file for file in files if file.suffix.lower() in builders]
         if not found:
             continue
         kinds = {builders[file.suffix.lower()] for file in found}
-        notes = others(files, found)
+        notes = [*others(files, found), *unreadable]
         if kinds == {"media"}:
             return _open_media(spec, root, found, notes)
         if len(kinds) > 1:

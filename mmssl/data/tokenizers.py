@@ -17,6 +17,7 @@ from mmssl.ops.gather import process_share
 from mmssl.recipe import Recipe
 
 TOKENIZER_TEXTS = 100_000
+LARGEST = 1_000_000
 
 
 def trained_tokenizers(recipe: Recipe, directory: Path | None, where: str) -> dict[str, Tokenizer]:
@@ -37,18 +38,21 @@ def trained_tokenizers(recipe: Recipe, directory: Path | None, where: str) -> di
         if not isinstance(wish, str) or not wish.startswith("train"):
             continue
         size = wish.partition(":")[2] or "8000"
-        if not size.isdigit():
-            raise RecipeError(f"{where}: encoders.{name}.tokenizer = {wish!r}: expected train:SIZE, such as train:8000")
+        if not size.isdigit() or not 0 < int(size) <= LARGEST:
+            raise RecipeError(
+                f"{where}: encoders.{name}.tokenizer = {wish!r}: expected train:SIZE of at most {LARGEST}, "
+                "such as train:8000"
+            )
         folder = directory / "tokenizers" / name if directory else None
-        if folder and folder.exists():
-            made[name] = Tokenizer.load(folder)
-            continue
-        # One process trains, so that all have the same one.
+        # One process trains or reads it, so that all have the same one.
         shared: list[Any] = [None]
         if process_share()[0] == 0:
-            shared[0] = Tokenizer.train(_texts(recipe, arguments.get("modality", name), where), int(size))
-            if folder:
-                shared[0].save(folder)
+            if folder and folder.exists():
+                shared[0] = Tokenizer.load(folder)
+            else:
+                shared[0] = Tokenizer.train(_texts(recipe, arguments.get("modality", name), where), int(size))
+                if folder:
+                    shared[0].save(folder)
         if process_share()[1] > 1:
             broadcast_object_list(shared)
         made[name] = shared[0]
@@ -62,7 +66,17 @@ def _texts(recipe: Recipe, key: str, where: str) -> Iterable[str]:
             column = find_column(data, key, source.columns)
         except DataError:
             continue
-        yield from (text for text in islice(source.values(column), TOKENIZER_TEXTS) if isinstance(text, str))
+        others: set[str] = set()
+        texts = 0
+        for cell in islice(source.values(column), TOKENIZER_TEXTS):
+            if isinstance(cell, str):
+                texts += 1
+                yield cell
+            elif cell is not None:
+                others.add(type(cell).__name__)
+        if not texts:
+            what = f"holds {', '.join(sorted(others))} and no text" if others else "is empty"
+            raise DataError(f"{source.name}: column '{column}' {what}, so that no tokenizer can be trained on it")
         return
     raise RecipeError(
         f"{where}: no source has a column '{key}' to train a tokenizer on; map it with data.columns.{key}"

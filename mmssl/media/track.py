@@ -123,7 +123,9 @@ class Track:
         try:
             self._container = av.open(source, options={"format_whitelist": FORMATS}, metadata_errors="replace")
         except (av.error.InvalidDataError, av.error.ArgumentError) as error:
-            raise DataError(f"cannot read {self.name}: it is no sound or video of a format known here") from error
+            raise DataError(
+                f"cannot read {self.name}: it is cut short, damaged, or no sound or video of a format known here"
+            ) from error
         except (av.error.FFmpegError, ValueError) as error:
             raise DataError(f"cannot read {self.name}: {_reason(error)}") from error
         streams = self._container.streams

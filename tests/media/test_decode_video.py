@@ -147,7 +147,7 @@ def test_cut_and_pad_are_those_of_images(tmp_path):
     [
         (None, "the video cell is empty"),
         (b"", "is empty"),
-        (b"nonsense", "it is no sound or video"),
+        (b"nonsense", "no sound or video of a format known here"),
         ("/nowhere/a.mp4", "there is no video file"),
         (np.zeros((3, 8, 8, 3), np.uint8), "needs its frame rate"),
         ({"frames": np.zeros((3, 8, 8, 3), np.uint8)}, "fps = None"),
@@ -156,7 +156,7 @@ def test_cut_and_pad_are_those_of_images(tmp_path):
         ({"frames": np.zeros((0, 8, 8, 3), np.uint8), "fps": 5}, "should be uint8"),
         (SAMPLES[0].parents[1] / "audio" / "demo.wav", "has no video track; it holds audio"),
         (SAMPLES[0].parents[1] / "audio" / "withcover.mp3", "has no video track"),
-        (SAMPLES[0].parents[1] / "text" / "demo.txt", "it is no sound or video"),
+        (SAMPLES[0].parents[1] / "text" / "demo.txt", "no sound or video of a format known here"),
     ],
     ids=range(12),
 )

@@ -1,0 +1,102 @@
+"""Odd cells and names among good ones: a row or a note each, and never the end of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+
+import datasets
+import pytest
+from made import png, texts, wav, write, write_parquet
+from PIL import Image
+
+import mmssl
+from mmssl.data.loader import Loader, read
+from mmssl.data.sources import open_source
+from mmssl.errors import DataError, RecipeError
+from mmssl.recipe import AudioDecode, Data
+
+BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+def wide_wav(samples: int = 800) -> bytes:
+    """A WAV of 64-bit integers, which decoders know and nothing can take."""
+    data = bytes(8 * samples)
+    form = struct.pack("<HHIIHH", 1, 1, 8000, 64000, 8, 64)
+    chunks = b"fmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(data)) + data
+    return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sound_that_nothing_can_take_is_a_row_that_is_named(tmp_path, workers):
+    cells = [wide_wav() if n == 5 else wav(0.1, 8000) for n in range(24)]
+    write_parquet(tmp_path / "train.parquet", {"audio": cells})
+    spec = Data(source=str(tmp_path), audio=AudioDecode(rate=8000, seconds=0.5), max_bad=0.2)
+    errors = tmp_path / "errors.jsonl"
+    loader = Loader({"": spec}, ("audio",), batch_size=8, seed=0, workers=workers, errors=errors)
+    assert len(list(loader.batches(0, 3))) == 3
+    assert [json.loads(line)["id"] for line in errors.read_text().splitlines()] == [5]
+
+
+def test_a_name_that_is_no_text_is_left_out_and_counted(tmp_path):
+    for n in range(3):
+        write(tmp_path / f"{n}.png", png(n))
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb") as file:
+        file.write(png(9))
+    source = open_source(Data(source=str(tmp_path)))
+    assert len(source) == 3
+    assert source.notes == ("1 files are left out, for their names are not UTF-8",)
+
+
+def test_a_transform_of_a_data_set_is_not_used_and_that_is_said():
+    data = datasets.Dataset.from_dict(
+        {"image": [{"bytes": png(n), "path": None} for n in range(20)], "label": [0, 1] * 10}
+    )
+    data = data.cast_column("image", datasets.Image()).with_transform(lambda rows: {"pixels": [1] * len(rows["label"])})
+    encoder = mmssl.encoder("timm/test_resnet", modality="image")
+    table = mmssl.adapt(encoder, data, k=(1,), baseline=False)
+    assert table.test_rows == 4
+    from mmssl.data.sources import TableSource
+
+    assert "transform" in TableSource(data).notes[0]
+
+
+def test_a_clip_that_is_cut_short_is_not_called_of_an_unknown_format(tmp_path):
+    import numpy as np
+
+    from mmssl.media.clip import write_clip
+
+    write_clip(tmp_path / "a.mp4", np.zeros((10, 32, 32, 3), np.uint8), 25, None, 16_000)
+    write_parquet(tmp_path / "train.parquet", {"video": [(tmp_path / "a.mp4").read_bytes()[:700]] * 30})
+    with pytest.raises(DataError, match="cut short, damaged, or no sound or video"):
+        list(read(Data(source=str(tmp_path)), ("video",)))
+
+
+@pytest.mark.parametrize(
+    ("cells", "size", "error", "message"),
+    [
+        ([1, 2, 3], "train:100", DataError, "column 'text' holds int and no text, so that no tokenizer"),
+        ([None, None], "train:100", DataError, "column 'text' is empty, so that no tokenizer|no row with text"),
+        (texts(8)["text"], "train:10000000000", RecipeError, "expected train:SIZE of at most 1000000"),
+        (texts(8)["text"], "train:0", RecipeError, "expected train:SIZE of at most 1000000"),
+    ],
+)
+def test_what_a_tokenizer_cannot_be_trained_on(tmp_path, cells, size, error, message):
+    write_parquet(tmp_path / "train.parquet", {"text": cells})
+    recipe = {
+        "encoders": {"text": {"model": "transformers/bert", "tokenizer": size, **BERT}},
+        "objective": {"name": "masked_language"},
+        "data": {"source": str(tmp_path / "train.parquet")},
+        "training": {"steps": 1, "batch_size": 2},
+    }
+    with pytest.raises(error, match=message):
+        mmssl.run(recipe, out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_of_every_kind_in_one_folder(tmp_path):
+    for n, kind in enumerate(("png", "jpeg", "webp", "gif", "bmp", "tiff", "avif")):
+        Image.new("RGB", (16, 16), (30 * n, 0, 0)).save(tmp_path / f"{n}.{kind}")
+    batches = list(read(Data(source=str(tmp_path), max_bad=0), ("image",)))
+    assert len(batches[0]["id"]) == 7
