@@ -3,6 +3,7 @@
 | key | dtype | shape | meaning |
 |---|---|---|---|
 | `image` | uint8 | (B, 3, H, W) | RGB, fixed decode size, not normalized |
+| `image_aspect` | float32 | (B,) | width over height of the picture that was squeezed to `image`; only where so |
 | `text`, `text_mask` | int64, bool | (B, L) | token ids; True where valid |
 | `text_word`, `text_sentence` | int64 | (B, L) | number of the word or sentence, -1 outside text; where asked for |
 | `audio`, `audio_mask` | float32, bool | (B, S) | mono in [-1, 1] at the recipe's sample rate; mask only where ragged |

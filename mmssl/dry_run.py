@@ -100,7 +100,9 @@ def _noise(data: Data, key: str, rows: int, tokenizers: Mapping[str, Tokenizer])
     generator = torch.Generator().manual_seed(0)
     if key == "image":
         shape: tuple[int, ...] = (rows, 3, data.image.size, data.image.size)
-        return {key: torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)}
+        pictures = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        squeezed = {"image_aspect": torch.linspace(0.75, 4 / 3, rows)} if data.image.fit == "squeeze" else {}
+        return {key: pictures, **squeezed}
     if key == "video":
         shape = (rows, data.video.frames, 3, data.video.size, data.video.size)
         return {key: torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)}

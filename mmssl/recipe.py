@@ -33,7 +33,12 @@ class ImageDecode(Section):
 
     Attributes:
         size: side of the square, in pixels; the short side is resized to it and the center square is cut.
-        fit: `pad` keeps the whole picture on a white square instead.
+        fit: `pad` keeps the whole picture on a white square instead; `squeeze` resizes both sides to `size`, and random
+            crops are cut from the whole picture in their right shape, as from the file. With 448 for crops of 224, 24 %
+            of SimCLR's are enlarged where 27 % are when cut from ImageNet's files and 87 % from a `crop` of 256; it
+            takes 3 x size^2 bytes a picture, 602 kB in place of 197 kB (a batch of 256: 154 MB in place of 50 MB).
+        probe_size: side of what probes see of a picture, the center square; `size` where left out, and half of it with
+            `squeeze`.
         extent: stored values that are black and white, for pictures of more than 8 bits a value, such as [0, 4095]
             where 12 bits are stored in 16; all values of the type where left out.
         alpha: what a fourth band is: transparency, shown on `white`, or something to `ignore`, such as infrared.
@@ -41,7 +46,8 @@ class ImageDecode(Section):
     """
 
     size: Pixels = 64
-    fit: Literal["crop", "pad"] = "crop"
+    fit: Literal["crop", "pad", "squeeze"] = "crop"
+    probe_size: Pixels | None = None
     extent: tuple[float, float] | None = None
     alpha: Literal["white", "ignore"] = "white"
     max_pixels: Positive = 2**26
@@ -52,6 +58,13 @@ class ImageDecode(Section):
         if value is not None and not (math.isfinite(value[1] - value[0]) and value[0] < value[1]):
             raise ValueError("should be two finite numbers, black first, such as [0, 4095]")
         return value
+
+    @property
+    def for_probes(self) -> ImageDecode:
+        """How probes see pictures: whole, and in their right shape."""
+        squeezed = self.fit == "squeeze"
+        size = self.probe_size or (max(1, self.size // 2) if squeezed else self.size)
+        return self.model_copy(update={"size": size, "fit": "crop" if squeezed else self.fit, "probe_size": None})
 
 
 class TextDecode(Section):
@@ -116,6 +129,11 @@ class Data(Section):
     shuffle_buffer: Positive = 4096
     limit: Positive | None = None
     max_bad: Share = 0.01
+
+    @property
+    def for_probes(self) -> Data:
+        """The same rows, pictures as probes see them."""
+        return self.model_copy(update={"image": self.image.for_probes})
 
 
 def _one_or_many(value: Any) -> str:
@@ -348,17 +366,19 @@ class Recipe(Section):
         return {"": self.data} if isinstance(self.data, Data) else dict(self.data)
 
     def decoding(self, needs: Collection[str], *modalities: str) -> Data:
-        """The first source from which a task takes all of these modalities: how rows of them are decoded.
+        """The first source from which a task takes all of these modalities: how probes decode rows of them.
 
         Args:
             needs: batch keys of the task, with the source's name before them where there are several.
             *modalities: out of `image`, `text`, `audio`, `video`.
         """
         sources = self.sources()
-        for name, data in sources.items():
-            if {f"{name}/{key}" if name else key for key in modalities} <= {*needs}:
-                return data
-        return next(iter(sources.values()))
+        fitting = (
+            data
+            for name, data in sources.items()
+            if {f"{name}/{key}" if name else key for key in modalities} <= {*needs}
+        )
+        return next(fitting, next(iter(sources.values()))).for_probes
 
     def dump(self) -> str:
         """The resolved recipe as YAML; loading it gives an equal recipe."""

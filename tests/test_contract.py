@@ -11,6 +11,7 @@ from torch import Tensor
 from mmssl import recipe
 from mmssl.batch import MODALITIES, TEXT_PARTS, Batch, count_rows, split_rows
 from mmssl.build import build
+from mmssl.errors import RecipeError
 from mmssl.objectives import reinitialized
 from mmssl.objectives.base import Objective
 from mmssl.ops.draws import Draws
@@ -18,6 +19,9 @@ from mmssl.registry import ROOT
 from mmssl.report.figures import draw_panels
 
 TOYS = sorted((ROOT.parent / "recipes").rglob("*_toy.yaml"))
+# Of one source; the tasks of a combination are tested alone.
+PICTURES = [path for path in TOYS if "\n  image:" in path.read_text() and "name: combine" not in path.read_text()]
+WHOLE = {"captioning", "inpainting", "jigsaw"}  # no share of the area is drawn there
 ROWS = 4
 
 
@@ -232,3 +236,25 @@ def test_what_it_compares_it_compares_row_by_row(built):
                 for side in sides
             ]
             torch.testing.assert_close(pair.match(*turned), logits.flip(0), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.stem)
+def test_squeezed_pictures_are_seen_in_their_shape_or_refused(path):
+    plain = recipe.load(path)
+    settings = {"training.batch_size": ROWS, "data.image.fit": "squeeze"}
+    sizes = {"objective.views.size": plain.data.image.size}
+    if plain.objective["name"] == "dino":
+        sizes["objective.local_views.size"] = plain.data.image.size // 2
+    if plain.objective["name"] in WHOLE:
+        objective, loader = build(recipe.load(path, settings))
+    else:
+        with pytest.raises(RecipeError, match=r"views: size, in pixels, is needed where data\.image\.fit is squeeze"):
+            build(recipe.load(path, settings))
+        objective, loader = build(recipe.load(path, settings | sizes))
+    batch = next(loader.batches(0, 1))
+    assert batch["image_aspect"].tolist() == [1.0] * ROWS
+    seen = [
+        objective.eval().transform(batch | {"image_aspect": torch.full((ROWS,), aspect)}, Draws(0, 0, ROWS))
+        for aspect in (1.0, 2.0)
+    ]
+    assert set(differing(*seen))

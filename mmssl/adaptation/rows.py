@@ -168,6 +168,8 @@ class BatchSplit(Split):
             raise DataError("batches: there are no rows")
         self.rows = min(int(self.ends[-1]), limit or int(self.ends[-1]))
         for key in reads.needs:
+            if f"{key}_aspect" in self.batches[0]:
+                raise DataError(f"batches: '{key}' is squeezed to a square; decode it with fit: crop")
             if key not in self.batches[0]:
                 raise DataError(f"'{key}' is read, and the batches have: {', '.join(self.batches[0]) or 'nothing'}")
 
@@ -337,11 +339,11 @@ def open_rows(
     else:
         some = given.select([i * len(given) // limit for i in range(limit)]) if limit and limit < len(given) else given
         source = TableSource(some)
-    return SourceSplit(anew, source, "the given data set", reads)
+    return SourceSplit(anew.for_probes, source, "the given data set", reads)
 
 
 def _of_source(spec: Data, reads: Reads) -> SourceSplit:
-    return SourceSplit(spec, open_source(spec), where(spec), reads)
+    return SourceSplit(spec.for_probes, open_source(spec), where(spec), reads)
 
 
 def where(spec: Data) -> str:

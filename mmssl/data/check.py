@@ -16,7 +16,7 @@ from mmssl.data.columns import find_column
 from mmssl.data.sources import Source, open_source
 from mmssl.errors import DataError
 from mmssl.media.audio import open_sound
-from mmssl.media.image import decode_image, open_image
+from mmssl.media.image import Fit, decode_image, open_image
 from mmssl.media.video import open_pictures
 from mmssl.recipe import Data
 
@@ -172,9 +172,10 @@ def _sample(source: Source, rows: int) -> Iterator[tuple[int, Mapping[str, Any]]
 def _images(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[str]:
     sides, modes, digests, narrow, flat = [], Counter[str](), Counter[bytes](), 0, 0
     how = spec.image
+    fit: Fit = "pad" if how.fit == "pad" else "crop"
     for number, cell in held:
         try:
-            pixels = decode_image(cell, 64, how.fit, extent=how.extent, alpha=how.alpha, max_pixels=how.max_pixels)
+            pixels = decode_image(cell, 64, fit, extent=how.extent, alpha=how.alpha, max_pixels=how.max_pixels)
             image, _ = open_image(cell, how.extent)
             sides.append(image.size)
             modes[image.mode] += 1
@@ -212,7 +213,10 @@ def _images(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[s
     lines = [f"{shapes} pixels, modes {kinds}"]
     if aspect.max() > 1.02 and how.fit == "crop":
         lost = 1 - np.mean(1 / aspect)
-        lines.append(f"{lost:.0%} of the area lies outside of the central square that is decoded; fit: pad keeps it")
+        lines.append(
+            f"{lost:.0%} of the area lies outside of the central square that is decoded; fit: squeeze keeps it for "
+            "random crops, and fit: pad on a white square"
+        )
     return lines
 
 

@@ -163,7 +163,8 @@ class Decoder:
                 not `first`.
 
         Returns:
-            One row of each key of `mmssl.batch` (no `id`), with `text_mask` and `audio_mask`.
+            One row of each key of `mmssl.batch` (no `id`), with `text_mask`, `audio_mask` and, of squeezed pictures,
+            `image_aspect`.
 
         Raises:
             DataError: naming the column that is empty or cannot be decoded.
@@ -193,13 +194,14 @@ class Decoder:
 
     def _decode(self, key: str, cell: Any, window: float) -> dict[str, Tensor]:
         if key == "image":
-            from mmssl.media.image import decode_image
+            from mmssl.media.image import decode_image, decode_squeezed
 
-            pixels = self.spec.image
-            decoded = decode_image(
-                cell, pixels.size, pixels.fit, extent=pixels.extent, alpha=pixels.alpha, max_pixels=pixels.max_pixels
-            )
-            return {"image": decoded}
+            how = self.spec.image
+            read: dict[str, Any] = {"extent": how.extent, "alpha": how.alpha, "max_pixels": how.max_pixels}
+            if how.fit != "squeeze":
+                return {"image": decode_image(cell, how.size, how.fit, **read)}
+            square, aspect = decode_squeezed(cell, how.size, **read)
+            return {"image": square, "image_aspect": torch.tensor(aspect, dtype=torch.float32)}
         if key == "audio":
             from mmssl.media.audio import decode_audio
 
@@ -215,14 +217,14 @@ class Decoder:
         if not isinstance(cell, str):
             raise DataError(f"column '{self.columns['text']}' should hold text, it holds {type(cell).__name__}")
         assert self.tokenizer is not None  # checked when built
-        how = self.spec.text
-        if how.start != "first":
+        text = self.spec.text
+        if text.start != "first":
             from mmssl.media.passage import passage
 
-            cell = passage(cell, self.tokenizer.token_starts, how.length, how.start, window)
+            cell = passage(cell, self.tokenizer.token_starts, text.length, text.start, window)
         if self.parts:
-            return self.tokenizer.divide(cell, how.length, self.parts)
-        ids, mask = self.tokenizer(cell, how.length)
+            return self.tokenizer.divide(cell, text.length, self.parts)
+        ids, mask = self.tokenizer(cell, text.length)
         return {"text": ids, "text_mask": mask}
 
     def _class(self, value: Any) -> Tensor:

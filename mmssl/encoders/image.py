@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmssl.encoders._network import NetworkEncoder
 from mmssl.encoders.backbones.base import Pretrained, create_backbone
 from mmssl.errors import RecipeError
-from mmssl.media.image import decode_image
+from mmssl.media.image import Fit, decode_image
 from mmssl.recipe import Data
 
 
@@ -81,10 +81,9 @@ class ImageEncoder(NetworkEncoder):
 
     def decode_one(self, cell: Any, data: Data) -> tuple[Tensor, None]:
         """See the base class."""
-        how = data.image
-        return decode_image(
-            cell, how.size, how.fit, extent=how.extent, alpha=how.alpha, max_pixels=how.max_pixels
-        ), None
+        how = data.image.for_probes
+        fit: Fit = "pad" if how.fit == "pad" else "crop"
+        return decode_image(cell, how.size, fit, extent=how.extent, alpha=how.alpha, max_pixels=how.max_pixels), None
 
     def normalization(self) -> dict[str, list[float]]:
         """See the base class."""

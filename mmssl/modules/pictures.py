@@ -40,5 +40,6 @@ def read_picture(encoder: Encoder, batch: Batch, draws: Draws, crop: Crop) -> tu
         grid = (picture.shape[1] // hearing.patch_size[0], picture.shape[2] // hearing.patch_size[1])
         return picture, picture[:, None], places(frames, grid)
     # Places are drawn afterwards: by the same numbers whether or not pictures are mirrored.
-    pictures = replace(crop, flip=crop.flip or 0.0)(batch[encoder.modality], draws)
+    aspect = batch.get(f"{encoder.modality}_aspect")
+    pictures = replace(crop, flip=crop.flip or 0.0)(batch[encoder.modality], draws, aspect)
     return pictures, cast(NetworkEncoder, encoder).prepare(pictures)[0], None

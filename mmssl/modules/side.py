@@ -42,7 +42,7 @@ class Side:
         """What the encoder reads, images cropped, and what of it is valid."""
         x = batch[self.modality]
         if self.modality == "image":
-            x = self.crop(x, draws)
+            x = self.crop(x, draws, batch.get("image_aspect"))
         return self.entries(x, batch.get(f"{self.modality}_mask"))
 
     def entries(self, x: Tensor, valid: Tensor | None) -> Batch:

@@ -20,11 +20,23 @@ from mmssl.batch import Batch
 from mmssl.encoders.audio import AudioEncoder
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
-from mmssl.ops.augment import draw_crops, random_squares, random_views, resized_crop
+from mmssl.ops.augment import (
+    Interpolation,
+    draw_crops,
+    random_squares,
+    random_views,
+    resized_crop,
+    squares_of_squeezed,
+)
 from mmssl.ops.augment_audio import random_stretch, random_windows
 from mmssl.ops.draws import Draws
 from mmssl.ranges import AboveZero, Decibels, Part, Pixels, Share, Weight
 from mmssl.registry import check_keywords
+
+NO_SIZE = (
+    "views: size, in pixels, is needed where data.image.fit is squeeze, about half of data.image.size; "
+    "else nearly every crop is enlarged"
+)
 
 Given = dict[str, Any] | list[dict[str, Any]] | None
 """What a recipe may say of a task's views."""
@@ -34,16 +46,20 @@ Given = dict[str, Any] | list[dict[str, Any]] | None
 class Crop:
     """One random crop of a picture, the only change that many tasks make before their own; a recipe calls it `views`.
 
+    Of a picture that was squeezed (`data.image.fit: squeeze`) it is in the right shape, whatever is set here.
+
     Attributes:
         area: smallest and largest share of the picture that it covers, before it is resized; None for no resizing.
         flip: probability that it is mirrored; None for never.
         size: side of the square in pixels; that of the picture's short side where left out. Without an `area`, that of
-            a square at a random place, and None for the whole picture.
+            a square at a random place, and None for the whole picture, of a squeezed one the central square.
+        interpolation: where it is resized.
     """
 
     area: tuple[Part, Part] | None = None
     flip: Share | None = None
     size: Pixels | None = None
+    interpolation: Interpolation = "bilinear"
 
     @classmethod
     def of(cls, published: Mapping[str, Any], views: Mapping[str, Any]) -> Self:
@@ -54,12 +70,23 @@ class Crop:
         """
         return cls(**check_keywords(cls, {**published, **views}, "views"))
 
-    def __call__(self, pictures: Tensor, draws: Draws, *, square: bool = False) -> Tensor:
+    def side(self, pictures: Tensor, aspect: Tensor | None) -> int:
+        """Of the result, in pixels.
+
+        Raises:
+            RecipeError: where nobody says it: crops of the size of a squeezed picture would nearly all be enlarged.
+        """
+        if self.size is None and self.area is not None and aspect is not None:
+            raise RecipeError(NO_SIZE)
+        return self.size or min(pictures.shape[-2:])
+
+    def __call__(self, pictures: Tensor, draws: Draws, aspect: Tensor | None = None, *, square: bool = False) -> Tensor:
         """Images (B, 3, H, W), or clips (B, T, 3, H, W) with one crop for all frames, uint8 or floats in [0, 1].
 
         Args:
             pictures: what is cropped.
             draws: source of randomness.
+            aspect: (B,), `image_aspect` of the batch where the pictures were squeezed.
             square: whether both directions are resized alike; else their ratio is drawn from 3/4 to 4/3.
 
         Returns:
@@ -67,15 +94,18 @@ class Crop:
         """
         clips = pictures if pictures.ndim == 5 else pictures[:, None]
         height, width = clips.shape[-2:]
-        if self.area is None and self.size is not None:
+        side, boxes = self.side(pictures, aspect), None
+        if self.area is None and aspect is not None:
+            boxes = squares_of_squeezed(pictures, aspect, side, None if self.size is None else draws)
+        elif self.area is None and self.size is not None:
             clips = random_squares(clips, self.size, draws)
         mirrored = None if self.flip is None else draws.chance(self.flip)
         if self.area is not None:
             ratio = {"ratio": (1.0, 1.0)} if square else {}
-            boxes = draw_crops(draws, 1, height, width, area=self.area, **ratio)[:, 0]
-            unflipped = torch.zeros(len(clips), dtype=torch.bool, device=clips.device)
-            size = self.size or min(height, width)
-            cut = resized_crop(clips.flatten(1, 2), boxes, size, unflipped if mirrored is None else mirrored)
+            boxes = draw_crops(draws, 1, height, width, area=self.area, aspect=aspect, **ratio)[:, 0]
+        if boxes is not None:
+            flip = torch.zeros(len(clips), dtype=torch.bool, device=clips.device) if mirrored is None else mirrored
+            cut = resized_crop(clips.flatten(1, 2), boxes, side, flip, self.interpolation)
             clips = cut.unflatten(1, clips.shape[1:3])
         elif self.flip and mirrored is not None:
             clips = torch.where(mirrored[:, None, None, None, None], clips.flip(-1), clips)
@@ -101,6 +131,7 @@ class ImageView:
         grayscale: probability.
         blur: probability.
         solarize: probability.
+        interpolation: of the crop.
     """
 
     size: Annotated[float, Gt(0), Le(2**13)] | None = None
@@ -112,16 +143,20 @@ class ImageView:
     grayscale: Share = 0.2
     blur: Share = 0.5
     solarize: Share = 0.0
+    interpolation: Interpolation = "bilinear"
 
     def draw(self, batch: Batch, draws: Draws, count: int, encoder: Encoder) -> list[Tensor]:
         """`image` (B, 3, H, W) -> [(B, count, 3, size, size)], `video` likewise; floats in [0, 1]."""
         settings, pictures = asdict(self), batch[encoder.modality]
+        aspect = batch.get(f"{encoder.modality}_aspect")
+        if aspect is not None and (self.size is None or self.size < 1):
+            raise RecipeError(NO_SIZE)
         whole = min(pictures.shape[-2:])
         size = settings.pop("size") or whole
         if size < 1:
             patch = encoder.patch_size[-2] if encoder.patch_size else 1
             size = max(1, round(size * whole / patch)) * patch
-        return [random_views(pictures, draws, count, int(size), **settings)]
+        return [random_views(pictures, draws, count, int(size), aspect=aspect, **settings)]
 
 
 @dataclass(frozen=True, kw_only=True)

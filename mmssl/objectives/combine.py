@@ -146,7 +146,8 @@ class Combine(Objective):
         """Each task's inputs from its source, as `task/key`; in training of those whose turn it is at this step."""
         if self.crop != Crop():
             images = [need for need in self.needs if need.rpartition("/")[2] == "image"]
-            batch = batch | {key: self.crop(batch[key], draws) for key in images}
+            cut = {key: self.crop(batch[key], draws, batch.get(f"{key}_aspect")) for key in images}
+            batch = {key: value for key, value in batch.items() if not key.endswith("image_aspect")} | cut
         inputs: Batch = {}
         self._active = self.mixing.active(draws.seed, draws.step) if self.training else list(self.tasks)
         for name, task in self._each():

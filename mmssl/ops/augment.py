@@ -3,13 +3,14 @@
 Each function takes its random choices as tensors with one entry a sample, so that it can be compared with any other
 implementation; `draw_*` makes those choices from `Draws`, with the distributions of torchvision. Images are floats in
 [0, 1], (N, 3, H, W). Cropping, resizing and flipping are two small matrices a sample: exactly torchvision's antialiased
-bilinear resize, and a fast batched product on any device.
+resize, bilinear or bicubic, and a fast batched product on any device.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from mmssl.ops.draws import Draws
 from mmssl.ops.transfers import chosen_rows, upload
 
 Range = tuple[float, float]
+Interpolation = Literal["bilinear", "bicubic"]
 
 _LUMA = (0.2989, 0.587, 0.114)
 _TRIES = 10
@@ -31,12 +33,20 @@ _BLOCK = 16
 
 
 def draw_crops(
-    draws: Draws, views: int, height: int, width: int, *, area: Range = (0.08, 1.0), ratio: Range = (3 / 4, 4 / 3)
+    draws: Draws,
+    views: int,
+    height: int,
+    width: int,
+    *,
+    area: Range = (0.08, 1.0),
+    ratio: Range = (3 / 4, 4 / 3),
+    aspect: Tensor | None = None,
 ) -> Tensor:
     """Random boxes with the distribution of torchvision's RandomResizedCrop.
 
     Share of the area and log of the aspect ratio are uniform among boxes that fit; the first of ten that fits is taken,
-    the largest centered one otherwise.
+    the largest centered one otherwise. In a squeezed picture those boxes are drawn that hold what RandomResizedCrop
+    takes of the picture as it was: resized to a square, they are in their right shape.
 
     Args:
         draws: source of randomness.
@@ -45,9 +55,10 @@ def draw_crops(
         width: of the image, in pixels.
         area: smallest and largest share of the image.
         ratio: smallest and largest width / height.
+        aspect: (B,), width / height of the pictures that were squeezed to these images; None where nothing was.
 
     Returns:
-        int64 (B, V, 4): top, left, height, width in pixels.
+        int64 (B, V, 4): top, left, height, width in pixels of the image.
 
     Raises:
         ValueError: for an area that is no range of shares.
@@ -57,27 +68,77 @@ def draw_crops(
             f"area = {area} should be the smallest and the largest share of the image, above 0 and up to 1"
         )
     share = draws.uniform(views, _TRIES, low=area[0], high=area[1])
-    aspect = draws.uniform(views, _TRIES, low=math.log(ratio[0]), high=math.log(ratio[1])).exp()
+    shape = draws.uniform(views, _TRIES, low=math.log(ratio[0]), high=math.log(ratio[1])).exp()
+    if aspect is not None:
+        stretch = aspect.to(shape.dtype) * (height / width)  # width of a pixel over its height, as it was
+        shape = shape / stretch[:, None, None]
     place = draws.uniform(views, 2)
     target = share * (height * width)
-    sizes = torch.stack([(target / aspect).sqrt(), (target * aspect).sqrt()], -1).round().long()
+    sizes = torch.stack([(target / shape).sqrt(), (target * shape).sqrt()], -1).round().long()
     limit = upload([height, width], sizes.device)
     fits = ((sizes > 0) & (sizes <= limit)).all(-1)
-    whole = width / height
-    fallback = (
-        min(height, round(width / max(ratio[0], min(whole, ratio[1])))),
-        min(width, round(height * max(ratio[0], min(whole, ratio[1])))),
-    )
+    if aspect is None:
+        nearest = max(ratio[0], min(width / height, ratio[1]))
+        fallback = upload([min(height, round(width / nearest)), min(width, round(height * nearest))], sizes.device)
+    else:
+        nearest_of_each = aspect.to(shape.dtype).clamp(*ratio) / stretch
+        whole = torch.stack([width / nearest_of_each, height * nearest_of_each], -1).round().long()
+        fallback = whole.clamp(min=1).minimum(limit)[:, None]
     first = fits.int().argmax(-1)[..., None, None].expand(-1, -1, 1, 2)
     any_fits = fits.any(-1, keepdim=True)
-    size = torch.where(any_fits, sizes.gather(2, first).squeeze(2), upload(fallback, sizes.device))
+    size = torch.where(any_fits, sizes.gather(2, first).squeeze(2), fallback)
     free = limit - size
     corner = torch.where(any_fits, (place * (free + 1)).long().minimum(free), free // 2)
     return torch.cat([corner, size], -1)
 
 
-def resize_matrix(start: Tensor, length: Tensor, source: int, size: int, mirror: Tensor | None = None) -> Tensor:
-    """Weights (N, size, source) of the antialiased bilinear resize of `source[start : start + length]` to `size`."""
+def squares_of_squeezed(images: Tensor, aspect: Tensor, size: int, draws: Draws | None) -> Tensor:
+    """Boxes (B, 4) of squares in the pictures as they were, whose shorter sides count as long as the image's.
+
+    Args:
+        images: (..., H, W), squeezed.
+        aspect: (B,), see `draw_crops`.
+        size: of the squares, in pixels of that picture.
+        draws: source of random places; None for the center.
+
+    Raises:
+        ValueError: where the squares do not fit.
+    """
+    height, width = images.shape[-2:]
+    if size > min(height, width):
+        raise ValueError(f"no square of {size} pixels fits into images of {height} x {width}")
+    limit = upload([height, width], aspect.device)
+    # The shorter side counts as long as it is; the longer one was shortened by the aspect ratio.
+    shrunk = torch.stack([aspect.clamp(max=1), (1 / aspect).clamp(max=1)], -1)
+    extent = (shrunk * size * limit / min(height, width)).round().long().clamp(min=1).minimum(limit)
+    free = limit - extent
+    corner = free // 2 if draws is None else (draws.uniform(2) * (free + 1)).long().minimum(free)
+    return torch.cat([corner, extent], -1)
+
+
+def _linear(distance: Tensor) -> Tensor:
+    return (1 - distance.abs_()).clamp_(min=0)
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    """Keys' kernel with a = -1/2, as PIL and torch have it where they antialias."""
+    x = distance.abs_()
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+
+
+_KERNELS = {"bilinear": _linear, "bicubic": _cubic}
+
+
+def resize_matrix(
+    start: Tensor,
+    length: Tensor,
+    source: int,
+    size: int,
+    mirror: Tensor | None = None,
+    interpolation: Interpolation = "bilinear",
+) -> Tensor:
+    """Weights (N, size, source) of the antialiased resize of `source[start : start + length]` to `size`."""
     dtype = torch.get_default_dtype()
     place = torch.arange(size, device=start.device, dtype=dtype) + 0.5
     if mirror is not None:
@@ -85,13 +146,15 @@ def resize_matrix(start: Tensor, length: Tensor, source: int, size: int, mirror:
     scale = (length.to(dtype) / size)[:, None]
     center = (start[:, None] + place * scale)[..., None]
     pixel = torch.arange(source, device=start.device, dtype=dtype) + 0.5
-    weight = (1 - (pixel - center).abs_() / scale.clamp(min=1)[..., None]).clamp_(min=0)
+    weight = _KERNELS[interpolation]((pixel - center) / scale.clamp(min=1)[..., None])
     inside = (pixel > start[:, None]) & (pixel < (start + length)[:, None])
     weight *= inside[:, None, :]
     return weight / weight.sum(-1, keepdim=True)
 
 
-def resized_crop(images: Tensor, boxes: Tensor, size: int, flip: Tensor) -> Tensor:
+def resized_crop(
+    images: Tensor, boxes: Tensor, size: int, flip: Tensor, interpolation: Interpolation = "bilinear"
+) -> Tensor:
     """Cut one box out of each image, resize it to a square, mirror some.
 
     Args:
@@ -99,46 +162,33 @@ def resized_crop(images: Tensor, boxes: Tensor, size: int, flip: Tensor) -> Tens
         boxes: int64 (N, 4), see `draw_crops`.
         size: of the result, in pixels.
         flip: bool (N,), True where mirrored left to right.
+        interpolation: `bicubic` is sharper, and cut to [0, 1].
 
     Returns:
         Float in [0, 1], (N, 3, size, size).
     """
     n, channels, height, width = images.shape
     if images.device.type == "cpu" and max(height, width, size) > _PRODUCT_SIDE:
-        return _resize_one_by_one(images, boxes, size, flip)
+        return _resize_one_by_one(images, boxes, size, flip, interpolation)
     top, left, tall, wide = boxes.unbind(-1)
-    rows = resize_matrix(top, tall, height, size)
-    columns = resize_matrix(left, wide, width, size, flip)
+    rows = resize_matrix(top, tall, height, size, interpolation=interpolation)
+    columns = resize_matrix(left, wide, width, size, flip, interpolation)
     if images.dtype == torch.uint8:
         columns = columns / 255
     across = images.to(columns.dtype).reshape(n, channels * height, width) @ columns.mT
-    return rows[:, None] @ across.view(n, channels, height, size)
+    resized = rows[:, None] @ across.view(n, channels, height, size)
+    return resized.clamp_(0, 1) if interpolation == "bicubic" else resized
 
 
-def _resize_one_by_one(images: Tensor, boxes: Tensor, size: int, flip: Tensor) -> Tensor:
+def _resize_one_by_one(images: Tensor, boxes: Tensor, size: int, flip: Tensor, interpolation: Interpolation) -> Tensor:
     """`resized_crop` without products with the zeros of its matrices, which are most of the work on large images."""
     whole = torch.empty(len(images), images.shape[1], size, size, dtype=torch.get_default_dtype())
     for row, (top, left, tall, wide, mirrored) in enumerate(torch.cat([boxes, flip[:, None]], 1).tolist()):
         cut = images[row : row + 1, :, top : top + tall, left : left + wide].to(whole.dtype)
-        resized = F.interpolate(cut, (size, size), mode="bilinear", antialias=True)[0]
+        resized = F.interpolate(cut, (size, size), mode=interpolation, antialias=True)[0]
         whole[row] = resized.flip(-1) if mirrored else resized
-    return whole.div_(255) if images.dtype == torch.uint8 else whole
-
-
-def random_crop(images: Tensor, draws: Draws, area: Range) -> Tensor:
-    """One random box an image (see `draw_crops`), resized to a square of its short side; never mirrored.
-
-    Args:
-        images: uint8 or float in [0, 1], (B, 3, H, W).
-        draws: source of randomness.
-        area: smallest and largest share of the image.
-
-    Returns:
-        Float in [0, 1], (B, 3, S, S), S = min(H, W).
-    """
-    boxes = draw_crops(draws, 1, *images.shape[-2:], area=area)[:, 0]
-    unflipped = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    return resized_crop(images, boxes, min(images.shape[-2:]), unflipped)
+    whole = whole.div_(255) if images.dtype == torch.uint8 else whole
+    return whole.clamp_(0, 1) if interpolation == "bicubic" else whole
 
 
 def random_squares(frames: Tensor, size: int, draws: Draws) -> Tensor:
@@ -265,6 +315,8 @@ def random_views(
     grayscale: float = 0.2,
     blur: float = 0.5,
     solarize: float = 0.0,
+    interpolation: Interpolation = "bilinear",
+    aspect: Tensor | None = None,
 ) -> Tensor:
     """SimCLR's augmentation (arXiv 2002.05709, appendix A): crop, flip, jitter, gray, blur, each view on its own.
 
@@ -284,6 +336,8 @@ def random_views(
         grayscale: probability.
         blur: probability; kernel a tenth of the size, sigma from 0.1 to 2 pixels.
         solarize: probability that what is brighter than 0.5 is inverted.
+        interpolation: of the crop.
+        aspect: (B,), of squeezed images; see `draw_crops`.
 
     Returns:
         Float in [0, 1], (B, V, 3, size, size) or (B, V, T, 3, size, size).
@@ -292,7 +346,7 @@ def random_views(
     frames = images.shape[1] if images.ndim == 5 else 1
     images = images.flatten(0, -4)
     n, device = len(images) * views, images.device
-    boxes = draw_crops(draws, views, *images.shape[-2:], area=area).flatten(0, 1)
+    boxes = draw_crops(draws, views, *images.shape[-2:], area=area, aspect=aspect).flatten(0, 1)
     mirrored = draws.chance(flip, views).flatten()
     jitters = draw_jitter(draws, views, strength=strength, saturation=saturation)
     factors, order = (values.flatten(0, 1) for values in jitters)
@@ -306,7 +360,8 @@ def random_views(
 
     def augment(pictures: Tensor) -> Tensor:
         rows = pictures // frames  # of what was drawn for each view
-        out = resized_crop(images[rows // views * frames + pictures % frames], boxes[rows], size, mirrored[rows])
+        frame = images[rows // views * frames + pictures % frames]
+        out = resized_crop(frame, boxes[rows], size, mirrored[rows], interpolation)
         changes: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
             lambda part, at: color_jitter(part, factors[at], order[at]),
             lambda part, at: gray(part).expand_as(part),

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import mmssl
 from mmssl.adaptation.cache import FeatureCache
-from mmssl.adaptation.rows import BatchSplit, Reads, SourceSplit
+from mmssl.adaptation.rows import BatchSplit, Reads, SourceSplit, open_splits
 from mmssl.data.sources import StreamSource, TableSource
 from mmssl.data.toy import ToySource
 from mmssl.encoders import reinitialized
@@ -304,3 +304,17 @@ def test_names_on_one_side_alone_are_refused(small):
         strings = numbers.remove_columns("label").add_column("label", [str(label) for label in labels])
         with pytest.raises(DataError, match="names in some rows and whole numbers in others"):
             mmssl.adapt(small, strings, numbers, baseline=False, data=DATA)
+
+
+def test_probes_see_squeezed_pictures_whole_and_in_their_shape():
+    squeezed = ImageDecode(size=32, fit="squeeze")
+    assert squeezed.for_probes == ImageDecode(size=16)
+    assert squeezed.model_copy(update={"probe_size": 12}).for_probes == ImageDecode(size=12)
+    assert ImageDecode(size=32, fit="pad").for_probes == ImageDecode(size=32, fit="pad")
+    given = TOY.model_copy(update={"image": squeezed})
+    train, _ = open_splits(given, None, READS, learns=False)
+    (batch, *_) = train.read(batch_size=4)
+    assert batch["image"].shape[1:] == (3, 16, 16)
+    assert "image_aspect" not in batch
+    with pytest.raises(DataError, match="is squeezed to a square; decode it with fit: crop"):
+        BatchSplit([batch | {"image_aspect": torch.ones(4)}], READS)

@@ -10,6 +10,7 @@ from itertools import islice
 import pytest
 import torch
 from made import Letters, png, texts, wav, write, write_parquet
+from PIL import Image
 
 from mmssl.data import decoding
 from mmssl.data.loader import Loader, read
@@ -240,6 +241,23 @@ def test_several_sources_keep_to_themselves(rows, tmp_path):
     ):
         with pytest.raises(RecipeError, match=words):
             Loader(specs, needs, batch_size=BATCH, seed=1, tokenizers={"text": Letters()})
+
+
+@pytest.mark.parametrize("name", ["", "pairs"])
+def test_squeezed_pictures_come_with_their_aspect(tmp_path, name):
+    def cell(n):
+        stream = io.BytesIO()
+        Image.new("RGB", (4 + n, 8)).save(stream, "png")
+        return {"bytes": b"broken" if n == 3 else stream.getvalue(), "path": None}
+
+    where = write_parquet(tmp_path / "data" / "train.parquet", {"image": [cell(n) for n in range(30)]})
+    spec, prefix = make_spec(where, image=ImageDecode(size=6, fit="squeeze")), f"{name}/" if name else ""
+    loader = Loader({name: spec}, (f"{prefix}image",), batch_size=6, seed=0)
+    for batch in loader.batches(0, 5):
+        ids, aspect = batch[f"{prefix}id"], batch[f"{prefix}image_aspect"]
+        assert batch[f"{prefix}image"].shape == (6, 3, 6, 6)
+        assert aspect.dtype == torch.float32
+        torch.testing.assert_close(aspect, (4 + ids) / 8)
 
 
 @pytest.mark.parametrize("kind", KINDS)

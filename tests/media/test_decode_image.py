@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mmssl.errors import DataError
-from mmssl.media.image import decode_image
+from mmssl.media.image import decode_image, decode_squeezed
 
 SAMPLES = sorted((Path(iscc_samples.__file__).parent / "files" / "image").iterdir())
 
@@ -144,11 +144,41 @@ def test_pad_keeps_everything_on_white():
     assert (found[:, 25:] == 255).all()
 
 
+def test_a_squeezed_picture_is_whole_and_says_its_aspect():
+    wide = np.zeros((30, 90, 3), np.uint8)
+    wide[:, :45, 0], wide[:15, :, 1] = 255, 255
+    found, aspect = decode_squeezed(wide, 40)
+    assert (found.dtype, found.shape, aspect) == (torch.uint8, (3, 40, 40), 3.0)
+    expected = torch.zeros(3, 40, 40)
+    expected[0, :, :20], expected[1, :20] = 255, 255
+    far = (torch.arange(40) - 19.5).abs() > 4  # from the edges, which are blurred
+    assert (found[:, far][:, :, far] - expected[:, far][:, :, far]).abs().max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_aspect_is_that_of_the_upright_picture(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for shape in ((300, 100), (3000, 1000)):  # the larger one is decoded at a fraction of its size
+        data = encode(Image.new("RGB", shape), "jpeg", exif=exif)
+        assert decode_squeezed(data, 48)[1] == pytest.approx(3.0 if orientation < 5 else 1 / 3, rel=1e-2)
+
+
+def test_a_large_jpeg_is_squeezed_from_a_fraction_of_its_size_without_loss():
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 255, (150, 200, 3), dtype=np.uint8)).resize((1600, 1200))
+    data = encode(smooth, "jpeg", quality=95)
+    whole = Image.open(io.BytesIO(data)).convert("RGB")
+    expected = np.array(whole.resize((128, 128), Image.Resampling.LANCZOS)).transpose(2, 0, 1)
+    error = decode_squeezed(data, 128)[0].float() - torch.from_numpy(expected)
+    assert error.square().mean() < 255**2 * 10**-4.5  # 45 dB
+
+
 def test_a_fine_pattern_becomes_gray():
     # Without antialiasing a checkerboard turns into black, white or stripes.
     board = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
-    found = decode_image(np.stack([board] * 3, 2), 32)
-    assert (found.float() - 127.5).abs().max() < 3
+    for found in (decode_image(np.stack([board] * 3, 2), 32), decode_squeezed(board[:, :100], 32)[0]):
+        assert (found.float() - 127.5).abs().max() < 4
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 224])
@@ -156,6 +186,7 @@ def test_a_fine_pattern_becomes_gray():
 def test_extreme_sizes(size, fit):
     for shape in ((1, 1), (1, 500), (500, 1), (3, 2)):
         assert decode_image(Image.new("RGB", shape, "white"), size, fit).eq(255).all()
+        assert decode_squeezed(Image.new("RGB", shape, "white"), size)[0].eq(255).all()
 
 
 def bomb() -> bytes:

@@ -377,3 +377,22 @@ def test_tasks_hold_no_encoders_of_their_own():
         assert not any(isinstance(module, Encoder) for module in part.modules())
         assert part.encoder("image") is task.encoder("image")
         assert part.exported.keys() == task.exported.keys()
+
+
+def test_squeezed_pictures_are_cropped_once_or_handed_on_with_their_aspect():
+    tasks = {name: given | {"views": {"area": (0.5, 1.0), "size": 12}} for name, given in TASKS.items()}
+    squeezed = _batch() | {f"{source}/image_aspect": torch.full((4,), 2.0) for source in ("pictures", "pairs")}
+    each = create("combine", tiny_encoders(), tasks=tasks)
+    inputs = each.transform(squeezed, Draws(0, 0, 4))
+    for name, source in (("turn", "pictures"), ("pairs", "pairs")):
+        own = {key.partition("/")[2]: value for key, value in squeezed.items() if key.startswith(f"{source}/")}
+        alone = create(tasks[name]["name"], tiny_encoders(), views=tasks[name]["views"])
+        for key, value in alone.transform(own, Draws(0, 0, 4).named(name)).items():
+            torch.testing.assert_close(inputs[f"{name}/{key}"], value)
+    tasks["pairs"] = TASKS["pairs"] | {"views": {"area": None}}
+    once, draws = (
+        create("combine", tiny_encoders(), tasks=tasks, views={"area": (0.5, 1.0), "size": 12}),
+        Draws(0, 0, 4),
+    )
+    cut = [once.crop(squeezed[key], draws, squeezed[f"{key}_aspect"]) for key in ("pictures/image", "pairs/image")]
+    torch.testing.assert_close(once.transform(squeezed, Draws(0, 0, 4))["pairs/a"], cut[1])

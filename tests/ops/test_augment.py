@@ -32,6 +32,21 @@ def test_crop_is_torchvisions_antialiased_resize(size):
         torch.testing.assert_close(mine, expected.flip(-1) if mirrored else expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("size", [16, 24, 64, 80], ids=["smaller", "mixed", "larger", "one by one"])
+def test_bicubic_is_torchvisions_cut_to_the_range(size):
+    images = _images().round()  # black and white, where the kernel overshoots
+    boxes = augment.draw_crops(Draws(0, 0, len(images)), 1, 40, 56)[:, 0]
+    flip = torch.arange(len(images)) % 2 == 0
+    found = augment.resized_crop(images, boxes, size, flip, "bicubic")
+    cut = 0
+    for image, box, mirrored, mine in zip(images, boxes.tolist(), flip, found, strict=True):
+        expected = TF.resized_crop(image, *box, [size, size], TF.InterpolationMode.BICUBIC, antialias=True)
+        cut += int(expected.max() > 1)
+        expected = (expected.flip(-1) if mirrored else expected).clamp(0, 1)
+        torch.testing.assert_close(mine, expected, atol=1e-5, rtol=0)
+    assert cut or size < 40
+
+
 @pytest.mark.parametrize("size", [24, 80])
 def test_bytes_are_floats_over_255(size):
     images = (_images() * 255).round().to(torch.uint8)
@@ -100,6 +115,63 @@ def test_crops_are_distributed_as_torchvisions(shape):
         assert stats.ks_2samp(mine[:, column].numpy(), theirs[:, column].numpy(), method="asymp").pvalue > SURE
     assert (mine[:, :2] >= 0).all()
     assert (mine[:, :2] + mine[:, 2:] <= torch.tensor(shape)).all()
+
+
+@pytest.mark.parametrize("file", [(448, 448), (387, 469), (640, 360), (300, 900), (800, 400)])
+def test_crops_of_squeezed_pictures_are_torchvisions_of_the_file(file):
+    n, side = 3000, 448
+    height, width = file
+    torch.manual_seed(0)
+    crop = v2.RandomResizedCrop(8)
+    drawn = [crop.make_params([torch.empty(3, height, width)]) for _ in range(n)]
+    theirs = torch.tensor([[params[key] for key in ("top", "left", "height", "width")] for params in drawn]).double()
+    aspect = torch.full((n,), width / height)
+    boxes = augment.draw_crops(Draws(1, 0, n), 1, side, side, aspect=aspect)[:, 0].double()
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2:] >= 1).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= side).all()
+    mine = boxes * torch.tensor([height, width, height, width]) / side
+    # Whole pixels of the one and of the other: by less than that no two are told apart.
+    noise = torch.rand(2, n, 4, generator=torch.Generator().manual_seed(0)) - 0.5
+    pixel = torch.tensor([height, width, height, width]) / side
+    both = [mine + noise[0] * pixel.clamp(min=1), theirs + noise[1] * pixel.clamp(min=1)]
+    columns = [(a, b) for a, b in zip(*(each.unbind(1) for each in both), strict=True)]
+    columns.append(tuple(each[:, 2] * each[:, 3] for each in (mine, theirs)))
+    columns.append(tuple((each[:, 3] / each[:, 2]).log() for each in (mine, theirs)))
+    for a, b in columns:
+        assert stats.ks_2samp(a.numpy(), b.numpy(), method="asymp").pvalue > SURE
+
+
+@pytest.mark.parametrize("file", [(60, 900), (900, 40), (1, 500)])
+def test_where_no_crop_fits_the_largest_of_the_file_is_taken(file):
+    height, width = file
+    torch.manual_seed(0)
+    crop = v2.RandomResizedCrop(8, scale=(1, 1))
+    theirs = torch.tensor([*crop.make_params([torch.empty(3, height, width)]).values()])
+    (mine,) = augment.draw_crops(Draws(0, 0, 1), 1, 448, 448, area=(1, 1), aspect=torch.tensor([width / height]))[0]
+    pixel = torch.tensor([height, width, height, width]) / 448
+    assert ((mine * pixel - theirs).abs() <= pixel.clamp(min=1)).all()
+
+
+def test_crops_of_square_pictures_are_those_of_unsqueezed_ones():
+    for area in ((0.08, 1.0), (1.0, 1.0)):
+        plain = augment.draw_crops(Draws(0, 0, 50), 3, 64, 64, area=area)
+        assert torch.equal(plain, augment.draw_crops(Draws(0, 0, 50), 3, 64, 64, area=area, aspect=torch.ones(50)))
+
+
+def _enlarged(boxes: torch.Tensor, view: int = 224) -> float:
+    return (boxes[..., 2] * boxes[..., 3] < view**2).double().mean().item()
+
+
+def test_twice_the_view_is_enough_pixels():
+    n = 20_000
+    aspect = torch.full((n,), 469 / 387)  # the mean of ImageNet's files
+    file = _enlarged(augment.draw_crops(Draws(0, 0, n), 1, 387, 469))
+    squeezed = _enlarged(augment.draw_crops(Draws(0, 0, n), 1, 448, 448, aspect=aspect))
+    cropped = _enlarged(augment.draw_crops(Draws(0, 0, n), 1, 256, 256))
+    assert file == pytest.approx(0.27, abs=0.01)
+    assert squeezed < file + 0.03
+    assert cropped > 0.8
 
 
 def test_an_area_is_a_range_of_shares():

@@ -74,7 +74,7 @@ class Autoencoder(Objective):
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
         """`image` (B, 3, H, W) -> `image`, noisy where asked for, and the clean `target`, (B, 3, h, h)."""
-        target = as_floats(self.crop(batch["image"], draws, square=True))
+        target = as_floats(self.crop(batch["image"], draws, batch.get("image_aspect"), square=True))
         seen = target + self.noise * draws.normal(*target.shape[1:]) if self.noise else target
         spread = (target - target.mean((2, 3), keepdim=True)).square().mean((1, 2, 3))
         return {"image": seen, "target": target, "constant_error": spread.sum()}

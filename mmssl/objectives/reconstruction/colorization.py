@@ -112,7 +112,7 @@ class Colorization(Objective):
         With these the `weight` of each target, 0 in pictures without color, and for classes its `bins` (B, 10, ...),
         nearest first, and their `share`. A step of training also counts what colors there are.
         """
-        images = as_floats(self.crop(batch["image"], draws, square=True))
+        images = as_floats(self.crop(batch["image"], draws, batch.get("image_aspect"), square=True))
         if images.shape[-1] % self.stride or images.shape[-2] % self.stride:
             raise RecipeError(
                 f"colorization: stride = {self.stride} does not divide the crop of {images.shape[-1]} pixels; set "

@@ -105,7 +105,7 @@ class Inpainting(Objective):
 
         `weight` (B, 1, h, w) is 1 in the hole, 10 in the rim around it and 0 where nothing is painted.
         """
-        images = self.crop(batch["image"], draws)
+        images = self.crop(batch["image"], draws, batch.get("image_aspect"))
         target = images.to(self.fill.dtype) / (255 if images.dtype == torch.uint8 else 1)
         hole = self._square(target) if self.region == "center" else self._shapes(target, draws)
         painted = _widened(hole, self.overlap).to(target.dtype)

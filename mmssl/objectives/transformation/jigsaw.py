@@ -110,10 +110,10 @@ class Jigsaw(Objective):
 
         Place i of the tiles holds the one whose place in the image is `orders[order, i]`, row by row.
         """
-        images = batch["image"]
-        side = self.crop.size or min(images.shape[-2:])
+        images, aspect = batch["image"], batch.get("image_aspect")
+        side = self.crop.side(images, aspect)
         # Without an area the square's random place is that of the grid's first corner.
-        images = (self.crop if self.crop.area else replace(self.crop, size=None))(images, draws, square=True)
+        images = (self.crop if self.crop.area else replace(self.crop, size=None))(images, draws, aspect, square=True)
         cell, tile, shift = self._measures(side, images)
         corners = draw_corners(
             draws,

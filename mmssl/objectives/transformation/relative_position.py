@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -113,12 +114,17 @@ class RelativePosition(Objective):
 
         Of the M pairs, the second half is the first in the other order. Pairs are numbers of patches.
         """
-        images = batch["image"].repeat_interleave(self.grids, dim=0)
-        rows, side = len(batch["image"]), self.crop.size or min(images.shape[-2:])
+        images, aspect = batch["image"], batch.get("image_aspect")
+        rows, side = len(images), self.crop.side(images, aspect)
+        if self.crop.area is None:
+            images = replace(self.crop, size=None)(images, draws, aspect)
+        images = images.repeat_interleave(self.grids, dim=0)
         if self.crop.area is not None:
-            shape = images.shape[-2:]
-            boxes = draw_crops(draws, self.grids, *shape, area=self.crop.area, ratio=(1.0, 1.0)).flatten(0, 1)
-            images = resized_crop(images, boxes, side, torch.zeros_like(boxes[:, 0], dtype=torch.bool))
+            height, width = images.shape[-2:]
+            area, ratio = self.crop.area, (1.0, 1.0)
+            boxes = draw_crops(draws, self.grids, height, width, area=area, ratio=ratio, aspect=aspect).flatten(0, 1)
+            flip = torch.zeros_like(boxes[:, 0], dtype=torch.bool)
+            images = resized_crop(images, boxes, side, flip, self.crop.interpolation)
         patch, gap, jitter = self._measures(side, images)
         extent = GRID * patch + (GRID - 1) * gap + 2 * jitter
         corners = draw_corners(

@@ -64,7 +64,7 @@ class Rotation(Objective):
         height, width = images.shape[-2:]
         if height != width:
             raise RecipeError(f"rotation needs square images, these are {height} x {width} pixels (height x width)")
-        images = self.crop(images, draws, square=True)
+        images = self.crop(images, draws, batch.get("image_aspect"), square=True)
         views = torch.stack([images.rot90(k, (-2, -1)) for k in range(TURNS)], dim=1)
         return {"image": views, "turn": torch.arange(TURNS, device=images.device).expand(len(images), TURNS)}
 
