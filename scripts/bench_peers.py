@@ -143,7 +143,8 @@ class Case:
 def run_mmssl(case: Case, workers: int, watch: Watch) -> None:
     import mmssl
     from mmssl.data.loader import Loader
-    from mmssl.recipe import Data, ImageDecode, Optimizer, Schedule, Training
+    from mmssl.decode_settings import ImageDecode
+    from mmssl.recipe import Data, Optimizer, Schedule, Training
     from mmssl.training.loop import fit
 
     network = {**case.network, "model": f"timm/{case.network['model_name']}"}

@@ -134,7 +134,8 @@ def measure(task: str, network: str, seed: int, folder: str) -> dict[str, Any]:
     import torch
 
     import mmssl
-    from mmssl.recipe import Data, ImageDecode
+    from mmssl.decode_settings import ImageDecode
+    from mmssl.recipe import Data
 
     torch.set_num_threads(1)
     began = time.perf_counter()

@@ -21,6 +21,7 @@ FLOORS = """
 errors atomic version ranges
 batch registry embedding_files
 catalog schema
+decode_settings
 recipe
 ops media
 data encoders

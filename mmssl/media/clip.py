@@ -22,7 +22,7 @@ from mmssl.media.track import Timed, window_start
 from mmssl.media.video import open_pictures
 
 if TYPE_CHECKING:
-    from mmssl.recipe import AudioDecode, VideoDecode
+    from mmssl.decode_settings import AudioDecode, VideoDecode
 
 
 def decode_clip(
@@ -162,7 +162,7 @@ def codecs() -> dict[str, bool]:
 
 def _survives(path: Path, video: str | None, audio: str) -> bool:
     """Whether a gray picture with a steady tone comes back as loud and as bright."""
-    from mmssl.recipe import AudioDecode, VideoDecode
+    from mmssl.decode_settings import AudioDecode, VideoDecode
 
     rate, fps = 48_000, 25
     tone = np.sin(np.arange(rate) / 20).astype(np.float32) / 2

@@ -17,10 +17,11 @@ from mmssl import encoder as create
 from mmssl.adaptation.metrics import balanced_accuracy
 from mmssl.adaptation.recipe_probes import ProbeDuring
 from mmssl.adaptation.request import Model
+from mmssl.decode_settings import ImageDecode
 from mmssl.encoders import reinitialized
 from mmssl.errors import DataError, RecipeError
 from mmssl.ops.intervals import wilson
-from mmssl.recipe import Data, ImageDecode, Probe
+from mmssl.recipe import Data, Probe
 
 SIZE = 16
 

@@ -18,9 +18,10 @@ from mmssl.adaptation.canonical_correlation import (
     frequent_words,
     raw_features,
 )
+from mmssl.decode_settings import ImageDecode, TextDecode
 from mmssl.errors import DataError, RecipeError, RunError
 from mmssl.objectives import reinitialized
-from mmssl.recipe import Data, ImageDecode, TextDecode
+from mmssl.recipe import Data
 
 DATA = Data(source="", image=ImageDecode(size=16), text=TextDecode(length=LENGTH))
 RIGHT = list(enumerate(NAMES))

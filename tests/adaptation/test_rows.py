@@ -14,9 +14,10 @@ from mmssl.adaptation.cache import FeatureCache
 from mmssl.adaptation.rows import BatchSplit, Reads, SourceSplit, open_splits
 from mmssl.data.sources import StreamSource, TableSource
 from mmssl.data.toy import ToySource
+from mmssl.decode_settings import ImageDecode
 from mmssl.encoders import reinitialized
 from mmssl.errors import DataError
-from mmssl.recipe import Data, ImageDecode
+from mmssl.recipe import Data
 
 SIZE = 16
 DATA = Data(source="x", image=ImageDecode(size=SIZE))

@@ -31,8 +31,9 @@ from mmssl.adaptation.targets.values import Values
 from mmssl.data.loader import read
 from mmssl.data.toy import ToySource
 from mmssl.data.toy.scene import draw_scene
+from mmssl.decode_settings import ImageDecode
 from mmssl.errors import DataError, RecipeError
-from mmssl.recipe import Data, ImageDecode
+from mmssl.recipe import Data
 
 DATA = Data(source="toy", limit=160, image=ImageDecode(size=16))
 

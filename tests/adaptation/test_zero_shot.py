@@ -14,10 +14,11 @@ import mmssl
 from mmssl import adapt
 from mmssl.adaptation.pairs import network_of
 from mmssl.adaptation.probes.zero_shot import class_vectors
+from mmssl.decode_settings import ImageDecode, TextDecode
 from mmssl.errors import DataError, RecipeError
 from mmssl.objectives import reinitialized
 from mmssl.ops.intervals import wilson
-from mmssl.recipe import Data, ImageDecode, TextDecode
+from mmssl.recipe import Data
 
 DATA = Data(source="", image=ImageDecode(size=16), text=TextDecode(length=LENGTH))
 TEMPLATES = ("{}", "a drawing of {} paint.")

@@ -10,12 +10,13 @@ import torch
 from made import write, write_jsonl, write_parquet
 
 from mmssl.data.loader import Loader
+from mmssl.decode_settings import TextDecode
 from mmssl.encoders import create as encoder
 from mmssl.errors import DataError
 from mmssl.media.text import Tokenizer
 from mmssl.objectives import create
 from mmssl.ops.draws import Draws
-from mmssl.recipe import Data, TextDecode
+from mmssl.recipe import Data
 
 LONG = "a" * 100_000
 ROWS = [

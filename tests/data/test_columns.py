@@ -8,9 +8,10 @@ import torch
 from made import Letters, png, wav
 
 from mmssl.data.columns import Decoder, find_classes, find_column
+from mmssl.decode_settings import AudioDecode, ImageDecode, TextDecode, VideoDecode
 from mmssl.errors import DataError, RecipeError
 from mmssl.media.clip import decode_clip, write_clip
-from mmssl.recipe import AudioDecode, Data, ImageDecode, TextDecode, VideoDecode
+from mmssl.recipe import Data
 
 SPEC = Data(
     source="here",

@@ -14,8 +14,9 @@ from PIL import Image
 
 from mmssl.data import decoding
 from mmssl.data.loader import Loader, read
+from mmssl.decode_settings import AudioDecode, ImageDecode, TextDecode
 from mmssl.errors import DataError, RecipeError
-from mmssl.recipe import AudioDecode, Data, ImageDecode, TextDecode
+from mmssl.recipe import Data
 
 ROWS, BATCH, BLOCK = 103, 8, 20
 PER_EPOCH = ROWS // BATCH

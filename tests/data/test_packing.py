@@ -7,9 +7,10 @@ import torch
 from made import write_parquet
 
 from mmssl.data.loader import Loader, read
+from mmssl.decode_settings import TextDecode
 from mmssl.errors import RecipeError
 from mmssl.media.text import Tokenizer
-from mmssl.recipe import Data, TextDecode
+from mmssl.recipe import Data
 
 DOCUMENTS = [" ".join(f"word{(7 * n + k) % 90}" for k in range(3 + 5 * n % 47)) + "." for n in range(60)]
 

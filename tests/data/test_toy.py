@@ -19,9 +19,9 @@ import mmssl
 from mmssl.data.toy import CLASSES, SPLITS, ToySource, write_clips
 from mmssl.data.toy.scene import MOTIONS, Body, Scene, draw_scene, impacts
 from mmssl.data.toy.shapes import AREA, SHAPES, distance_field, half_extents, outline
+from mmssl.decode_settings import AudioDecode, VideoDecode
 from mmssl.errors import DataError
 from mmssl.media.clip import decode_clip
-from mmssl.recipe import AudioDecode, VideoDecode
 
 RATE = 16_000
 LARGE, SMALL = "large|big|huge", "small|little|tiny"

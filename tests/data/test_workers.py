@@ -11,8 +11,9 @@ from made import Letters, texts, write_jsonl
 
 from mmssl.data import decoding
 from mmssl.data.loader import Loader
+from mmssl.decode_settings import TextDecode
 from mmssl.errors import DataError
-from mmssl.recipe import Data, TextDecode
+from mmssl.recipe import Data
 
 
 @pytest.fixture

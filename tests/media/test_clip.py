@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from mmssl.decode_settings import AudioDecode, VideoDecode
 from mmssl.errors import DataError
 from mmssl.media import audio as audio_module
 from mmssl.media.clip import codecs, decode_clip, write_clip
 from mmssl.media.track import Track
-from mmssl.recipe import AudioDecode, VideoDecode
 
 RATE, FPS, SECONDS = 48_000, 25, 5
 AUDIO = AudioDecode(rate=16_000, seconds=1.0)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from mmssl.data.columns import Decoder
+from mmssl.decode_settings import TextDecode
 from mmssl.media.passage import passage
 from mmssl.media.text import Tokenizer
-from mmssl.recipe import Data, TextDecode
+from mmssl.recipe import Data
 
 WORDS = [f"w{n:03d}" for n in range(400)]
 LENGTH = 64

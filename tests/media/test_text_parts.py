@@ -12,9 +12,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from mmssl.data.columns import Decoder
+from mmssl.decode_settings import TextDecode
 from mmssl.errors import RecipeError
 from mmssl.media.text import Tokenizer
-from mmssl.recipe import Data, TextDecode
+from mmssl.recipe import Data
 
 TEXTS = [
     "Don't stop. It's 3.5 km (or so)!",
