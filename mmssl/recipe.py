@@ -13,14 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from mmssl.catalog import find_recipe
 from mmssl.decode_settings import AudioDecode, ImageDecode, TextDecode, VideoDecode
@@ -80,16 +73,18 @@ OneOrMany = Annotated[
 
 
 class Optimizer(Section):
-    """Optimizer settings; weight decay leaves out biases, norms and scalars.
+    """Optimizer settings.
 
     `lr` is the peak learning rate for the recipe's global batch; it is not rescaled. With `weight_decay_end` the weight
-    decay moves there along a cosine over the run. `nesterov` is of SGD.
+    decay moves there along a cosine over the run. `decay`: what is decayed, and adapted by LARS and LAMB: `weights`,
+    without biases, norms and what the network's library leaves out (class tokens, positions), or `all` parameters.
     """
 
     name: Literal["adamw", "sgd", "lars", "lamb"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     weight_decay_end: Annotated[float, Field(ge=0)] | None = None
+    decay: Literal["weights", "all"] = "weights"
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     momentum: BelowOne = 0.9

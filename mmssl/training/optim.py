@@ -12,23 +12,27 @@ from torch import nn
 from mmssl.recipe import Optimizer, Training
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, weight_decay: float, decay: str = "weights") -> list[dict[str, Any]]:
     """Groups by weight decay and learning rate.
 
-    Biases, norms and scalars (fewer than two dimensions) are not decayed. A parameter's attribute `lr_scale`, where
+    Biases, norms and scalars (fewer than two dimensions), and what a network's library leaves out (`undecayed` of
+    `Backbone`), are not decayed, unless `decay` is `all`. A parameter's attribute `lr_scale`, where
     it has one, multiplies the learning rate: layer-wise decay in fine-tuning sets it. One whose `lr_constant` is True
     keeps the peak learning rate throughout the run: SimSiam's predictor.
     """
+    spared = {id(parameter) for part in module.modules() for parameter in getattr(part, "undecayed", ())}
     groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = defaultdict(list)
     for parameter in module.parameters():
         if parameter.requires_grad:
             rate = getattr(parameter, "lr_scale", 1.0), getattr(parameter, "lr_constant", False)
-            groups[parameter.ndim > 1, *rate].append(parameter)
+            decays = decay == "all" or (parameter.ndim > 1 and id(parameter) not in spared)
+            groups[decays, *rate].append(parameter)
     return [
         {
             "params": parameters,
             "weight_decay": weight_decay if decays else 0.0,
             "decays": decays,
+            "always_adapt": decays,
             "lr_scale": scale,
             "lr_constant": constant,
         }
@@ -39,14 +43,15 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """AdamW, SGD with momentum, LARS (You et al. 2017) or LAMB (You et al. 2019).
 
-    The last two do not adapt the step where weight decay is 0, as SimCLR and ALBERT do. LAMB is that of ALBERT's
-    published code: moments are not corrected for their start at 0, which warm-up makes up for. Clipping is the loop's.
+    The last two adapt the step of what is decayed, though by 0, and of nothing else: SimCLR, BYOL and ALBERT leave the
+    same parameters out of both. LAMB is that of ALBERT's published code: moments are not corrected for their start at
+    0, which warm-up makes up for. Clipping is the loop's.
 
     AdamW and SGD take one fused pass over the weights where that is faster. It pairs gradients and moments with weights
     in the order of memory, so all have the strides of the weights: autograd sees to the gradients, a checkpoint's
     reader to the moments.
     """
-    groups = parameter_groups(module, settings.weight_decay)
+    groups = parameter_groups(module, settings.weight_decay, settings.decay)
     devices = {parameter.device.type for parameter in module.parameters()}
     if settings.name == "adamw":
         fused = devices <= {"cpu"} or devices <= {"cuda"}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmssl.encoders import create
 from mmssl.recipe import Optimizer, Schedule, Training
 from mmssl.training.optim import lr_factor, make_optimizer, parameter_groups, set_lr, set_weight_decay
 
@@ -117,6 +118,54 @@ def test_lars_does_not_adapt_what_is_not_decayed() -> None:
     ratio = before["weight"].norm() / (torch.ones(4, 4) + 1e-4 * before["weight"]).norm()
     step = before["weight"] - module.weight
     assert torch.allclose(step, 0.001 * ratio * (torch.ones(4, 4) + 1e-4 * before["weight"]), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["lars", "lamb"])
+def test_a_weight_that_decays_by_zero_is_adapted_and_a_bias_is_not(name: str) -> None:
+    """The trust ratio belongs to weights whatever their decay: the step does not grow with the gradient (LARS)."""
+    steps = {}
+    for scale in (1.0, 100.0):
+        torch.manual_seed(0)
+        module = nn.Linear(4, 4)
+        before = {key: p.detach().clone() for key, p in module.named_parameters()}
+        optimizer = make_optimizer(module, Optimizer(name=name, lr=1.0, weight_decay=0.0, momentum=0.0, eps=1e-12))
+        for p in module.parameters():
+            p.grad = torch.full_like(p, scale)
+        optimizer.step()
+        steps[scale] = {key: before[key] - p.detach() for key, p in module.named_parameters()}
+        trust = {"lars": 0.001, "lamb": 1.0}[name]
+        torch.testing.assert_close(steps[scale]["weight"].norm(), trust * before["weight"].norm())
+    torch.testing.assert_close(steps[1.0]["weight"], steps[100.0]["weight"])
+    if name == "lars":
+        torch.testing.assert_close(100 * steps[1.0]["bias"], steps[100.0]["bias"])
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "spared"),
+    [
+        ("timm/vit_tiny_patch16_224", {"img_size": 32, "depth": 1, "embed_dim": 24}, {"pos_embed", "cls_token"}),
+        (
+            "timm/swin_tiny_patch4_window7_224",
+            {"img_size": 56, "window_size": 7, "depths": (1, 1), "embed_dim": 12, "num_heads": (1, 2)},
+            {f"layers.{i}.blocks.0.attn.relative_position_bias_table" for i in range(2)},
+        ),
+        ("timm/test_resnet", {}, set()),
+    ],
+)
+def test_what_timm_leaves_out_of_weight_decay_is_left_out(model: str, arguments: dict, spared: set) -> None:
+    encoder = create(model, "image", **arguments)
+    module = nn.ModuleDict({"encoder": encoder, "head": nn.Linear(3, 3)})
+    decayed = {id(p) for group in parameter_groups(module, 0.1) if group["weight_decay"] for p in group["params"]}
+    matrices = {name for name, p in encoder.backbone.net.named_parameters() if p.ndim > 1}
+    left_out = {name for name, p in encoder.backbone.net.named_parameters() if p.ndim > 1 and id(p) not in decayed}
+    assert left_out == spared < matrices
+    assert id(module["head"].weight) in decayed
+
+
+def test_all_parameters_are_decayed_where_the_recipe_says_so() -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
+    (group,) = make_optimizer(module, Optimizer(name="sgd", weight_decay=0.1, decay="all")).param_groups
+    assert (len(group["params"]), group["weight_decay"]) == (4, 0.1)
 
 
 def test_lamb_is_alberts() -> None:

@@ -70,6 +70,11 @@ class Backbone(nn.Module):
     std: tuple[float, ...] = IMAGENET_STD
 
     @property
+    def undecayed(self) -> Iterable[nn.Parameter]:
+        """What the library leaves out of weight decay, beside biases and norms: class tokens, tables of positions."""
+        return ()
+
+    @property
     def native(self) -> Backbone:
         """What `export` writes: itself, unless it wraps another."""
         return self

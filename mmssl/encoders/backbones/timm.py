@@ -13,7 +13,7 @@ import timm
 import torch
 from timm.layers import Attention, resample_abs_pos_embed
 from timm.models import VisionTransformer, save_for_hf
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmssl.encoders.backbones._files import LOCAL_DIR, read_config
 from mmssl.encoders.backbones.base import Backbone, Library, Pretrained, build_errors, nearest_model, refuse
@@ -39,6 +39,12 @@ class TimmTrunk(Backbone):
     def trunk(self) -> Any:
         """The network of timm: the module itself, unless another library wraps it."""
         return self.net
+
+    @property
+    def undecayed(self) -> Iterable[nn.Parameter]:
+        """Those that timm names in `no_weight_decay`."""
+        names = self.trunk.no_weight_decay() if hasattr(self.trunk, "no_weight_decay") else ()
+        return [parameter for name, parameter in self.trunk.named_parameters() if name in names]
 
     def _map(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Features in the library's own layout, and the extent of their places; `()` where that is not known."""
