@@ -11,9 +11,11 @@ import torch
 
 from mmssl import encoders as encoder_room
 from mmssl import objectives as objective_room
+from mmssl import recipe as recipes
 from mmssl.data.loader import Loader
 from mmssl.data.tokenizers import trained_tokenizers
 from mmssl.dry_run import check, check_batch_size
+from mmssl.encoders import start_in_words, started
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.text import tokenizers_of
 from mmssl.errors import RecipeError, nearest
@@ -22,6 +24,7 @@ from mmssl.objectives.base import Objective
 from mmssl.ops.gather import process_share
 from mmssl.recipe import Recipe
 from mmssl.registry import find
+from mmssl.training import checkpoint
 
 
 def build(recipe: Recipe, directory: Path | None = None, *, where: str = "recipe") -> tuple[Objective, Loader]:
@@ -41,7 +44,13 @@ def build(recipe: Recipe, directory: Path | None = None, *, where: str = "recipe
     check_batch_size(recipe, shares, where)
     find("objective", recipe.objective["name"], f"{where}: objective")
     torch.manual_seed(training.seed)
-    objective = build_objective(recipe, trained_tokenizers(recipe, directory, where), where=where)
+    starts = _starts(recipe, where)
+    tokenizers = trained_tokenizers(recipe, directory, where)
+    for name, tokenizer in _tokenizers_of_starts(starts, recipe, tokenizers, where).items():
+        tokenizers[name] = tokenizer
+        if directory and share == 0:
+            tokenizer.save(directory / "tokenizers" / name)
+    objective = build_objective(recipe, tokenizers, where=where, starts=starts)
     check(recipe, objective, where)
     loader = Loader(
         recipe.sources(),
@@ -57,8 +66,27 @@ def build(recipe: Recipe, directory: Path | None = None, *, where: str = "recipe
     return objective, loader
 
 
+def build_stored(directory: Path) -> tuple[Recipe, Objective]:
+    """Recipe and objective of a run directory, with its weights and tokenizers, in evaluation mode.
+
+    The folder is not checked: see `mmssl.load`, for one that somebody else may have written.
+    """
+    where = directory / "recipe.yaml"
+    recipe = recipes.load(where)
+    stored = directory / "tokenizers"
+    tokenizers = {p.name: Tokenizer.load(p) for p in sorted(stored.iterdir())} if stored.is_dir() else {}
+    objective = build_objective(recipe, tokenizers, where=str(where), pretrained=False)
+    checkpoint.load_weights(objective, directory / checkpoint.WEIGHTS)
+    return recipe, objective.eval()
+
+
 def build_objective(
-    recipe: Recipe, tokenizers: Mapping[str, Tokenizer], *, where: str, pretrained: bool = True
+    recipe: Recipe,
+    tokenizers: Mapping[str, Tokenizer],
+    *,
+    where: str,
+    pretrained: bool = True,
+    starts: Mapping[str, Encoder] | None = None,
 ) -> Objective:
     """Encoders and objective of a recipe.
 
@@ -67,7 +95,9 @@ def build_objective(
         tokenizers: name of encoder -> tokenizer, in place of what the recipe says of it.
         where: file, for errors.
         pretrained: whether encoders start from the weights that the recipe names; off when weights follow anyway.
+        starts: name -> encoder of the run directory that the recipe names as `pretrained`.
     """
+    starts = starts or {}
     built: dict[str, Encoder] = {}
     # A fusion is built after the encoders whose widths it is told, and is the last one of a run.
     fusions = [name for name, given in recipe.encoders.items() if given.get("modality", name) == "fusion"]
@@ -79,14 +109,60 @@ def build_objective(
             arguments["tokenizer"] = tokenizers[name]
         if not pretrained:
             arguments.pop("pretrained", None)
-        built[name] = _located(f"{where}: encoders.{name}", partial(encoder_room.create, **arguments))
+        create_one = partial(started, starts[name]) if name in starts else encoder_room.create
+        built[name] = _located(f"{where}: encoders.{name}", partial(create_one, **arguments))
     hyper = {key: value for key, value in recipe.objective.items() if key != "name"}
     create = partial(objective_room.create, recipe.objective["name"], built, **hyper)
     objective: Objective = _located(f"{where}: objective", create)
     for encoder in (*built.values(), *objective.exported.values()):
         if encoder.modality != "fusion":
             encoder.decoding = recipe.decoding(objective.needs, encoder.modality)
+    for name, encoder in (*built.items(), *objective.exported.items()):
+        start = start_in_words(recipe.encoders[name].get("pretrained"))
+        about = {"task": recipe.objective["name"], "started_from": start, "license": recipe.license}
+        encoder.origin = {key: value for key, value in about.items() if value is not None}
     return objective
+
+
+def _starts(recipe: Recipe, where: str) -> dict[str, Encoder]:
+    """Name of encoder -> that of the run directory from which it starts, `pretrained: runs/x`."""
+    found = {}
+    for name, arguments in recipe.encoders.items():
+        given = arguments.get("pretrained")
+        if not isinstance(given, str) or not (Path(given) / "recipe.yaml").is_file():
+            continue
+        _, objective = build_stored(Path(given))
+        encoders, modality = objective.exported, arguments.get("modality", name)
+        fitting = [name] if name in encoders else [key for key, e in encoders.items() if e.modality == modality]
+        if len(fitting) != 1:
+            raise RecipeError(
+                f"{where}: encoders.{name}.pretrained: {given} has no encoder '{name}'{nearest(name, encoders)}"
+            )
+        found[name] = encoders[fitting[0]]
+    return found
+
+
+def _tokenizers_of_starts(
+    starts: Mapping[str, Encoder], recipe: Recipe, others: Mapping[str, Tokenizer], where: str
+) -> dict[str, Tokenizer]:
+    """Name of encoder -> tokenizer of the run that it starts from.
+
+    Raises:
+        RecipeError: where the recipe asks for another one, whose ids would mean other words.
+    """
+    found = {}
+    for name, start in starts.items():
+        tokenizer = getattr(start, "tokenizer", None)
+        if tokenizer is None:
+            continue
+        wish = recipe.encoders[name].get("tokenizer")
+        if wish is not None and (others[name] if name in others else Tokenizer.load(wish)) != tokenizer:
+            raise RecipeError(
+                f"{where}: encoders.{name}: tokenizer = {wish} is not that of the run which it starts from; leave it "
+                "out, and the run's is taken"
+            )
+        found[name] = tokenizer
+    return found
 
 
 def _widths(built: Mapping[str, Encoder], reads: Any, where: str) -> dict[str, int]:

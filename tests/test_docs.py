@@ -69,7 +69,13 @@ def test_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys):
         folder = Path("path/to/labeled", ("dark", "light")[i % 2])
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((32, 32, 3), 160 * (i % 2) + i, np.uint8)).save(folder / f"{i}.png")
+    for name in ("a.jpg", "b.png", "photos/a.jpg", "photos/b.png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Image.effect_noise((40, 30), 60).convert("RGB").save(name)
     names = {"images": torch.zeros(2, 3, 32, 32, dtype=torch.uint8)}
     exec(program, names)
     assert {depth.pooled.shape[0] for depth in [names["features"], *names["depths"].values()]} == {2}
-    assert "margin over the best baseline" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "margin over the best baseline" in said
+    assert "40 x 30 pixels" in said
+    assert np.load("photos.npz")["image"].tolist() == ["photos/a.jpg", "photos/b.png"]

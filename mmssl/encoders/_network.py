@@ -71,6 +71,11 @@ class NetworkEncoder(Encoder):
         """One thing as a row of what the encoder takes, and which of it is no padding; see `read`."""
         raise TypeError(f"{type(self).__name__} reads no files")
 
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of the pictures that the network reads, as its run decodes them."""
+        size = getattr(getattr(self.reading(), self.modality), "size", self.backbone.size)
+        return self.backbone.channels, size, size
+
     def preprocessing(self) -> dict[str, Any]:
         """What somebody has to know who uses the exported network without mmssl; JSON."""
         return {}
@@ -106,5 +111,9 @@ class NetworkEncoder(Encoder):
         """Write the network's native files, and `preprocessing.json` in the same directory; see the base class."""
         directory = Path(directory)
         preprocessing = {"modality": self.modality, "model": self.spec["model"], **self.preprocessing()}
-        self.backbone.export(directory, self.normalization())
+        if self.decoding is not None:
+            preprocessing["decoding"] = getattr(self.decoding, self.modality).model_dump(mode="json", exclude_none=True)
+        preprocessing["origin"] = dict(self.origin)
+        about = {"origin": self.origin, "input_size": self.input_size(), "decoding": preprocessing.get("decoding", {})}
+        self.backbone.export(directory, {**self.normalization(), **about})
         write_json(directory / "preprocessing.json", preprocessing)

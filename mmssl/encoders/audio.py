@@ -162,6 +162,15 @@ class AudioEncoder(NetworkEncoder):
             cell = {"array": cell[0], "sampling_rate": cell[1]}
         return decode_audio(cell, how.rate, how.seconds, window)
 
+    def input_size(self) -> tuple[int, int, int]:
+        """See the base class: those of the spectrogram."""
+        sound = self.reading().audio
+        silence = torch.zeros(1, round(sound.rate * sound.seconds), device=next(self.parameters()).device)
+        if self.front is None:
+            return 1, 1, silence.shape[1]
+        mels, frames = self.spectrogram(silence).shape[-2:]
+        return self.backbone.channels, mels, frames
+
     def preprocessing(self) -> dict[str, Any]:
         """See the base class."""
         if self.front is None:

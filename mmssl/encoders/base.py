@@ -8,9 +8,10 @@ tokenizer.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -65,6 +66,7 @@ class Encoder(nn.Module):
         spec: the arguments of `mmssl.encoder` that build this network again with random weights.
         frozen: whether it learns nothing; see `freeze`.
         decoding: how the run that it is of reads files; None where it is of none.
+        origin: where the weights are from, in words: `started_from`, and of a run its `task` and `license`.
     """
 
     modality: str
@@ -75,6 +77,7 @@ class Encoder(nn.Module):
     spec: dict[str, Any]
     frozen: bool = False
     decoding: Data | None = None
+    origin: Mapping[str, str] = MappingProxyType({})
     _passes: list[tuple[tuple[Any, ...], Any]] | None = None  # of `one_pass`: what was handed over, what came back
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:

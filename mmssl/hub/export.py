@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors.torch import save_file
 from torch import nn
 
 from mmssl.atomic import temporary_name
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RunError
+from mmssl.hub import space
 from mmssl.hub.bounds import check_finite
 from mmssl.objectives.base import Objective
 
@@ -78,7 +80,7 @@ class Native:
         if self.library == "open_clip" and len(self.encoders) == 1:
             details["note"] = f"  # only its {self.encoders[0].modality} tower was trained"
         elif self.library == "open_clip" and not self.head:
-            details["note"] = "  # what makes one space of both towers' stays in the run"
+            details["note"] = "  # what makes one space of both towers' is not in it"
         if self.library == "torchvision":
             backbone = _native(self.encoders[0])
             given = "".join(f", {key}={value!r}" for key, value in backbone.kwargs.items())
@@ -150,17 +152,17 @@ def export(run: Run, directory: str | Path) -> Path:
     natives = plan(run)
     for name, encoder in run.encoders.items():
         check_finite(((f"{name}.{key}", value) for key, value in encoder.state_dict().items()), run.directory)
-    own = {"README.md", *(native.directory for native in natives)}
-    return fill(Path(directory), lambda folder: _write(natives, folder), own, HEADING)
+    own = {"README.md", space.PROJECTIONS, *(native.directory for native in natives)}
+    return fill(Path(directory), lambda folder: _write(run, natives, folder), own, HEADING)
 
 
-def _write(natives: list[Native], folder: Path) -> None:
+def _write(run: Run, natives: list[Native], folder: Path) -> None:
     lines = [
         HEADING,
         "",
         "Each folder but that of a fusion, which reads what two encoders made of their inputs, loads without mmssl; "
         "`preprocessing.json` in it says what the network expects as input. "
-        "The heads of the pretext task stay in the run.",
+        "The heads of the pretext task stay in the run, but for the projections of what it compares.",
     ]
     for native in natives:
         try:
@@ -174,6 +176,12 @@ def _write(natives: list[Native], folder: Path) -> None:
         except TypeError as error:
             raise RunError(f"encoder '{native.directory}' cannot be exported: {error}") from error
         lines += ["", f"## {native.directory}", "", "```python", native.loading(native.directory), "```"]
+    maps = space.projections(run)
+    if maps:
+        check_finite(maps.items(), run.directory)
+        save_file(maps, folder / space.PROJECTIONS)
+        loads = {id(encoder): native.loading(native.directory) for native in natives for encoder in native.encoders}
+        lines += space.explain(run, {name: loads[id(encoder)] for name, encoder in run.encoders.items()})
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

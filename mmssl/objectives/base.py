@@ -70,6 +70,8 @@ class Pair(NamedTuple):
             no network of the task sees both.
         scalars: name -> parameter (1,) that makes logits of the inner products, where `embed` is no more than the
             encoders' own pooled vectors at unit length: all that a CLIP has besides its towers. Empty elsewhere.
+        project: the maps of a's and of b's pooled vectors, where `embed` is no more than these and unit length; None
+            elsewhere.
     """
 
     a: str
@@ -77,6 +79,7 @@ class Pair(NamedTuple):
     embed: tuple[Callable[[Features], Tensor], Callable[[Features], Tensor]] | None = None
     match: Callable[[Features, Features], Tensor] | None = None
     scalars: Mapping[str, Tensor] = MappingProxyType({})
+    project: tuple[nn.Linear, nn.Linear] | None = None
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def test_lines_of_the_readme_load_every_library(tmp_path) -> None:
 def test_both_towers_of_a_clip_are_one_model(tmp_path) -> None:
     run = make_run(tmp_path / "run", {**PAIRS, "encoders": {"text": CLIP, "image": CLIP}})
     assert [native.directory for native in plan(run)] == ["text_image"]
-    assert "stays in the run" in plan(run)[0].loading("somewhere")  # two projections
+    assert "is not in it" in plan(run)[0].loading("somewhere")  # two projections
     export(run, tmp_path / "native")
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     ids, mask = zip(*(run.encoders["text"].tokenizer(text, 16) for text in ("a red circle", "two")), strict=True)

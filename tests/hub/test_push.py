@@ -36,6 +36,7 @@ PUBLISHED = {
     "tokenizers/text/tokenizer.json",
     "tokenizers/text/tokenizer_config.json",
     "native/README.md",
+    "native/projections.safetensors",
     "native/image/config.json",
     "native/image/model.safetensors",
     "native/image/preprocessing.json",
@@ -75,6 +76,12 @@ def test_nothing_private_is_published(tmp_path) -> None:
     }
     probes = {**json.loads(json.dumps(make_probes(secret)))}
     run = make_run(tmp_path / "run", tree, probes)
+    # Weights from a place on this machine are told by the last part of its name.
+    first = make_run(secret / "first", ROTATION)
+    image = {**run.recipe.encoders["image"], "pretrained": str(first.directory)}
+    save_recipe = run.recipe.model_copy(update={"encoders": {"image": image}})
+    (run.directory / "recipe.yaml").write_text(save_recipe.dump())
+    run = mmssl.load(run.directory)
     (run.directory / "tensorboard").mkdir()
     (run.directory / "tensorboard" / "events").write_text("x")
     (run.directory / "wandb").mkdir()

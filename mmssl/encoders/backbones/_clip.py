@@ -83,8 +83,14 @@ def write_clip(
     """Write `open_clip_config.json` and `open_clip_model.safetensors`; `random` says which weights are not trained."""
     directory.mkdir(parents=True, exist_ok=True)
     save_file(native_state(clip), directory / "open_clip_model.safetensors")
-    normalization = {key: list(preprocessing[key]) for key in ("mean", "std") if key in preprocessing}
-    content: dict[str, Any] = {"model_cfg": {**config, "custom_text": True}, "preprocess_cfg": normalization}
+    pictures: dict[str, Any] = {key: list(preprocessing[key]) for key in ("mean", "std") if key in preprocessing}
+    if pictures:
+        fit = preprocessing.get("decoding", {}).get("fit", "crop")
+        pictures |= {"interpolation": "bicubic", "resize_mode": "longest" if fit == "pad" else "shortest"}
+        pictures |= {"fill_color": 255}
+    content: dict[str, Any] = {"model_cfg": {**config, "custom_text": True}, "preprocess_cfg": pictures}
+    if preprocessing.get("origin"):
+        content["origin"] = dict(preprocessing["origin"])
     if random:
         content["untrained"] = random
     write_json(directory / "open_clip_config.json", content)

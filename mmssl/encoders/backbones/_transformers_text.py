@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSeq2SeqLM
 
+from mmssl.encoders.backbones._files import read_config, write_json
 from mmssl.encoders.backbones._transformers import TransformersNetwork, build, configuration
 from mmssl.encoders.backbones.base import Pretrained
 from mmssl.encoders.base import Features, at_depth, attendable, masked_mean
@@ -146,6 +147,10 @@ class TransformersText(TransformersNetwork):
         """
         super().export(directory, preprocessing)
         self.tokenizer.save(directory)
+        length = preprocessing.get("decoding", {}).get("length", self.context)
+        path = Path(directory) / "tokenizer_config.json"
+        if length is not None:
+            write_json(path, {**read_config(directory, path.name), "model_max_length": length})
 
 
 def _ends(default: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, int | None]:

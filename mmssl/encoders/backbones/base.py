@@ -100,7 +100,13 @@ class Backbone(nn.Module):
         return None
 
     def export(self, directory: Path, preprocessing: Mapping[str, Any]) -> None:
-        """Write files that the library loads; `preprocessing` has `mean` and `std` of its input, one a channel."""
+        """Write files that the library loads.
+
+        Args:
+            directory: made if missing.
+            preprocessing: `mean` and `std` of its input, one a channel; where they are known also `input_size`
+                (channels, height, width), `decoding`, the settings of the run, and `origin`, see `Encoder.origin`.
+        """
         raise TypeError(f"{type(self).__name__} has no native form")
 
 

@@ -77,5 +77,8 @@ def export_clip_pair(
     tokenizer: Tokenizer = text.spec["tokenizer"]
     tokenizer.save(directory)
     preprocessing = {"modality": "image and text", "mean": image.spec["mean"], "std": image.spec["std"]}
+    preprocessing["origin"] = dict(image.origin)
+    if image.decoding is not None:
+        preprocessing["decoding"] = image.decoding.image.model_dump(mode="json", exclude_none=True)
     write_clip(directory, clip, config, preprocessing)
     write_json(directory / "preprocessing.json", preprocessing)

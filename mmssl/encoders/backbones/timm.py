@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,10 +16,16 @@ from timm.layers import Attention, resample_abs_pos_embed
 from timm.models import VisionTransformer, save_for_hf
 from torch import Tensor, nn
 
-from mmssl.encoders.backbones._files import LOCAL_DIR, read_config
+from mmssl.encoders.backbones._files import LOCAL_DIR, read_config, write_json
 from mmssl.encoders.backbones.base import Backbone, Library, Pretrained, build_errors, nearest_model, refuse
 from mmssl.encoders.base import Features, at_depth, attendable, hide, masked_mean, places
 from mmssl.errors import RecipeError
+
+# What a configuration says of weights, and of pictures of their size, that an encoder does not have any more.
+OF_TIMMS_WEIGHTS = {
+    *("tag", "license", "origin_url", "paper_name", "paper_ids", "notes", "hf_hub_id", "url", "file", "pool_size"),
+    *("test_input_size", "test_crop_pct", "min_input_size", "label_names", "label_descriptions"),
+}
 
 
 class TimmTrunk(Backbone):
@@ -125,15 +132,35 @@ class TimmNetwork(TimmTrunk):
             self.mean, self.std = (0.5,) * self.channels, (0.5,) * self.channels
 
     def export(self, directory: Path, preprocessing: Mapping[str, Any]) -> None:
-        """`timm.create_model("local-dir:" + directory, pretrained=True)` loads it, constructor arguments included."""
-        normalization = {"mean": list(preprocessing["mean"]), "std": list(preprocessing["std"])}
+        """`timm.create_model("local-dir:" + directory, pretrained=True)` loads it, constructor arguments included.
+
+        `timm.data.resolve_model_data_config` of it is what the network was trained with. What timm's own weights of
+        that name are and who may use them is left out.
+        """
         save_for_hf(
             copy.deepcopy(self.net).to(memory_format=torch.contiguous_format),
             directory,
-            model_config={"pretrained_cfg": normalization},
             model_args=dict(self.kwargs),
             safe_serialization=True,
         )
+        path = directory / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        origin, mode = preprocessing.get("origin", {}), preprocessing.get("decoding", {}).get("fit", "crop")
+        about = {key: value for key, value in config["pretrained_cfg"].items() if key not in OF_TIMMS_WEIGHTS}
+        about |= {
+            "mean": list(preprocessing["mean"]),
+            "std": list(preprocessing["std"]),
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "border" if mode == "pad" else "center",
+        }
+        if "input_size" in preprocessing:
+            about["input_size"] = list(preprocessing["input_size"])
+        if "license" in origin:
+            about["license"] = origin["license"]
+        if origin:
+            about["notes"] = [f"trained with mmssl, {key.replace('_', ' ')}: {value}" for key, value in origin.items()]
+        write_json(path, {**config, "pretrained_cfg": about})
 
 
 class TimmTransformer(TimmNetwork):

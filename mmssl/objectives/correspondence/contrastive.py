@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from annotated_types import Ge, Le
@@ -140,7 +140,11 @@ class Contrastive(TwoSides):
         """Both encoders, by the cosine in the shared space."""
         bare = self.width is None and self.fusion is None
         scalars = dict(self.named_parameters(recurse=False)) if bare else {}
-        return (Pair(self.a, self.b, embed=(partial(self.embed, "a"), partial(self.embed, "b")), scalars=scalars),)
+        embed = partial(self.embed, "a"), partial(self.embed, "b")
+        maps = self.project_a, self.project_b
+        linear = isinstance(maps[0], nn.Linear) and isinstance(maps[1], nn.Linear) and self.fusion is None
+        project = cast(tuple[nn.Linear, nn.Linear], maps) if linear else None
+        return (Pair(self.a, self.b, embed=embed, scalars=scalars, project=project),)
 
     def predict(self, inputs: Batch) -> Batch:
         """`a` and `b` (B, width), unit vectors."""

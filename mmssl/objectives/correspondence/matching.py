@@ -233,7 +233,8 @@ class Matching(TwoSides):
     def pairs(self) -> tuple[Pair, ...]:
         """Both encoders: quickly by the cosine of the contrastive term where there is one, slowly by the fusion."""
         embed = (partial(self.embed, "a"), partial(self.embed, "b")) if self.weight else None
-        return (Pair(self.a, self.b, embed=embed, match=self.match),)
+        project = (self.project_a, self.project_b) if self.weight else None
+        return (Pair(self.a, self.b, embed=embed, match=self.match, project=project),)
 
     def after_step(self, progress: float) -> None:
         """Clamp the temperature; the slow copy and its queue move on."""

@@ -1,0 +1,121 @@
+"""The space in which a task compares two encoders, for those who search in it without mmssl."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from mmssl.encoders.base import Encoder
+from mmssl.objectives.base import Pair
+
+if TYPE_CHECKING:
+    from mmssl.run_directory import Run
+
+PROJECTIONS = "projections.safetensors"
+
+SPACE = """
+import torch
+from safetensors.torch import load_file
+
+{loading}
+maps = load_file("{file}")
+
+
+def to_space(name, pooled):  # (B, D) -> unit vectors (B, W)
+    mapped = torch.nn.functional.linear(pooled, maps[f"{{name}}.weight"], maps.get(f"{{name}}.bias"))
+    return torch.nn.functional.normalize(mapped, dim=-1)
+
+
+{functions}
+
+
+# How well each {a} fits each {b}: embed_{a}(...) @ embed_{b}(...).T
+"""
+
+
+def projections(run: Run) -> dict[str, Tensor]:
+    """The maps of every pair of a run's task, `<a>_<b>.<name>.weight` and `.bias`; empty where there are none."""
+    found = {}
+    for pair in run.objective.pairs:
+        for name, linear in zip((pair.a, pair.b), pair.project or (), strict=False):
+            found[f"{_title(pair)}.{name}.weight"] = linear.weight
+            if linear.bias is not None:
+                found[f"{_title(pair)}.{name}.bias"] = linear.bias
+    return {key: value.detach().cpu().contiguous() for key, value in found.items()}
+
+
+def explain(run: Run, loads: Mapping[str, str]) -> list[str]:
+    """Lines of README.md: plain PyTorch that embeds both sides of each pair.
+
+    Args:
+        run: whose task compares them.
+        loads: name of encoder -> the lines that load its native network as `model`.
+    """
+    lines: list[str] = []
+    for pair in run.objective.pairs:
+        if pair.project is None:
+            continue
+        loading: dict[str, list[str]] = {}
+        for name in (pair.a, pair.b):
+            loading.setdefault(loads[name], []).append(name)
+        code = SPACE.format(
+            file=PROJECTIONS,
+            loading="\n".join(
+                f"{text}\n{' = '.join(map(_variable, names))} = model.eval()" for text, names in loading.items()
+            ),
+            functions="\n\n\n".join(_function(pair, name, run.encoders) for name in (pair.a, pair.b)),
+            a=_variable(pair.a),
+            b=_variable(pair.b),
+        )
+        lines += [
+            "",
+            f"## One space for {pair.a} and {pair.b}",
+            "",
+            "What the task learned to compare, and search needs. Inputs are as `preprocessing.json` says.",
+            "",
+            "```python",
+            *code.strip().split("\n"),
+            "```",
+        ]
+    return lines
+
+
+def _title(pair: Pair) -> str:
+    return f"{pair.a}_{pair.b}"
+
+
+def _variable(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _function(pair: Pair, name: str, encoders: Mapping[str, Encoder]) -> str:
+    """`embed_<name>`, from what the network reads to the space."""
+    given, lines, pooled = _pooled(encoders[name], _variable(name))
+    body = [*lines, f'return to_space("{_title(pair)}.{name}", {pooled})']
+    return f"def embed_{_variable(name)}({given}):\n" + "\n".join(f"    {line}" for line in body)
+
+
+def _pooled(encoder: Encoder, model: str) -> tuple[str, list[str], str]:
+    """Argument, lines and expression of the pooled features of a native network."""
+    library = str(encoder.spec["model"]).partition("/")[0]
+    if encoder.modality == "text":
+        if library == "open_clip":
+            return "texts", [], f"{model}.encode_text(tokenizer(texts))"
+        lines = [
+            'tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")',
+            f"hidden = {model}(**tokens).last_hidden_state",
+        ]
+        if encoder.spec.get("pool") == "first":
+            return "texts", lines, "hidden[:, 0]"
+        mask = 'mask = tokens["attention_mask"].unsqueeze(2)'
+        return "texts", [*lines, mask], "(hidden * mask).sum(1) / mask.sum(1)"
+    call = {"timm": model, "torchvision": model, "open_clip": f"{model}.encode_image"}.get(library)
+    if call is None:
+        return "pooled", ["# (B, D): see `pooled` of mmssl's Features for what this network's is"], "pooled"
+    network: Any = encoder.backbone
+    if network.native is not network:  # a network of pictures over the frames of a clip
+        over = "mean(1)" if network.temporal == "mean" else "amax(1)"
+        return "x", [], f"{call}(x.flatten(0, 1)).unflatten(0, x.shape[:2]).{over}"
+    return "x", [], f"{call}(x)"
