@@ -104,7 +104,7 @@ def test_what_a_run_leaves(finished: Path) -> None:
     assert {"preview.png", "history.png"} <= {path.name for path in (finished / "figures").iterdir()}
     assert "conflicts.png" in {path.name for path in (finished / "figures").iterdir()}
     report = (finished / "report.html").read_text()
-    assert "Verdict: turn: at chance since step 0: accuracy" in report
+    assert "Verdict: turn: too few answers to tell: accuracy" in report
     assert re.search(r"Conflict: \w+ and \w+ [a-z ,]+: mean cosine of their gradients -?0\.\d+ \(95% int", report)
     assert [path.name for path in (finished / "state").iterdir()] == ["step_00000004"]
 

@@ -1,4 +1,4 @@
-"""The closing line of a run: learned, at chance since step s, or collapsed, with the number that decided it.
+"""The closing line of a run: learned, unmoved, at chance since step s, collapsed, or too few answers to tell.
 
 The records are cut, from the end, into windows of up to 20. In each window the numbers of known chance level are tested
 against it, one-sided: a share of right answers (`accuracy`, `ranking`) by its binomial tail, with one trial a row of
@@ -11,9 +11,15 @@ knowing how frequent each answer is already takes accuracy and loss far from gue
 loss decides only where nothing else has a level: that of embeddings falls by their being close together. Where all are
 one point, `spread` says so.
 
-Learned means: in the last window a number is better than guessing. Where embeddings are compared, which log `spread`,
-that is not enough: untrained networks already find the other view of a picture far more often than guessing does. There
-it has to be better than in the first window, unless that was at chance, and where it is not the run is `unmoved`.
+Learned means: in the last window a number is better than guessing, *and* better than that of the untrained network,
+which the record of step 0 holds. Three comparisons may show it, each one-sided at 1 %: the last window with step 0; the
+very rows and draws of step 0 with the trained network, which the last record holds; the last window with the first.
+Shares are compared by Fisher's exact test. A head that was not better than guessing when untrained needs no more than
+the first; embeddings, which tell much untrained, always do, and where they have not become better the run is `unmoved`,
+unless more of the first batch is right now and its rows are too few to tell.
+
+Not better than guessing is `at chance` where the answers would have shown an effect: a fifth of the way from guessing
+to all right, in four of five runs. Below that, and for errors below five records, there are too few to tell.
 """
 
 from __future__ import annotations
@@ -27,17 +33,23 @@ from typing import Any, Literal, NamedTuple
 from scipy import stats
 
 from mmssl.audit.conflicts import fiercest
-from mmssl.objectives.base import Chance
+from mmssl.audit.power import more_often_right, tells
+from mmssl.objectives.base import EMBEDDINGS, Chance
+from mmssl.training.monitors import MONITOR as MONITORED
+from mmssl.training.monitors import SAME_ROWS
 
 Record = Mapping[str, Any]
-Outcome = Literal["learned", "unmoved", "at chance", "collapsed", "unknown"]
+Outcome = Literal["learned", "unmoved", "at chance", "collapsed", "too few answers to tell", "unknown"]
 
 RELATIVE = "relative_error"
+MONITOR, AGAIN = f"{MONITORED}/", f"{SAME_ROWS}/"
 WINDOW = 20  # records at most
+RECORDS = 5  # below which the scatter of an error is not known
 FALSE_ALARM = 0.01  # how often a run at chance is said to have left it, if only for a while
 # Isotropic embeddings whose rows have a mean cosine c have the spread sqrt(1 - c): 0.1 is c = 0.99, an angle of 8
 # degrees between any two rows. Vectors along one line in 100 dimensions or more fall below it as well.
 COLLAPSED = 0.1
+LINE = 2.0  # effective rank below which features are hardly more than one direction
 ROUNDING = 1e-5  # of float32 sums, relative: a loss that says nothing differs by less from its level
 LARGEST_Z = 37.0  # the tail beyond it is 0 in double precision
 
@@ -47,13 +59,14 @@ class Verdict:
     """How one task of a run ended; `str` of it is the closing line.
 
     Attributes:
-        outcome: `unmoved` is better than guessing and no better than at first; `unknown` where the records cannot tell.
+        outcome: `unmoved` is better than guessing and no better than untrained; `unknown` where no record can tell.
         reason: the number that decided it, in words.
         task: its name in a combination; empty where the run has one task.
         since: step from which on it holds, for `collapsed` and `at chance` (0: it never left).
         metric: entry of the records that decided it.
         value: its mean over the last window.
         chance: its level of guessing; None for `spread`, which has none.
+        untrained: what it was at step 0; None where that was not recorded.
         z: how far `value` is better than `chance`, as standard deviations of a normal of the same tail.
     """
 
@@ -65,6 +78,7 @@ class Verdict:
     value: float | None = None
     chance: float | None = None
     z: float | None = None
+    untrained: float | None = None
 
     def __str__(self) -> str:
         task = f"{self.task}: " if self.task else ""
@@ -86,7 +100,8 @@ def judge(history: Sequence[Record], chance: Chance, rows: int) -> list[Verdict]
         chance: of the objective with global batches of `rows`.
         rows: of the global batch; a share in a record is a share of so many answers.
     """
-    spreads = (key for record in history for key in record if _last(key) == "spread")
+    run = _Run.of(history)
+    spreads = (key for record in run.steps for key in record if _last(key) == "spread")
     tasks = dict.fromkeys(_task(key) for key in (*chance.levels, *spreads))
     # The total of a combination says nothing of any of its tasks.
     apart = [
@@ -94,42 +109,65 @@ def judge(history: Sequence[Record], chance: Chance, rows: int) -> list[Verdict]
         for task in tasks
         if not any(other.startswith(f"{task}/" if task else "") for other in tasks if other != task)
     ]
-    return [_judge(history, task, chance, rows) for task in apart]
+    compare = {_task(key) for record in run.steps for key in record if _last(key) == "spread"}
+    flat = {task: _flat(history, task) for task in apart if task in compare}
+    return [flat.get(task) or _judge(run, task, chance, rows) for task in apart]
 
 
-def _judge(history: Sequence[Record], task: str, chance: Chance, rows: int) -> Verdict:
-    spread = _Series.of(history, f"{task}/spread" if task else "spread")
-    spread_now = ""
+class _Run(NamedTuple):
+    """The records of the steps; what the untrained network scored on the first batch, and the trained one; or empty."""
+
+    steps: Sequence[Record]
+    untrained: Record
+    again: Record
+
+    @classmethod
+    def of(cls, history: Sequence[Record]) -> _Run:
+        last = history[-1] if history else {}
+        return cls(
+            [{k: v for k, v in r.items() if not k.startswith((AGAIN, MONITOR))} for r in history if r["step"] > 0],
+            next((record for record in history if record["step"] == 0), {}),
+            {key.removeprefix(AGAIN): value for key, value in last.items() if key.startswith(AGAIN)},
+        )
+
+
+def _judge(run: _Run, task: str, chance: Chance, rows: int) -> Verdict:
+    spread = _Series.of(run, f"{task}/spread" if task else "spread")
+    beside = ""
     if spread.windows:
         value = fmean(spread.values[spread.windows[-1]])
         if value < COLLAPSED:
             return _collapsed(spread, task, value)
-        spread_now = f"; spread of the embeddings {value:.2f}"
+        beside = f"; spread of the embeddings {value:.2f}"
 
     levels = {key: level for key, level in chance.levels.items() if _task(key) == task and _last(key) != "spread"}
-    every = [_test(_Series.of(history, key), level, rows) for key, level in sorted(levels.items(), key=_order)]
+    every = [_test(_Series.of(run, key), level, rows) for key, level in sorted(levels.items(), key=_order)]
     every = [test for test in every if test.zs]
     relative = [test for test in every if _last(test.series.key) == RELATIVE]
     tests = relative or [test for test in every if _last(test.series.key) != "loss"] or every
     if not tests:
-        return Verdict("unknown", f"no number of known chance level has two records to test{spread_now}", task)
-    enough = NormalDist().inv_cdf(1 - FALSE_ALARM / sum(len(test.zs) for test in tests))
+        return Verdict("unknown", f"no number of known chance level has two records to test{beside}", task)
+    alarm = FALSE_ALARM / sum(len(test.zs) for test in tests)
+    enough = NormalDist().inv_cdf(1 - alarm)
     better = [test for test in tests if test.zs[-1] > enough]
     for test in better:
-        # An untrained head says nothing; untrained embeddings, which have a spread, already tell much.
-        if not spread.windows or test.zs[0] <= enough or len(test.zs) == 1 or test.series.improved():
-            return test.verdict("learned", task, None, spread_now)
+        if test.improved() or not test.told_untrained(enough, embeddings=bool(spread.windows)):
+            return test.verdict("learned", task, None, beside)
     if better:
-        start = f", no better than at {better[0].series.between(better[0].series.windows[0])}"
-        return better[0].verdict("unmoved", task, None, start + spread_now)
+        series = better[0].series
+        start = "" if series.untrained is not None else f", no better than at {series.between(series.windows[0])}"
+        return better[0].verdict(better[0].unmoved(), task, None, start + beside)
     left = [test for test in tests if max(test.zs) > enough]
     if not left:
-        return tests[0].verdict("at chance", task, 0, spread_now)
+        telling = next((test for test in tests if test.tells(alarm)), None)
+        if telling is None:
+            return tests[0].verdict("too few answers to tell", task, None, beside)
+        return telling.verdict("at chance", task, 0, beside)
     # Of all that left chance, what came back last.
     test = max(left, key=lambda test: test.back(enough))
     best = test.series.windows[test.zs.index(max(test.zs))]
     before = f", after {_number(fmean(test.series.values[best]))} at {test.series.between(best)}"
-    return test.verdict("at chance", task, test.back(enough), before + spread_now)
+    return test.verdict("at chance", task, test.back(enough), before + beside)
 
 
 def _collapsed(spread: _Series, task: str, value: float) -> Verdict:
@@ -139,7 +177,38 @@ def _collapsed(spread: _Series, task: str, value: float) -> Verdict:
         f"spread of the embeddings {value:.3f}, below {COLLAPSED} (1 all over the sphere, 0 a single point; "
         f"{_records(window)})"
     )
-    return Verdict("collapsed", reason, task, spread.steps[above + 1], spread.key, value)
+    return Verdict("collapsed", reason, task, spread.steps[above + 1], spread.key, value, untrained=spread.untrained)
+
+
+def _flat(history: Sequence[Record], task: str) -> Verdict | None:
+    """A collapse that spread and loss of the task do not show; None where there is none.
+
+    Embeddings along a line have whatever spread a last BatchNorm gives them: their effective rank tells. Features of an
+    encoder are judged by both, and of tasks alone that compare embeddings: a head may read small differences. Either is
+    a collapse only where it was not so untrained.
+    """
+    own = f"{MONITOR}{task}/" if task else MONITOR
+    names = dict.fromkeys(_task(key) for r in history for key in r if key.startswith(own) and _last(key) == "rank")
+    for name in names:
+        seen = [(r["step"], r[f"{name}/rank"], r[f"{name}/spread"]) for r in history if f"{name}/rank" in r]
+        step, rank, spread = seen[0]
+        embeddings = _last(name) == EMBEDDINGS
+        flat = [_thin(r, rank) and (embeddings or s < min(COLLAPSED, spread / 2)) for _, r, s in seen]
+        if flat[-1]:
+            since = max((i for i, one in enumerate(flat) if not one), default=-1) + 1
+            last, now, room = seen[-1]
+            what = "embeddings" if embeddings else f"features of the encoder '{_last(name)}'"
+            reason = (
+                f"{what} of effective rank {now:.1f} and spread {room:.3f} at step {last}, "
+                f"against {rank:.1f} and {spread:.3f} at step {step}"
+            )
+            return Verdict("collapsed", reason, task, seen[since][0], f"{name}/rank", now, untrained=rank)
+    return None
+
+
+def _thin(rank: float, untrained: float) -> bool:
+    """Hardly more than one direction is left, or a few of very many."""
+    return rank < min(LINE, untrained / 2) or rank < min(2 * LINE, untrained / 10)
 
 
 class _Series(NamedTuple):
@@ -149,22 +218,25 @@ class _Series(NamedTuple):
     steps: list[int]
     values: list[float]
     windows: list[slice]
+    untrained: float | None
+    again: float | None
 
     @classmethod
-    def of(cls, history: Sequence[Record], key: str) -> _Series:
-        kept = [(record["step"], float(record[key])) for record in history if math.isfinite(record.get(key, math.nan))]
+    def of(cls, run: _Run, key: str) -> _Series:
+        kept = [(record["step"], value) for record in run.steps if (value := _finite(record, key)) is not None]
         # Half of a short run, for a loss that still moves; at least five records, to know their scatter.
         size = min(WINDOW, max(5, math.ceil(len(kept) / 2)))
         stops = sorted(range(len(kept), 0, -size))
         if len(stops) > 1 and stops[0] < 3:
             del stops[0]  # one or two left over at the beginning go to the first window
         windows = [slice(start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
-        return cls(key, [step for step, _ in kept], [value for _, value in kept], windows)
+        steps, values = [step for step, _ in kept], [value for _, value in kept]
+        return cls(key, steps, values, windows, _finite(run.untrained, key), _finite(run.again, key))
 
     def between(self, window: slice) -> str:
         return f"steps {self.steps[window][0]} to {self.steps[window][-1]}"
 
-    def improved(self) -> bool:
+    def rose(self) -> bool:
         """Whether the last window is better than the first, by Welch's test."""
         if len(self.windows) < 2:
             return False
@@ -190,17 +262,67 @@ class _Test(NamedTuple):
         last = max((i for i, z in enumerate(self.zs) if z > enough), default=-1)
         return self.series.steps[self.series.windows[last + 1].start] if last >= 0 else 0
 
+    def improved(self) -> bool:
+        """Whether the last window is better than step 0 or than the first window, or the rows of step 0 are now."""
+        series, window = self.series, self.series.windows[-1]
+        before, again = series.untrained, series.again
+        if series.rose():
+            return True
+        if before is None:
+            return False
+        values = series.values[window]
+        if _is_share(_last(series.key)):
+            tails = [more_often_right(fmean(values), self.rows * len(values), before, self.rows)]
+            tails += [] if again is None else [more_often_right(again, self.rows, before, self.rows)]
+            return min(tails) < FALSE_ALARM
+        if len(values) < 2:
+            return False
+        single = _scatter(values)  # of one record; that of the window's mean is smaller
+        gains = [(before - fmean(values)) / (single * math.sqrt(1 + 1 / len(values)))]
+        gains += [] if again is None else [(before - again) / (single * math.sqrt(2))]
+        return bool(stats.t.sf(max(gains), len(values) - 1) < FALSE_ALARM)
+
+    def unmoved(self) -> Outcome:
+        """Of what has not improved: whether it would have been seen, had it."""
+        before, again = self.series.untrained, self.series.again
+        if before is None or again is None or not _is_share(_last(self.series.key)):
+            return "unmoved"
+        rose = again > before and not tells(before, self.rows, FALSE_ALARM)
+        return "too few answers to tell" if rose else "unmoved"
+
+    def told_untrained(self, enough: float, *, embeddings: bool) -> bool:
+        """Whether the untrained network was, or may have been, better than guessing."""
+        series = self.series
+        if series.untrained is None:  # a run of an earlier version: its first window stands for it
+            return embeddings and len(self.zs) > 1 and self.zs[0] > enough
+        if embeddings:
+            return True
+        if _is_share(_last(series.key)):
+            right = math.floor(series.untrained * self.rows + 1e-6)
+            return bool(stats.binom.sf(right - 1, self.rows, self.level) < FALSE_ALARM)
+        return series.untrained < self.level * (1 - ROUNDING)
+
+    def tells(self, false_alarm: float) -> bool:
+        """Whether the last window would have shown an effect."""
+        count = self.series.windows[-1].stop - self.series.windows[-1].start
+        if _is_share(_last(self.series.key)):
+            return tells(self.level, self.rows * count, false_alarm)
+        return count >= RECORDS
+
     def verdict(self, outcome: Outcome, task: str, since: int | None, rest: str) -> Verdict:
         window, z, name = self.series.windows[-1], self.zs[-1], _last(self.series.key)
         value = fmean(self.series.values[window])
         answers = f", {self.rows * (window.stop - window.start)} answers" if _is_share(name) else ""
         by = "of the best constant answer" if name == RELATIVE else "by guessing"
         sign = {LARGEST_Z: ">", -LARGEST_Z: "<"}.get(z, "=")
+        before, again = self.series.untrained, self.series.again
+        untrained = "" if before is None else f" and {_number(before)} untrained"
+        same = "" if again is None else f", {_number(again)} on the rows of step 0"
         reason = (
-            f"{name} {_number(value)} against {_number(self.level)} {by} "
-            f"({_records(window)}{answers}, z {sign} {z:.1f}){rest}"
+            f"{name} {_number(value)} against {_number(self.level)} {by}{untrained} "
+            f"({_records(window)}{answers}, z {sign} {z:.1f}{same}){rest}"
         )
-        return Verdict(outcome, reason, task, since, self.series.key, value, self.level, z)
+        return Verdict(outcome, reason, task, since, self.series.key, value, self.level, z, before)
 
 
 def _test(series: _Series, level: float, rows: int) -> _Test:
@@ -221,6 +343,11 @@ def _z(series: _Series, window: slice, level: float, rows: int) -> float | None:
     else:
         return None
     return min(max(float(stats.norm.isf(tail)), -LARGEST_Z), LARGEST_Z)
+
+
+def _finite(record: Record, key: str) -> float | None:
+    value = float(record.get(key, math.nan))
+    return value if math.isfinite(value) else None
 
 
 def _scatter(values: Sequence[float]) -> float:

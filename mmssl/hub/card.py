@@ -24,6 +24,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LICENSE_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 # Entries of a record of metrics.jsonl that say how the machine fared and not how the task did.
 MACHINE = {"step", "lr", "gradient_norm", "samples_per_second", "data_wait", "peak_memory_gib", "eta"}
+APART = ("probe/", "monitor/", "same_rows/")  # of which the card has tables of its own, or which are for the figure
 
 
 def model_card(run: Run, repo: str | None = None) -> str:
@@ -159,7 +160,7 @@ def final_metrics(history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     final: dict[str, float] = {}
     for record in history:
         for key, value in record.items():
-            if key not in MACHINE and not key.startswith("probe/") and isinstance(value, int | float):
+            if key not in MACHINE and not key.startswith(APART) and isinstance(value, int | float):
                 final[key] = value
     return final
 

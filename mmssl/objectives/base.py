@@ -21,6 +21,8 @@ from mmssl.encoders.base import Encoder, Features
 from mmssl.errors import RecipeError
 from mmssl.ops.draws import Draws
 
+EMBEDDINGS = "embeddings"
+"""See `Objective.drawn_together`."""
 Meets = Literal["nowhere", "transform", "loss"]
 
 
@@ -200,6 +202,13 @@ class Objective(nn.Module):
     def pairs(self) -> tuple[Pair, ...]:
         """The pairs of encoders that the task has learned to compare; none by default."""
         return ()
+
+    def drawn_together(self, inputs: Batch) -> dict[str, Tensor]:
+        """Vectors (B, V, D) of V views of a row that should be alike, for the monitors; none by default.
+
+        Under the name of an encoder its pooled vectors, under `EMBEDDINGS` what the loss compares.
+        """
+        return {}
 
     def chance(self, rows: int) -> Chance:
         """The score of guessing with a global batch of `rows`."""

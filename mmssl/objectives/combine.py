@@ -131,6 +131,14 @@ class Combine(Objective):
         """Every task's own."""
         return tuple(pair for _, task in self._each() for pair in task.pairs)
 
+    def drawn_together(self, inputs: Batch) -> dict[str, Tensor]:
+        """Every task's own, under its name."""
+        return {
+            f"{name}/{key}": value
+            for name, task in self._each(inputs)
+            for key, value in task.drawn_together(sub_batch(inputs, name)).items()
+        }
+
     def chance(self, rows: int) -> Chance:
         """The weighted sum, which has no level where tasks take turns; each task's own levels under its name."""
         total: float | None = None if self.takes_turns else 0.0

@@ -68,17 +68,17 @@ def _stored(directory: Path, done: int, main: bool) -> list[dict[str, Any]]:
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "metrics.jsonl"
     if main:
-        for name in ("metrics.jsonl", "errors.jsonl"):
-            truncate_after(directory / name, done)
+        truncate_after(path, done or -1)  # a run that starts over measures step 0 anew
+        truncate_after(directory / "errors.jsonl", done)
     if dist.is_initialized():
         dist.barrier()
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [record for record in map(json.loads, lines) if record["step"] <= done]
+    return [record for record in map(json.loads, lines) if record["step"] <= (done or -1)]
 
 
 def _trackers(accelerator: Accelerator, directory: Path, done: int) -> list[Any]:
     # Made by hand: accelerate would name its folder after the project, and the project is what W&B shows.
-    board = TensorBoardTracker("tensorboard", logging_dir=str(directory), purge_step=done + 1)
+    board = TensorBoardTracker("tensorboard", logging_dir=str(directory), purge_step=done and done + 1)
     accelerator.log_with.append(board)
     accelerator.init_trackers("mmssl")
     return accelerator.trackers

@@ -20,9 +20,10 @@ from mmssl.recipe import Training
 from mmssl.training import checkpoint
 from mmssl.training.history import History
 from mmssl.training.launch import StopFlag, check_sharding, default_dtype, make_accelerator, prepare
+from mmssl.training.monitors import Monitors, losses_of
 from mmssl.training.optim import lr_factor, set_lr, set_weight_decay
 from mmssl.training.progress import Clock, peak_memory
-from mmssl.training.step import accumulated_backward, task_gradients
+from mmssl.training.step import accumulated_backward, task_gradients, unchanged
 
 ENDLESS = 2**62
 
@@ -63,7 +64,8 @@ def fit(
         quiet: print nothing.
 
     Returns:
-        The records of metrics.jsonl, those of earlier parts of a resumed run included.
+        The records of metrics.jsonl, those of earlier parts of a resumed run included. The first is of step 0, the
+        untrained network on the first batch; the last holds the same rows and draws again, as `same_rows/...`.
 
     Raises:
         Interrupted: after SIGINT or SIGTERM, once the state is saved.
@@ -85,14 +87,25 @@ def fit(
         batches = loader.batches(done, training.steps)
         clock = Clock()
 
-        def next_inputs(number: int) -> Batch:
-            """What the task makes of this step's rows."""
-            batch = to_device(clock.waiting_for(batches, training.batch_size), device)
+        def inputs_of(number: int, batch: Batch) -> Batch:
+            """What the task makes of the rows of a step."""
             draws = Draws(training.seed, number, count_rows(batch), share=share, shares=shares, device=device)
             with torch.no_grad():
                 return objective.transform(batch, draws)
 
+        def next_inputs(number: int) -> Batch:
+            batch = to_device(clock.waiting_for(batches, training.batch_size), device)
+            return inputs_of(number, monitors.keep(number, batch))
+
+        def first_rows_again() -> dict[str, float]:
+            """The losses of step 0 with the network as it is now."""
+            reseed = partial(_reseed, training, 0, share)
+            with unchanged(objective):
+                inputs = inputs_of(0, to_device(next(iter(loader.batches(0, 1))), device))
+                return losses_of(passes, inputs, training.accumulate, accelerator.autocast, reseed)
+
         chance, finite = objective.chance(training.batch_size), _Finite(device)
+        monitors = Monitors(objective, training, accelerator.autocast, accelerator.is_fsdp2)
         with History(accelerator, directory, training.steps, done, chance, quiet) as history:
             began = time.perf_counter()
             for number in range(done, training.steps):
@@ -114,6 +127,7 @@ def fit(
                     sharded=accelerator.is_fsdp2,
                 )
                 objective.before_step(step)
+                untrained = monitors.read(step.inputs) if number == 0 else {}
                 lr = training.optimizer.lr * lr_factor(training, number)
                 set_lr(optimizer, lr)
                 set_weight_decay(optimizer, training.optimizer, number / training.steps)
@@ -129,6 +143,10 @@ def fit(
                 )
                 if scaler is None:  # which passes over a step that overflows
                     finite.see(number, losses["loss"])
+                if number == 0:  # the losses are those of a network that no step has changed
+                    finite.see(number, losses["loss"])
+                    finite.check(loader, directory)
+                    history.log({"step": 0} | {k: average(v).item() for k, v in losses.items()} | untrained)
                 norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.clip) if training.clip else None
                 optimizer.step()
                 optimizer.zero_grad()
@@ -149,6 +167,8 @@ def fit(
                     if norm is not None:
                         record["gradient_norm"] = float(norm)
                     record |= clock.read()
+                    record |= monitors.read(step.inputs) if monitors.due(now) else {}
+                    record |= first_rows_again() if now == training.steps else {}
                     record["peak_memory_gib"] = peak_memory()
                     if undecodable := getattr(loader, "undecodable", 0):
                         record["undecodable"] = undecodable

@@ -208,9 +208,9 @@ def test_a_run_that_measures_conflicts_has_the_same_bits_and_logs_them_when_due(
 
     (state, history), (plain_state, plain) = trained(2), trained(0)
     assert all(torch.equal(value, plain_state[key]) for key, value in state.items())
-    assert [record["step"] for record in history] == [2, 4, 5]
-    assert [record["step"] for record in plain] == [4, 5]
-    assert ["conflict/turn_match" in record for record in history] == [True, True, False]
+    assert [record["step"] for record in history] == [0, 2, 4, 5]
+    assert [record["step"] for record in plain] == [0, 4, 5]
+    assert ["conflict/turn_match" in record for record in history] == [False, True, True, False]
     for record in plain:
         (same,) = (other for other in history if other["step"] == record["step"])
         assert {key: same[key] for key in record if "loss" in key} == {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.modules.views import Given, Views
-from mmssl.objectives.base import Objective, Panel
+from mmssl.objectives.base import EMBEDDINGS, Objective, Panel
 from mmssl.ops.draws import Draws
 
 
@@ -23,7 +23,12 @@ class TwoViews(Objective):
         encoder: its name; whether it reads images, clips or sound decides the views.
         views: what the recipe says of them.
         **published: modality -> what each view's settings are without that; see `Views`.
+
+    Attributes:
+        compared: the output that holds the embeddings, unit vectors (B, views, width).
     """
+
+    compared = "z"
 
     def __init__(
         self, encoders: Mapping[str, Encoder], encoder: str, views: Given, **published: Sequence[Mapping[str, Any]]
@@ -37,6 +42,11 @@ class TwoViews(Objective):
     def transform(self, batch: Batch, draws: Draws) -> Batch:
         """`views` (B, 2, 3, h, h), of clips (B, 2, T, 3, h, h), or (B, 2, M, T) of sounds with their `valid` frames."""
         return dict(zip(("views", "valid"), self.views(batch, draws, self.encoder(self.name)), strict=False))
+
+    def drawn_together(self, inputs: Batch) -> dict[str, Tensor]:
+        """Both views, and what is compared of them; a single one where only the first is embedded."""
+        pooled = self.each_view(inputs, self.encoder(self.name))
+        return {self.name: pooled, EMBEDDINGS: self.predict(inputs)[self.compared]}
 
     def each_view(self, inputs: Batch, encoder: nn.Module, *heads: nn.Module) -> Tensor:
         """What an encoder and heads after it make of both views, (B, 2, D), in one pass a view.

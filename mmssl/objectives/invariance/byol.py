@@ -46,6 +46,8 @@ class BYOL(TwoViews):
         views: what differs from the published views: settings of `ImageView` or `AudioView`, for both or one each.
     """
 
+    compared = "target"
+
     def __init__(
         self,
         encoders: Mapping[str, Encoder],

@@ -64,6 +64,7 @@ class MoCo(TwoViews):
         views: what differs from the published views: settings of `ImageView` or `AudioView`, for both or one each.
     """
 
+    compared = "q"
     meets = "loss"
     queue: Tensor
     pointer: Tensor

@@ -1,0 +1,61 @@
+"""How much room features take, as labels are not needed to see: what a loss does not tell of a collapse."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DEAD = 1e-6  # of the largest standard deviation among the dimensions
+
+
+def effective_rank(x: Tensor) -> Tensor:
+    """Exponential of the entropy of the normalized singular values, 0-dim: 1 to min(N, D).
+
+    RankMe (Garrido, Balestriero, Najman & LeCun 2023, arXiv 2210.02885, equation 1): the rows as they are, their mean
+    included. 1 where all rows are zero.
+
+    Args:
+        x: float (N, D).
+    """
+    values = torch.linalg.svdvals(x.double())
+    shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
+    return torch.special.entr(shares).sum().exp()
+
+
+def dead_share(x: Tensor) -> Tensor:
+    """Share of the dimensions that say nothing of a row, 0-dim: all where rows are equal.
+
+    A dimension is dead where its standard deviation over the rows is below a millionth of the largest one, or of the
+    largest value: the rounding of float32.
+
+    Args:
+        x: float (N, D).
+    """
+    deviations = x.double().std(0, correction=0)
+    scale = torch.maximum(deviations.max(), x.double().abs().max())
+    return (deviations <= DEAD * scale).double().mean()
+
+
+def alignment(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared distance between the unit vectors of a pair, 0-dim: 0 where they are one, 2 at right angles.
+
+    Wang & Isola 2020, arXiv 2005.10242, equation 8 with their alpha of 2.
+
+    Args:
+        a: float (N, D).
+        b: (N, D), whose row i belongs to row i of `a`.
+    """
+    return (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean()
+
+
+def uniformity(x: Tensor) -> Tensor:
+    """Logarithm of the mean Gaussian potential of two different rows as unit vectors, 0-dim.
+
+    0 where all are one point, about -4 where they are uniform on a sphere of many dimensions. Wang & Isola 2020,
+    arXiv 2005.10242, equation 9 with their t of 2.
+
+    Args:
+        x: float (N, D) of two rows or more.
+    """
+    return F.pdist(F.normalize(x, dim=1)).square().mul(-2).exp().mean().log()

@@ -1,0 +1,213 @@
+"""Runs whose end is known, because it was planted, and the verdicts on them: real ones, and records made by hand."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmssl import recipe
+from mmssl.audit.power import more_often_right, tells
+from mmssl.audit.verdict import judge
+from mmssl.batch import Batch
+from mmssl.build import build
+from mmssl.objectives.base import Chance, Objective
+from mmssl.objectives.invariance.dino import DINO
+from mmssl.objectives.invariance.simclr import SimCLR
+from mmssl.objectives.invariance.simsiam import SimSiam
+from mmssl.training.loop import fit
+
+
+class Flowing(Tensor):
+    """Outputs whose gradient nothing stops."""
+
+    def detach(self) -> Tensor:
+        return self
+
+
+class Unstopped(SimSiam):
+    """SimSiam without stop-gradient."""
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        losses = super().loss({**outputs, "z": outputs["z"].as_subclass(Flowing)}, inputs)
+        return {key: value.as_subclass(Tensor) for key, value in losses.items()}
+
+
+class Uncentered(DINO):
+    """DINO without centering."""
+
+    def after_step(self, progress: float) -> None:
+        super().after_step(progress)
+        self.center.zero_()
+
+
+class Attract(SimCLR):
+    """SimCLR without negatives: all pictures become one point."""
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        first, second = outputs["z"].unbind(1)
+        return super().loss(outputs, inputs) | {"loss": -(first * second).sum(1).mean()}
+
+
+def becomes(kind: type[Objective]) -> Callable[[Objective], None]:
+    return lambda task: setattr(task, "__class__", kind)
+
+
+def without_predictor(task: Objective) -> None:
+    task.prediction = nn.Identity()
+
+
+STILL = {"training.optimizer.lr": 1e-9}
+SGD = {"training.optimizer": {"name": "sgd", "lr": 0.05}, "training.batch_size": 32}
+CONSTANT = {"training.schedule.name": "constant"}
+TEACHER = {"objective.momentum": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "changes", "plant", "outcome"),
+    [
+        ("byol_toy", 30, TEACHER | {"training.optimizer.lr": 1e-2}, without_predictor, "collapsed"),
+        ("dino_toy", 20, TEACHER | {"training.optimizer.lr": 3e-3}, becomes(Uncentered), "collapsed"),
+        ("simclr_toy", 30, {"training.optimizer.lr": 1e-2, "training.batch_size": 32}, becomes(Attract), "collapsed"),
+        pytest.param("simsiam_toy", 100, SGD | CONSTANT, becomes(Unstopped), "collapsed", marks=pytest.mark.long),
+        pytest.param("simsiam_toy", 100, SGD, None, "learned", marks=pytest.mark.long),
+        ("simclr_toy", 20, STILL, None, "unmoved"),
+        ("byol_toy", 20, STILL, None, "too few answers to tell"),
+        ("rotation_toy", 30, {"training.optimizer.lr": 3e-3}, None, "learned"),
+        ("rotation_toy", 20, STILL, None, "at chance"),
+        ("rotation_toy", 2, STILL | {"training.batch_size": 2}, None, "too few answers to tell"),
+        ("rotation_toy", 4, STILL | {"training.batch_size": 16}, None, "too few answers to tell"),
+    ],
+)
+def test_real_runs(
+    name: str, steps: int, changes: dict[str, Any], plant: Callable[[Objective], None] | None, outcome: str
+) -> None:
+    short = {"training.steps": steps, "training.log_every": 1, "training.schedule.warmup": 0}
+    loaded = recipe.load(name, short | changes)
+    torch.manual_seed(0)
+    task, loader = build(loaded)
+    if plant:
+        plant(task)
+    history = fit(task, loader, loaded.training, quiet=True)
+    rows = loaded.training.batch_size
+    (verdict,) = judge(history, task.chance(rows), rows)
+    assert verdict.outcome == outcome, str(verdict)
+    assert verdict.untrained is not None
+
+
+QUARTER = Chance(math.log(4), {"accuracy": 0.25})
+AMONG = Chance(math.log(255), {"accuracy": 1 / 255})
+HALF = Chance(4.0, {"ranking": 0.5})
+ERROR = Chance(None, {"relative_error": 1.0})
+
+
+def shares(key: str, probabilities: list[float], rows: int, again: float, **others: float) -> list[dict[str, Any]]:
+    """Records of right answers of these probabilities, that of step 0 first, and those of its rows at the end."""
+    draw = random.Random(0)
+    history = [
+        {"step": 10 * i, key: sum(draw.random() < p for _ in range(rows)) / rows} | others
+        for i, p in enumerate(probabilities)
+    ]
+    history[0][key] = round(probabilities[0] * rows) / rows
+    history[-1][f"same_rows/{key}"] = round(again * rows) / rows
+    return history
+
+
+def errors(values: list[float], again: float) -> list[dict[str, Any]]:
+    history = [{"step": 10 * i, "relative_error": v + 0.01 * (-1) ** i} for i, v in enumerate(values)]
+    history[-1]["same_rows/relative_error"] = again
+    return history
+
+
+def monitored(history: list[dict[str, Any]], what: str, *rooms: tuple[float, float]) -> list[dict[str, Any]]:
+    """Ranks and spreads, one a tenth of the run, the first at step 0."""
+    every = (len(history) - 1) // (len(rooms) - 1)
+    for i, (rank, spread) in enumerate(rooms):
+        history[i * every] |= {f"monitor/{what}/rank": rank, f"monitor/{what}/spread": spread}
+    return history
+
+
+SPREAD = {"spread": 0.9}
+FINE = shares("ranking", [0.55] + [0.9] * 20, 64, 0.9, **SPREAD)
+
+
+@pytest.mark.parametrize(
+    ("history", "chance", "rows", "outcome"),
+    [
+        (shares("accuracy", [0.25] + [0.9] * 40, 64, 0.9), QUARTER, 64, "learned"),  # early: before the first record
+        (shares("accuracy", [0.25] * 30 + [0.7] * 20, 64, 0.7), QUARTER, 64, "learned"),  # late
+        (shares("accuracy", [0.25] * 60, 64, 0.25), QUARTER, 64, "at chance"),
+        (shares("accuracy", [0.25] + [0.8] * 30 + [0.25] * 30, 64, 0.25), QUARTER, 64, "at chance"),
+        (shares("accuracy", [0.25] * 2, 4, 0.5), QUARTER, 4, "too few answers to tell"),
+        (shares("accuracy", [0.25] * 2, 64, 0.25), QUARTER, 64, "too few answers to tell"),
+        (shares("accuracy", [0.25] * 6, 64, 0.25), QUARTER, 64, "at chance"),
+        # SimCLR of 128 rows on a plateau at 37 % from the first record on, but for step 0.
+        (shares("accuracy", [0.08] + [0.37] * 3, 128, 0.37, **SPREAD), AMONG, 128, "learned"),
+        (shares("accuracy", [0.37] + [0.37] * 3, 128, 0.36, **SPREAD), AMONG, 128, "unmoved"),
+        (shares("accuracy", [0.3] + [0.37] * 3, 16, 0.44, **SPREAD), AMONG, 16, "too few answers to tell"),
+        # The same rows show what the noise between batches hides.
+        (shares("ranking", [0.6] + [0.62] * 2, 128, 0.8, **SPREAD), HALF, 128, "learned"),
+        (errors([1.2] + [0.7] * 30, 0.7), ERROR, 64, "learned"),
+        (errors([1.2] + [1.0] * 30, 1.0), ERROR, 64, "at chance"),
+        (errors([1.2] + [1.0] * 3, 1.0), ERROR, 64, "too few answers to tell"),
+        (errors([0.8] + [0.8] * 30, 0.8), ERROR, 64, "unmoved"),
+        (FINE, HALF, 64, "learned"),
+        (monitored([dict(r) for r in FINE], "embeddings", (49, 1), (9, 0.9), (3.5, 0.9)), HALF, 64, "collapsed"),
+        (monitored([dict(r) for r in FINE], "embeddings", (49, 1), (20, 0.9), (16, 0.9)), HALF, 64, "learned"),
+        (monitored([dict(r) for r in FINE], "image", (6, 0.3), (4, 0.2), (1.1, 0.02)), HALF, 64, "collapsed"),
+        (monitored([dict(r) for r in FINE], "image", (1.1, 0.02), (1.1, 0.02), (1.1, 0.02)), HALF, 64, "learned"),
+        (monitored([dict(r) for r in FINE], "image", (6, 0.3), (1.1, 0.02), (5, 0.3)), HALF, 64, "learned"),
+        # A head may read small differences.
+        (
+            monitored(shares("accuracy", [0.25] + [0.9] * 40, 64, 0.9), "image", (6, 0.3), (1.1, 0.02)),
+            QUARTER,
+            64,
+            "learned",
+        ),
+    ],
+)
+def test_records_by_hand(history: list[dict[str, Any]], chance: Chance, rows: int, outcome: str) -> None:
+    (verdict,) = judge(history, chance, rows)
+    assert verdict.outcome == outcome, str(verdict)
+
+
+def test_a_collapse_names_its_step_and_what_was_before() -> None:
+    history = monitored([dict(r) for r in FINE], "embeddings", (49, 1), (9, 0.9), (1.5, 0.9), (1.2, 0.9), (1.1, 0.9))
+    (verdict,) = judge(history, HALF, 64)
+    assert str(verdict) == (
+        "collapsed since step 100: embeddings of effective rank 1.1 and spread 0.900 at step 200, "
+        "against 49.0 and 1.000 at step 0"
+    )
+
+
+def test_the_untrained_network_stands_in_the_line() -> None:
+    (verdict,) = judge(shares("accuracy", [0.25] + [1.0] * 5, 64, 0.75), QUARTER, 64)
+    assert str(verdict).startswith("learned: accuracy 1 against 0.25 by guessing and 0.25 untrained (last 5 records, ")
+    assert str(verdict).endswith(", 0.75 on the rows of step 0)")
+
+
+def test_power_is_what_simulation_finds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for level, answers in ((0.25, 60), (0.25, 120), (0.5, 150), (0.5, 320), (0.01, 30)):
+        target = level + 0.2 * (1 - level)
+        guess, right = (
+            torch.binomial(torch.full((20_000,), float(answers)), torch.full((20_000,), p), generator=generator)
+            for p in (level, target)
+        )
+        # The smallest count that guessing passes in at most one of a hundred runs.
+        least = next(c for c in range(answers + 1) if (guess > c).float().mean() <= 0.01)
+        found = (right > least).float().mean()
+        assert tells(level, answers, 0.01) == (found >= 0.8), (level, answers, found)
+
+
+def test_a_rise_is_as_unlikely_as_shuffling_says() -> None:
+    answers = torch.cat([torch.ones(40), torch.zeros(60), torch.ones(10), torch.zeros(30)])
+    generator = torch.Generator().manual_seed(0)
+    shuffled = torch.stack([answers[torch.randperm(140, generator=generator)] for _ in range(20_000)])
+    expected = (shuffled[:, :100].sum(1) >= 40).double().mean()
+    assert more_often_right(0.4, 100, 0.25, 40) == pytest.approx(float(expected), abs=0.01)

@@ -1,0 +1,60 @@
+"""Rank, dead dimensions, alignment and uniformity of features whose values are known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mmssl.ops.representation import alignment, dead_share, effective_rank, uniformity
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_as_many_equal_directions_have_that_rank(rank: int) -> None:
+    basis = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(0))).Q
+    assert effective_rank(7 * basis[:, :rank] @ basis[:rank]) == pytest.approx(rank, rel=1e-5)
+
+
+def test_rank_is_that_of_the_paper() -> None:
+    """Garrido et al. 2023, equation 1, with numpy and their epsilon."""
+    x = np.random.default_rng(0).normal(size=(40, 9)) * np.arange(1, 10) + 2
+    values = np.linalg.svd(x, compute_uv=False)
+    p = values / np.abs(values).sum() + 1e-7
+    assert float(effective_rank(torch.from_numpy(x))) == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("x", [torch.ones(8, 3), torch.randn(8, 1) * torch.ones(3)])
+def test_a_point_and_a_line_have_rank_1(x: torch.Tensor) -> None:
+    assert effective_rank(x) == pytest.approx(1, abs=1e-4)
+
+
+def test_zeros_have_the_least_rank_and_are_dead() -> None:
+    assert effective_rank(torch.zeros(4, 3)) == 1
+    assert dead_share(torch.zeros(4, 3)) == 1
+
+
+def test_dead_dimensions_are_counted_whatever_the_scale() -> None:
+    x = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+    x[:, :2] = torch.tensor([0.0, 5.0])
+    for scale in (1e-4, 1.0, 1e4):
+        assert dead_share(scale * x) == 0.25
+    assert dead_share(torch.full((32, 8), 0.1)) == 1
+
+
+def test_alignment_is_the_squared_distance_of_directions() -> None:
+    a = torch.tensor([[1.0, 0.0], [0.0, 3.0]])
+    assert alignment(a, 5 * a) == pytest.approx(0, abs=1e-7)
+    assert alignment(a, a.flip(1)) == pytest.approx(2)
+    assert alignment(a, -a) == pytest.approx(4)
+
+
+def test_uniformity_is_0_at_a_point_and_that_of_the_paper_elsewhere() -> None:
+    assert uniformity(torch.ones(5, 4)) == pytest.approx(0, abs=1e-6)
+    x = np.random.default_rng(0).normal(size=(20, 6))
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    pairs = [math.exp(-2 * ((a - b) ** 2).sum()) for i, a in enumerate(unit) for b in unit[:i]]
+    assert float(uniformity(torch.from_numpy(x))) == pytest.approx(math.log(np.mean(pairs)), rel=1e-6)
+    sphere = torch.randn(400, 256, generator=torch.Generator().manual_seed(0))
+    assert uniformity(sphere) == pytest.approx(-4, abs=0.05)
