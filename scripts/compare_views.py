@@ -57,11 +57,13 @@ def from_file(data: bytes, view: int, crops: int, mode: str) -> tuple[Tensor, Te
     return boxes, torch.stack(views) / 255
 
 
-def from_square(square: Tensor, aspect: float | None, view: int, crops: int, mode: Any) -> tuple[Tensor, Tensor]:
+def from_square(
+    square: Tensor, aspect: float | None, view: int, crops: int, mode: Any, seed: int
+) -> tuple[Tensor, Tensor]:
     """Boxes (N, 4) in pixels of the square, and views."""
     side = square.shape[-1]
     known = None if aspect is None else torch.full((crops,), aspect)
-    boxes = draw_crops(Draws(0, 0, crops), 1, side, side, aspect=known)[:, 0]
+    boxes = draw_crops(Draws(seed, 0, crops), 1, side, side, aspect=known)[:, 0]
     views = [resized_crop(square[None], box[None], view, torch.zeros(1, dtype=torch.bool), mode)[0] for box in boxes]
     return boxes, torch.stack(views)
 
@@ -89,10 +91,10 @@ def compare(width: int, height: int, options: argparse.Namespace) -> None:
         side, short = float(size), float(min(width, height))
         forms = {
             "file, torchvision": (from_file(data, view, crops, mode), width, height, float(width), float(height), 1.0),
-            f"squeeze {size}": (from_square(square, aspect, view, crops, mode), width, height, side, side, 1.0),
+            f"squeeze {size}": (from_square(square, aspect, view, crops, mode, seed), width, height, side, side, 1.0),
         }
         for small in (256, view):
-            made = from_square(decode_image(data, small), None, view, crops, mode)
+            made = from_square(decode_image(data, small), None, view, crops, mode, seed)
             forms[f"crop {small}"] = (made, short, short, float(small), float(small), short**2 / (width * height))
         for name, ((boxes, views), wide, tall, across, down, reach) in forms.items():
             y, x = boxes[:, 2] * tall / down, boxes[:, 3] * wide / across
