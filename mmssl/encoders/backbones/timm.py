@@ -17,6 +17,7 @@ from timm.models import VisionTransformer, save_for_hf
 from torch import Tensor, nn
 
 from mmssl.encoders.backbones._files import LOCAL_DIR, read_config, write_json
+from mmssl.encoders.backbones._timm_start import STARTS, start_as_published
 from mmssl.encoders.backbones.base import Backbone, Library, Pretrained, build_errors, nearest_model, refuse
 from mmssl.encoders.base import Features, at_depth, attendable, hide, masked_mean, places
 from mmssl.errors import RecipeError
@@ -140,7 +141,8 @@ class TimmNetwork(TimmTrunk):
         save_for_hf(
             copy.deepcopy(self.net).to(memory_format=torch.contiguous_format),
             directory,
-            model_args=dict(self.kwargs),
+            # How weights started is no business of who loads them.
+            model_args={key: value for key, value in self.kwargs.items() if key != "weight_init"},
             safe_serialization=True,
         )
         path = directory / "config.json"
@@ -287,7 +289,10 @@ class Timm(Library):
     def create(
         name: str, modality: str, pretrained: Pretrained, kwargs: Mapping[str, Any], **options: Any
     ) -> TimmNetwork:
-        """See the base class. Transformers that can be built for pictures of several sizes are (`dynamic_img_size`)."""
+        """See the base class. Transformers that can be built for pictures of several sizes are (`dynamic_img_size`).
+
+        `weight_init` of a plain transformer may be `mae` or `moco_v3`, too; see `start_as_published`.
+        """
         model = f"timm/{name}"
         if not timm.is_model(name):
             known = timm.list_models() + timm.list_models(pretrained=True) if "." in name else timm.list_models()
@@ -309,6 +314,7 @@ class Timm(Library):
             network = getattr(sys.modules[function.__module__], owner, None)
             return [] if network is None else set(inspect.signature(network).parameters) - {"num_classes", "kwargs"}
 
+        start = arguments.pop("weight_init") if arguments.get("weight_init") in STARTS else None
         with build_errors(model, keywords_of):
             try:
                 arguments = {"dynamic_img_size": True, **arguments}
@@ -318,6 +324,10 @@ class Timm(Library):
                     raise
                 del arguments["dynamic_img_size"]
                 net = timm.create_model(**source, num_classes=0, **arguments)
+        if start is not None:
+            arguments["weight_init"] = start
+            if not pretrained:
+                start_as_published(net, start, model)
         plain = isinstance(net, VisionTransformer) and all(
             getattr(type(net), method) is getattr(VisionTransformer, method)
             for method in ("_pos_embed", "forward_features")

@@ -16,7 +16,7 @@ statistics, which count each pass). Under accumulation a group is one of a micro
 that follows fast betrays the key as well: new keys differ from those in the queue by what the network has drifted
 since, so `accuracy` leaves chance before anything is learned.
 
-v3 with a vision transformer differs from the published one in its positions, which are learned here.
+v3's vision transformers start with fixed positions, and weights of their own: `weight_init: moco_v3` of timm's.
 """
 
 from __future__ import annotations
