@@ -155,7 +155,7 @@ def _text(facts: dict[str, Any]) -> str:
             lines.append(f"{key}: {', '.join(value) if isinstance(value, list) else value}")
     if "meets" in facts:
         lines.append(f"rows meet: {facts['meets']}")
-    lines += ["", "hyper-parameters"]
+    lines += ["", "hyper-parameters" if facts["hyper_parameters"] else "no hyper-parameters"]
     for name, h in facts["hyper_parameters"].items():
         default = "required" if h["required"] else f"= {h['default']!r}"
         lines.append(f"  {name}: {h['type']} {default}")

@@ -91,7 +91,8 @@ def run_command(
     out.print(f"pictures        {result.directory / 'figures'}")
     out.print("\nnext, the same on your own folder of files:")
     source = "data.source" if "" in result.recipe.sources() else f"data.{next(iter(result.recipe.sources()))}.source"
-    out.print(f"  mmssl run {recipe} --set {source}=path/to/folder --set probe=null --out runs/mine")
+    without = f" --set {'probes' if result.recipe.probes else 'probe'}=null" * bool(result.recipe.every_probe())
+    out.print(f"  mmssl run {recipe} --set {source}=path/to/folder{without} --out runs/mine")
     out.print("or what the encoder knows about labeled rows:")
     out.print(f"  mmssl adapt {result.directory} --data path/to/labeled --label label --probe logistic --layers")
 

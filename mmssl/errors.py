@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -33,3 +34,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f" (did you mean '{close[0]}'?)"
     return f" (known: {', '.join(choices)})" if choices else ""
+
+
+def in_words(message: str) -> str:
+    """Pydantic's sentence in the words of YAML."""
+    message = message.removeprefix("Value error, ").replace("valid tuple", "list")
+    return re.sub(r"valid dictionary( or instance of \w+)?", "mapping, such as {key: value}", message)

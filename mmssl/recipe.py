@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from mmssl.catalog import find_recipe
 from mmssl.decode_settings import AudioDecode, ImageDecode, TextDecode, VideoDecode
@@ -170,7 +170,7 @@ class Training(Section):
         end, unit = (self.steps, "steps") if self.epochs is None else (self.epochs, "epochs")
         late = [time for time in (self.schedule.warmup, *self.schedule.milestones) if time >= end]
         if late:
-            raise ValueError(f"the schedule names {late[0]:g} {unit}, and the run has {end:g}")
+            raise ValueError(f"the schedule names {late[0]:g} {unit}, the run has {end:g}; change warmup or milestones")
         return self
 
     @property
@@ -247,7 +247,7 @@ class Recipe(Section):
     data: OneOrMany
     training: Training = Training()
     probe: Probe | None = None
-    probes: tuple[Probe, ...] = ()
+    probes: Annotated[tuple[Probe, ...], BeforeValidator(lambda value: () if value is None else value)] = ()
     license: str | None = None
 
     @field_validator("data")

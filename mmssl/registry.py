@@ -18,7 +18,7 @@ from operator import or_
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from mmssl.errors import RecipeError, nearest
+from mmssl.errors import RecipeError, in_words, nearest
 from mmssl.ranges import describe
 
 ROOT = Path(__file__).parent
@@ -137,7 +137,7 @@ def check_keywords(component: type, given: Mapping[str, Any], where: str) -> dic
         try:
             checked[key] = TypeAdapter(hint, config=strict).validate_python(value)
         except ValidationError as error:
-            message = error.errors()[0]["msg"]
+            message = in_words(error.errors()[0]["msg"])
             raise RecipeError(f"{where}: {key} = {value!r} should be {wanted}: {message}") from error
     missing = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n not in given]
     if missing:

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from mmssl import recipe as recipes
 from mmssl.adaptation.cache import FeatureCache
-from mmssl.adaptation.recipe_probes import check_probes, probe_at_end, probes_during
+from mmssl.adaptation.recipe_probes import check_probes, check_rows, probe_at_end, probes_during
 from mmssl.atomic import write_text
 from mmssl.batch import to_device
 from mmssl.build import build
@@ -96,12 +96,14 @@ def _run(
     digests = loader.digests()
     if resume and not changed_data:
         _check_data(directory, digests)
+    result = Run(directory, resolved, objective, objective.exported)
+    if not resume:
+        check_rows(result, resolved.every_probe())
     state.wait_for_everyone()
     if state.is_main_process:
         write_text(directory / DATA, json.dumps(digests, indent=1))
         write_text(directory / "recipe.yaml", _complete(resolved, objective).dump())
         _say([] if quiet else loader.found())
-    result = Run(directory, resolved, objective, objective.exported)
     last = checkpoint.newest(directory) if resume else None
     complete = last is not None and checkpoint.read_state(last)["step"] == resolved.training.steps
     complete = complete and (directory / "report.html").exists()

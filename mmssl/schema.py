@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from mmssl.errors import RecipeError, nearest
+from mmssl.errors import RecipeError, in_words, nearest
 
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Pixels = Annotated[int, Field(gt=0, le=2**13)]
@@ -105,7 +105,7 @@ def _sentence(error: ValidationError, where: str, root: type[BaseModel]) -> str:
         return f"{where}: missing key '{key}'"
     given = first.get("input")
     shown = f" = {given!r}" if not isinstance(given, Mapping) else ""
-    message = first["msg"].removeprefix("Value error, ")
+    message = in_words(first["msg"])
     return f"{where}: {key}{shown}: {message[0].lower() + message[1:]}" if key else f"{where}: {message}"
 
 

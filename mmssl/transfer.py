@@ -17,6 +17,7 @@ from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.rows import Labeled, where
 from mmssl.adaptation.table import Table
 from mmssl.encoders.base import Encoder
+from mmssl.errors import RecipeError
 from mmssl.hub.load import load
 from mmssl.objectives.base import Objective
 from mmssl.recipe import Data
@@ -95,6 +96,8 @@ def adapt(
         DataError: for a source, column or label that is not there or does not fit.
         RunError: for a run that cannot be read, or where features are not finite.
     """
+    if not isinstance(probe, str):
+        raise RecipeError(f"probe = {probe!r} should be a name, and its options arguments: probe='knn', k=[5]")
     asked = make_probe(probe, options)
     if isinstance(model, str | Path):
         model = load(model, trust=trust)

@@ -162,6 +162,7 @@ def test_run_says_where_everything_is_and_what_comes_next(finished):
     commands = [line.strip() for line in printed.splitlines() if line.startswith("  mmssl ")]
     assert any(c.startswith("mmssl run rotation_toy --set data.source=") for c in commands)
     assert any(c.startswith(f"mmssl adapt {directory} ") for c in commands)
+    assert "=null" not in printed  # the recipe asks for no probe
 
 
 def test_run_refuses_a_directory_that_holds_a_run(monkeypatch, capsys, finished):

@@ -79,7 +79,13 @@ SCHEMA = [
     ({"training.precision": "fp8"}, r"training.precision = 'fp8': .*'bf16'"),
     ({"training.accumulate": 3}, r"batch_size 4 cannot be cut into accumulate = 3"),
     ({"data": {"a": {"source": "toy"}, "b": {"split": "x"}}}, r"missing key 'data.b.source'"),
-    ({"data": "toy"}, r"data = 'toy': "),
+    ({"data": "toy"}, r"data = 'toy': .*a mapping, such as {key: value}"),
+    ({"objective": "rotation"}, r"objective = 'rotation': input should be a mapping, such as {key: value}"),
+    (
+        {"training.schedule": "linear"},
+        r"training.schedule = 'linear': input should be a mapping, such as {key: value}$",
+    ),
+    ({"training.trackers": "wandb"}, r"training.trackers = 'wandb': input should be a list$"),
     ({"objective": ...}, r"missing key 'objective'"),
     ({"data.source": ...}, r"missing key 'data.source'"),
     ({"objective": {"views": {"area": None}}}, r"objective: needs a name"),
@@ -106,7 +112,7 @@ SCHEMA = [
     ({"training.workers": 100_000}, r"training.workers = 100000: .*less than or equal to 256"),
     ({"training.batch_size": True}, r"training.batch_size = True: should be a number, not true or false"),
     ({"training.optimizer": {"lr": True}}, r"training.optimizer.lr = True: should be a number"),
-    ({"training.schedule": {"warmup": 1000}}, r"training.*: the schedule names 1000 steps, and the run has"),
+    ({"training.schedule": {"warmup": 1000}}, r"training.*: the schedule names 1000 steps, the run has .*warmup"),
     ({"training.epochs": 0}, r"training.epochs = 0: .*greater than 0"),
     ({"training.schedule": {"name": "multistep"}}, r"milestones are for the schedule multistep, which needs some"),
     ({"training.schedule": {"milestones": [1]}}, r"milestones are for the schedule multistep"),
@@ -136,6 +142,14 @@ COMPONENTS = [
     ({"objective.views": {"flip": "often"}}, r"objective: views: flip = 'often' should be float"),
     ({"encoders.image.model": "tim/resnet18"}, r"encoders.image: .*did you mean 'timm'"),
     ({"encoders.image.model": "timm/resnet81"}, r"encoders.image: .*did you mean 'resnet"),
+    (
+        {"encoders.image": {"model": "timm/test_resnet", "pretrained": "./nowhere.pt"}},
+        r"encoders.image: timm/test_resnet: pretrained: there is no file './nowhere.pt'",
+    ),
+    (
+        {"encoders.image": {"model": "torchvision/resnet18", "pretrained": "a/b"}},
+        r"encoders.image: torchvision/resnet18: pretrained: there is no file 'a/b'",
+    ),
     ({"encoders.image.model": "resnet18"}, r"encoders.image: .*timm"),
     ({"encoders": {"picture": {"model": "timm/test_resnet"}}}, r"encoders.picture: .*'picture'.*image"),
     ({"encoders": {"images": {"model": "timm/test_resnet", "modality": "image"}}}, r"an encoder named 'image'.*images"),
@@ -201,6 +215,8 @@ def test_overrides_are_yaml_and_reach_any_depth():
     assert loaded.training.optimizer.lr == 3e-4
     assert loaded.sources()[""].columns == {"image": "picture"}
     assert loaded.probe is None
+    several = SOUND | {"probes": [{"label": "shape"}]}
+    assert recipes.load(several, {"probes": "null"}).every_probe() == ()
     assert "probe" not in SOUND
     with pytest.raises(RecipeError, match="'steps' is not a section"):
         recipes.load(SOUND, {"training.steps.more": 1})

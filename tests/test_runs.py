@@ -203,6 +203,10 @@ IMPOSSIBLE = {
     ),
     "missing column": ({"data": {"columns": {"image": "picture"}}}, r"no column 'picture'"),
     "unknown source": ({"data": {"source": "no/such/folder"}}, r"no/such/folder"),
+    "probe of no column": ({"probe": {"label": "shap"}}, r"no column 'shap' \(did you mean 'shape'\?\)"),
+    "probe of other labels": ({"probe": {"label": "shape", "target": "values"}}, r"column 'shape': values should be"),
+    "probe of pairs of none": ({"probe": {"probe": "retrieval", "a": "audio"}}, r"compares .*not audio and anything"),
+    "logistic of values": ({"probe": {"label": "position", "probe": "logistic"}}, r"logistic learns classes or labels"),
 }
 
 
@@ -211,7 +215,7 @@ def test_what_cannot_work_is_said_before_training(case: str, tmp_path: Path) -> 
     changes, message = IMPOSSIBLE[case]
     tree = together()
     for section, values in changes.items():
-        merge(tree[section], values)
+        merge(tree.setdefault(section, {}), values)
     with pytest.raises(mmssl.MmsslError, match=message) as caught:
         mmssl.run(tree, out=tmp_path / "run", quiet=True)
     assert "\n" not in str(caught.value)

@@ -70,8 +70,12 @@ class PairProbe(Probe):
     def __init__(self, a: str | None, b: str | None) -> None:
         self.a, self.b = a, b
 
-    def score(self, model: Model, request: Request) -> Table:
-        """See `Probe`."""
+    def ask(self, model: Model, request: Request) -> Network:
+        """What the task compares pairs with.
+
+        Raises:
+            RecipeError: where it compares none, or the request is no pair's.
+        """
         name = self.name
         if model.task is None:
             raise RecipeError(f"{name} compares two encoders in the space of their task; give the task: run.objective")
@@ -79,7 +83,15 @@ class PairProbe(Probe):
             raise RecipeError(f"{name} compares two encoders: name them as a and b in place of one encoder")
         if request.layers or request.shots or request.target:
             raise RecipeError(f"{name} learns nothing and looks at no depths; leave layers, shots and target out")
-        return self.compare(network_of(model.task, self.a, self.b), model, request)
+        return network_of(model.task, self.a, self.b)
+
+    def check(self, model: Model, request: Request) -> None:
+        """See `Probe`."""
+        self.ask(model, request)
+
+    def score(self, model: Model, request: Request) -> Table:
+        """See `Probe`."""
+        return self.compare(self.ask(model, request), model, request)
 
     def compare(self, network: Network, model: Model, request: Request) -> Table:
         """The table of a network and its baselines."""

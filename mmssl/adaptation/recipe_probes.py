@@ -46,6 +46,17 @@ def check_probes(recipe: Recipe, where: str) -> None:
             raise RecipeError(f"{key}.every: {spec.probe} is not asked during training; knn, ridge and logistic are")
 
 
+def check_rows(run: Pretrained, specs: Sequence[Probe]) -> None:
+    """Raise DataError or RecipeError for labels that are not there or do not fit, before anything is trained.
+
+    A stream would have to be read to its end; it is not.
+    """
+    for spec in specs:
+        model = Model.of(run, spec.encoder)
+        if not run.decoding(model.encoder.modality).streaming:
+            make_probe(spec.probe, spec.options).check(model, _request(spec, 0, FeatureCache()))
+
+
 def probe_at_end(run: Pretrained, spec: Probe, *, seed: int, cache: FeatureCache) -> Table:
     """The table of one probe of a recipe.
 
@@ -55,7 +66,11 @@ def probe_at_end(run: Pretrained, spec: Probe, *, seed: int, cache: FeatureCache
         seed: the first one.
         cache: where features are kept.
     """
-    request = Request(
+    return make_probe(spec.probe, spec.options).score(Model.of(run, spec.encoder), _request(spec, seed, cache))
+
+
+def _request(spec: Probe, seed: int, cache: FeatureCache) -> Request:
+    return Request(
         train=spec.data,
         label=spec.label,
         target=spec.target,
@@ -66,7 +81,6 @@ def probe_at_end(run: Pretrained, spec: Probe, *, seed: int, cache: FeatureCache
         limit=spec.limit,
         cache=cache,
     )
-    return make_probe(spec.probe, spec.options).score(Model.of(run, spec.encoder), request)
 
 
 def probes_during(run: Pretrained, specs: Sequence[Probe]) -> tuple[Callable[[], dict[str, float]], int] | None:

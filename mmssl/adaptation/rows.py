@@ -163,6 +163,12 @@ class BatchSplit(Split):
         # Kept, because the labels of all rows are read before any row is chosen.
         self.batches = batches if isinstance(batches, list | tuple) else list(batches)
         self.where, self.reads = "batches", reads
+        for key, value in ((key, value) for batch in self.batches for key, value in batch.items()):
+            if not isinstance(value, torch.Tensor):
+                raise DataError(
+                    f"batches: '{key}' should be a tensor, found {type(value).__name__}; number the classes, or give a "
+                    "datasets.Dataset or a file, whose columns may hold names"
+                )
         self.ends = np.cumsum([count_rows(batch) for batch in self.batches])
         if not self.batches or self.ends[-1] == 0:
             raise DataError("batches: there are no rows")

@@ -16,7 +16,7 @@ from mmssl.data.sources import StreamSource, TableSource
 from mmssl.data.toy import ToySource
 from mmssl.decode_settings import ImageDecode
 from mmssl.encoders import reinitialized
-from mmssl.errors import DataError
+from mmssl.errors import DataError, RecipeError
 from mmssl.recipe import Data
 
 SIZE = 16
@@ -168,6 +168,12 @@ def test_limits_hold_for_batches_too(small):
     assert (table.train_rows, table.test_rows) == (30, 30)
     with pytest.raises(DataError, match="there are no rows"):
         mmssl.adapt(small, [], probe="ridge")
+    with pytest.raises(DataError, match="'label' should be a tensor, found list; number the classes"):
+        mmssl.adapt(small, [{"image": batches(*cells)[0]["image"], "label": ["a"] * 7}], probe="ridge")
+    with pytest.raises(RecipeError, match="should be a name, and its options arguments: probe='knn', k="):
+        mmssl.adapt(small, batches(*cells), probe={"probe": "knn", "k": [5]})
+    with pytest.raises(RecipeError, match=r"probe knn: k = \[0\] should be .*greater than or equal to 1"):
+        mmssl.adapt(small, batches(*cells), probe="knn", k=[0])
     with pytest.raises(DataError, match="give a source, a data set or batches"):
         mmssl.adapt(small, probe="ridge")
     with pytest.raises(DataError, match="give both in one form"):

@@ -38,6 +38,9 @@ class Probe:
         """That of its module."""
         return type(self).__module__.rpartition(".")[2]
 
+    def check(self, model: Model, request: Request) -> None:
+        """Raise what `score` would before it encodes a row; labels are read for that."""
+
     def score(self, model: Model, request: Request) -> Table:
         """The table of the network and its baselines; the network stays as it was.
 
@@ -138,18 +141,31 @@ class Learner(Probe, Generic[X]):
         scores = [target.score(answers, labels[held])[target.metrics[0].name] for answers in fitted]
         return settings[int(np.argmax(scores))]
 
-    def score(self, model: Model, request: Request) -> Table:
-        """See `Probe`."""
+    def ask(self, model: Model, request: Request) -> Question:
+        """The labeled rows, and what their labels are; see `Question.of`.
+
+        Raises:
+            RecipeError: where this probe cannot learn them.
+        """
         if request.layers and not self.frozen:
             raise RecipeError(
                 f"layers probes frozen features, and {self.name} trains the encoder; use knn, ridge or logistic"
             )
         question = Question.of(model, request)
-        target = question.target
-        if target.name not in self.learns:
+        if question.target.name not in self.learns:
             raise RecipeError(
-                f"{self.name} learns {' or '.join(self.learns)}, and '{request.label}' holds {target.name}"
+                f"{self.name} learns {' or '.join(self.learns)}, and '{request.label}' holds {question.target.name}"
             )
+        return question
+
+    def check(self, model: Model, request: Request) -> None:
+        """See `Probe`."""
+        self.ask(model, request)
+
+    def score(self, model: Model, request: Request) -> Table:
+        """See `Probe`."""
+        question = self.ask(model, request)
+        target = question.target
         train, test, seeds = question.train, question.test, request.seeds
         # Rows are chosen before they are read.
         drawn: list[Tensor | None] = [None] * len(seeds)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from mmssl.adaptation.probes.base import Learner, Setting
 from mmssl.adaptation.targets.base import Target
+from mmssl.ranges import Positive
 
 CHUNK = 1024
 
@@ -22,7 +23,7 @@ class Knn(Learner[Tensor]):
         temperature: of the weights; `inf` gives each neighbor one vote.
     """
 
-    def __init__(self, *, k: tuple[int, ...] = (200, 50, 20, 10, 5, 1), temperature: float = 0.07) -> None:
+    def __init__(self, *, k: tuple[Positive, ...] = (200, 50, 20, 10, 5, 1), temperature: float = 0.07) -> None:
         super().__init__()
         self.k, self.temperature = k, temperature
 

@@ -18,6 +18,7 @@ from mmssl.errors import RecipeError, nearest
 from mmssl.registry import components, find
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".npz")
 # What an encoder of a modality can hand to its network.
 INPUTS = {
     "image": ("pictures",),
@@ -189,6 +190,12 @@ def _order_weights(net: nn.Module) -> None:
     if 2 * weights > sum(parameter.numel() for parameter in net.parameters()):
         for convolution in convolutions:
             convolution.to(memory_format=torch.channels_last)
+
+
+def refuse_path(model: str, pretrained: str) -> None:
+    """Raise RecipeError for what can only be a file of weights, and is not there."""
+    if "/" in pretrained or Path(pretrained).suffix in WEIGHTS:
+        raise RecipeError(f"{model}: pretrained: there is no file '{pretrained}'")
 
 
 def refuse(model: str, kwargs: Iterable[str]) -> None:

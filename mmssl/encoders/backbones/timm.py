@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from mmssl.encoders.backbones._files import LOCAL_DIR, read_config, write_json
 from mmssl.encoders.backbones._timm_start import STARTS, start_as_published
-from mmssl.encoders.backbones.base import Backbone, Library, Pretrained, build_errors, nearest_model, refuse
+from mmssl.encoders.backbones.base import (
+    Backbone,
+    Library,
+    Pretrained,
+    build_errors,
+    nearest_model,
+    refuse,
+    refuse_path,
+)
 from mmssl.encoders.base import Features, at_depth, attendable, hide, masked_mean, places
 from mmssl.errors import RecipeError
 
@@ -275,6 +283,7 @@ def _weights(name: str, pretrained: Pretrained, model: str) -> tuple[dict[str, A
         return stored, {"model_name": name, "pretrained": True, "pretrained_cfg_overlay": overlay}
     if Path(pretrained).is_file():
         return {}, {"model_name": name, "pretrained": True, "pretrained_cfg_overlay": {"file": pretrained}}
+    refuse_path(model, pretrained)
     return {}, {"model_name": f"{name.partition('.')[0]}.{pretrained}", "pretrained": True}
 
 

@@ -23,7 +23,15 @@ from mmssl.encoders.backbones._files import (
     read_weights,
     write_json,
 )
-from mmssl.encoders.backbones.base import Backbone, Library, Pretrained, build_errors, nearest_model, refuse
+from mmssl.encoders.backbones.base import (
+    Backbone,
+    Library,
+    Pretrained,
+    build_errors,
+    nearest_model,
+    refuse,
+    refuse_path,
+)
 from mmssl.encoders.base import Features, at_depth, masked_mean, places
 from mmssl.errors import RecipeError
 
@@ -89,6 +97,7 @@ class TorchvisionNetwork(Backbone):
             return None, read_weights(directory / "model.safetensors")
         if Path(pretrained).is_file():
             return None, read_weights(pretrained)
+        refuse_path(self.model, pretrained)
         return pretrained, None
 
     def _depths(self) -> dict[str, nn.Module]:
