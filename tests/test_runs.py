@@ -206,6 +206,10 @@ IMPOSSIBLE = {
     "probe of no column": ({"probe": {"label": "shap"}}, r"no column 'shap' \(did you mean 'shape'\?\)"),
     "probe of other labels": ({"probe": {"label": "shape", "target": "values"}}, r"column 'shape': values should be"),
     "probe of pairs of none": ({"probe": {"probe": "retrieval", "a": "audio"}}, r"compares .*not audio and anything"),
+    "two probes alike": (
+        {"probes": [{"label": "shape", "k": [1]}, {"label": "shape", "k": [5]}]},
+        r"probes.1 asks what probes.0 does, knn of 'shape'",
+    ),
     "logistic of values": ({"probe": {"label": "position", "probe": "logistic"}}, r"logistic learns classes or labels"),
 }
 
@@ -215,7 +219,10 @@ def test_what_cannot_work_is_said_before_training(case: str, tmp_path: Path) -> 
     changes, message = IMPOSSIBLE[case]
     tree = together()
     for section, values in changes.items():
-        merge(tree.setdefault(section, {}), values)
+        if isinstance(values, dict):
+            merge(tree.setdefault(section, {}), values)
+        else:
+            tree[section] = values
     with pytest.raises(mmssl.MmsslError, match=message) as caught:
         mmssl.run(tree, out=tmp_path / "run", quiet=True)
     assert "\n" not in str(caught.value)

@@ -28,7 +28,15 @@ def check_probes(recipe: Recipe, where: str) -> None:
     """Raise RecipeError for an unknown probe, target, encoder or hyper-parameter, before anything is trained."""
     if len({spec.every for spec in recipe.every_probe() if spec.every}) > 1:
         raise RecipeError(f"{where}: probes: every is not the same; probes during training are asked at the same steps")
+    asked: dict[str, int] = {}
     for number, spec in enumerate(recipe.every_probe()):
+        same = {"every", "layers", "groups", *spec.options}
+        first = asked.setdefault(spec.model_dump_json(exclude=same), number)
+        if first != number:
+            raise RecipeError(
+                f"{where}: probes.{number} asks what probes.{first} does, {spec.probe} of '{spec.label}', and a report "
+                "keeps one; join them, for instance as k: [20, 5]"
+            )
         key = f"{where}: probe" if recipe.probe else f"{where}: probes.{number}"
         kind = registry.find("probe", spec.probe, f"{key}.probe")
         for option in spec.options:

@@ -172,6 +172,7 @@ def test_limits_hold_for_batches_too(small):
         mmssl.adapt(small, [{"image": batches(*cells)[0]["image"], "label": ["a"] * 7}], probe="ridge")
     with pytest.raises(RecipeError, match="should be a name, and its options arguments: probe='knn', k="):
         mmssl.adapt(small, batches(*cells), probe={"probe": "knn", "k": [5]})
+    assert mmssl.adapt(small, batches(*cells), probe="knn", seeds=1, temperature=float("inf")).rows
     with pytest.raises(RecipeError, match=r"probe knn: k = \[0\] should be .*greater than or equal to 1"):
         mmssl.adapt(small, batches(*cells), probe="knn", k=[0])
     with pytest.raises(DataError, match="give a source, a data set or batches"):

@@ -285,3 +285,19 @@ def test_finetuning_learns_labels_and_values():
     brightness = [1000.0 + 5.0 * level for level in levels]
     values = mmssl.adapt(small, table_of(brightness, levels=levels), label="y", data=DATA, **options)
     assert values.score > 0.7
+
+
+def test_a_target_of_ones_own_is_learned_by_the_probes_of_what_it_derives_from(encoder, monkeypatch, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/halves.py").write_text(
+        "from mmssl.adaptation.targets.values import Values\n\n\nclass Halves(Values):\n"
+        "    def encode(self, cells):\n        return super().encode(cells) / 2\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    whole = mmssl.adapt(encoder, DATA, label="size", probe="ridge", baseline=False)
+    half = mmssl.adapt(encoder, DATA, label="size", probe="ridge", baseline=False, target="mine.halves")
+    assert half.target == "halves"
+    error = "mean_absolute_error"
+    assert half.rows[0].metrics[error] == pytest.approx(whole.rows[0].metrics[error] / 2, rel=1e-4)
+    with pytest.raises(RecipeError, match="logistic learns classes or labels, and 'size' holds halves"):
+        mmssl.adapt(encoder, DATA, label="size", probe="logistic", target="mine.halves")

@@ -93,7 +93,7 @@ class Learner(Probe, Generic[X]):
 
     Attributes:
         frozen: whether it works on features and leaves the encoder as it is.
-        learns: names of the targets that it can learn.
+        learns: names of the targets that it can learn, and with them those that derive from them.
         warnings: sentences about fits that did not go as they should; printed under the table.
     """
 
@@ -152,7 +152,8 @@ class Learner(Probe, Generic[X]):
                 f"layers probes frozen features, and {self.name} trains the encoder; use knn, ridge or logistic"
             )
         question = Question.of(model, request)
-        if question.target.name not in self.learns:
+        kinds = {base.__module__.rpartition(".")[2] for base in type(question.target).__mro__}
+        if kinds.isdisjoint(self.learns):
             raise RecipeError(
                 f"{self.name} learns {' or '.join(self.learns)}, and '{request.label}' holds {question.target.name}"
             )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import Gt
+from pydantic import AllowInfNan
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,6 +16,7 @@ from mmssl.adaptation.targets.base import Target
 from mmssl.ranges import Positive
 
 CHUNK = 1024
+Temperature = Annotated[float, Gt(0), AllowInfNan(True)]
 
 
 class Knn(Learner[Tensor]):
@@ -23,7 +27,7 @@ class Knn(Learner[Tensor]):
         temperature: of the weights; `inf` gives each neighbor one vote.
     """
 
-    def __init__(self, *, k: tuple[Positive, ...] = (200, 50, 20, 10, 5, 1), temperature: float = 0.07) -> None:
+    def __init__(self, *, k: tuple[Positive, ...] = (200, 50, 20, 10, 5, 1), temperature: Temperature = 0.07) -> None:
         super().__init__()
         self.k, self.temperature = k, temperature
 
