@@ -30,6 +30,7 @@ MOST_TENSORS = 100_000
 SPARE_TENSORS, SPARE_NUMBERS = 5_000, 1 << 28
 # No whole number of an encoder's arguments is larger than this, unless the weights are.
 LARGEST_NUMBER = 1 << 21
+TIMES = ("steps", "every")
 DEPTH, SPARE_LAYERS = re.compile(r"(\w+_)?layers|depths?"), 100
 
 
@@ -61,16 +62,23 @@ def count_weights(path: Path) -> tuple[int, int]:
     return tensors, sum(_product(shape) for shape in sizes)
 
 
-def check_numbers(encoders: Mapping[str, Mapping[str, Any]], weights: Path, where: Path) -> None:
-    """Raise RunError where an encoder of a recipe is given a number that no network of these weights can have."""
+def check_numbers(
+    encoders: Mapping[str, Mapping[str, Any]], objective: Mapping[str, Any], weights: Path, where: Path
+) -> None:
+    """Raise RunError where a recipe gives an encoder or its task a number that no network of these weights can have."""
     tensors, numbers = count_weights(weights)
-    for name, arguments in encoders.items():
+    for name, arguments in {
+        **{f"encoders.{name}": own for name, own in encoders.items()},
+        "objective": objective,
+    }.items():
         for key, value in _numbers(arguments):
+            if key in TIMES:
+                continue
             # Libraries make lists as long as a network is deep before they make its first layer.
             most = tensors + SPARE_LAYERS if DEPTH.fullmatch(key) else max(LARGEST_NUMBER, numbers)
             if abs(value) > most:
                 raise RunError(
-                    f"{where}: encoders.{name}: {key} = {value} is more than {weights.name} has weights for ({most:,})"
+                    f"{where}: {name}: {key} = {value} is more than {weights.name} has weights for ({most:,})"
                 )
 
 

@@ -102,7 +102,7 @@ def check_folder(folder: str | Path, trust: bool = False) -> Recipe:
     recipe = recipes.validate(_read_recipe(folder / "recipe.yaml"), str(folder / "recipe.yaml"))
     if not trust:
         _check_names(recipe, folder / "recipe.yaml")
-    check_numbers(recipe.encoders, folder / WEIGHTS, folder / "recipe.yaml")
+    check_numbers(recipe.encoders, recipe.objective, folder / WEIGHTS, folder / "recipe.yaml")
     _check_records(folder)
     for path in (folder / "tokenizers").rglob("*"):
         if not path.is_dir():

@@ -69,6 +69,13 @@ def test_networks_far_larger_than_the_weights_are_not_built(folder, encoder, arg
         mmssl.load(folder)
 
 
+@pytest.mark.parametrize("width", [10**30, 10**12, 10**7, 2_000_000])
+def test_heads_far_larger_than_the_weights_are_not_built(folder, width) -> None:
+    edit(folder, lambda tree: tree["objective"].update(width=width))
+    with refused(MmsslError, r"far larger network|has weights for|has shape|width"):
+        mmssl.load(folder)
+
+
 def test_sizes_of_a_sound_folder_are_counted(sound) -> None:
     stored = load_file(sound / "model.safetensors")
     assert count_weights(sound / "model.safetensors") == (len(stored), sum(value.numel() for value in stored.values()))
