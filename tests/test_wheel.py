@@ -53,6 +53,6 @@ def test_a_recipe_runs_by_name_where_only_the_wheel_is_installed(wheel, tmp_path
         f"run = mmssl.run('quickstart', {SMALL!r}, quiet=True)\n"
         "print(mmssl.__file__, run.directory, run.step, len(run.history))"
     )
-    assert python("-c", program).split() == [str(site / "mmssl" / "__init__.py"), "runs/quickstart", "2", "2"]
+    assert python("-c", program).split() == [str(site / "mmssl" / "__init__.py"), "runs/quickstart", "2", "3"]
     first, second = (empty / name / "model.safetensors" for name in ("by_command", "runs/quickstart"))
     assert first.read_bytes() == second.read_bytes()

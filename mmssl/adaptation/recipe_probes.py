@@ -30,13 +30,6 @@ def check_probes(recipe: Recipe, where: str) -> None:
         raise RecipeError(f"{where}: probes: every is not the same; probes during training are asked at the same steps")
     asked: dict[str, int] = {}
     for number, spec in enumerate(recipe.every_probe()):
-        same = {"every", "layers", "groups", *spec.options}
-        first = asked.setdefault(spec.model_dump_json(exclude=same), number)
-        if first != number:
-            raise RecipeError(
-                f"{where}: probes.{number} asks what probes.{first} does, {spec.probe} of '{spec.label}', and a report "
-                "keeps one; join them, for instance as k: [20, 5]"
-            )
         key = f"{where}: probe" if recipe.probe else f"{where}: probes.{number}"
         kind = registry.find("probe", spec.probe, f"{key}.probe")
         for option in spec.options:
@@ -44,6 +37,13 @@ def check_probes(recipe: Recipe, where: str) -> None:
                 known = [*type(spec).model_fields, *registry.keywords(kind)]
                 raise RecipeError(f"{key}: unknown key '{option}'{nearest(option, known)}")
         make_probe(spec.probe, spec.options, key)
+        same = {"every", "layers", "groups", *spec.options}
+        first = asked.setdefault(spec.model_dump_json(exclude=same), number)
+        if first != number:
+            raise RecipeError(
+                f"{where}: probes.{number} asks what probes.{first} does, {spec.probe} of '{spec.label}', and a report "
+                "keeps one; join them, for instance as k: [20, 5]"
+            )
         if spec.target is not None:
             registry.find("target", spec.target, f"{key}.target")
         if spec.encoder is not None and spec.encoder not in recipe.encoders:

@@ -155,7 +155,9 @@ class Combine(Objective):
         if self.crop != Crop():
             images = [need for need in self.needs if need.rpartition("/")[2] == "image"]
             cut = {key: self.crop(batch[key], draws, batch.get(f"{key}_aspect")) for key in images}
-            batch = {key: value for key, value in batch.items() if not key.endswith("image_aspect")} | cut
+            batch = batch | cut
+            for key in images:
+                batch.pop(f"{key}_aspect", None)
         inputs: Batch = {}
         self._active = self.mixing.active(draws.seed, draws.step) if self.training else list(self.tasks)
         for name, task in self._each():

@@ -306,7 +306,7 @@ def test_it_learns_what_the_picture_says_and_writes_it():
     batch = {"image": images, "text": F.pad(text, (0, 2)), "text_mask": torch.arange(6).expand(16, -1) < 4}
     optimizer = torch.optim.Adam(task.parameters(), 0.01)
     inputs = task.transform(batch, Draws(0, 0, 16))
-    for _ in range(150):
+    for _ in range(200):
         optimizer.zero_grad()
         losses = task(inputs)
         losses["loss"].backward()
