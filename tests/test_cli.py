@@ -198,6 +198,7 @@ def pairs(tmp_path_factory):
     return mmssl.run("contrastive_toy", small, tmp_path_factory.mktemp("cli") / "pairs", quiet=True)
 
 
+@pytest.mark.long
 def test_adapt_compares_pairs_and_reads_names_of_classes(monkeypatch, capsys, pairs):
     common = ("adapt", str(pairs.directory), "--data", "toy", "--limit", "48", "--seeds", "1")
     assert call(monkeypatch, *common, "--probe", "retrieval", "--set", "ks=[2, 3]", "--json") == 0

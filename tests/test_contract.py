@@ -190,6 +190,7 @@ def test_its_state_is_all_in_the_state_dict(built):
         assert not list(differing(before, objective.predict(inputs)))
 
 
+@pytest.mark.long
 def test_its_preview_can_be_drawn(built, tmp_path):
     objective, batch = built
     with torch.no_grad():
@@ -200,6 +201,7 @@ def test_its_preview_can_be_drawn(built, tmp_path):
     assert draw_panels(panels, tmp_path / "panels.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_it_can_be_made_afresh(built):
     objective, _ = built
     one, same, other = (reinitialized(objective, seed).state_dict() for seed in (1, 1, 2))

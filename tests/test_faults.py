@@ -45,6 +45,7 @@ def whole(directory: Path) -> bool:
     return all(value.isfinite().all() for file in files for value in load_file(file).values())
 
 
+@pytest.mark.long
 def test_a_run_that_diverges_keeps_its_last_good_checkpoint_and_its_advice_can_be_followed(tmp_path: Path) -> None:
     out = tmp_path / "run"
     mmssl.run(recipe(), out=out, quiet=True)
@@ -66,6 +67,7 @@ def test_the_rows_and_the_step_of_a_loss_that_is_not_finite_are_named(tmp_path: 
         mmssl.run(wild, out=tmp_path / "run", quiet=True)
 
 
+@pytest.mark.long
 def test_a_finished_run_goes_on_with_more_steps_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "run"
     mmssl.run(recipe(), out=out, quiet=True)
@@ -75,6 +77,7 @@ def test_a_finished_run_goes_on_with_more_steps_and_says_so(tmp_path: Path, caps
         mmssl.run(recipe(steps=8), out=out, resume=True, quiet=True)
 
 
+@pytest.mark.long
 def test_data_that_changed_is_not_resumed_on_unless_asked_to(tmp_path: Path) -> None:
     source = pictures(tmp_path / "pictures", 12)
     out = tmp_path / "run"
@@ -101,6 +104,7 @@ def test_what_was_found_is_said_at_the_start(tmp_path: Path, capsys: pytest.Capt
     assert "files of other kinds are left out: 1 .md" in said
 
 
+@pytest.mark.long
 def test_a_broken_file_is_one_line_and_shows_in_the_records(tmp_path: Path) -> None:
     source = pictures(tmp_path / "pictures", 11)
     (source / "001.png").write_bytes(b"no picture")
@@ -162,6 +166,7 @@ def test_of_many_that_take_over_one_wins(tmp_path: Path) -> None:
             process.communicate(timeout=60)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("content", ["{", "[]", '{"step": "many"}', ""])
 def test_a_damaged_state_is_one_sentence(tmp_path: Path, content: str) -> None:
     mmssl.run(recipe(steps=2), out=tmp_path / "run", quiet=True)
@@ -170,6 +175,7 @@ def test_a_damaged_state_is_one_sentence(tmp_path: Path, content: str) -> None:
         mmssl.run(recipe(steps=2), out=tmp_path / "run", resume=True, quiet=True)
 
 
+@pytest.mark.long
 def test_damaged_records_are_dropped_and_the_run_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
     mmssl.run(recipe(), out=out, quiet=True)

@@ -129,6 +129,7 @@ def test_a_run_is_not_overwritten_and_not_resumed_as_another(finished: Path) -> 
     assert again.history[-1]["step"] == 4
 
 
+@pytest.mark.long
 def test_a_run_in_epochs_is_the_run_of_their_steps_and_can_be_resumed(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": sentence}) + "\n" for sentence in SENTENCES))
@@ -163,6 +164,7 @@ def test_torchrun_on_two_processes_is_the_same_run(finished: Path, tmp_path: Pat
         assert two == pytest.approx(one, abs=1e-9, rel=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "streaming", [pytest.param(False, id="map"), pytest.param(True, id="stream", marks=pytest.mark.long)]
 )

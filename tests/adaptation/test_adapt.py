@@ -238,6 +238,7 @@ def test_few_shots_use_few_rows(small):
     assert len(many.rows[0].runs["accuracy"]) == 1
 
 
+@pytest.mark.long
 def test_finetuning_is_the_same_call_and_leaves_the_encoder_alone(small):
     state = {key: value.clone() for key, value in small.state_dict().items()}
     train, test = as_batches(*pictures(90, 0)), as_batches(*pictures(60, 1))

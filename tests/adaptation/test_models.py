@@ -69,6 +69,7 @@ def test_a_recipe_s_table_is_that_of_the_call(run):
     assert again.rows == Table.from_json(stored).rows
 
 
+@pytest.mark.long
 def test_tables_of_a_run_are_written_into_it_and_the_same_question_once(tmp_path):
     done = mmssl.run(RECIPE, out=tmp_path / "run", quiet=True)
     assert done.probes == []
@@ -146,6 +147,7 @@ def test_every_target_is_found_by_name():
     assert set(components("target")) == {"classes", "labels", "values"}
 
 
+@pytest.mark.long
 def test_a_probe_during_training_leaves_the_training_as_it_was(tmp_path):
     plain = mmssl.run(RECIPE, out=tmp_path / "plain", quiet=True)
     probe = {"label": "shape", "every": 1, "limit": 48}

@@ -235,6 +235,7 @@ def test_a_wrong_pair_of_sources_is_named(tmp_path):
         retrieve(Colors(), tmp_path, data=DATA)
 
 
+@pytest.mark.long
 def test_rows_that_the_run_was_trained_on_are_said_and_so_is_a_missing_baseline(tmp_path):
     text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     recipe = {

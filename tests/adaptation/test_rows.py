@@ -84,6 +84,7 @@ def batches(cells, labels, size: int = 7) -> list[dict[str, torch.Tensor]]:
     return [{key: value[i : i + size] for key, value in rows.items()} for i in range(0, len(labels), size)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("probe", ["knn", "finetune"])
 def test_few_shots_are_drawn_before_anything_is_decoded(small, rendered, probe):
     options = {"steps": 1, "lr": (1e-3,), "decay": (1.0,)} if probe == "finetune" else {"k": (1,)}
@@ -101,6 +102,7 @@ def test_each_row_is_decoded_once_for_all_encoders(small, rendered, encoded):
     assert encoded == [100] * 4 * 4  # four encoders, two batches of two splits
 
 
+@pytest.mark.long
 def test_sources_streams_and_batches_give_one_table(small):
     train, test = pictures(60), pictures(40, 1)
     common = {"label": "label", "seeds": 1, "data": DATA}
@@ -181,6 +183,7 @@ def test_limits_hold_for_batches_too(small):
         mmssl.adapt(small, batches(*cells), dataset(*cells), probe="ridge")
 
 
+@pytest.mark.long
 def test_another_probe_of_the_same_rows_encodes_nothing(small, encoded, tmp_path):
     common = {"train": TOY, "label": "shape", "seeds": 2, "cache": tmp_path / "kept"}
     first = mmssl.adapt(small, probe="ridge", layers=True, **common)

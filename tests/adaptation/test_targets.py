@@ -273,6 +273,7 @@ def test_numbers_below_zero_are_classes_unless_the_data_set_names_its_classes(en
     assert (table.counts, table.warnings) == ({"classes": 2}, ())
 
 
+@pytest.mark.long
 def test_finetuning_learns_labels_and_values():
     torch.manual_seed(0)
     small = mmssl.encoder("timm/test_resnet", modality="image")

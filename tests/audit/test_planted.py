@@ -68,6 +68,7 @@ CONSTANT = {"training.schedule.name": "constant"}
 TEACHER = {"objective.momentum": 0.5}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "steps", "changes", "plant", "outcome"),
     [

@@ -122,6 +122,7 @@ def test_a_picture_of_the_right_height_keeps_its_pixels():
         assert np.array_equal(decoded, pixels[:, left : left + 24])
 
 
+@pytest.mark.long
 def test_a_planted_mark_is_found_and_constant_pictures_tell_nothing():
     findings = audit(
         rotation(views={"area": None, "flip": 0.0}),
@@ -140,6 +141,7 @@ def test_a_planted_mark_is_found_and_constant_pictures_tell_nothing():
     assert lines[4].startswith("| constant | png | none | 25.0% |")
 
 
+@pytest.mark.long
 def test_turning_before_cropping_is_found_and_a_run_repeats(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent))
     wrong = task(32, name="audit.rotate_before_crop")

@@ -215,6 +215,7 @@ def test_a_task_of_a_combination_is_judged_alone():
     assert "turn/" not in str(verdicts[0])
 
 
+@pytest.mark.long
 def test_a_run_closes_with_it(tmp_path, capsys):
     run = mmssl.run("rotation_toy", {"training.optimizer.lr": 1e-12, "training.log_every": 1}, tmp_path / "run")
     (verdict,) = run.verdict

@@ -123,6 +123,7 @@ def test_processes_share_the_batch(rows, kind):
         assert_equal(joined, whole)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_workers_change_nothing(rows, tmp_path, kind):
     needs = ("image", "text", "audio")
@@ -182,6 +183,7 @@ def test_an_undecodable_row_is_replaced_by_the_next_and_written_down(rows, tmp_p
     assert all(record["source"] == str(rows) and "image" in record["reason"] for record in records)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_undecodable_rows_stop_the_run(rows, tmp_path, kind, workers):

@@ -28,6 +28,7 @@ class Deadly(Letters):
         return super().__call__(text, length)
 
 
+@pytest.mark.long
 def test_the_death_of_a_worker_is_explained(rows):
     loader = Loader({"": rows}, ("text",), batch_size=50, seed=1, tokenizers={"text": Deadly()}, workers=1)
     with pytest.raises(DataError, match=r"a worker process that decodes data died .*fewer training.workers"):
@@ -61,6 +62,7 @@ def test_a_batch_that_a_dead_worker_still_held_is_explained(dies, rows, monkeypa
     batches._workers[0].kill()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_stream_that_breaks_off_is_no_dead_worker(workers):
     def tasks():

@@ -14,6 +14,7 @@ def clip(frames=4, size=32):
     return torch.randint(0, 256, (2, frames, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
+@pytest.mark.long
 def test_r3d_18_equals_torchvision():
     torch.manual_seed(0)
     encoder = create("torchvision/r3d_18", "video").eval()

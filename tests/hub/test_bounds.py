@@ -48,6 +48,7 @@ def edit(folder: Path, change) -> None:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("encoder", "arguments"),
     [
@@ -89,6 +90,7 @@ def test_building_is_watched_only_inside(sound) -> None:
     torch.nn.Linear(1 << 15, 1 << 14, device="meta")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [200_000, 700_000])
 def test_very_many_tensors_are_refused(folder, number) -> None:
     text = json.dumps({str(i): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(number)}).encode()

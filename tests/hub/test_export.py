@@ -79,6 +79,7 @@ def test_lines_of_the_readme_load_every_library(tmp_path) -> None:
         torch.testing.assert_close(got[name], value, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_both_towers_of_a_clip_are_one_model(tmp_path) -> None:
     run = make_run(tmp_path / "run", {**PAIRS, "encoders": {"text": CLIP, "image": CLIP}})
     assert [native.directory for native in plan(run)] == ["text_image"]

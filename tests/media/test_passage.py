@@ -25,6 +25,7 @@ def read(text, tokenizer, start, window):
     return tokenizer.decode(ids[mask]).split()
 
 
+@pytest.mark.long
 def test_every_word_of_a_long_text_is_read_alike_often(tokenizer):
     text = " ".join(WORDS)
     counts = dict.fromkeys(WORDS, 0)

@@ -89,6 +89,7 @@ def _process(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_two_processes_make_the_codebook_of_one(tmp_path: Path, processes):
     processes(_process, (2, str(tmp_path)), 2)
     expected = _fitted().state_dict()

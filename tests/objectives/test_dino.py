@@ -240,6 +240,7 @@ def test_the_temperature_of_the_teacher_warms_up():
         torch.testing.assert_close(task.loss(outputs, {})["loss"], sum(terms) / 18)
 
 
+@pytest.mark.long
 def test_the_teacher_leaves_the_run(tmp_path):
     recipe = ROOT.parent / "recipes" / "invariance" / "dino_toy.yaml"
     few = {"training.steps": 3, "training.batch_size": 4, "data.limit": 8, "training.optimizer.lr": 0.01}

@@ -159,6 +159,7 @@ def _colors(rows: int, step: int) -> dict[str, Tensor]:
     return {"image": image, "text": text, "text_mask": torch.ones_like(text, dtype=torch.bool)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["joint", "multiway", "cross"])
 def test_one_side_tells_the_other(kind):
     sides = {"mask_ratio_a": 0, "mask_ratio_b": 0.5} if kind == "cross" else {"mask_ratio_a": 0.8, "mask_ratio_b": 0.0}

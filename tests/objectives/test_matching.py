@@ -34,6 +34,7 @@ def matching(kind: str = "cross", rows: int = 4, **hyper):
     return task, inputs, task.predict(inputs)
 
 
+@pytest.mark.long
 def test_no_draw_of_ten_thousand_crashes_or_takes_an_equal_row_while_another_is_left():
     generator = torch.Generator().manual_seed(0)
     lonely = 0

@@ -229,6 +229,7 @@ def one_of(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_processes_make_the_groups_of_one_without_synchronized_statistics(world, processes, tmp_path):

@@ -124,6 +124,7 @@ def train_on_unrelated_views(stop: bool) -> dict[str, float]:
     return {key: sum(record[key] for record in history[-10:]) / 10 for key in history[0]}
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
 def test_only_the_stopped_gradient_keeps_it_from_collapsing():
     # The two views have nothing in common, so that nothing but a constant answer brings the loss toward -1.

@@ -223,6 +223,7 @@ def _process(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_two_processes_and_micro_batches_train_what_one_trains(tmp_path, processes):
     with socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import torch
 from scipy import stats
 from transformers.models.flava.image_processing_flava import FlavaMaskingGenerator
@@ -47,6 +48,7 @@ def test_tokens_are_masked_replaced_or_kept_in_the_stated_shares():
     assert stats.chisquare(counts.numpy()).pvalue > 1e-4
 
 
+@pytest.mark.long
 def test_blocks_hide_what_the_published_generator_hides():
     random.seed(0)
     published = FlavaMaskingGenerator()

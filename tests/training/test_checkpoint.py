@@ -132,6 +132,7 @@ def _sharded(rank: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_sharded_weights_are_stored_whole(tmp_path: Path, processes: Callable) -> None:
     """FSDP2 on two processes saves what one process would have, and reads it back into shards."""
     from safetensors.torch import save_file

@@ -89,6 +89,7 @@ def test_same_curve_with_accumulation(single: dict, task: str, parts: int) -> No
     assert torch.allclose(torch.tensor(train(task, accumulate=parts)), torch.tensor(single[task]), atol=1e-10, rtol=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_same_curve_on_several_processes(single: dict, world: int, tmp_path: Path, processes: Callable) -> None:
     processes(_worker, (world, free_port(), str(tmp_path)), world)

@@ -119,6 +119,7 @@ def toy(name: str, **changes: Any) -> dict[str, Any]:
     return {key.removeprefix("monitor/"): value for key, value in record.items() if key.startswith("monitor/")}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["simclr_toy", "byol_toy", "moco_toy", "dino_toy"])
 def test_views_and_embeddings_of_two_view_tasks_are_seen(name: str) -> None:
     seen = toy(name)

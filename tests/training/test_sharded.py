@@ -80,6 +80,7 @@ def sharded(tmp_path_factory, processes) -> dict[tuple[str, int], dict[str, Tens
     return torch.load(folder / "results.pt")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("name", TASKS)
 def test_sharded_gradients_are_those_of_one_process(name, parts, sharded):
