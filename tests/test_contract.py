@@ -198,6 +198,10 @@ def test_its_preview_can_be_drawn(built, tmp_path):
         panels = objective.preview(inputs, objective.predict(inputs))
     assert len(panels) >= 2
     assert all(panel.title and len(panel.cells) == ROWS for panel in panels)
+    for panel in panels:  # a sound says what its axes measure
+        if isinstance(panel.cells[0], Tensor) and panel.cells[0].ndim <= 2 and "image" not in objective.needs:
+            assert panel.scale is not None, panel.title
+            assert bool(panel.scale.bands) == (panel.cells[0].ndim == 2), panel.title
     assert draw_panels(panels, tmp_path / "panels.png").read_bytes().startswith(b"\x89PNG")
 
 

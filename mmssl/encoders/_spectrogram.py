@@ -12,6 +12,14 @@ from torch import Tensor, nn
 from mmssl.encoders.backbones.base import build_errors
 from mmssl.errors import RecipeError
 
+KALDI_LOWEST = 20.0  # Hz, its own default
+
+
+def middles(mels: int, low: float, high: float) -> tuple[float, ...]:
+    """Of `mels` bands from `low` to `high` Hz, evenly spread on the HTK mel scale: where each weighs most, in Hz."""
+    ends = [math.log1p(hertz / 700) for hertz in (low, high)]
+    return tuple(700 * math.expm1(ends[0] + (ends[1] - ends[0]) * i / (mels + 1)) for i in range(1, mels + 1))
+
 
 class LogMel(nn.Module):
     """Waveforms (B, S) -> (log(mel power + eps) - mean) / std, (B, M, T); frame `t` is centered on sample `t * hop`.
@@ -65,6 +73,7 @@ class LogMel(nn.Module):
         self.hop, self.log, self.eps, self.patch = hop, log, eps, patch
         with build_errors(model):
             self.mel = MelSpectrogram(rate, n_fft, hop_length=hop, n_mels=mels, f_min=f_min, f_max=f_max)
+        self.bands = middles(mels, f_min, rate / 2 if f_max is None else f_max)
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
         self.recipe: dict[str, Any] = {
@@ -136,6 +145,7 @@ class FilterBanks(nn.Module):
         super().__init__()
         self.rate, self.mels, self.length = rate, mels, length
         self.window, self.hop = rate * 25 // 1000, rate // 100
+        self.bands = middles(mels, KALDI_LOWEST, rate / 2)
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
         self.recipe: dict[str, Any] = {"rate": rate, "mean": mean, "std": std}

@@ -10,6 +10,7 @@ from torch import Tensor
 from mmssl.encoders._network import NetworkEncoder
 from mmssl.encoders._spectrogram import FilterBanks, LogMel
 from mmssl.encoders.backbones.base import Pretrained, create_backbone
+from mmssl.encoders.base import Scale
 from mmssl.errors import RecipeError
 from mmssl.media.audio import decode_audio
 from mmssl.ranges import AboveZero, Positive, Weight
@@ -123,6 +124,12 @@ class AudioEncoder(NetworkEncoder):
     def valid_frames(self, valid: Tensor) -> Tensor:
         """Which samples are no padding (B, S) -> which frames of `spectrogram` (B, T)."""
         return self._front.frames(valid)
+
+    def scale(self, row: Tensor) -> Scale:
+        """See the base class: of a waveform (S,), or a spectrogram (M, T)."""
+        if row.ndim == 1:
+            return Scale(len(row) / self.rate)
+        return Scale(row.shape[1] * self._front.hop / self.rate, self._front.bands)
 
     def prepare(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """What the network reads: pictures (B, C, M, T) with their valid columns (B, T), or waveforms."""

@@ -51,6 +51,18 @@ class Input(NamedTuple):
     valid: Tensor | None = None
 
 
+class Scale(NamedTuple):
+    """What the axes of a sound's picture measure.
+
+    Attributes:
+        seconds: from its left end to its right one.
+        bands: middle of each band of a spectrogram in Hz, lowest first; empty for a waveform.
+    """
+
+    seconds: float
+    bands: tuple[float, ...] = ()
+
+
 class Encoder(nn.Module):
     """One modality in, tokens of one width out.
 
@@ -132,6 +144,10 @@ class Encoder(nn.Module):
             RecipeError: for a setting that does not exist or does not fit.
         """
         raise TypeError(f"{type(self).__name__} reads no files")
+
+    def scale(self, row: Tensor) -> Scale | None:
+        """What the axes of a picture of `row`, one of what the encoder takes, measure; None where they have no unit."""
+        return None
 
     def reading(self) -> Data:
         """How `read` decodes: as the run does, or as suits the network; see there."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmssl.batch import Batch
-from mmssl.encoders.base import Encoder, Features
+from mmssl.encoders.base import Encoder, Features, Scale
 from mmssl.encoders.fusion import FusionEncoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
@@ -64,6 +64,10 @@ class Side:
             tokenizer = cast(TextEncoder, self.encoder).tokenizer
             return [*decode_rows(tokenizer, inputs[self.key], self.valid(inputs))]
         return list(as_floats(inputs[self.key]) if self.modality in ("image", "video") else inputs[self.key])
+
+    def scale(self, inputs: Batch) -> Scale | None:
+        """What the axes of the cells measure."""
+        return self.encoder.scale(inputs[self.key][0])
 
 
 def both_sides(a: str, b: str, encoder: Callable[[str], Encoder], crop: Crop) -> dict[str, Side]:

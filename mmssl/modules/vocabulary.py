@@ -72,15 +72,20 @@ class Vocabulary(nn.Module):
         given = {"mask_id": self.mask_id, "vocabulary": self.ordinary, **settings}
         return corrupt_tokens(text, places, chosen, draws, **given)
 
-    def filled_in(self, seen: Tensor, valid: Tensor, places: Tensor, chosen: Tensor) -> Callable[[Tensor], list[str]]:
+    def filled_in(self, seen: Tensor, valid: Tensor, places: Tensor, chosen: Tensor) -> Callable[..., list[str]]:
         """Texts with other tokens at the chosen places: a function of these tokens (N,), row by row.
 
-        Places that are not chosen keep the token that the network saw there, which is the original.
+        Given the target (N,) as well, the function marks what differs from it. Places that are not chosen keep the
+        token that the network saw there, which is the original.
         """
         there = seen.gather(1, places)
 
-        def texts(tokens: Tensor) -> list[str]:
-            return decode_rows(self.tokenizer, seen.scatter(1, places, there.masked_scatter(chosen, tokens)), valid)
+        def texts(tokens: Tensor, target: Tensor | None = None) -> list[str]:
+            filled = seen.scatter(1, places, there.masked_scatter(chosen, tokens))
+            if target is None:
+                return decode_rows(self.tokenizer, filled, valid)
+            wrong = torch.zeros_like(chosen).masked_scatter(chosen, tokens != target)
+            return mark_rows(self.tokenizer, filled, valid, torch.zeros_like(valid).scatter(1, places, wrong))
 
         return texts
 

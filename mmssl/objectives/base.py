@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.batch import Batch
-from mmssl.encoders.base import Encoder, Features
+from mmssl.encoders.base import Encoder, Features, Scale
 from mmssl.errors import RecipeError
 from mmssl.ops.draws import Draws
 
@@ -52,12 +52,16 @@ class Panel(NamedTuple):
 
     Attributes:
         title: what is seen: "input", "target", "prediction".
-        cells: one a sample: (3, H, W) a picture in [0, 1], (T, 3, H, W) a strip of frames, (H, W) a map or
-            spectrogram, (S,) a waveform, or a line of text.
+        cells: one a sample: (3, H, W) a picture in [0, 1], (T, 3, H, W) a strip of frames, (H, W) a map or,
+            with `scale`, a spectrogram, (S,) a waveform, or a line of text.
+        right: whether each cell is the right answer, which is marked; None for what is no answer.
+        scale: of waveforms and spectrograms, what their axes measure.
     """
 
     title: str
     cells: Sequence[Tensor | str]
+    right: Sequence[bool | None] | None = None
+    scale: Scale | None = None
 
 
 class Pair(NamedTuple):

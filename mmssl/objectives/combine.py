@@ -228,7 +228,7 @@ class Combine(Objective):
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Each task's columns, next to each other."""
         return [
-            Panel(f"{name}: {panel.title}", panel.cells)
+            panel._replace(title=f"{name}: {panel.title}")
             for name, task in self._each(inputs)
             for panel in task.preview(sub_batch(inputs, name), sub_batch(outputs, name))
         ]

@@ -9,15 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
+from PIL import Image
 
 from mmssl.adaptation.table import Table
 from mmssl.atomic import write_text
 from mmssl.audit.verdict import closing_lines
 from mmssl.registry import components
+from mmssl.report.figures import DPI
+from mmssl.training.monitors import MONITOR, SAME_ROWS
 
 if TYPE_CHECKING:
     from mmssl.run_directory import Run
 
+MEASURES = {
+    "rank": "effective rank",
+    "spread": "spread",
+    "dead": "dead share",
+    "alignment": "alignment",
+    "uniformity": "uniformity",
+}
 NOT_RESULTS = {"step", "lr", "samples_per_second", "data_wait", "peak_memory_gib", "eta", "gradient_norm"}
 
 
@@ -34,6 +44,7 @@ def write_report(run: Run) -> Path:
 
 def _facts(run: Run) -> dict[str, Any]:
     training, last = run.recipe.training, run.history[-1] if run.history else {}
+    first = run.history[0] if run.history and run.history[0]["step"] == 0 else {}
     chance = run.chance
     levels = chance.levels
     speeds = [record["samples_per_second"] for record in run.history if "samples_per_second" in record]
@@ -57,10 +68,18 @@ def _facts(run: Run) -> dict[str, Any]:
         "batch": training.batch_size,
         "closing": [line[0].upper() + line[1:] for line in closing_lines(run.history, chance, training.batch_size)],
         "results": [
-            {"name": key, "value": value, "chance": levels.get(key)}
+            {
+                "name": key,
+                "untrained": first.get(key),
+                "value": value,
+                "again": last.get(f"{SAME_ROWS}/{key}"),
+                "chance": levels.get(key),
+            }
             for key, value in last.items()
-            if key not in NOT_RESULTS and not key.startswith("probe/")
+            if key not in NOT_RESULTS and key.partition("/")[0] not in ("probe", MONITOR, SAME_ROWS)
         ],
+        "monitors": _monitors(first, last),
+        "measures": MEASURES,
         "speed": sorted(speeds)[len(speeds) // 2] if speeds else None,
         "minutes": _seconds(run.history, training.batch_size) / 60,
         "wait": sorted(waits)[len(waits) // 2] if waits else None,
@@ -68,12 +87,27 @@ def _facts(run: Run) -> dict[str, Any]:
         "probes": [_probe(tree) for tree in run.probes],
         "errors": _count_lines(run.directory / "errors.jsonl"),
         "figures": [
-            {"name": path.stem, "data": base64.b64encode(path.read_bytes()).decode()}
+            {"name": path.stem, "data": base64.b64encode(path.read_bytes()).decode(), "width": _width(path)}
             for path in sorted((run.directory / "figures").glob("*.png"))
         ],
         "recipe": run.recipe.dump(),
         "directory": str(run.directory),
     }
+
+
+def _monitors(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A line for each network or set of embeddings: pairs of what each measure was at step 0 and at the end."""
+    names = dict.fromkeys(key.partition("/")[2].rpartition("/")[0] for key in last if key.startswith(f"{MONITOR}/"))
+    return [
+        {"name": name, "values": [tuple(r.get(f"{MONITOR}/{name}/{what}") for r in (first, last)) for what in MEASURES]}
+        for name in names
+    ]
+
+
+def _width(path: Path) -> int:
+    """At which the letters of a figure have the size of the page's."""
+    with Image.open(path) as picture:
+        return round(picture.width * 96 / DPI)
 
 
 def _probe(tree: Mapping[str, Any]) -> dict[str, Any]:

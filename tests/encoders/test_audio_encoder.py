@@ -150,6 +150,17 @@ def test_a_vision_transformer_of_clip_heeds_no_padding():
         torch.testing.assert_close(value.pooled, encoder.layers(spectrogram, frames)[name].pooled)
 
 
+def test_axes_of_a_picture_are_those_of_the_spectrogram():
+    encoder = create("timm/test_resnet", "audio", rate=8000, n_fft=4096, hop=80, mels=32, f_min=50.0, f_max=3500.0)
+    scale = encoder.scale(encoder.spectrogram(sound(8000))[0])
+    assert scale.seconds == pytest.approx(1.0, abs=0.011)
+    heaviest = encoder.front.mel.mel_scale.fb.argmax(0) * 8000 / 4096
+    assert list(scale.bands) == pytest.approx(heaviest.tolist(), abs=8000 / 4096)
+    assert encoder.scale(sound(8000)[0]) == (1.0, ())
+    tone = torch.sin(torch.arange(8000) * 2 * math.pi * scale.bands[20] / 8000)
+    assert encoder.spectrogram(tone[None])[0, :, 50].argmax() == 20
+
+
 def test_half_precision_leaves_the_front_end_alone():
     encoder = create("timm/vit_tiny_patch16_224", "audio", **VIT).eval()
     with torch.autocast("cpu", dtype=torch.bfloat16):

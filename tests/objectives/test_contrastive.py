@@ -77,7 +77,8 @@ def test_both_sides_and_their_masks_arrive(pair):
     assert outputs["a"].shape == outputs["b"].shape == (4, 7)
     losses = task.loss(outputs, inputs)
     assert {f"accuracy_{a}_to_{b}", f"accuracy_{b}_to_{a}", "temperature", "loss"} == losses.keys()
-    assert len(task.preview(inputs, outputs)) == 3
+    shown = task.preview(inputs, {"a": torch.eye(4), "b": torch.eye(4)[[0, 2, 1, 3]]})
+    assert list(shown[2].right) == [True, False, False, True]
     # Whatever stands behind the mask has no say.
     for key in (key for key in ("text", "audio") if key in pair):
         batch[key] = torch.where(batch[f"{key}_mask"], batch[key], 7)

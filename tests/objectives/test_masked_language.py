@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -246,3 +247,8 @@ def test_preview_fills_the_gaps(monkeypatch):
     assert target.cells == prediction.cells
     assert target.cells[0].split() == [str(int(i)) for i in batch["text"][0][batch["text_mask"][0]]]
     assert shown.cells != target.cells
+    wrong = F.one_hot((inputs["target"][inputs["chosen"]] + 1) % 30, 30)
+    monkeypatch.setattr(task, "logits", lambda inputs: wrong)
+    marked = task.preview(inputs, {})[2].cells
+    hidden = sum(len(re.findall(r"\d+", part)) for line in marked for part in re.findall("«(.*?)»", line))
+    assert hidden == int(inputs["chosen"].sum())

@@ -311,6 +311,7 @@ def test_preview_finds_the_nearest_key():
     assert query.cells[0].shape == (3, 12, 12)
     assert torch.equal(nearest.cells[0], key.cells[1])
     assert torch.equal(nearest.cells[2], key.cells[2])
+    assert nearest.right == [False, False, True]
 
 
 def test_refuses_other_modalities():

@@ -320,5 +320,7 @@ def test_preview_shows_both_parts_and_the_answer():
         assert pairs.cells[row] == " | ".join([" ".join(map(str, [2, *first, 3])), " ".join(map(str, [*second, 3]))])
         if inputs["valid"][row]:
             assert target.cells[row] == prediction.cells[row] == ("goes on", "another text")[inputs["answer"][row]]
+            assert prediction.right[row] is True
         else:
             assert target.cells[row] == "does not count"
+            assert prediction.right[row] is None

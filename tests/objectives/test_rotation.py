@@ -83,3 +83,5 @@ def test_preview_shows_each_turn_and_the_guess():
     panels = task.preview(inputs, task.predict(inputs))
     assert [panel.title for panel in panels] == ["0°", "90°", "180°", "270°", "prediction"]
     assert all(len(panel.cells) == 3 for panel in panels)
+    logits = torch.eye(4)[[0, 3, 2, 2]].expand(3, 4, 4)
+    assert task.preview(inputs, {"logits": logits})[-1].cells[0] == "✓ 0°  ✗ 270°  ✓ 180°  ✗ 180°"

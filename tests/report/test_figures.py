@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mmssl.encoders.base import Scale
 from mmssl.objectives.base import Chance, Panel
 from mmssl.report import figures
 from mmssl.report.figures import draw_history, draw_panels
@@ -82,10 +83,49 @@ def test_frames_of_a_strip_are_in_order_and_evenly_spread(tmp_path, monkeypatch)
 def test_low_bands_of_a_spectrogram_are_at_the_bottom(tmp_path):
     bands = torch.zeros(8, 24)
     bands[0] = 1
-    path = draw_panels([Panel("sound", [bands])], tmp_path / "s.png")
+    path = draw_panels([Panel("sound", [bands], scale=Scale(0.24, tuple(range(100, 900, 100))))], tmp_path / "s.png")
     picture = pixels(path)
     bright = (picture.astype(int).sum(-1) > 600) & (picture.astype(int).sum(-1) < 760)
     assert bright.nonzero()[0].mean() > picture.shape[0] * 0.6
+
+
+SOUND = Scale(0.64, tuple(100.0 * 1.08**i for i in range(64)))
+
+
+def drawn(panels, path, monkeypatch) -> list:
+    """The axes of the figure, line by line."""
+    kept = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.append(figure))
+    draw_panels(panels, path)
+    return kept[0].axes
+
+
+def test_a_square_spectrogram_is_no_map_and_has_units(tmp_path, monkeypatch):
+    """64 bands and 64 frames were once drawn upside down."""
+    bands = torch.zeros(64, 64)
+    first, second, wave = drawn(
+        [
+            Panel("input", [bands], scale=SOUND),
+            Panel("target", [bands + 5], scale=SOUND),
+            Panel("wave", [torch.zeros(99)], scale=Scale(2.0)),
+        ],
+        tmp_path / "s.png",
+        monkeypatch,
+    )
+    assert first.images[0].origin == second.images[0].origin == "lower"
+    assert first.images[0].get_clim() == second.images[0].get_clim() == (0, 5)
+    assert [label.get_text() for label in first.get_yticklabels()] == ["159 Hz", "1.2 kHz", "8 kHz"]
+    assert [label.get_text() for label in first.get_xticklabels()] == ["0", "0.32", "0.64 s"]
+    assert [label.get_text() for label in wave.get_xticklabels()] == ["0", "1", "2 s"]
+    assert not second.get_yticklabels()  # those of the column to the left
+
+
+def test_right_and_wrong_answers_differ_in_form_and_not_in_color_alone(tmp_path, monkeypatch):
+    axes = drawn([Panel("nearest", [RED, RED], [True, False])], tmp_path / "n.png", monkeypatch)
+    assert [one.texts[0].get_text() for one in axes] == ["✓", "✗"]
+    assert [one.patches[0].get_linestyle() for one in axes] == ["-", (0, (4, 3))]
+    axes = drawn([Panel("prediction", ["a cat", "a dog"], [False, True])], tmp_path / "n.png", monkeypatch)
+    assert [one.texts[0].get_text() for one in axes] == ["✗ a cat", "✓ a dog"]
 
 
 def curves(monkeypatch) -> dict[str, list]:
@@ -114,6 +154,17 @@ def test_history_shows_loss_and_metrics_beside_chance(tmp_path, monkeypatch):
     assert path.exists()
     assert seen["curves"] == ["loss", "accuracy", "probe/accuracy", "lr"]
     assert seen["levels"] == [math.log(4), 0.25, 0.2]
+
+
+def test_history_shows_what_is_monitored(tmp_path, monkeypatch):
+    seen = curves(monkeypatch)
+    records = {
+        f"monitor/{name}/{kind}": 0.5
+        for name in ("image", "turn/embeddings")
+        for kind in ("rank", "spread", "dead", "alignment", "uniformity")
+    }
+    draw_history([{"step": i, "loss": 1.0} | records for i in range(3)], Chance(None), tmp_path / "h.png")
+    assert sorted(name for name in seen["curves"] if name.startswith("monitor/")) == sorted(records)
 
 
 @pytest.mark.parametrize("history", [[], [{"step": 1, "loss": 1.0, "lr": 0.1}], [{"step": 1, "loss": -3.0, "lr": 0.0}]])

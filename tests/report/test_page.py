@@ -65,6 +65,8 @@ def made(tmp_path, **changes):
         | {"peak_memory_gib": 1.5}
         for step in (10, 20)
     ]
+    history[-1] |= {"same_rows/loss": 1.125, "same_rows/accuracy": 0.75, "monitor/image/rank": 7.5}
+    history.insert(0, {"step": 0, "loss": 1.5, "accuracy": 0.125, "monitor/image/rank": 12.25})
     chance = Chance(1.3863, {"accuracy": 0.25})
     draw_history(history, chance, tmp_path / "figures" / "history.png")
     draw_panels([Panel("input", [torch.rand(3, 4, 4)])], tmp_path / "figures" / "preview.png")
@@ -100,9 +102,12 @@ def test_it_says_what_the_run_is_and_what_came_out(tmp_path):
         "0.7 min",
         "8 samples/s, data-wait 25 %, 1.5 GiB",
         "by which quarter turn was the image rotated?",
-        "loss 1.2500 1.3863",
-        "accuracy 0.5000 0.2500",
-        "Verdict: learned: accuracy 0.5 against 0.25 by guessing (last 2 records, 32 answers, z = 3.0).",
+        "untrained at the last step on the rows of step 0 chance",
+        "loss 1.5 1.25 1.125 1.386",
+        "accuracy 0.125 0.5 0.75 0.25",
+        "effective rank spread dead share alignment uniformity image 12.2 → 7.5",
+        "Verdict: learned: accuracy 0.5 against 0.25 by guessing and 0.125 untrained (last 2 records, 32 answers, "
+        "z = 3.0, 0.75 on the rows of step 0).",
         "knn probe of &#39;shape&#39;: 80 training rows, 20 test rows, 4 classes; test rows: toy, split test",
         "pretrained pooled 75.0 (65.0 – 85.0)",
         "random-initialized pooled 62.5 ± 2.0",

@@ -168,5 +168,12 @@ class Contrastive(TwoSides):
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Both sides, and the nearest `b` to each `a` among the rows shown."""
         nearest = (outputs["a"] @ outputs["b"].T).argmax(1)
-        a, b = (side.cells(inputs) for side in self.sides.values())
-        return [Panel(self.a, a), Panel(self.b, b), Panel(f"nearest {self.b}", [b[int(i)] for i in nearest])]
+        (a, b), (first, second) = zip(*((s.cells(inputs), s.scale(inputs)) for s in self.sides.values()), strict=True)
+        found = [b[int(i)] for i in nearest]
+        # Another row of the same text is as right.
+        right = [int(i) == row or (isinstance(b[row], str) and b[row] == found[row]) for row, i in enumerate(nearest)]
+        return [
+            Panel(self.a, a, scale=first),
+            Panel(self.b, b, scale=second),
+            Panel(f"nearest {self.b}", found, right, second),
+        ]

@@ -252,14 +252,17 @@ class Matching(TwoSides):
         probability = self._three(outputs, other_b, other_a).detach().softmax(1)[:, 1].view(3, -1)
         known = torch.stack([torch.ones_like(found_b), found_b, found_a])
         answers = [
-            " | ".join(f"{float(p):.2f}" if there else "none" for p, there in zip(*column, strict=True))
+            " | ".join(
+                f"{'✓' if (p > 0.5) == own else '✗'} {float(p):.2f}" if there else "none"
+                for p, there, own in zip(*column, (True, False, False), strict=True)
+            )
             for column in zip(probability.T, known.T, strict=True)
         ]
-        a, b = (side.cells(inputs) for side in self.sides.values())
+        (a, b), (first, second) = zip(*((s.cells(inputs), s.scale(inputs)) for s in self.sides.values()), strict=True)
         return [
-            Panel(self.a, a),
-            Panel(self.b, b),
-            Panel(f"other {self.b}", [b[int(i)] for i in other_b]),
-            Panel(f"other {self.a}", [a[int(i)] for i in other_a]),
+            Panel(self.a, a, scale=first),
+            Panel(self.b, b, scale=second),
+            Panel(f"other {self.b}", [b[int(i)] for i in other_b], scale=second),
+            Panel(f"other {self.a}", [a[int(i)] for i in other_a], scale=first),
             Panel(f"a pair? own | other {self.b} | other {self.a}", answers),
         ]

@@ -150,10 +150,11 @@ class NextSentence(Objective):
             for answer, valid in zip(inputs["answer"], inputs["valid"], strict=True)
         ]
         found = [ANSWERS[self.form][int(answer)] for answer in outputs["logits"].argmax(1)]
+        right = [a == b if counts else None for a, b, counts in zip(answers, found, inputs["valid"], strict=True)]
         return [
             Panel("A | B", [" | ".join(sides) for sides in parts]),
             Panel("target", answers),
-            Panel("prediction", found),
+            Panel("prediction", found, right),
         ]
 
 

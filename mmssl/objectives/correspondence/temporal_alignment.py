@@ -154,12 +154,17 @@ class TemporalAlignment(Objective):
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """The window, its own sound, the other one, and the probability that the network gives to each."""
-        chances = outputs["logits"].sigmoid().tolist()
+        chances, audio = outputs["logits"].sigmoid().tolist(), inputs["audio"]
+        scale = self.encoder(self.audio).scale(audio[0, 0])
         return [
             Panel("video", list(as_floats(inputs["video"]))),
-            Panel("its sound", list(inputs["audio"][:, 0])),
-            Panel("another moment's", list(inputs["audio"][:, 1])),
-            Panel("prediction", [f"belongs: {own:.0%} / {other:.0%}" for own, other in chances]),
+            Panel("its sound", list(audio[:, 0]), scale=scale),
+            Panel("another moment's", list(audio[:, 1]), scale=scale),
+            Panel(
+                "prediction",
+                [f"belongs: {own:.0%} / {other:.0%}" for own, other in chances],
+                [own > other for own, other in chances],
+            ),
         ]
 
 

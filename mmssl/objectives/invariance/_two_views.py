@@ -62,18 +62,21 @@ class TwoViews(Objective):
             made.append(z)
         return torch.stack(made, dim=1)
 
+    def nearest_panels(
+        self, views: Tensor, likeness: Tensor, first: str = "view 1", second: str = "view 2"
+    ) -> list[Panel]:
+        """What `mmssl show` draws of a pair: both views (B, 2, ...), and for each first the likeliest second.
 
-def nearest_panels(views: Tensor, likeness: Tensor, first: str = "view 1", second: str = "view 2") -> list[Panel]:
-    """What `mmssl show` draws of a pair: both views (B, 2, ...), and for each first the likeliest second.
-
-    Args:
-        views: (B, 2, ...).
-        likeness: (B, B), of the first view of each row and the second of every row.
-        first: title of the first views.
-        second: of the second ones.
-    """
-    return [
-        Panel(first, list(views[:, 0])),
-        Panel(second, list(views[:, 1])),
-        Panel(f"nearest {second}", list(views[likeness.argmax(1), 1])),
-    ]
+        Args:
+            views: (B, 2, ...).
+            likeness: (B, B), of the first view of each row and the second of every row.
+            first: title of the first views.
+            second: of the second ones.
+        """
+        nearest, scale = likeness.argmax(1), self.encoder(self.name).scale(views[0, 0])
+        right = [found == row for row, found in enumerate(nearest.tolist())]
+        return [
+            Panel(first, list(views[:, 0]), scale=scale),
+            Panel(second, list(views[:, 1]), scale=scale),
+            Panel(f"nearest {second}", list(views[nearest, 1]), right, scale),
+        ]

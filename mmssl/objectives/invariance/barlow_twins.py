@@ -23,7 +23,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.modules.heads import mlp
 from mmssl.modules.views import BYOL_VIEWS, Given
 from mmssl.objectives.base import Chance, Panel
-from mmssl.objectives.invariance._two_views import TwoViews, nearest_panels
+from mmssl.objectives.invariance._two_views import TwoViews
 from mmssl.ops.gather import gather, process_share
 from mmssl.ops.losses import off_diagonal, ranking, spread
 from mmssl.ranges import Weight, Width
@@ -91,7 +91,7 @@ class BarlowTwins(TwoViews):
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Both views, and for each row's first view the row whose second view correlates most."""
         first, second = standardize(outputs["z"][:, 0]), standardize(outputs["z"][:, 1])
-        return nearest_panels(inputs["views"], torch.cosine_similarity(first[:, None], second[None], dim=-1))
+        return self.nearest_panels(inputs["views"], torch.cosine_similarity(first[:, None], second[None], dim=-1))
 
 
 def standardize(z: Tensor) -> Tensor:

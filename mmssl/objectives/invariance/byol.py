@@ -29,7 +29,7 @@ from mmssl.modules.heads import mlp
 from mmssl.modules.teacher import Teacher, cosine_momentum
 from mmssl.modules.views import BYOL_VIEWS, Given
 from mmssl.objectives.base import Chance, Panel
-from mmssl.objectives.invariance._two_views import TwoViews, nearest_panels
+from mmssl.objectives.invariance._two_views import TwoViews
 from mmssl.ops.losses import ranking, spread
 from mmssl.ranges import Share, Width
 
@@ -93,4 +93,4 @@ class BYOL(TwoViews):
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Both views, and for each prediction from view 1 the row whose view 2 has the nearest target."""
-        return nearest_panels(inputs["views"], outputs["prediction"][:, 0] @ outputs["target"][:, 1].T)
+        return self.nearest_panels(inputs["views"], outputs["prediction"][:, 0] @ outputs["target"][:, 1].T)

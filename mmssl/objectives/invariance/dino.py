@@ -182,17 +182,19 @@ class DINO(TwoViews):
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """The crops, the likeliest prototype of each large one, and where the teacher looks in the first."""
         views = inputs["views"]
-        panels = [Panel("large crop 1", list(views[:, 0])), Panel("large crop 2", list(views[:, 1]))]
+        scale = self.encoder(self.name).scale(views[0, 0])
+        panels = [Panel(f"large crop {i + 1}", list(views[:, i]), scale=scale) for i in range(2)]
         if "local" in inputs:  # pictures side by side, of sounds the first
             local = inputs["local"]
-            panels.append(Panel("small crops", list(local if local.ndim == 5 else local[:, 0])))
+            shown = local if local.ndim == 5 else local[:, 0]
+            panels.append(Panel("small crops", list(shown), scale=self.encoder(self.name).scale(shown[0])))
         taught = (outputs["teacher"] - self.center).argmax(-1).tolist()
         answered = outputs["student"][:, :2].argmax(-1).tolist()
         lines = [f"teacher {a[0]}, {a[1]}; student {b[0]}, {b[1]}" for a, b in zip(taught, answered, strict=True)]
         valid = inputs.get("valid")
         focus = _focus(self._taught, views[:, 0], None if valid is None else valid[:, 0])
         lit = focus if views.ndim == 4 else views[:, 0] * (0.15 + 0.85 * focus[:, None])
-        return [*panels, Panel("prototypes of 1 and 2", lines), Panel("teacher looks at", list(lit))]
+        return [*panels, Panel("prototypes of 1 and 2", lines), Panel("teacher looks at", list(lit), scale=scale)]
 
 
 class _Head(nn.Module):

@@ -37,7 +37,7 @@ from mmssl.modules.heads import mlp
 from mmssl.modules.teacher import Teacher, cosine_momentum
 from mmssl.modules.views import Given
 from mmssl.objectives.base import Chance, Panel
-from mmssl.objectives.invariance._two_views import TwoViews, nearest_panels
+from mmssl.objectives.invariance._two_views import TwoViews
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import gather, own_rows, process_share
 from mmssl.ops.losses import spread
@@ -187,7 +187,7 @@ class MoCo(TwoViews):
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Both views, and for the query from view 1 the row whose key, from view 2, is nearest."""
-        return nearest_panels(inputs["views"], outputs["q"][:, 0] @ outputs["k"][:, 0].T, "query", "key")
+        return self.nearest_panels(inputs["views"], outputs["q"][:, 0] @ outputs["k"][:, 0].T, "query", "key")
 
 
 def _views(form: str, patches: bool) -> list[dict[str, Any]]:

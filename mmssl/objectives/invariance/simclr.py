@@ -27,7 +27,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.modules.heads import mlp
 from mmssl.modules.views import Given, encode_views
 from mmssl.objectives.base import Chance, Panel
-from mmssl.objectives.invariance._two_views import TwoViews, nearest_panels
+from mmssl.objectives.invariance._two_views import TwoViews
 from mmssl.ops.losses import nt_xent, spread
 from mmssl.ranges import Temperature, Width
 
@@ -80,4 +80,4 @@ class SimCLR(TwoViews):
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Both views, and for each row's first view the row whose second view is nearest."""
         first, second = outputs["z"].unbind(1)
-        return nearest_panels(inputs["views"], first @ second.T)
+        return self.nearest_panels(inputs["views"], first @ second.T)

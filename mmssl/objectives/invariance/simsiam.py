@@ -22,7 +22,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.modules.heads import mlp
 from mmssl.modules.views import Given
 from mmssl.objectives.base import Chance, Panel
-from mmssl.objectives.invariance._two_views import TwoViews, nearest_panels
+from mmssl.objectives.invariance._two_views import TwoViews
 from mmssl.ops.losses import ranking, spread
 from mmssl.ranges import Width
 
@@ -83,4 +83,4 @@ class SimSiam(TwoViews):
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Both views, and for each prediction from view 1 the row whose view 2 has the nearest projection."""
-        return nearest_panels(inputs["views"], outputs["p"][:, 0] @ outputs["z"][:, 1].T)
+        return self.nearest_panels(inputs["views"], outputs["p"][:, 0] @ outputs["z"][:, 1].T)

@@ -26,7 +26,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.modules.heads import mlp
 from mmssl.modules.views import BYOL_VIEWS, Given
 from mmssl.objectives.base import Chance, Panel
-from mmssl.objectives.invariance._two_views import TwoViews, nearest_panels
+from mmssl.objectives.invariance._two_views import TwoViews
 from mmssl.ops.gather import gather
 from mmssl.ops.losses import off_diagonal, ranking, spread
 from mmssl.ranges import Weight, Width
@@ -103,4 +103,4 @@ class VICReg(TwoViews):
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Both views, and for each row's first view the row whose second view is nearest."""
         first, second = outputs["z"].unbind(1)
-        return nearest_panels(inputs["views"], -torch.cdist(first, second))
+        return self.nearest_panels(inputs["views"], -torch.cdist(first, second))

@@ -128,12 +128,14 @@ class HiddenPatches(nn.Module):
             image = unpatchify(whole, self.patch, (picture.shape[-2], picture.shape[-1])) * scale + shift
             return list(image if network.modality == "image" else image[:, 0])
 
-        return [
-            Panel("input", put(pixels.mean().expand(1, 1, patches.shape[2]), patches)),
-            Panel("prediction", put(self.codebook.decode(codes), decoded)),
-            Panel("target in codes", put(take(decoded, places), decoded)),
-            Panel("original", put(take(patches, places), patches)),
-        ]
+        seen = {
+            "input": put(pixels.mean().expand(1, 1, patches.shape[2]), patches),
+            "prediction": put(self.codebook.decode(codes), decoded),
+            "target in codes": put(take(decoded, places), decoded),
+            "original": put(take(patches, places), patches),
+        }
+        axes = network.scale(picture[0])
+        return [Panel(name, cells, scale=axes) for name, cells in seen.items()]
 
 
 class HiddenWords(nn.Module):
@@ -192,7 +194,7 @@ class HiddenWords(nn.Module):
         texts = self.vocabulary.filled_in(seen, side.valid(inputs), places, chosen)
         return [
             Panel("input", texts(seen.gather(1, places)[chosen])),
-            Panel("prediction", texts(logits.argmax(-1))),
+            Panel("prediction, «wrong»", texts(logits.argmax(-1), hidden["target"][chosen])),
             Panel("target", texts(hidden["target"][chosen])),
         ]
 

@@ -190,4 +190,8 @@ class Captioning(TwoSides):
         written = []
         for row in self.generate(inputs, inputs["b"].shape[1]).tolist():
             written.append(self.tokenizer.decode(row[: row.index(self.end)] if self.end in row else row))
-        return [Panel(a.name, a.cells(inputs)), Panel("caption", b.cells(inputs)), Panel("generated", written)]
+        return [
+            Panel(a.name, a.cells(inputs), scale=a.scale(inputs)),
+            Panel("caption", b.cells(inputs)),
+            Panel("generated", written),
+        ]

@@ -246,4 +246,5 @@ class MaskedAutoencoder(Objective):
         if self.norm_pix:
             pictures["original"] = original
         seen = {name: p[:, 0] if self.modality == "audio" else p.transpose(1, -3) for name, p in pictures.items()}
-        return [Panel(name, list(p)) for name, p in seen.items()]
+        axes = self.encoder(self.name).scale(seen["input"][0])
+        return [Panel(name, list(p), scale=axes) for name, p in seen.items()]

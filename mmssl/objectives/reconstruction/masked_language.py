@@ -159,5 +159,5 @@ class MaskedLanguage(Objective):
         return [
             Panel("input", texts(seen.gather(1, places)[chosen])),
             Panel("target", texts(inputs["target"][chosen])),
-            Panel("prediction", texts(self.logits(inputs).argmax(-1))),
+            Panel("prediction, «wrong»", texts(self.logits(inputs).argmax(-1), inputs["target"][chosen])),
         ]

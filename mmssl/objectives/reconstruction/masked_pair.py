@@ -189,7 +189,7 @@ class MaskedPair(Objective):
         for key, side in self.sides.items():
             if key in self.heads:
                 made = self.heads[key].panels(side, inputs, logits[key])
-                panels += [Panel(f"{side.name}: {panel.title}", panel.cells) for panel in made]
+                panels += [panel._replace(title=f"{side.name}: {panel.title}") for panel in made]
             else:
-                panels.append(Panel(side.name, side.cells(inputs)))
+                panels.append(Panel(side.name, side.cells(inputs), scale=side.scale(inputs)))
         return panels

@@ -84,5 +84,8 @@ class Rotation(Objective):
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """The four views, each under its turn, and what the network takes each for."""
         views = [Panel(f"{90 * k}°", list(as_floats(inputs["image"][:, k]))) for k in range(TURNS)]
-        guesses = [" ".join(f"{90 * int(k)}°" for k in row) for row in outputs["logits"].argmax(-1)]
+        guesses = [
+            "  ".join(f"{'✓' if k == turn else '✗'} {90 * k}°" for turn, k in enumerate(row))
+            for row in outputs["logits"].argmax(-1).tolist()
+        ]
         return [*views, Panel("prediction", guesses)]
