@@ -23,6 +23,7 @@ from mmssl.adaptation.features import POOLED, extract
 from mmssl.adaptation.request import Model
 from mmssl.adaptation.rows import Labeled, SourceSplit, in_order, open_rows
 from mmssl.atomic import flush, temporary_name, write_text
+from mmssl.data.features import name_of
 from mmssl.data.sources import StreamSource, digest
 from mmssl.embedding_files import FORMATS
 from mmssl.encoders.base import Encoder
@@ -246,8 +247,8 @@ class _Columns:
         yield from islice((row for number, row in self.stream if number in wanted), len(wanted))
 
     def _cell(self, name: str, cell: Any) -> Any:
-        if name in self.classes and isinstance(cell, int):
-            return self.classes[name][cell] if cell >= 0 else None
+        if name in self.classes:
+            return name_of(cell, self.classes[name])
         cell = plain(cell)
         return None if isinstance(cell, Dropped) else cell
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from mmssl.batch import Batch, count_rows
 from mmssl.data.base import MapSource, Row
 from mmssl.data.columns import TextToIds, find_column
+from mmssl.data.features import name_of
 from mmssl.data.files import expand
 from mmssl.data.loader import read
 from mmssl.data.order import find_present
@@ -120,7 +121,7 @@ class SourceSplit(Split):
         if names is None:
             return list(values)
         # By name, for two data sets may number the same classes differently; a missing one is -1.
-        return [names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else None for cell in values]
+        return [name_of(cell, names) for cell in values]
 
     def read(self, picks: Iterable[Sequence[int]] | None = None, batch_size: int = 256) -> Iterator[Batch]:
         """See `Split`."""

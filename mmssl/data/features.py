@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from mmssl.errors import DataError
 
 
 def undecoded(dataset: Any) -> Any:
@@ -19,5 +22,54 @@ def undecoded(dataset: Any) -> Any:
 
 
 def names_of_classes(dataset: Any, column: str) -> list[str] | None:
-    """Names of the classes whose numbers a column holds; None where the data set says none."""
-    return getattr((dataset.features or {}).get(column), "names", None)
+    """Names of the classes whose numbers a column holds, one or a list a row; None where the data set says none."""
+    return _names((dataset.features or {}).get(column))
+
+
+def name_of(cell: Any, names: Sequence[str]) -> Any:
+    """The name of a class by its number, None for -1; the names of a list of them."""
+    if isinstance(cell, list):
+        return [name for name in (name_of(item, names) for item in cell) if name is not None]
+    return names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else None
+
+
+def _names(feature: Any) -> list[str] | None:
+    names: list[str] | None = getattr(getattr(feature, "feature", feature), "names", None)
+    return names
+
+
+def check_classes(files: Iterable[str], source: str) -> None:
+    """Raise DataError where parquet or arrow files of one split number the classes of a column differently.
+
+    `datasets` takes the names of the first file for all of them. Files at addresses are not looked at.
+    """
+    first: dict[str, tuple[list[str], str]] = {}
+    for file in files:
+        for column, names in _stored_classes(file).items():
+            known, other = first.setdefault(column, (names, file))
+            if known != names:
+                orders = f"{', '.join(known[:5])} and {', '.join(names[:5])}"
+                raise DataError(
+                    f"{source}: {other} and {file} number the classes of '{column}' differently ({orders}); write "
+                    "their names as strings, or name one of the files"
+                )
+
+
+def _stored_classes(file: str) -> dict[str, list[str]]:
+    """Column -> names of its classes, as `datasets` wrote them into a file."""
+    import datasets
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    if "://" in file:
+        return {}
+    try:
+        if file.lower().endswith(".parquet"):
+            schema = parquet.read_schema(file)
+        else:
+            with pa.memory_map(file) as mapped:
+                schema = pa.ipc.open_stream(mapped).schema
+        features = datasets.Features.from_arrow_schema(schema)
+    except (pa.ArrowException, OSError, ValueError, KeyError):
+        return {}  # what cannot be read is told where it is read
+    return {column: names for column, feature in features.items() if (names := _names(feature)) is not None}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from glob import escape, glob, has_magic
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +25,14 @@ EXTENSIONS = {
     "video": ("mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg", "ogv", "3gp", "flv", "wmv"),
 }
 KINDS = {f".{extension}": kind for kind, extensions in EXTENSIONS.items() for extension in extensions}
-BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".jsonl": "json", ".tar": "webdataset"}
+BUILDERS = {
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "json",
+    ".tar": "webdataset",
+}
 TEXT = {".txt": "text"}
 SPLITS = {
     "train": "train",
@@ -40,6 +47,8 @@ SPLITS = {
     "testing": "test",
 }
 _SPLIT = re.compile(rf"({'|'.join(sorted(SPLITS, key=len, reverse=True))})[-_.]?\d*", re.IGNORECASE)
+# The word of a split anywhere in a name: my.train.small, trainA, Test Set.
+_WORD = re.compile(rf"(?<![A-Za-z])(?i:({'|'.join(sorted(SPLITS, key=len, reverse=True))}))(?=(?i:set)|[^a-z]|$)")
 # Also with the hash that the Hub puts after it: train-00000-of-00001-4f1b2c3d.
 _SHARD = re.compile(r"[-_.]\d+(-of-\d+)?(-[0-9a-f]{6,})?$")
 
@@ -85,6 +94,20 @@ def split_in(stem: str) -> str | None:
     name = _SHARD.sub("", stem)
     words = re.split(r"[-_.]", name)
     return split_of(stem) or split_of(name) or split_of(words[-1]) or split_of(words[0])
+
+
+def splits_alike(names: Iterable[str]) -> dict[str, str]:
+    """The splits of names that are equal but for its word: `seg_train` and `seg_test`, `trainA` and `testA`.
+
+    `test_tube` and `train_station` are not.
+    """
+    told: dict[tuple[str, ...], dict[str, str]] = {}
+    for name in sorted(names):
+        words = _WORD.split(_SHARD.sub("", name))
+        if len(words) == 3:  # before, the word, after
+            told.setdefault((words[0], words[2]), {})[name] = SPLITS[words[1].lower()]
+    alike = [splits for splits in told.values() if len(set(splits.values())) > 1]
+    return {name: split for splits in alike for name, split in splits.items()}
 
 
 def walk(root: Path) -> list[Path]:
@@ -139,13 +162,13 @@ def split_by_name(files: Sequence[str], root: Path, documents: bool = False) -> 
     Returns:
         The splits, and a note where a file was taken for another split than `train`.
     """
+    parts = {file: Path(os.path.relpath(file, root)).with_suffix("").parts for file in files}
+    alike = splits_alike({part for own in parts.values() for part in own})
     told: dict[str, str | None] = {}
     whole: set[str] = set()
-    for file in files:
-        *folders, last = Path(os.path.relpath(file, root)).parts
-        stem = Path(last).stem
+    for file, (*folders, stem) in parts.items():
         exact = next(filter(None, map(split_of, [*folders, _SHARD.sub("", stem), stem])), None)
-        told[file] = exact or split_in(stem)
+        told[file] = exact or split_in(stem) or next(filter(None, map(alike.get, parts[file])), None)
         if exact:
             whole.add(file)
     if documents and len({split for split in told.values() if split}) < 2:
@@ -159,10 +182,11 @@ def split_by_name(files: Sequence[str], root: Path, documents: bool = False) -> 
 def media_layout(root: Path, files: Sequence[Path]) -> Layout:
     """Splits and classes of pictures, sounds or clips, by their folders.
 
-    Folders are splits where two of one level name different ones (`train2017`, `val2017`): then the others are splits
-    of their own, such as `unlabeled`, and files outside of them are left out. One alone is a split where it is the only
-    folder, else a class: `train` may be one of vehicles. Names that hold more (`train-clean-100`, `dev-clean`) are
-    splits where all do. The next folder is the class, where each file has one.
+    Folders are splits where two of one level name different ones (`train2017`, `val2017`) or differ in that word alone
+    (`seg_train`, `seg_test`): then the others are splits of their own, such as `unlabeled`, and files outside of them
+    are left out. One alone is a split where it is the only folder, else a class: `train` may be one of vehicles. Names
+    that hold more (`train-clean-100`, `dev-clean`) are splits where all do. The next folder is the class, where each
+    file has one.
     """
     folders = {file: file.relative_to(root).parts[:-1] for file in files}
     depth, naming = _split_depth(list(folders.values()))
@@ -170,20 +194,19 @@ def media_layout(root: Path, files: Sequence[Path]) -> Layout:
     splits: dict[str, list[Path]] = {}
     if depth is None:
         splits["train"] = list(files)
-        rest = folders
+        rest = _inside(folders, 1)
+        notes += _untaken(files)
     else:
         stray = [file for file in files if len(folders[file]) <= depth]
-        for file in files:
-            if len(folders[file]) > depth:
-                name = folders[file][depth]
-                splits.setdefault(naming(name) or re.sub(r"\W+", "_", name), []).append(file)
-        rest = {file: parts[:depth] + parts[depth + 1 :] for file, parts in folders.items() if len(parts) > depth}
+        placed = {file: parts for file, parts in folders.items() if len(parts) > depth}
+        for file, parts in placed.items():
+            splits.setdefault(naming(parts[depth]) or re.sub(r"\W+", "_", parts[depth]), []).append(file)
+        above = _inside({file: parts[:depth] for file, parts in placed.items()}, 0)
+        # A split's folder in itself, as in seg_test/seg_test/cat, is no class.
+        twice = all(parts[depth + 1 : depth + 2] == parts[depth : depth + 1] for parts in placed.values())
+        rest = {file: above[file] + parts[depth + 1 + twice :] for file, parts in placed.items()}
         if stray:
             notes.append(f"left out, for they are in no split's folder: {_some([f.name for f in stray])}")
-    # A single folder above all of the splits, such as `data`, is no class.
-    while rest and all(parts for parts in rest.values()) and depth and len({parts[0] for parts in rest.values()}) == 1:
-        rest = {file: parts[1:] for file, parts in rest.items()}
-        depth -= 1
     classes = {file: parts[0] for file, parts in rest.items() if parts}
     unlabeled = [split for split, own in splits.items() if not any(file in classes for file in own)]
     bare = [file for split, own in splits.items() if split not in unlabeled for file in own if file not in classes]
@@ -197,17 +220,35 @@ def media_layout(root: Path, files: Sequence[Path]) -> Layout:
 
 def _split_depth(folders: Sequence[tuple[str, ...]]) -> tuple[int | None, Callable[[str], str | None]]:
     """How many folders are above those that are splits, None where none are; and what tells a split by its name."""
-    tops = {parts[0] if parts else "" for parts in folders}
-    whole, edges = {split_of(name) for name in tops}, {split_in(name) for name in tops}
-    if len(whole - {None}) >= 2 or None not in whole:
-        return 0, split_of
-    if None not in edges and len(edges) >= 2:
-        return 0, split_in
-    for depth in range(1, max(map(len, folders), default=0)):
-        found = {split_of(parts[depth]) if len(parts) > depth else None for parts in folders}
-        if None not in found and len(found) >= 2:
+    for depth in range(max(map(len, folders), default=0)):
+        names = {parts[depth] if len(parts) > depth else "" for parts in folders}
+        for naming in (split_of, split_in, splits_alike(names).get):
+            told = {naming(name) for name in names}
+            # Below one folder the others are splits of their own, where words are not only at an end (test_tube).
+            others_may = len({parts[:depth] for parts in folders}) == 1 and naming is not split_in
+            if len(told - {None}) >= 2 and (others_may or None not in told):
+                return depth, naming
+        if depth == 0 and None not in map(split_of, names):
             return depth, split_of
     return None, split_of
+
+
+def _inside(folders: Mapping[Path, tuple[str, ...]], least: int) -> dict[Path, tuple[str, ...]]:
+    """Without folders that hold all the files, such as `data`, of which each keeps `least`."""
+    found = dict(folders)
+    while all(len(parts) > least for parts in found.values()) and len({parts[0] for parts in found.values()}) == 1:
+        found = {file: parts[1:] for file, parts in found.items()}
+    return found
+
+
+def _untaken(files: Sequence[Path]) -> list[str]:
+    """A note where all files of media are named for splits, which folders alone are."""
+    told = {file: split_in(file.stem) for file in files}
+    splits = {split: [file.name for file in files if told[file] == split] for split in set(told.values())}
+    if None in splits or len(splits) < 2:
+        return []
+    named = "; ".join(f"{split}: {_some(names)}" for split, names in sorted(splits.items()))
+    return [f"all files are in train, though their names tell splits ({named}); a folder for each makes them splits"]
 
 
 def others(files: Iterable[Path], used: Iterable[Path]) -> list[str]:
@@ -221,12 +262,14 @@ def others(files: Iterable[Path], used: Iterable[Path]) -> list[str]:
 
 
 def _which(splits: dict[str, list[str]] | dict[str, list[Path]], root: Path) -> str:
-    """Which file or folder went where."""
-    told = []
-    for split, own in splits.items():
-        names = list(dict.fromkeys(Path(os.path.relpath(file, root)).parts[0] for file in own))
-        told.append(f"{split}: {_some(names)}")
-    return f"splits by name: {'; '.join(told)}"
+    """Which file or folder went where, by as much of its path as tells one split from another."""
+    paths = {split: [Path(os.path.relpath(file, root)).parts for file in own] for split, own in splits.items()}
+    starts: dict[str, list[str]] = {}
+    for depth in range(1, max(len(parts) for own in paths.values() for parts in own) + 1):
+        starts = {split: list(dict.fromkeys("/".join(p[:depth]) for p in own)) for split, own in paths.items()}
+        if len({start for own in starts.values() for start in own}) == sum(map(len, starts.values())):
+            break
+    return f"splits by name: {'; '.join(f'{split}: {_some(own)}' for split, own in starts.items())}"
 
 
 def _some(names: Sequence[str]) -> str:

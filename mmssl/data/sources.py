@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmssl.data.base import MapSource, Row
-from mmssl.data.features import names_of_classes, undecoded
+from mmssl.data.csv_files import separator
+from mmssl.data.features import check_classes, names_of_classes, undecoded
 from mmssl.data.files import (
     BUILDERS,
     EXTENSIONS,
@@ -219,11 +220,13 @@ def open_source(spec: Data) -> Source:
         if not notes and len(splits) == 1:
             source.splits = ()
         return source
-    if files and path.suffix.lower() in KINDS:
-        raise DataError(f"{where} is one file; name the folder that holds the files")
+    if files and suffixes <= set(KINDS) and all(Path(file).is_file() for file in files):
+        media = [Path(file).absolute() for file in files]
+        return _open_media(spec, Path(os.path.commonpath([file.parent for file in media])), media, ())
     if files:
         found = ", ".join(sorted(suffixes))
-        raise DataError(f"{where}: expected files of one kind out of {', '.join(builders)}, found {found or 'none'}")
+        known = ", ".join((*builders, *KINDS))
+        raise DataError(f"{where}: expected files of one kind out of {known}, found {found or 'none'}")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", where) or path.suffix.lower() in builders:
         unset = re.search(r"\$\{?(\w+)", where)
         hint = f"set {unset[1]}, which the environment lacks" if unset else f"looked from {Path.cwd()}"
@@ -247,7 +250,7 @@ def _open_folder(spec: Data, root: Path) -> Source:
         splits, told = split_by_name([str(file) for file in found], root, documents=kinds == {"text"})
         return _load(spec, kinds.pop(), splits, [*told, *notes])
     usable = ", ".join((*BUILDERS, *TEXT, *KINDS))
-    raise DataError(f"{root} holds no usable file; known are {usable}")
+    raise DataError(". ".join([f"{root} holds no usable file; known are {usable}", *others(files, ()), *unreadable]))
 
 
 def _open_media(spec: Data, root: Path, files: Sequence[Path], notes: Sequence[str]) -> Source:
@@ -285,17 +288,23 @@ def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: 
     if splits:
         check_split(spec.source, spec.split, splits)
         where = spec.source
+        # Not the other splits: `datasets` would read them as if they had the columns and classes of the first one.
+        asked = {split: splits[split] for split in split_names(spec.split)}
+        if builder in ("parquet", "arrow"):
+            check_classes((file for own in asked.values() for file in own), where)
         # Names of files may hold brackets, which `datasets` takes for patterns.
-        arguments["data_files"] = {split: [escape(file) for file in own] for split, own in splits.items()}
+        arguments["data_files"] = {split: [escape(file) for file in own] for split, own in asked.items()}
         if "://" not in where:
-            parents = [Path(file).parent for name in split_names(spec.split) for file in splits[name]]
+            parents = [Path(file).parent for own in asked.values() for file in own]
             base = Path(os.path.commonpath(parents)).absolute()
             folders = {spec.columns.get(key, key): base for key in EXTENSIONS}
     with _explained(where):
+        if builder == "csv":
+            arguments["sep"] = separator(next(iter(asked.values()))[0])
         if builder == "webdataset":
             from mmssl.data.shards import shard_features
 
-            arguments["features"], merged = shard_features(next(iter(splits.values()))[0])
+            arguments["features"], merged = shard_features(next(iter(asked.values()))[0])
         dataset = datasets.load_dataset(builder, streaming=spec.streaming, **arguments)
         if builder == "text":
             dataset = dataset.filter(_not_blank, input_columns="text")

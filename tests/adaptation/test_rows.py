@@ -306,6 +306,16 @@ def test_classes_are_compared_by_name_and_minus_one_is_none(small):
     assert any("4 of 10 rows" in warning for warning in table.warnings)
 
 
+def test_lists_of_classes_are_compared_by_name():
+    def split(names, labels):
+        feature = datasets.Sequence(datasets.ClassLabel(names=names))
+        rows = datasets.Dataset.from_dict({"tags": labels}, features=datasets.Features({"tags": feature}))
+        return SourceSplit(DATA, TableSource(rows), "rows", READS)
+
+    assert split(["cat", "dog"], [[0], [0, 1], []]).cells("tags") == [["cat"], ["cat", "dog"], []]
+    assert split(["dog", "cat"], [[1, -1], [1, 0], None]).cells("tags") == [["cat"], ["cat", "dog"], None]
+
+
 def test_names_on_one_side_alone_are_refused(small):
     train = named(["cat", "dog"], [i % 2 for i in range(10)])
     for labels in ([i % 2 for i in range(10)],):

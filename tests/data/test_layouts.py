@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 
+import datasets
 import pytest
 from made import Letters, png, texts, wav, write, write_csv, write_jsonl, write_parquet
 
@@ -51,6 +52,10 @@ def test_the_name_of_a_table_tells_its_split(stem):
         (("captions_train2017.csv", "captions_val2017.csv"), write_csv),
         (("train.jsonl", "eval.jsonl"), write_jsonl),
         (("train/a.parquet", "dev/a.parquet"), write_parquet),
+        (("my.train.small.csv", "my.test.small.csv"), write_csv),
+        (("2021_train_v2.csv", "2021_test_v2.csv"), write_csv),
+        (("trainset.jsonl", "testset.jsonl"), write_jsonl),
+        (("sub_train_a/x.csv", "sub_test_a/x.csv"), write_csv),
     ],
 )
 def test_rows_of_another_split_are_not_trained_on(tmp_path, names, writer):
@@ -62,6 +67,28 @@ def test_rows_of_another_split_are_not_trained_on(tmp_path, names, writer):
     assert any(names[1].partition("/")[0] in note for note in source.notes)
     other = "test" if "test" in names[1] else "validation"
     assert list(open_source(Data(source=str(tmp_path), split=other)).values("text")) == texts(5, 100)["text"]
+
+
+def classes(path, names, labels):
+    features = datasets.Features({"label": datasets.ClassLabel(names=names)})
+    datasets.Dataset.from_dict({"label": labels}, features=features).to_parquet(path)
+
+
+def test_each_split_has_its_own_columns_and_numbers_of_classes(tmp_path):
+    classes(tmp_path / "train.parquet", ["cat", "dog"], [0, 1])
+    classes(tmp_path / "test.parquet", ["dog", "cat"], [0, 1])
+    write_parquet(tmp_path / "unlabeled_val.parquet", texts(3))
+    test = open_source(Data(source=str(tmp_path), split="test"))
+    assert test.class_names("label") == ["dog", "cat"]
+    assert open_source(Data(source=str(tmp_path))).class_names("label") == ["cat", "dog"]
+    assert open_source(Data(source=str(tmp_path), split="validation")).columns == ("text", "kind")
+
+
+def test_files_of_one_split_that_number_classes_differently_are_refused(tmp_path):
+    classes(tmp_path / "a.parquet", ["cat", "dog"], [0, 1])
+    classes(tmp_path / "b.parquet", ["dog", "cat"], [0, 1])
+    with pytest.raises(DataError, match=r"a.parquet and .*b.parquet number the classes of 'label' differently"):
+        open_source(Data(source=str(tmp_path)))
 
 
 def test_titles_of_documents_are_splits_only_where_several_are(tmp_path):
@@ -120,6 +147,25 @@ def test_a_stray_file_is_named_and_left_out(tmp_path):
         (("test_tube/0.png", "beaker/1.png"), {"train"}, {"test_tube", "beaker"}),
         (("photo of a train.jpg", "a test.jpg"), {"train"}, set()),
         (("train/cat/0.png", "train/dog/1.png"), {"train"}, {"cat", "dog"}),
+        # Names that differ in the word of the split alone, wherever it is.
+        (("trainA/0.png", "trainB/1.png", "testA/2.png", "testB/3.png"), {"train", "test"}, set()),
+        (("Training Set/a/0.png", "Test Set/a/1.png"), {"train", "test"}, {"a"}),
+        (("trainset/a/0.png", "testset/a/1.png"), {"train", "test"}, {"a"}),
+        (
+            ("seg_train/seg_train/a/0.png", "seg_test/seg_test/a/1.png", "seg_pred/seg_pred/2.png"),
+            {"train", "test", "seg_pred"},
+            {"a"},
+        ),
+        (("training_set/training_set/a/0.png", "test_set/test_set/a/1.png"), {"train", "test"}, {"a"}),
+        (("zip/seg_train/0.png", "zip/seg_test/1.png", "zip/seg_pred/2.png"), {"train", "test", "seg_pred"}, set()),
+        (
+            ("test_tube/0.png", "train_station/1.png", "beaker/2.png"),
+            {"train"},
+            {"test_tube", "train_station", "beaker"},
+        ),
+        # One folder above all classes is none.
+        (("zip/cat/0.png", "zip/dog/1.png"), {"train"}, {"cat", "dog"}),
+        (("cat/0.png", "cat/1.png"), {"train"}, {"cat"}),
     ],
 )
 def test_where_splits_and_classes_stand(tmp_path, names, splits, classes):
@@ -127,6 +173,19 @@ def test_where_splits_and_classes_stand(tmp_path, names, splits, classes):
     assert set(found) == splits
     assert set(labels.values()) == classes
     assert sum(map(len, found.values())) == len(names)
+
+
+def test_where_files_went_is_told_by_as_much_of_the_path_as_it_takes(tmp_path):
+    *_, notes = layout(tmp_path, "a/train/0.png", "a/test/1.png", "b/train/2.png")
+    assert "test: a/test; train: a/train, b/train" in notes
+
+
+def test_names_of_pictures_that_tell_splits_are_said_to_be_none(tmp_path):
+    splits, _, notes = layout(tmp_path, "train_0.png", "train_1.png", "test_2.png")
+    assert set(splits) == {"train"}
+    assert "all files are in train, though their names tell splits (test: test_2.png; train: train_0.png" in notes
+    *_, notes = layout(tmp_path, "cat_3.png")
+    assert not notes
 
 
 def test_a_file_above_the_classes_is_said_to_take_them_away(tmp_path):
@@ -206,6 +265,29 @@ def test_names_with_brackets_are_names(tmp_path):
         assert len(open_source(Data(source=str(where)))) == 4
     with pytest.raises(DataError, match="no such file"):
         open_source(Data(source=str(tmp_path / "no [1]" / "rows.parquet")))
+
+
+def test_pictures_named_one_by_one_or_by_a_pattern(tmp_path):
+    for name in ("cat/0.png", "cat/1.jpg", "dog/2.png"):
+        write(tmp_path / name, png(0))
+    found = open_source(Data(source=str(tmp_path / "*/*.png")))
+    assert list(found.values("image")) == [str(tmp_path / "cat/0.png"), str(tmp_path / "dog/2.png")]
+    assert list(found.values("label")) == ["cat", "dog"]
+    assert len(open_source(Data(source=str(tmp_path / "cat/0.png")))) == 1
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "a.csv"), ("\t", "a.tsv"), (",", "a.csv"), ("\t", "a.csv")])
+def test_how_a_csv_parts_its_columns_is_read_from_its_head(tmp_path, mark, name):
+    text = "one" if mark == "," else "one, two"
+    write(tmp_path / name, f"text{mark}kind\n{text}{mark}a\n")
+    assert open_source(Data(source=str(tmp_path))).row(0) == {"text": text, "kind": "a"}
+    assert list(open_source(Data(source=str(tmp_path / name), streaming=True)).rows()) == [{"text": text, "kind": "a"}]
+
+
+def test_what_a_folder_holds_in_place_of_usable_files_is_said(tmp_path):
+    write(tmp_path / "a.heic", b"x")
+    with pytest.raises(DataError, match=r"holds no usable file; known are .*left out: 1 .heic"):
+        open_source(Data(source=str(tmp_path)))
 
 
 def test_every_extension_of_a_picture_is_one_that_pillow_reads():

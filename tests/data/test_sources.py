@@ -190,7 +190,6 @@ def test_toy_world():
 def test_what_is_wrong_is_said_in_one_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    write(tmp_path / "one.png", png(0))
     write_csv(tmp_path / "both" / "a.csv", texts(2))
     write_jsonl(tmp_path / "both" / "b.jsonl", texts(2))
     write(tmp_path / "broken.parquet", b"PAR1 no parquet")
@@ -201,7 +200,6 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path, monkeypatch):
         "$NO_SUCH_PLACE/emoji": r"there is no such file or folder \(set NO_SUCH_PLACE, which the environment lacks\)",
         "missing/*.tar": "there is no such file or folder",
         "empty": "holds no usable file; known are .parquet",
-        "one.png": "is one file; name the folder",
         "both": r"several kinds \(csv, json\)",
         "both/*": r"expected files of one kind .* found \.csv, \.jsonl",
         "broken.parquet": "broken.parquet: cannot be read: ",
