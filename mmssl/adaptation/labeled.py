@@ -82,7 +82,8 @@ class Question:
         ]
         ids = [rows[~none] for rows, none in zip(present, missing, strict=True)]
         warnings = [
-            f"{int(none.sum())} of {len(none)} rows of {split.where} have no '{request.label}' and are left out"
+            f"{int(none.sum())} of {len(none)} rows of {split.where} have no '{request.label}' and are left out "
+            "(NA, None and null of a csv are read as none)"
             for split, none in zip(splits, missing, strict=True)
             if none.any()
         ]
@@ -93,6 +94,11 @@ class Question:
             target = find_target(every, request.target, where).of(every)
         except DataError as error:
             raise DataError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
+        whole = all(isinstance(cell, float) and cell.is_integer() for cell in every)
+        if whole and request.target is None and len(set(every)) <= len(every) / 2:
+            warnings.append(
+                f"'{request.label}' holds whole numbers, read as values; if they are classes: target classes"
+            )
         rows = [
             LabeledRows(split, torch.from_numpy(own), target.encode(labels))
             for split, own, labels in zip(splits, ids, known, strict=True)
@@ -107,5 +113,8 @@ class Question:
             source = f"a fifth of {train.where}, held out{undivided}"
         else:
             source = splits[1].where
-        warnings += target.check(rows[0].labels, rows[1].labels, train.where)
+        try:
+            warnings += target.check(rows[0].labels, rows[1].labels, train.where)
+        except DataError as error:
+            raise DataError("; ".join([str(error), *warnings])) from error
         return cls(target, rows[0], rows[1], source, undivided, warnings)

@@ -13,10 +13,12 @@ import numpy as np
 
 from mmssl.data.base import MapSource
 from mmssl.data.columns import find_column
+from mmssl.data.features import name_of
+from mmssl.data.files import KINDS
 from mmssl.data.sources import Source, open_source
 from mmssl.errors import DataError
 from mmssl.media.audio import open_sound
-from mmssl.media.image import Fit, decode_image, open_image
+from mmssl.media.image import Fit, decode_image, is_cut_to_8_bits, open_image
 from mmssl.media.video import open_pictures
 from mmssl.recipe import Data
 
@@ -60,7 +62,7 @@ class Check:
             f"  {key if n == 0 else '':<9} {line}" for key, own in self.facts.items() for n, line in enumerate(own)
         ]
         more = [f"and {len(self.broken) - SHOWN} more"] if len(self.broken) > SHOWN else []
-        broken = [*self.broken[:SHOWN], *more] or [f"none of {self.rows} rows"]
+        broken = [*self.broken[:SHOWN], *more] or ([f"none of {self.rows} rows"] if self.facts else [])
         for title, own in (("broken", broken), ("note", self.notes), ("trap", self.traps)):
             lines += [f"  {title:<9} {line}" for line in own]
         return "\n".join(lines)
@@ -87,6 +89,8 @@ def check(source: str | Path | Data, *, split: str | None = None, rows: int = 20
     found.rows = len(cells)
     for key, column in keys.items():
         held = [(number, row[column]) for number, row in cells]
+        if key == "label":
+            held = _named(held, opened.class_names(column), found)
         missing = sum(cell is None for _, cell in held)
         held = [(number, cell) for number, cell in held if cell is not None]
         lines = _LOOKS[key](held, spec, found)
@@ -97,7 +101,10 @@ def check(source: str | Path | Data, *, split: str | None = None, rows: int = 20
         _aspects(cells, keys, found)
     spare = [name for name, key in found.columns.items() if not key]
     for _, row in _sample(opened.select(spare), 1) if spare else ():
-        found.notes += _hints({name: row[name] for name in spare})
+        hints = _hints({name: row[name] for name in spare})
+        if not keys and not hints:
+            hints = ["no column is read; name what one holds, as in --set columns.image=<column>, text, audio, label"]
+        found.notes += hints
     return found
 
 
@@ -105,12 +112,13 @@ def _hints(row: Mapping[str, Any]) -> list[str]:
     """How to use columns of media that no batch key is taken from."""
     notes = []
     for name, cell in row.items():
-        if not isinstance(cell, bytes | Mapping):
+        named = isinstance(cell, str) and Path(cell).suffix.lower() in KINDS
+        if not named and not isinstance(cell, bytes | Mapping):
             continue
         kinds = [
             key
             for key, opens in (("image", open_image), ("video", open_pictures), ("audio", open_sound))
-            if _fits(opens, cell)
+            if (KINDS[Path(cell).suffix.lower()] == key if named else _fits(opens, cell))
         ]
         if kinds:
             ways = " ".join(f"--set columns.{key}={name}" for key in kinds)
@@ -170,7 +178,7 @@ def _sample(source: Source, rows: int) -> Iterator[tuple[int, Mapping[str, Any]]
 
 
 def _images(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[str]:
-    sides, modes, digests, narrow, flat = [], Counter[str](), Counter[bytes](), 0, 0
+    sides, modes, digests, narrow, flat, dark = [], Counter[str](), Counter[bytes](), 0, 0, 0
     how = spec.image
     fit: Fit = "pad" if how.fit == "pad" else "crop"
     for number, cell in held:
@@ -182,6 +190,8 @@ def _images(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[s
             if image.mode[0] == "I" and how.extent is None:
                 values = np.asarray(image)
                 narrow += int(values.max()) - int(values.min()) < 65_536 / 8
+            elif is_cut_to_8_bits(image):
+                dark += int(pixels.max()) - int(pixels.min()) < 256 / 8
         except DataError as error:
             found.broken.append(f"image, row {number}: {error}")
             continue
@@ -194,6 +204,11 @@ def _images(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[s
         found.traps.append(
             f"{narrow} of {len(sides)} pictures of 16 bits use less than an eighth of the range; "
             "data.image.extent=[low, high] says what is black and white"
+        )
+    if dark:
+        found.traps.append(
+            f"{dark} of {len(sides)} pictures store 16 bits in each of several bands, of which the upper 8 are read, "
+            "and use less than an eighth of the range; scale them to 8 bits"
         )
     if flat > len(sides) / 20:
         found.traps.append(f"{flat} of {len(sides)} pictures are of one color all over")
@@ -295,6 +310,15 @@ def _texts(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[st
     return lines
 
 
+def _named(held: Sequence[tuple[int, Any]], names: Sequence[str] | None, found: Check) -> list[tuple[int, Any]]:
+    """Classes by their names, where the source has names."""
+    unknown = sum(cell in (-1, "-1") for _, cell in held)
+    if unknown:
+        meant = "a class as any other, for classes have no names" if names is None else "taken for no label"
+        found.notes.append(f"{unknown} labels of the sample are -1, which is {meant}")
+    return list(held) if names is None else [(number, name_of(cell, names)) for number, cell in held]
+
+
 def _labels(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[str]:
     values = [cell for _, cell in held]
     if any(isinstance(value, list) for value in values):
@@ -302,10 +326,9 @@ def _labels(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[s
         return [f"several a row, {len(counts)} different ones in the sample"]
     if any(isinstance(value, float) for value in values):
         numbers = np.array([float(value) for value in values])
-        return [f"values from {numbers.min():g} to {numbers.max():g}, mean {numbers.mean():g}"]
+        whole = "; all are whole numbers, classes with adapt --target classes" if (numbers % 1 == 0).all() else ""
+        return [f"values from {numbers.min():g} to {numbers.max():g}, mean {numbers.mean():g}{whole}"]
     counts = Counter(values)
-    if counts[-1] or counts["-1"]:
-        found.notes.append(f"{counts[-1] + counts['-1']} labels of the sample are -1, which is taken for no label")
     if not values:
         return ["none"]
     name, most = counts.most_common(1)[0]

@@ -18,7 +18,7 @@ def shard_features(shard: str) -> tuple[Features, dict[str, list[str]]]:
 
     `datasets` refuses shards whose first samples differ in their parts. Here the columns are those of all samples that
     were looked at, and where one of them is a picture (sound, clip), every extension of pictures is a column, so that
-    a later `png` among `jpg` is not lost.
+    a later `png` or `JPG` among `jpg` is not lost.
 
     Args:
         shard: path or address of a tar file.
@@ -38,8 +38,9 @@ def shard_features(shard: str) -> tuple[Features, dict[str, list[str]]]:
     features = datasets.Features.from_arrow_schema(schema)
     merged: dict[str, list[str]] = {}
     for extensions in EXTENSIONS.values():
-        found = [extension for extension in extensions if extension in features]
+        spelled = [spelling for extension in extensions for spelling in (extension, extension.upper())]
+        found = [name for name in features if name.lower() in extensions]
         if found:
-            merged[found[0]] = [found[0], *(extension for extension in extensions if extension != found[0])]
-            features |= {extension: datasets.Value("binary") for extension in extensions}
+            merged[found[0]] = list(dict.fromkeys([*found, *spelled]))
+            features |= {name: datasets.Value("binary") for name in merged[found[0]]}
     return features, merged

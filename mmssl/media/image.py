@@ -120,11 +120,14 @@ def _upright(cell: Any, size: int, extent: tuple[float, float] | None, alpha: Al
         raise DataError(
             f"{name} has {image.width} x {image.height} pixels, more than data.image.max_pixels = {max_pixels}"
         )
+    if extent is not None and is_cut_to_8_bits(image):
+        raise DataError(
+            f"{name} has 16 bits in each of several bands, of which the upper 8 are read: data.image.extent says "
+            "nothing of them; convert it to 8 bits"
+        )
     try:
         upright = to_rgb(ImageOps.exif_transpose(image), extent, alpha)
         upright.load()
-    except DataError:
-        raise
     except Exception as error:
         raise DataError(f"cannot decode {name}: {_reason(error)}") from error
     return upright
@@ -150,16 +153,28 @@ def open_image(cell: Any, extent: tuple[float, float] | None = None) -> tuple[Im
         raise DataError(f"cannot read {name}: {_reason(error)}") from error
 
 
+def is_cut_to_8_bits(image: Image.Image) -> bool:
+    """Whether a file stores 16 bits a band and Pillow reads the upper 8 of them, as it does where there are several."""
+    return image.mode[0] != "I" and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
 def to_rgb(image: Image.Image, extent: tuple[float, float] | None = None, alpha: Alpha = "white") -> Image.Image:
     """Any Pillow mode as RGB; see `decode_image`.
 
     Raises:
-        DataError: for pixels of a range nobody states (floats).
+        DataError: for pixels of a range nobody states (floats, more than 16 bits), or that are not finite.
     """
     if image.mode[0] in "IF":  # 16 bits, 32 bits or floats, of one band
         if extent is None and image.mode == "F":
             raise DataError("an image of floating-point pixels has no stated range; name it with data.image.extent")
         values, clear = np.asarray(image), image.info.get("transparency")
+        if not np.isfinite(values).all():
+            raise DataError("some of its pixels are no finite numbers")
+        if extent is None and (values.min() < 0 or values.max() > 65_535):
+            raise DataError(
+                f"its pixels, from {values.min()} to {values.max()}, are beyond 16 bits; name their range with "
+                "data.image.extent"
+            )
         gray = _bytes(values, extent or (0, 65_535))
         if alpha == "white" and isinstance(clear, int):
             gray[values == clear] = 255

@@ -268,6 +268,19 @@ def test_rows_without_a_label_are_left_out_and_counted(encoder, labels, feature)
     assert "20 of 60 rows of the given data set have no 'y' and are left out" in table.warnings[0]
 
 
+def test_whole_numbers_that_a_csv_with_empty_cells_made_floats(encoder):
+    rows = table_of([0.0, 1.0, None] * 20)
+    table = mmssl.adapt(encoder, rows, label="y", probe="ridge", seeds=1, baseline=False, data=DATA)
+    assert "'y' holds whole numbers, read as values; if they are classes: target classes" in table.warnings
+    table = mmssl.adapt(encoder, rows, label="y", target="classes", probe="ridge", seeds=1, baseline=False, data=DATA)
+    assert table.counts == {"classes": 2}
+
+
+def test_why_all_rows_are_of_one_class_is_said(encoder):
+    with pytest.raises(DataError, match=r"of one class; 40 of 60 rows .* have no 'y' and are left out \(NA, None"):
+        mmssl.adapt(encoder, table_of(["a", None, None] * 20), label="y", probe="ridge", baseline=False, data=DATA)
+
+
 def test_numbers_below_zero_are_classes_unless_the_data_set_names_its_classes(encoder):
     table = mmssl.adapt(encoder, table_of([-1, 1] * 20), label="y", probe="ridge", seeds=1, baseline=False, data=DATA)
     assert (table.counts, table.warnings) == ({"classes": 2}, ())

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
+import datasets
 import numpy as np
 import pytest
 from made import png, texts, wav, write, write_csv, write_parquet
@@ -14,6 +17,7 @@ from mmssl.cli import app
 from mmssl.data.check import check
 from mmssl.errors import DataError
 from mmssl.media.clip import write_clip
+from mmssl.media.image import decode_image
 
 
 def encoded(array, kind="png"):
@@ -57,7 +61,22 @@ def test_broken_rows_are_named_and_the_sample_is_spread(tmp_path):
     assert "and 5 more" in found.text()
 
 
+def deep(array):
+    """A PNG of 16 bits a band, which Pillow does not write."""
+    height, width, _ = array.shape
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in array))),
+        (b"IEND", b""),
+    ]
+    framed = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
 TRAPS = {
+    "16 bits in each of several bands": [deep(noise(n).astype(np.uint16) * 16) for n in range(8)],
     "an eighth of the range": [encoded((noise(n)[..., 0].astype(np.uint16)) * 16) for n in range(8)],
     "one color all over": [png(n * 20) for n in range(8)],
     "equal to another": [encoded(noise(n // 2)) for n in range(8)],
@@ -69,6 +88,13 @@ def test_traps_of_pictures(tmp_path, words):
     write_parquet(tmp_path / "train.parquet", {"image": TRAPS[words]})
     found = check(tmp_path)
     assert [words in trap for trap in found.traps] == [True]
+
+
+def test_a_range_is_refused_where_half_of_the_bits_are_gone(tmp_path):
+    cell = deep(noise(0).astype(np.uint16) * 256)
+    assert decode_image(cell, 16).max() > 200
+    with pytest.raises(DataError, match=r"16 bits in each of several bands, .* convert it to 8 bits"):
+        decode_image(cell, 16, extent=(0, 4095))
 
 
 def test_a_shape_that_tells_the_class(tmp_path):
@@ -103,6 +129,30 @@ def test_texts_that_are_cut_and_cells_read_as_missing(tmp_path):
     found = check(tmp_path)
     assert "33% have more words than a row has ids (64)" in found.facts["text"][1]
     assert "3 of 9 empty, or read as missing (NA, None, null)" in found.facts["label"]
+
+
+def test_labels_are_told_by_name_and_minus_one_for_what_it_is(tmp_path):
+    feature = datasets.ClassLabel(names=["cat", "dog"])
+    for name, features in (("named", datasets.Features(label=feature)), ("plain", None)):
+        rows = datasets.Dataset.from_dict({"label": [0, 1, 1, -1]}, features=features)
+        rows.to_parquet(tmp_path / name / "train.parquet")
+    named, plain = check(tmp_path / "named"), check(tmp_path / "plain")
+    assert named.facts["label"][0] == "2 classes in the sample, the largest (dog) has 67%"
+    assert "1 labels of the sample are -1, which is taken for no label" in named.notes
+    assert plain.facts["label"][0] == "3 classes in the sample, the largest (1) has 50%"
+    assert "1 labels of the sample are -1, which is a class as any other, for classes have no names" in plain.notes
+    write_csv(tmp_path / "train.csv", {"text": ["a", "b", "c"], "label": [1, "", 2]})
+    assert "classes with adapt --target classes" in check(tmp_path / "train.csv").facts["label"][0]
+
+
+def test_a_table_of_which_nothing_is_read(tmp_path):
+    write_csv(tmp_path / "train.csv", {"file": ["a/0.png"], "note": ["x"]})
+    found = check(tmp_path)
+    assert "broken" not in found.text()
+    assert found.notes == ["column 'file' holds image that nothing is taken from: --set columns.image=file"]
+    write_csv(tmp_path / "train.csv", {"caption": ["a"], "number": [1]})
+    (note,) = check(tmp_path).notes
+    assert note.startswith("no column is read; name what one holds, as in --set columns.image=<column>")
 
 
 def test_columns_of_other_names_are_pointed_at(tmp_path):

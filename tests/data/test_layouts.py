@@ -229,6 +229,8 @@ def shard(path, samples):
 def test_shards_whose_samples_differ_in_their_parts(tmp_path, streaming):
     samples = {f"{n:03d}": {"jpg": png(n), "txt": f"row {n}".encode()} for n in range(130)}
     samples["001"] = {"png": png(1), "txt": b"row 1"}  # among the first
+    samples["004"] = {"JPG": png(4), "txt": b"row 4"}
+    samples["121"] = {"JPEG": png(121), "txt": b"row 121"}
     samples["120"] = {"webp": png(120), "txt": b"row 120"}  # where nobody looks for columns
     del samples["002"]["txt"]
     samples["003"] = {"txt": b"row 3"}

@@ -260,6 +260,20 @@ def test_twelve_bits_in_sixteen_and_what_is_beyond():
         assert (decode_image(cell, 8, extent=(280, 300)) == 128).all()
 
 
+@pytest.mark.parametrize(
+    ("pixels", "extent", "words"),
+    [
+        (np.array([[0.5, np.nan]], np.float32), (0, 1), "no finite numbers"),
+        (np.array([[0, 100_000]], np.int32), None, r"from 0 to 100000, are beyond 16 bits; .* data\.image\.extent"),
+        (np.array([[-5, 7]], np.int32), None, r"from -5 to 7, are beyond 16 bits"),
+    ],
+)
+def test_pixels_that_no_range_holds(pixels, extent, words):
+    with pytest.raises(DataError, match=words):
+        decode_image(encode(Image.fromarray(pixels), "tiff"), 8, extent=extent)
+    assert decode_image(encode(Image.fromarray(np.array([[-5, 95]], np.int32)), "tiff"), 1, extent=(-5, 95)).max() < 255
+
+
 def test_a_fourth_band_that_is_no_transparency():
     bands = np.broadcast_to(np.array([200, 100, 50, 60], np.uint8), (8, 8, 4)).copy()
     for cell in (encode(Image.fromarray(bands), "tiff"), encode(Image.fromarray(bands), "png"), bands):

@@ -36,8 +36,8 @@ class Classes(Target):
 
     @classmethod
     def of(cls, cells: Sequence[Any]) -> Self:
-        """The classes that there are, sorted."""
-        names = find_classes(cells)
+        """The classes that there are, sorted; whole numbers may be floats, as those of a csv with empty cells are."""
+        names = find_classes(map(_whole, cells))
         if names is None:
             raise DataError("classes are one name or whole number a row, and the column holds lists")
         return cls(names)
@@ -96,3 +96,7 @@ class Classes(Target):
     def loss(self, outputs: Tensor, matrix: Tensor) -> Tensor:
         """Cross-entropy."""
         return F.cross_entropy(outputs, matrix)
+
+
+def _whole(cell: Any) -> Any:
+    return int(cell) if isinstance(cell, float) and cell.is_integer() else cell

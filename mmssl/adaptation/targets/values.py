@@ -29,7 +29,7 @@ class Values(Target):
 
     @classmethod
     def recognizes(cls, cells: Sequence[Any]) -> bool:
-        """Numbers of which one at least is no whole number, or lists of such."""
+        """Numbers of which one at least is a float, or lists of such."""
         return _are_numbers(cells) and any(isinstance(value, float) for cell in cells for value in _numbers(cell))
 
     @classmethod
