@@ -4,100 +4,22 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from planted import RUNS, Planted
 
-from mmssl import recipe
 from mmssl.audit.power import more_often_right, tells
 from mmssl.audit.verdict import judge
-from mmssl.batch import Batch
-from mmssl.build import build
-from mmssl.objectives.base import Chance, Objective
-from mmssl.objectives.invariance.dino import DINO
-from mmssl.objectives.invariance.simclr import SimCLR
-from mmssl.objectives.invariance.simsiam import SimSiam
-from mmssl.training.loop import fit
-
-
-class Flowing(Tensor):
-    """Outputs whose gradient nothing stops."""
-
-    def detach(self) -> Tensor:
-        return self
-
-
-class Unstopped(SimSiam):
-    """SimSiam without stop-gradient."""
-
-    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
-        losses = super().loss({**outputs, "z": outputs["z"].as_subclass(Flowing)}, inputs)
-        return {key: value.as_subclass(Tensor) for key, value in losses.items()}
-
-
-class Uncentered(DINO):
-    """DINO without centering."""
-
-    def after_step(self, progress: float) -> None:
-        super().after_step(progress)
-        self.center.zero_()
-
-
-class Attract(SimCLR):
-    """SimCLR without negatives: all pictures become one point."""
-
-    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
-        first, second = outputs["z"].unbind(1)
-        return super().loss(outputs, inputs) | {"loss": -(first * second).sum(1).mean()}
-
-
-def becomes(kind: type[Objective]) -> Callable[[Objective], None]:
-    return lambda task: setattr(task, "__class__", kind)
-
-
-def without_predictor(task: Objective) -> None:
-    task.prediction = nn.Identity()
-
-
-STILL = {"training.optimizer.lr": 1e-9}
-SGD = {"training.optimizer": {"name": "sgd", "lr": 0.05}, "training.batch_size": 32}
-CONSTANT = {"training.schedule.name": "constant"}
-TEACHER = {"objective.momentum": 0.5}
+from mmssl.objectives.base import Chance
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("name", "steps", "changes", "plant", "outcome"),
-    [
-        ("byol_toy", 30, TEACHER | {"training.optimizer.lr": 1e-2}, without_predictor, "collapsed"),
-        ("dino_toy", 20, TEACHER | {"training.optimizer.lr": 3e-3}, becomes(Uncentered), "collapsed"),
-        ("simclr_toy", 30, {"training.optimizer.lr": 1e-2, "training.batch_size": 32}, becomes(Attract), "collapsed"),
-        pytest.param("simsiam_toy", 100, SGD | CONSTANT, becomes(Unstopped), "collapsed", marks=pytest.mark.long),
-        pytest.param("simsiam_toy", 100, SGD, None, "learned", marks=pytest.mark.long),
-        ("simclr_toy", 20, STILL, None, "unmoved"),
-        ("byol_toy", 20, STILL, None, "too few answers to tell"),
-        ("rotation_toy", 30, {"training.optimizer.lr": 3e-3}, None, "learned"),
-        ("rotation_toy", 20, STILL, None, "at chance"),
-        ("rotation_toy", 2, STILL | {"training.batch_size": 2}, None, "too few answers to tell"),
-        ("rotation_toy", 4, STILL | {"training.batch_size": 16}, None, "too few answers to tell"),
-    ],
-)
-def test_real_runs(
-    name: str, steps: int, changes: dict[str, Any], plant: Callable[[Objective], None] | None, outcome: str
-) -> None:
-    short = {"training.steps": steps, "training.log_every": 1, "training.schedule.warmup": 0}
-    loaded = recipe.load(name, short | changes)
-    torch.manual_seed(0)
-    task, loader = build(loaded)
-    if plant:
-        plant(task)
-    history = fit(task, loader, loaded.training, quiet=True)
-    rows = loaded.training.batch_size
-    (verdict,) = judge(history, task.chance(rows), rows)
-    assert verdict.outcome == outcome, str(verdict)
+@pytest.mark.parametrize("planted", RUNS, ids=lambda planted: planted.words)
+def test_real_runs(planted: Planted) -> None:
+    _, (verdict,) = planted.run()
+    assert verdict.outcome == planted.outcome, str(verdict)
     assert verdict.untrained is not None
 
 

@@ -8,6 +8,7 @@ from tiny_encoders import tiny_batch, tiny_encoders
 
 from mmssl.errors import RecipeError
 from mmssl.objectives import create
+from mmssl.objectives.invariance.vicreg import EPS
 from mmssl.ops.draws import Draws
 
 ROWS, WIDTH = 12, 5
@@ -67,8 +68,16 @@ def test_collapse(form, hinge):
     assert losses["variance"] == pytest.approx(hinge)
     assert losses["loss"] == pytest.approx(25 * hinge)
     assert task.chance(ROWS).loss == pytest.approx(25 * hinge)
-    assert losses["invariance"] == losses["covariance"] == losses["spread"] == 0
+    assert losses["invariance"] == losses["covariance"] == 0
+    assert losses["spread"] == pytest.approx(EPS**0.5)
     assert losses["ranking"] == 0.5
+
+
+def test_a_collapse_of_lengths_alone_is_seen():
+    """Nearly one point, although the directions from the origin are all over the sphere."""
+    z = torch.randn(64, 2, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert _task().loss({"z": 1e-3 * z}, {})["spread"] < 0.02
+    assert _task().loss({"z": 3 * z}, {})["spread"] > 0.98
 
 
 def test_varied_views_that_agree_and_do_not_repeat_cost_nothing():
