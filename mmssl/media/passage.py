@@ -28,7 +28,8 @@ def passage(text: str, token_starts: Starts, length: int, start: Start, window: 
         text: any string.
         token_starts: text -> the character at which each of its tokens begins.
         length: number of ids of a row, start and end token included.
-        start: `first` for the beginning of the text, `random` for any word's, `sentence` for any sentence's.
+        start: `first` for the beginning of the text, `random` for any word's, `sentence` for any sentence's, or any
+            word's where no sentence ends.
         window: random number in [0, 1).
     """
     if start == "first":
@@ -40,10 +41,10 @@ def passage(text: str, token_starts: Starts, length: int, start: Start, window: 
     place = int(window * (last + 1))
     if place == 0:
         return text
-    if start == "random":
+    begins = [match.end() for match in SENTENCE_END.finditer(text)]
+    if start == "random" or not begins:
         begin = WORD.search(text, place)
         return text[begin.start() if begin else place :]
-    begins = [match.end() for match in SENTENCE_END.finditer(text)]
     after = next((begin for begin in begins if begin >= place and text[begin:].strip()), None)
     if after is None:
         after = next((begin for begin in reversed(begins) if text[begin:].strip()), 0)

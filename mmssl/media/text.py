@@ -47,6 +47,9 @@ class Tokenizer:
         library: a tokenizer of transformers, or one of open_clip.
         open_clip_name: model name that gave an open_clip tokenizer.
 
+    Raises:
+        RecipeError: for a library's tokenizer that has neither a padding nor an end token.
+
     Attributes:
         vocab_size: number of ids.
         pad_id: id of padding. For open_clip's own vocabulary it is 0, which also is a `!` inside a word: ask the mask.
@@ -74,6 +77,11 @@ class Tokenizer:
         else:
             if vocabulary.pad_token_id is None:
                 vocabulary.pad_token = vocabulary.eos_token
+            if vocabulary.pad_token_id is None:
+                raise RecipeError(
+                    "the tokenizer has neither a padding nor an end token, with which shorter texts are filled up; name "
+                    "one (tokenizer.pad_token = ...) and save it"
+                )
             self.vocab_size, self.pad_id, self.mask_id = (
                 len(vocabulary),
                 vocabulary.pad_token_id,

@@ -46,6 +46,12 @@ def test_a_text_that_fits_is_read_whole(tokenizer):
     assert {passage(text, tokenizer.token_starts, LENGTH, "random", k / 10) for k in range(10)} == {text}
 
 
+def test_a_text_in_which_no_sentence_ends_is_read_from_any_word(tokenizer):
+    text = " ".join(WORDS)
+    seen = {word for k in range(100) for word in read(text, tokenizer, "sentence", k / 99.01)}
+    assert seen == set(WORDS)
+
+
 def test_a_passage_begins_with_a_word_or_a_sentence(tokenizer):
     sentences = [" ".join(WORDS[10 * n : 10 * n + 10]) + "." for n in range(40)]
     text = " ".join(sentences)

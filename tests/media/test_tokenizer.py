@@ -46,6 +46,12 @@ def wordpiece() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=model, mask_token="[MASK]", **names)
 
 
+def test_a_tokenizer_that_fills_up_no_text_is_refused_when_it_is_made():
+    vocabulary = PreTrainedTokenizerFast(tokenizer_object=Model(models.WordLevel({"cat": 0, "?": 1}, unk_token="?")))
+    with pytest.raises(RecipeError, match="neither a padding nor an end token"):
+        Tokenizer(vocabulary)
+
+
 def test_special_ids_come_first_and_frame_the_text(trained):
     ids, mask = trained("the cat", 8)
     assert ids.dtype == torch.int64
