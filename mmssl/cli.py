@@ -89,12 +89,16 @@ def run_command(
     out.print(f"\nrun directory   {result.directory}")
     out.print(f"report          {result.directory / 'report.html'}")
     out.print(f"pictures        {result.directory / 'figures'}")
+    knows = f"  mmssl adapt {result.directory} --data path/to/labeled --label label --probe logistic --layers"
+    if any(key.endswith("source") for key in overrides):
+        out.print(f"\nnext, what the encoder knows about labeled rows:\n{knows}")
+        out.print(f"or what the task sees:\n  mmssl show {result.directory} --out task.png")
+        return
     out.print("\nnext, the same on your own folder of files:")
     source = "data.source" if "" in result.recipe.sources() else f"data.{next(iter(result.recipe.sources()))}.source"
     without = f" --set {'probes' if result.recipe.probes else 'probe'}=null" * bool(result.recipe.every_probe())
     out.print(f"  mmssl run {recipe} --set {source}=path/to/folder{without} --out runs/mine")
-    out.print("or what the encoder knows about labeled rows:")
-    out.print(f"  mmssl adapt {result.directory} --data path/to/labeled --label label --probe logistic --layers")
+    out.print(f"or what the encoder knows about labeled rows:\n{knows}")
 
 
 @app.command()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmssl import catalog, cli, doctor
 from mmssl.errors import Interrupted
@@ -163,6 +164,16 @@ def test_run_says_where_everything_is_and_what_comes_next(finished):
     assert any(c.startswith("mmssl run rotation_toy --set data.source=") for c in commands)
     assert any(c.startswith(f"mmssl adapt {directory} ") for c in commands)
     assert "=null" not in printed  # the recipe asks for no probe
+
+
+def test_a_run_on_own_files_is_not_told_to_run_on_own_files(monkeypatch, capsys, tmp_path):
+    for n in range(8):
+        Image.new("RGB", (8, 8), (n, 0, 0)).save(tmp_path / f"{n}.png")
+    small = ["training.steps=1", "training.batch_size=8", "data.limit=8", f"data.source={tmp_path}"]
+    arguments = [word for pair in small for word in ("--set", pair)]
+    assert call(monkeypatch, "run", ROTATION, "--out", str(tmp_path / "run"), *arguments) == 0
+    commands = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  mmssl ")]
+    assert [command.split()[1] for command in commands] == ["adapt", "show"]
 
 
 def test_run_refuses_a_directory_that_holds_a_run(monkeypatch, capsys, finished):

@@ -79,8 +79,8 @@ class Tokenizer:
                 vocabulary.pad_token = vocabulary.eos_token
             if vocabulary.pad_token_id is None:
                 raise RecipeError(
-                    "the tokenizer has neither a padding nor an end token, with which shorter texts are filled up; name "
-                    "one (tokenizer.pad_token = ...) and save it"
+                    "the tokenizer has neither a padding nor an end token, with which shorter texts are filled up; "
+                    "name one (tokenizer.pad_token = ...) and save it"
                 )
             self.vocab_size, self.pad_id, self.mask_id = (
                 len(vocabulary),
