@@ -84,8 +84,10 @@ def run_command(
     result = runs.run(recipe, set=overrides, out=out_, resume=resume, changed_data=changed_data)
     if process_share()[0]:
         return
-    for table in result.probes:
-        out.print(f"\n{Table.from_json(table).summary()}")
+    for table in map(Table.from_json, result.probes):
+        out.print(f"\n{table.summary()}")
+        for warning in table.warnings:
+            out.print(f"warning: {escape(warning)}")
     out.print(f"\nrun directory   {result.directory}")
     out.print(f"report          {result.directory / 'report.html'}")
     out.print(f"pictures        {result.directory / 'figures'}")

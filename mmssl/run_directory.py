@@ -64,9 +64,21 @@ class Run:
     def probes(self) -> list[dict[str, Any]]:
         """The tables of probes.json, in the order in which they were asked for.
 
+        Those of weights from which the run has gone on since say so among their warnings.
+
         Raises:
             RunError: where it cannot be read.
         """
+        return [self._dated(table) for table in self._tables()]
+
+    def _dated(self, table: dict[str, Any]) -> dict[str, Any]:
+        step = table.pop("step", self.step)
+        if step == self.step:
+            return table
+        earlier = f"of the weights at step {step}; the run has gone on to step {self.step} since"
+        return table | {"warnings": [*table.get("warnings", ()), earlier]}
+
+    def _tables(self) -> list[dict[str, Any]]:
         path = self.directory / PROBES
         try:
             found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
@@ -78,7 +90,8 @@ class Run:
 
     def add_probe(self, table: Mapping[str, Any]) -> None:
         """Write a table of `mmssl.adapt` into probes.json, in the place of the one that answers the same question."""
-        tables = {_question(one): one for one in self.probes} | {_question(table): dict(table)}
+        new = {**table, "step": self.step}
+        tables = {_question(one): one for one in self._tables()} | {_question(new): new}
         write_text(self.directory / PROBES, json.dumps(list(tables.values()), indent=1))
 
     @property

@@ -27,12 +27,13 @@ from mmssl.errors import RunError
 from mmssl.hub.load import load
 from mmssl.objectives.base import Objective, Panel
 from mmssl.ops.draws import Draws
-from mmssl.recipe import Recipe
+from mmssl.recipe import Recipe, Training
 from mmssl.run_directory import FEATURES, Run
 from mmssl.training import checkpoint
 from mmssl.training.launch import check_trackers, start_processes
 from mmssl.training.lock import locked
 from mmssl.training.loop import fit
+from mmssl.training.optim import lr_factor
 
 # Settings that may differ when a run is resumed: they change how, not what, is computed.
 FREE_ON_RESUME = {"workers", "log_every", "save_every", "trackers", "accumulate"}
@@ -202,7 +203,8 @@ def _prepare(directory: Path, recipe: Recipe, resume: bool, quiet: bool) -> bool
     if not resume or not stored.exists():
         shutil.rmtree(directory / "tokenizers", ignore_errors=True)  # of a start that came to nothing
         return False
-    before = recipes.load(stored).model_dump()
+    started = recipes.load(stored)
+    before = started.model_dump()
     for name, given in before["encoders"].items():
         if given.get("pretrained"):  # stored with its whole architecture, of which the recipe names a part
             before["encoders"][name] = {k: v for k, v in given.items() if k in recipe.encoders.get(name, {})}
@@ -222,7 +224,17 @@ def _prepare(directory: Path, recipe: Recipe, resume: bool, quiet: bool) -> bool
         if key in STATED_ON_RESUME and not (key == "steps" and recipe.training.epochs):
             was, now = (_at(tree, key) for tree in (before["training"], recipe.training.model_dump()))
             _say([] if quiet else [f"from step {done} on: training.{key} = {now} (was {was})"])
+            if key == "steps" and done and not quiet:
+                _say([_bend(started.training, recipe.training, done)])
     return True
+
+
+def _bend(before: Training, now: Training, done: int) -> str:
+    """What a longer run does to the learning rate: its schedule is stretched, and not begun anew."""
+    last, following = (f"{t.optimizer.lr * lr_factor(t, i):.3g}" for t, i in ((before, done - 1), (now, done)))
+    return (
+        f"from step {done} on: learning rate {following} (was {last}), as {now.schedule.name} has it over {now.steps}"
+    )
 
 
 def _at(tree: Mapping[str, Any], dotted: str) -> Any:

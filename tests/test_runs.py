@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import mmssl
 from mmssl.encoders import reinitialized
 from mmssl.errors import RecipeError, RunError
+from mmssl.hub import model_card
 from mmssl.training import checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -130,6 +131,29 @@ def test_a_run_is_not_overwritten_and_not_resumed_as_another(finished: Path) -> 
 
 
 @pytest.mark.long
+@pytest.mark.long
+def test_a_finished_run_goes_on_and_says_how(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tree = together(schedule={"warmup": 0})
+    tree["objective"] = {"name": "rotation"}
+    mmssl.run(tree, out=tmp_path / "run", quiet=True)
+    mmssl.adapt(tmp_path / "run", label="shape", limit=32, seeds=1)
+    tree["training"]["steps"] = 6
+    done = mmssl.run(tree, out=tmp_path / "run", resume=True)
+    rates = {record["step"]: record.get("lr") for record in done.history}
+    said = f"learning rate {rates[5]:.3g} (was {rates[4]:.3g}), as cosine has it over 6"
+    assert f"from step 4 on: {said}" in capfd.readouterr().err
+    assert sorted(rates) == list(range(7))
+    # What was measured of the weights before is not told of those that are there now.
+    earlier = "of the weights at step 4; the run has gone on to step 6 since"
+    assert done.probes[0]["warnings"][-1] == earlier
+    assert earlier in (tmp_path / "run" / "report.html").read_text()
+    assert earlier in model_card(done)
+    mmssl.adapt(tmp_path / "run", label="shape", limit=32, seeds=1)
+    (again,) = mmssl.load(tmp_path / "run").probes
+    assert earlier not in again["warnings"]
+    assert earlier not in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_a_run_in_epochs_is_the_run_of_their_steps_and_can_be_resumed(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": sentence}) + "\n" for sentence in SENTENCES))

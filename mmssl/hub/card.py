@@ -83,6 +83,7 @@ def model_card(run: Run, repo: str | None = None) -> str:
         probes=[_probe_table(tree) for tree in read_probes(run)],
         folder=folder,
         first=repr(next(iter(run.encoders))),
+        spaces=[(code(pair.a), code(pair.b)) for pair in run.objective.pairs if pair.project is not None],
         natives=[(n.directory, n.loading(f"{folder}/native/{n.directory}")) for n in plan(run)],
         recipe=fence(recipe.dump(), "yaml"),
         license=code(recipe.license) if recipe.license else "Not stated.",

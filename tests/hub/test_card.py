@@ -28,6 +28,15 @@ def with_recipe(run, **changes):
     return run
 
 
+def test_card_says_how_to_search_without_mmssl(tmp_path) -> None:
+    card = model_card(make_run(tmp_path / "pairs", PAIRS))
+    assert (
+        "\n\n`native/README.md` has the lines that search `image` by `text` with them and "
+        "`native/projections.safetensors`.\n\n## Recipe"
+    ) in card
+    assert "projections" not in model_card(make_run(tmp_path / "turns", ROTATION))
+
+
 def test_card_holds_the_run(run) -> None:
     text = model_card(with_recipe(run, license="apache-2.0"), "me/turns")
     meta = front_matter(text)
