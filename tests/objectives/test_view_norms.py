@@ -123,3 +123,13 @@ def together(views: Tensor, encoder: torch.nn.Module, *heads: torch.nn.Module) -
     for head in heads:
         z = head(z)
     return z.unflatten(0, views.shape[:2])
+
+
+def test_on_a_cpu_both_views_take_one_pass_through_the_network():
+    task = create("byol", {"image": NormedImage()}, **HEADS).train()
+    calls: list[int] = []
+    for encoder in (task.encoder("image"), task.target["encoder"]):
+        encoder.register_forward_hook(lambda module, given, made: calls.append(len(given[0])))
+    task({"views": torch.rand(ROWS, 2, 3, 12, 12)})
+    assert calls == [2 * ROWS, 2 * ROWS]
+    assert not any("forward" in vars(part) for part in task.modules())  # each is its own again
