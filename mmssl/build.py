@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -129,7 +130,7 @@ def _starts(recipe: Recipe, where: str) -> dict[str, Encoder]:
     found = {}
     for name, arguments in recipe.encoders.items():
         given = arguments.get("pretrained")
-        if not isinstance(given, str) or not (Path(given) / "recipe.yaml").is_file():
+        if not isinstance(given, str) or not os.path.isfile(Path(given) / "recipe.yaml"):
             continue
         _, objective = build_stored(Path(given))
         encoders, modality = objective.exported, arguments.get("modality", name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def find_recipe(path: str | Path) -> Path:
         RecipeError: naming the nearest.
     """
     path = Path(path)
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     known = {recipe.stem: recipe for recipe in recipe_files()}
     if path.stem in known and len(path.parts) == 1:

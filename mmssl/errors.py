@@ -6,9 +6,18 @@ import difflib
 import re
 from collections.abc import Iterable
 
+LONGEST = 600
+
 
 class MmsslError(Exception):
-    """Base of all; the command line prints its sentence without a traceback."""
+    """Base of all; the command line prints its sentence without a traceback.
+
+    The sentence is one line, and where a value in it is endless, its middle is left out.
+    """
+
+    def __str__(self) -> str:
+        text = " ".join(super().__str__().split())
+        return text if len(text) <= LONGEST else f"{text[: LONGEST - 155]} ... {text[-150:]}"
 
 
 class RecipeError(MmsslError):

@@ -44,6 +44,23 @@ def describe(hint: Any) -> str:
     return " or ".join(dict.fromkeys(_ranges(hint)))
 
 
+def takes_truth_for_number(hint: Any, value: Any) -> bool:
+    """Whether a value holds `true` or `false` where an annotation means numbers, for which Python would take them."""
+    kinds = {*_leaves(hint)}
+    return bool(kinds & {int, float}) and bool not in kinds and _holds_truth(value)
+
+
+def _leaves(hint: Any) -> Iterator[type]:
+    if isinstance(hint, type) and not get_args(hint):
+        yield hint
+    for part in get_args(hint):
+        yield from _leaves(part)
+
+
+def _holds_truth(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(map(_holds_truth, value)))
+
+
 def _ranges(hint: Any) -> Iterator[str]:
     bounds = [bound for bound in getattr(hint, "__metadata__", ()) if type(bound) in WORDS]
     if bounds:

@@ -17,8 +17,19 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, fie
 
 from mmssl.catalog import find_recipe
 from mmssl.decode_settings import AudioDecode, ImageDecode, TextDecode, VideoDecode
-from mmssl.errors import RecipeError
-from mmssl.schema import BelowOne, Positive, Section, Share, Steps, fill, override, read_yaml
+from mmssl.errors import RecipeError, nearest
+from mmssl.registry import components
+from mmssl.schema import (
+    BelowOne,
+    Positive,
+    Section,
+    Share,
+    Steps,
+    check_sizes,
+    fill,
+    override,
+    read_yaml,
+)
 
 
 class Data(Section):
@@ -273,6 +284,10 @@ class Recipe(Section):
                 raise ValueError(f"'{name}' names files and folders; use letters, digits, _ and -")
             if not isinstance(arguments.get("model"), str):
                 raise ValueError(f"'{name}' needs a model, for instance {{model: timm/resnet18}}")
+            modality, known = arguments.get("modality", "image"), components("encoder")
+            if not isinstance(modality, str) or ("." not in modality and modality not in known):
+                raise ValueError(f"'{name}': modality = {modality!r} is none{nearest(str(modality), known)}")
+            check_sizes(arguments, name)
         return value
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from mmssl.errors import RecipeError, in_words, nearest
-from mmssl.ranges import describe
+from mmssl.ranges import describe, takes_truth_for_number
 
 ROOT = Path(__file__).parent
 ROOMS = {
@@ -131,8 +131,7 @@ def check_keywords(component: type, given: Mapping[str, Any], where: str) -> dic
         if get_origin(kind) is Union:
             kind = reduce(or_, get_args(kind))  # which is written as it is in the source: int | None
         wanted = f"{inspect.formatannotation(kind).replace('typing.', '')} {describe(hint)}".rstrip()
-        kinds = {kind, *get_args(kind)}
-        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:  # Python takes true for 1
+        if takes_truth_for_number(kind, value):
             raise RecipeError(f"{where}: {key} = {value!r} should be {wanted}")
         try:
             checked[key] = TypeAdapter(hint, config=strict).validate_python(value)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import io
+import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -11,12 +14,54 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from mmssl.errors import RecipeError, in_words, nearest
+from mmssl.ranges import takes_truth_for_number
 
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Pixels = Annotated[int, Field(gt=0, le=2**13)]
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Steps = Annotated[int, Field(gt=0, le=10**9)]
+
+
+# Libraries build what they are told to, however long that takes: most of each kind of number by the end of its name.
+SIZES = {
+    re.compile(r"(\w+_)?(layers|depths?|heads|experts)"): 10_000,
+    re.compile(r"(\w+_)?(image_size|img_size|frames)"): 2**13,
+    re.compile(r"\w+"): 2**24,
+}
+
+
+def check_plain(value: Any, key: str = "") -> None:
+    """Raise ValueError, naming the key, where a tree holds what YAML can say and no component reads."""
+    if isinstance(value, Mapping):
+        for inner, below in value.items():
+            if not isinstance(inner, str):
+                raise ValueError(f"{key + ': ' if key else ''}the key {inner!r} should be a name, in quotes if need be")
+            check_plain(inner, key)
+            check_plain(below, f"{key}.{inner}" if key else inner)
+    elif isinstance(value, list | tuple):
+        for below in value:
+            check_plain(below, key)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{key} = {value}: should be a finite number")
+    elif isinstance(value, bytes | datetime.date | set):
+        raise ValueError(f"{key} = {value!r}: should be a text, a number, true, false or null")
+    elif isinstance(value, str) and re.search(r"[\x00\ud800-\udfff]", value):
+        raise ValueError(f"{key} = {value!r}: holds characters that no text has")
+
+
+def check_sizes(value: Any, place: str, key: str = "") -> None:
+    """Raise ValueError, naming the key, for a whole number that no network has; `key` is the last part of `place`."""
+    if isinstance(value, Mapping):
+        for inner, below in value.items():
+            check_sizes(below, f"{place}.{inner}", inner)
+    elif isinstance(value, list | tuple):
+        for below in value:
+            check_sizes(below, place, key)
+    elif isinstance(value, int):
+        most = next((most for pattern, most in SIZES.items() if pattern.fullmatch(key)), 2**24)
+        if abs(value) > most:
+            raise ValueError(f"{place} = {value} is more than any network has; at most {most:,}")
 
 
 class Section(BaseModel):
@@ -29,7 +74,7 @@ class Section(BaseModel):
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """`true` is no number, though Python takes it for 1."""
         field = cls.model_fields[info.field_name or ""]
-        if isinstance(value, bool) and field.annotation in (int, float, int | None, float | None):
+        if takes_truth_for_number(field.annotation, value):
             raise ValueError("should be a number, not true or false")
         return value
 
@@ -43,6 +88,10 @@ def fill(section: type[Filled], tree: Mapping[str, Any], where: str) -> Filled:
     Raises:
         RecipeError: one sentence with `where`, the key, what was expected and the nearest valid name.
     """
+    try:
+        check_plain(tree)
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from None
     try:
         return section.model_validate(tree)
     except ValidationError as error:

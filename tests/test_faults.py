@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import mmssl
+from mmssl.alive import began, is_alive
 from mmssl.errors import MmsslError, RunError
 from mmssl.training import checkpoint
 from mmssl.training.lock import LOCK, locked
@@ -224,3 +225,28 @@ def test_a_folder_that_vanishes_midway_is_one_sentence(tmp_path: Path, monkeypat
     monkeypatch.setattr("mmssl.training.loop.checkpoint.save", vanish)
     with pytest.raises(RunError, match=str(out)):
         mmssl.run(recipe(), out=out, quiet=True)
+
+
+def test_a_process_that_was_killed_and_not_yet_buried_holds_no_lock(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    since = began(child.pid)
+    holder = {"host": socket.gethostname(), "process": child.pid, "began": since, "since": "noon"}
+    (tmp_path / LOCK).write_text(json.dumps(holder))
+    with pytest.raises(RunError, match="has been writing there since noon"), locked(tmp_path):
+        pass
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and its parent has not asked yet
+    assert not is_alive(child.pid, since)
+    with locked(tmp_path):
+        pass
+    child.communicate()
+    assert is_alive(os.getpid(), began(os.getpid()))
+    assert not is_alive(os.getpid(), "1")
+    assert not is_alive(2**70, "1")
+
+
+def test_a_run_whose_last_step_ruins_it_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmssl.training.loop.losses_of", lambda *_: {"same_rows/loss": float("nan")})
+    with pytest.raises(RunError, match=r"on the rows of step 1; the checkpoint step_00000004 is whole"):
+        mmssl.run(recipe(), out=tmp_path / "run", quiet=True)
+    assert checkpoint.newest(tmp_path / "run").name == "step_00000004"

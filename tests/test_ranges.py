@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import re
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from mmssl import recipe as recipes
 from mmssl.errors import RecipeError
 from mmssl.modules.views import AudioView, Crop, ImageView
 from mmssl.ranges import describe
@@ -91,3 +93,36 @@ def test_crops_that_make_no_sense_are_refused(given, message):
 def test_views_that_make_no_sense_are_refused(given):
     with pytest.raises(RecipeError, match=f"views: {next(iter(given))} = .* should be .*(from|above) 0 to"):
         check_keywords(ImageView, given, "views")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training.optimizer.betas": [0.9, False]}, "training.optimizer.betas = [0.9, False]: should be a number"),
+        ({"license": b"MIT"}, "license = b'MIT': should be a text"),
+        ({"license": datetime.date(2020, 1, 1)}, "license = datetime.date(2020, 1, 1): should be a text"),
+        ({"license": r'"\ud800"'}, r"license = '\ud800': holds characters that no text has"),
+        ({"data.source": r'"a\0b"'}, r"data.source = 'a\x00b': holds characters that no text has"),
+        ({"data.columns": {1: "image"}}, "data.columns: the key 1 should be a name"),
+        ({"encoders.image.drop_rate": math.nan}, "encoders.image.drop_rate = nan: should be a finite number"),
+        ({"encoders.image.mean": [0.5, math.inf]}, "encoders.image.mean = inf: should be a finite number"),
+        ({"objective.views": {"blur": -math.inf}}, "objective.views.blur = -inf: should be a finite number"),
+        ({"encoders.image.img_size": -(10**20)}, "image.img_size = -100000000000000000000 is more than any network"),
+        ({"encoders.image.depths": [2, 10**7]}, "image.depths = 10000000 is more than any network has; at most 10,000"),
+        ({"encoders.image.text_cfg": {"vocab_size": 10**12}}, "image.text_cfg.vocab_size = 1000000000000 is more"),
+        ({"encoders.image.modality": "x~"}, "'image': modality = 'x~' is none (known: audio,"),
+        ({"encoders.image.modality": ["x"]}, "'image': modality = ['x'] is none"),
+    ],
+)
+def test_what_no_component_reads_is_refused_by_file_and_key(changes, message):
+    tree = {"encoders": {"image": {"model": "timm/test_resnet"}}, "objective": {"name": "rotation"}}
+    with pytest.raises(RecipeError, match=re.escape(message)) as error:
+        recipes.load(tree | {"data": {"source": "toy"}}, changes)
+    assert str(error.value).startswith("recipe: ")
+
+
+def test_an_endless_value_is_cut_out_of_the_middle_of_a_sentence():
+    said = str(RecipeError("recipe: objective: width = " + "0, " * 5000 + "should be one number\n\nor two"))
+    assert len(said) <= 600
+    assert said.startswith("recipe: objective: width = 0, 0,")
+    assert said.endswith("0, should be one number or two")

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mmssl.alive import began, is_alive
 from mmssl.batch import Batch
 from mmssl.data.base import MapSource, Row
 from mmssl.data.columns import Decoder
@@ -168,7 +169,7 @@ def decode(rows: Rows, tasks: Iterator[dict[str, Task]]) -> Iterator[dict[str, D
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context=_context() if rows.workers else None,
-        worker_init_fn=partial(_end_with, os.getpid()) if rows.workers else None,
+        worker_init_fn=partial(_end_with, os.getpid(), began(os.getpid())) if rows.workers else None,
         # Its own, for the loader takes a number from it, and the global one belongs to the training.
         generator=torch.Generator(),
     )
@@ -190,21 +191,18 @@ def decode(rows: Rows, tasks: Iterator[dict[str, Task]]) -> Iterator[dict[str, D
         ) from error
 
 
-def _end_with(reader: int, worker: int) -> None:
+def _end_with(reader: int, since: str, worker: int) -> None:
     """Have this worker end when the process that reads its batches does, even if that was killed.
 
     The loader's own watch is on the fork server, which lives as long as its workers do.
     """
-    threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+    threading.Thread(target=_watch, args=(reader, since), daemon=True).start()
 
 
-def _watch(reader: int) -> None:
-    while True:
+def _watch(reader: int, since: str) -> None:
+    while is_alive(reader, since):
         time.sleep(1)
-        try:
-            os.kill(reader, 0)
-        except ProcessLookupError:
-            os._exit(1)  # the main thread may hang in a queue that nobody empties
+    os._exit(1)  # the main thread may hang in a queue that nobody empties
 
 
 def _as_it_is(batch: Any) -> Any:

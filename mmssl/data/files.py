@@ -33,6 +33,7 @@ BUILDERS = {
     ".jsonl": "json",
     ".tar": "webdataset",
 }
+MOST_FILES = 1_000_000
 TEXT = {".txt": "text"}
 SPLITS = {
     "train": "train",
@@ -285,13 +286,15 @@ def expand(where: str) -> list[str]:
 
 
 def _expand(where: str) -> Iterator[str]:
-    local = str(Path(where).expanduser())
-    if "://" not in where and Path(local).is_file():
+    local = str(Path(os.path.expanduser(where)))
+    if "://" not in where and os.path.isfile(local):
         yield local
         return
     brace = re.search(r"\{([^{}]*)\}", where)
     if brace:
         bounds = re.fullmatch(r"(\d+)\.\.(\d+)", brace[1])
+        if bounds and int(bounds[2]) - int(bounds[1]) > MOST_FILES:
+            raise DataError(f"{where}: {brace[0]} names more than {MOST_FILES:,} files")
         options = (
             [f"{number:0{len(bounds[1])}d}" for number in range(int(bounds[1]), int(bounds[2]) + 1)]
             if bounds
@@ -303,5 +306,5 @@ def _expand(where: str) -> Iterator[str]:
         yield where
     elif has_magic(local):
         # Brackets in the name of a folder that is there are no pattern.
-        folder = next(parent for parent in Path(local).parents if parent.is_dir())
+        folder = next(parent for parent in Path(local).parents if os.path.isdir(parent))
         yield from sorted(glob(os.path.join(escape(str(folder)), os.path.relpath(local, folder)), recursive=True))

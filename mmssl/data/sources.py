@@ -205,8 +205,8 @@ def open_source(spec: Data) -> Source:
         from mmssl.data.toy import ToySource
 
         return ToySource(spec.split, spec.limit) if spec.limit else ToySource(spec.split)
-    path = Path(where).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(where))
+    if os.path.isdir(path):  # of a name that cannot be one, too
         return _open_folder(spec, path)
     files = expand(where)
     suffixes = {Path(file).suffix.lower() for file in files}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def start_in_words(pretrained: bool | str | None) -> str:
     if not isinstance(pretrained, str):
         return "the library's default weights" if pretrained else "random weights"
     place = Path(pretrained.removeprefix("local-dir:"))
-    return place.name if place.exists() or pretrained.startswith(("local-dir:", "/", "~", ".")) else pretrained
+    return place.name if os.path.exists(place) or pretrained.startswith(("local-dir:", "/", "~", ".")) else pretrained
 
 
 def started(start: Encoder, model: str, modality: str, *, pretrained: str, **kwargs: Any) -> Encoder:

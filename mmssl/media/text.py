@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from itertools import count, takewhile
@@ -313,7 +314,7 @@ class Tokenizer:
             RecipeError: where there is none.
         """
         named = Path(name) / OPEN_CLIP_FILE
-        if named.is_file():
+        if os.path.isfile(named):
             return cls.open_clip(json.loads(named.read_text(encoding="utf-8"))["name"])
         from transformers import AutoTokenizer
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mmssl.alive import began, is_alive
 from mmssl.errors import RunError
 
 LOCK = ".lock"
@@ -24,7 +25,7 @@ def locked(directory: Path) -> Iterator[None]:
         RunError: where another process holds it, or nothing can be written there.
     """
     lock = directory / LOCK
-    own = {"host": socket.gethostname(), "process": os.getpid(), "began": _began(os.getpid()), "since": time.ctime()}
+    own = {"host": socket.gethostname(), "process": os.getpid(), "began": began(os.getpid()), "since": time.ctime()}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _take(lock, own)
@@ -93,18 +94,4 @@ def _gone(holder: dict[str, Any]) -> bool:
     process = holder.get("process")
     if not isinstance(process, int) or process <= 0:
         return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return _began(process) != holder.get("began")
-
-
-def _began(process: int) -> str:
-    """When a process started, in ticks since the machine did; empty where /proc does not tell."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+    return not is_alive(process, str(holder.get("began")))

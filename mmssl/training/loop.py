@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -102,7 +103,11 @@ def fit(
             reseed = partial(_reseed, training, 0, share)
             with unchanged(objective):
                 inputs = inputs_of(0, to_device(next(iter(loader.batches(0, 1))), device))
-                return losses_of(passes, inputs, training.accumulate, accelerator.autocast, reseed)
+                again = losses_of(passes, inputs, training.accumulate, accelerator.autocast, reseed)
+            if not all(map(math.isfinite, again.values())):
+                advice = checkpoint.way_out(directory)
+                raise RunError(f"the trained network's loss is not finite on the rows of step 1; {advice}")
+            return again
 
         chance, finite = objective.chance(training.batch_size), _Finite(device)
         monitors = Monitors(objective, training, accelerator.autocast, accelerator.is_fsdp2)

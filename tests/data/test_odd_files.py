@@ -100,3 +100,14 @@ def test_pictures_of_every_kind_in_one_folder(tmp_path):
         Image.new("RGB", (16, 16), (30 * n, 0, 0)).save(tmp_path / f"{n}.{kind}")
     batches = list(read(Data(source=str(tmp_path), max_bad=0), ("image",)))
     assert len(batches[0]["id"]) == 7
+
+
+@pytest.mark.parametrize("source", ["x" * 5000, "/" + "x" * 5000, "~nobody/pictures", "x" * 300 + "/*.png"])
+def test_a_name_that_can_be_none_is_one_sentence(source):
+    with pytest.raises(DataError):
+        open_source(Data(source=source))
+
+
+def test_a_pattern_of_endlessly_many_files_is_refused_at_once():
+    with pytest.raises(DataError, match=r"\{0..99999999999\} names more than 1,000,000 files"):
+        open_source(Data(source="shard-{0..99999999999}.tar"))

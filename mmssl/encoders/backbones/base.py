@@ -222,7 +222,7 @@ def build_errors(where: str, parameters: Callable[[str], Iterable[str]] = lambda
     try:
         yield
     except REFUSALS as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).partition("Exception raised from")[0].split())  # and not torch's own stack
         unknown = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", reason)
         if unknown:
             hint = nearest(unknown[2], {"pretrained", *parameters(unknown[1])})
