@@ -182,7 +182,7 @@ def _check_data(directory: Path, digests: Mapping[str, str]) -> None:
     """Raise RunError where the data is not what the run began with."""
     try:
         before = json.loads((directory / DATA).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return  # a run of an earlier version
     for name, found in digests.items():
         had = before.get(name) if isinstance(before, dict) else None

@@ -21,6 +21,7 @@ from mmssl.alive import began, is_alive
 from mmssl.errors import MmsslError, RunError
 from mmssl.training import checkpoint
 from mmssl.training.lock import LOCK, locked
+from mmssl.training.progress import truncate_after
 
 
 def recipe(source: Path | str = "toy", **training: Any) -> dict[str, Any]:
@@ -168,7 +169,7 @@ def test_of_many_that_take_over_one_wins(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("content", ["{", "[]", '{"step": "many"}', ""])
+@pytest.mark.parametrize("content", ["{", "[]", '{"step": "many"}', "", '{"step": -3}', "[" * 100_000])
 def test_a_damaged_state_is_one_sentence(tmp_path: Path, content: str) -> None:
     mmssl.run(recipe(steps=2), out=tmp_path / "run", quiet=True)
     (checkpoint.newest(tmp_path / "run") / "state.json").write_text(content)
@@ -181,7 +182,11 @@ def test_damaged_records_are_dropped_and_the_run_goes_on(tmp_path: Path) -> None
     out = tmp_path / "run"
     mmssl.run(recipe(), out=out, quiet=True)
     records = (out / "metrics.jsonl").read_text()
-    (out / "metrics.jsonl").write_text('[1]\n"x"\n{"step": null}\n' + records + '{"step": 6, "lo')
+    odd = ["[1]", '"x"', '{"step": null}', "[" * 100_000, '{"step": 2, "loss": "many"}', '{"step": 2, "loss": {}}']
+    (out / "metrics.jsonl").write_text("\n".join(odd) + "\n" + records + '{"step": 6, "lo')
+    errors = ["[" * 100_000, "{}", '{"step": 1, "source": [], "id": "x", "reason": 3}']
+    (out / "errors.jsonl").write_text("\n".join(errors))
+    (out / "data.json").write_text("[" * 100_000)
     assert [r["step"] for r in mmssl.run(recipe(steps=8), out=out, resume=True, quiet=True).history] == [0, 2, 4, 6, 8]
 
 
@@ -250,3 +255,12 @@ def test_a_run_whose_last_step_ruins_it_is_not_saved(tmp_path: Path, monkeypatch
     with pytest.raises(RunError, match=r"on the rows of step 1; the checkpoint step_00000004 is whole"):
         mmssl.run(recipe(), out=tmp_path / "run", quiet=True)
     assert checkpoint.newest(tmp_path / "run").name == "step_00000004"
+
+
+def test_records_that_are_no_file_are_one_sentence(tmp_path: Path) -> None:
+    kinds = {"step": int, "": object}
+    for name, make in {"pipe": os.mkfifo, "folder": os.mkdir}.items():
+        make(tmp_path / name)
+        with pytest.raises(RunError, match=f"{name}: is no file; remove it"):
+            truncate_after(tmp_path / name, 3, kinds)
+    truncate_after(tmp_path / "missing", 3, kinds)

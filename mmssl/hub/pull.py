@@ -165,9 +165,14 @@ def _check_records(folder: Path) -> None:
 
 def _check_metrics(text: str) -> None:
     for line in text.splitlines():
-        # A run that was killed may leave its last line unfinished.
-        if line.endswith("}") and type(json.loads(line)["step"]) is not int:
-            raise ValueError(f"step = {json.loads(line)['step']!r} should be a whole number")
+        if not line.endswith("}"):
+            continue  # a run that was killed may leave its last line unfinished
+        record = json.loads(line)
+        if type(record["step"]) is not int:
+            raise ValueError(f"step = {record['step']!r} should be a whole number")
+        odd = [f"{key} = {value!r}" for key, value in record.items() if not isinstance(value, int | float)]
+        if odd:
+            raise ValueError(f"{odd[0]} should be a number")
 
 
 def _check_probes(text: str) -> None:

@@ -154,7 +154,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         state = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(state, dict) or type(state.get("step")) is not int:
             raise ValueError("it names no step")
-    except (OSError, ValueError) as error:
+        if state["step"] < 0:
+            raise ValueError(f"step = {state['step']}")
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error}; start anew with another --out") from error
     return state
 

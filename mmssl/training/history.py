@@ -14,6 +14,10 @@ from accelerate.tracking import TensorBoardTracker
 from mmssl.objectives.base import Chance
 from mmssl.training.progress import Reporter, truncate_after
 
+# What lines hold: numbers, and for a row that cannot be decoded its source, number and the reason.
+METRICS = {"step": int, "": int | float}
+ERRORS = {"step": int, "id": int, "source": str, "reason": str, "": object}
+
 
 class History:
     """All records so far, and every place that a new one is written to.
@@ -68,8 +72,8 @@ def _stored(directory: Path, done: int, main: bool) -> list[dict[str, Any]]:
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "metrics.jsonl"
     if main:
-        truncate_after(path, done or -1)  # a run that starts over measures step 0 anew
-        truncate_after(directory / "errors.jsonl", done)
+        truncate_after(path, done or -1, METRICS)  # a run that starts over measures step 0 anew
+        truncate_after(directory / "errors.jsonl", done, ERRORS)
     if dist.is_initialized():
         dist.barrier()
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import TracebackType, UnionType
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from mmssl.atomic import write_text
 from mmssl.batch import Batch
+from mmssl.errors import RunError
 from mmssl.objectives.base import Chance
 
 
@@ -129,16 +130,30 @@ def describe(record: Mapping[str, Any], chance: Chance) -> str:
     return "  ".join(parts)
 
 
-def truncate_after(path: Path, step: int) -> None:
-    """Drop the lines of a JSON-lines file that speak of a later step, or are damaged; for resuming."""
+def truncate_after(path: Path, step: int, kinds: Mapping[str, type | UnionType]) -> None:
+    """Drop the lines of a JSON-lines file that speak of a later step, or are damaged; for resuming.
+
+    Args:
+        path: may be missing.
+        step: the last one to keep.
+        kinds: what the values of a record are by its keys, and under "" those of all other keys.
+
+    Raises:
+        RunError: where it is no file.
+    """
     if not path.exists():
         return
+    if not path.is_file():
+        raise RunError(f"{path}: is no file; remove it, or choose another --out")
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int) and record["step"] <= step:
+        if not isinstance(record, dict) or not kinds.keys() - {""} <= record.keys():
+            continue
+        fits = all(isinstance(value, kinds.get(key, kinds[""])) for key, value in record.items())
+        if fits and record["step"] <= step:
             kept.append(line + "\n")
     write_text(path, "".join(kept))

@@ -286,7 +286,9 @@ def test_tokenizer_that_means_nothing(folder) -> None:
         mmssl.load(folder)
 
 
-@pytest.mark.parametrize("line", ['{"step": "x"}', "{broken}", "{}", '{"step": null}', '{"a":' * 50_000 + "}"])
+@pytest.mark.parametrize(
+    "line", ['{"step": "x"}', "{broken}", "{}", '{"step": null}', '{"a":' * 50_000 + "}", '{"step": 1, "loss": "x"}']
+)
 def test_damaged_metrics(folder, line) -> None:
     (folder / "metrics.jsonl").write_text(line + "\n")
     with pytest.raises(RunError, match=r"metrics\.jsonl"):
