@@ -208,6 +208,12 @@ def test_pretrained_from_a_directory_that_export_wrote(modality, model, kwargs, 
     assert not torch.equal(fresh(*inputs).pooled, again(*inputs).pooled)
 
 
+def test_the_directory_of_a_run_is_told_from_a_missing_file(tmp_path):
+    (tmp_path / "recipe.yaml").touch()
+    with pytest.raises(RecipeError, match=r"is the directory of a run, .* mmssl\.load\(.*\)\.encoders"):
+        create("timm/test_resnet", "image", pretrained=str(tmp_path))
+
+
 def test_pretrained_from_a_file(tmp_path):
     for model, kwargs in [("timm/vit_tiny_patch16_224", VIT), ("torchvision/shufflenet_v2_x0_5", {})]:
         encoder = create(model, "image", **kwargs)

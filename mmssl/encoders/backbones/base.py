@@ -193,7 +193,12 @@ def _order_weights(net: nn.Module) -> None:
 
 
 def refuse_path(model: str, pretrained: str) -> None:
-    """Raise RecipeError for what can only be a file of weights, and is not there."""
+    """Raise RecipeError for what can only be a file of weights, and is not there; or is the directory of a run."""
+    if (Path(pretrained) / "recipe.yaml").is_file():
+        raise RecipeError(
+            f"{model}: pretrained: '{pretrained}' is the directory of a run, which a recipe may start from; its "
+            f"encoders are mmssl.load('{pretrained}').encoders"
+        )
     if "/" in pretrained or Path(pretrained).suffix in WEIGHTS:
         raise RecipeError(f"{model}: pretrained: there is no file '{pretrained}'")
 
