@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -106,6 +107,11 @@ class Question:
         undivided = ""
         if request.groups:
             rows[0] = replace(rows[0], groups=train.groups(request.groups)[rows[0].ids])
+            with suppress(DataError):  # test rows need no such column
+                rows[1:] = [
+                    replace(row, groups=split.groups(request.groups)[row.ids])
+                    for row, split in zip(rows[1:], splits[1:], strict=True)
+                ]
             undivided = f", '{request.groups}' undivided"
         if len(rows) == 1:
             held = target.hold_out(rows[0].labels, HELD_OUT, request.seeds[0], rows[0].groups)

@@ -151,7 +151,7 @@ class ProbeDuring:
         (views,), _ = extract([self.encoder], self.batches)
         x, y = (views[POOLED][places] for places in self.places)
         probe: Any = make_probe(self.spec.probe, self.spec.options)
-        setting = probe.choose(self.target, x, self.train.labels, self.seed, self.train.groups)
+        setting, _ = probe.choose(self.target, x, self.train.labels, self.seed, self.train.groups)
         answers: Tensor
         (answers,) = probe.predict(self.target, x, self.train.labels, y, [setting], self.seed)
         constant = self.target.constant(self.train.labels).expand(len(self.test), -1)

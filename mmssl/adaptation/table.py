@@ -38,6 +38,7 @@ class Row:
         interval: name -> 95 % Wilson interval of a share, for as many rows as there are independent ones.
         runs: name -> value of each seed.
         setting: hyper-parameters chosen on the validation rows.
+        validation: the main metric there, with the first seed; None where nothing was chosen.
     """
 
     encoder: str
@@ -47,6 +48,7 @@ class Row:
     interval: dict[str, tuple[float, float]] = field(default_factory=dict)
     runs: dict[str, tuple[float, ...]] = field(default_factory=dict)
     setting: dict[str, float] = field(default_factory=dict)
+    validation: float | None = None
 
     @classmethod
     def of_seeds(
@@ -58,6 +60,7 @@ class Row:
         shares: Sequence[str] = (),
         trials: int = 0,
         setting: Mapping[str, float] | None = None,
+        validation: float | None = None,
     ) -> Self:
         """From the scores of each seed.
 
@@ -68,12 +71,13 @@ class Row:
             shares: names of those that have an interval.
             trials: number of independent rows.
             setting: see the class.
+            validation: see the class.
         """
         runs = {name: tuple(float(score[name]) for score in scores) for name in scores[0]}
         mean = {name: statistics.fmean(values) for name, values in runs.items()}
         spread = {name: statistics.stdev(values) for name, values in runs.items()} if len(scores) > 1 else {}
         interval = {name: wilson(mean[name], trials) for name in shares}
-        return cls(encoder, part, mean, spread, interval, runs, dict(setting or {}))
+        return cls(encoder, part, mean, spread, interval, runs, dict(setting or {}), validation)
 
 
 @dataclass(frozen=True)

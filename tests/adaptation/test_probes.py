@@ -146,7 +146,7 @@ def test_groups_remove_the_reward_of_remembering():
     # Twins: a row's nearest neighbor is its own copy, so one neighbor looks perfect unless groups are kept together.
     vectors, labels = torch.randn(200, 16, generator=torch.Generator().manual_seed(0)), torch.arange(200) % 4
     twins, twice, groups = vectors.repeat(2, 1), labels.repeat(2), torch.arange(200).repeat(2)
-    leaking = Knn(temperature=math.inf).choose(classes(twice), twins, twice, 0)
+    leaking, _ = Knn(temperature=math.inf).choose(classes(twice), twins, twice, 0)
     assert leaking == {"k": 1}
     held = hold_out(twice, 0.2, 0, groups)
     (guess,) = predicted(Knn(k=(1,)), twins[~held], twice[~held], twins[held])
@@ -156,7 +156,7 @@ def test_groups_remove_the_reward_of_remembering():
 def test_choose_takes_the_best_candidate_of_the_held_out_rows():
     train, labels = blobs(300, noise=3.0)
     probe = Knn()
-    chosen = probe.choose(classes(labels), train, labels, 0)
+    chosen, _ = probe.choose(classes(labels), train, labels, 0)
     held = hold_out(labels, 0.2, 0)
     fitted = predicted(probe, train[~held], labels[~held], train[held])
     scores = [(g == labels[held]).float().mean().item() for g in fitted]
@@ -169,7 +169,7 @@ def test_choose_needs_rows_to_spare_or_one_candidate():
     train, _ = blobs(4)
     with pytest.raises(DataError, match="k cannot be chosen"):
         Knn().choose(Classes(range(4)), train, torch.arange(4), 0)
-    assert Knn(k=(3,)).choose(Classes(range(4)), train, torch.arange(4), 0) == {"k": 3}
+    assert Knn(k=(3,)).choose(Classes(range(4)), train, torch.arange(4), 0) == ({"k": 3}, None)
 
 
 def test_shots_are_drawn_per_class():

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmssl.adaptation.features import POOLED
 from mmssl.adaptation.labeled import LabeledRows, Question
-from mmssl.adaptation.request import Model, Request
+from mmssl.adaptation.request import Answers, Model, Request
 from mmssl.adaptation.rows import Split, in_order
 from mmssl.adaptation.table import CONSTANT, PRETRAINED, RANDOM, Row, Table
 from mmssl.adaptation.targets.base import HELD_OUT, Target
@@ -122,16 +122,38 @@ class Learner(Probe, Generic[X]):
         """
         raise TypeError(f"{type(self).__name__} cannot predict")
 
-    def choose(self, target: Target, train: X, labels: Tensor, seed: int, groups: Tensor | None = None) -> Setting:
+    def choose(
+        self,
+        target: Target,
+        train: X,
+        labels: Tensor,
+        seed: int,
+        groups: Tensor | None = None,
+        *,
+        always: bool = False,
+    ) -> tuple[Setting, float | None]:
         """The setting that scores best, by the target's first metric, on a held-out fifth of the training rows.
+
+        Args:
+            target: what the labels are.
+            train: N rows.
+            labels: (N, ...).
+            seed: of the hold-out.
+            groups: int64 (N,), rows that must not be divided.
+            always: score it even where there is but one, so that depths can be compared.
+
+        Returns:
+            The setting, and its score; None where nothing was scored.
 
         Raises:
             DataError: where there is more than one setting and no row to spare.
         """
         settings = list(self.settings())
-        if len(settings) == 1:
-            return settings[0]
+        if len(settings) == 1 and not always:
+            return settings[0], None
         held = target.hold_out(labels, HELD_OUT, seed, groups)
+        if not held.any() and len(settings) == 1:
+            return settings[0], None
         if not held.any():
             raise DataError(
                 f"no class has two training rows{' of different groups' if groups is not None else ''}, so "
@@ -139,7 +161,7 @@ class Learner(Probe, Generic[X]):
             )
         fitted = self.predict(target, train[~held], labels[~held], train[held], settings, seed)
         scores = [target.score(answers, labels[held])[target.metrics[0].name] for answers in fitted]
-        return settings[int(np.argmax(scores))]
+        return settings[int(np.argmax(scores))], max(scores)
 
     def ask(self, model: Model, request: Request) -> Question:
         """The labeled rows, and what their labels are; see `Question.of`.
@@ -151,7 +173,7 @@ class Learner(Probe, Generic[X]):
             raise RecipeError(
                 f"layers probes frozen features, and {self.name} trains the encoder; use knn, ridge or logistic"
             )
-        question = Question.of(model, request)
+        question = Question.of(model, request, hold_out=request.hold_out)
         kinds = {base.__module__.rpartition(".")[2] for base in type(question.target).__mro__}
         if kinds.isdisjoint(self.learns):
             raise RecipeError(
@@ -190,7 +212,7 @@ class Learner(Probe, Generic[X]):
         rows: list[Row] = []
         for encoder, row_seeds, which in plan:
             pairs = [(views[i], test_views[i]) for i in which]
-            rows.extend(self._rows(target, encoder, pairs, train, test, row_seeds, drawn))
+            rows.extend(self._rows(target, encoder, pairs, train, test, row_seeds, drawn, request))
         constant = target.constant(question.train.labels).expand(len(test), -1)
         rows.append(Row.of_seeds(CONSTANT, "", [target.score(constant, test.labels)], **_shares(target, test)))
         depths = list(views[0])
@@ -251,6 +273,7 @@ class Learner(Probe, Generic[X]):
         test: LabeledRows,
         seeds: Sequence[int],
         drawn: Sequence[Tensor | None],
+        request: Request,
     ) -> Iterator[Row]:
         """A line of the table for every depth of one encoder.
 
@@ -262,19 +285,24 @@ class Learner(Probe, Generic[X]):
             test: rows to be scored on.
             seeds: as many as there are views.
             drawn: places of the training rows that each seed learns from; None for all.
+            request: is told the answers, where it listens.
         """
         for depth in views[0][0]:
             setting: Setting | None = None
+            validation: float | None = None
             scores = []
             for seed, pick, (view, test_view) in zip(seeds, drawn, views, strict=False):
                 x, rows = view[depth], train
                 if pick is not None:
                     x, rows = x[pick], train[pick]
                 if setting is None:
-                    setting = self.choose(target, x, rows.labels, seed, rows.groups)
+                    every_depth = request.layers
+                    setting, validation = self.choose(target, x, rows.labels, seed, rows.groups, always=every_depth)
                 (answers,) = self.predict(target, x, rows.labels, test_view[depth], [setting], seed)
                 scores.append(target.score(answers, test.labels))
-            yield Row.of_seeds(encoder, depth, scores, setting=setting, **_shares(target, test))
+                if request.listen is not None:
+                    request.listen(Answers(encoder, depth, seed, target, answers, test))
+            yield Row.of_seeds(encoder, depth, scores, setting=setting, validation=validation, **_shares(target, test))
 
 
 def _shares(target: Target, test: LabeledRows) -> dict[str, Any]:
