@@ -2,6 +2,7 @@
 
     run = mmssl.run("quickstart", out="runs/first")                        # pretrain -> Run
     run = mmssl.load("runs/first")                                         # or a Hub id
+    print(mmssl.compare("path/to/files", tasks=["rotation", "simclr"]))    # which task transfers best, next to baselines
     table = mmssl.adapt(run, "toy", label="shape")                         # probe, with a random-initialized encoder's
     encoder = mmssl.encoder("timm/resnet18", modality="image")             # random weights unless pretrained=...
     features = encoder(encoder.read(["a.jpg", "b.png"]))                   # tokens, pooled ...
@@ -21,6 +22,8 @@ from mmssl.version import __version__
 
 if TYPE_CHECKING:
     from mmssl.adaptation.table import Table
+    from mmssl.comparing import compare
+    from mmssl.comparison.comparison import Comparison
     from mmssl.data.check import Check, check
     from mmssl.embedding import embed
     from mmssl.encoders import create as encoder
@@ -50,6 +53,8 @@ _HOMES = {
     "Panel": ("mmssl.objectives.base", "Panel"),
     "adapt": ("mmssl.transfer", "adapt"),
     "Table": ("mmssl.adaptation.table", "Table"),
+    "compare": ("mmssl.comparing", "compare"),
+    "Comparison": ("mmssl.comparison.comparison", "Comparison"),
     "embed": ("mmssl.embedding", "embed"),
     "check": ("mmssl.data.check", "check"),
     "Check": ("mmssl.data.check", "Check"),
@@ -74,6 +79,8 @@ __all__ = [  # noqa: RUF022 (in the order in which a user meets them)
     "Panel",
     "adapt",
     "Table",
+    "compare",
+    "Comparison",
     "embed",
     "check",
     "Check",

@@ -23,6 +23,26 @@ def effective_rank(x: Tensor) -> Tensor:
     return torch.special.entr(shares).sum().exp()
 
 
+def spectrum_decay(x: Tensor) -> Tensor:
+    """How fast the eigenvalues of the covariance fall: lambda_i ~ i^-alpha, 0-dim; NaN where there are too few.
+
+    alpha-ReQ (Agrawal, Mondal, Ghosh & Richards 2022): the nearer to 1 the better, larger means fewer directions. The
+    line is fitted to ranks 3 to 50 on logarithmic axes with weights 1 / i, as Stringer et al. 2019 do.
+
+    Args:
+        x: float (N, D).
+    """
+    centered = x.double() - x.double().mean(0)
+    values = torch.linalg.svdvals(centered).square()
+    values = values[values > values.max() * torch.finfo(torch.float32).eps ** 2]
+    ranks = torch.arange(3, min(50, len(values)) + 1, dtype=torch.float64, device=values.device)
+    if len(ranks) < 3:
+        return values.new_tensor(float("nan"))
+    log, height, weights = ranks.log(), values[2 : len(ranks) + 2].log(), 1 / ranks
+    log = log - (weights * log).sum() / weights.sum()
+    return -(weights * log * height).sum() / (weights * log.square()).sum()
+
+
 def dead_share(x: Tensor) -> Tensor:
     """Share of the dimensions that say nothing of a row, 0-dim: all where rows are equal.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmssl.ops.representation import alignment, dead_share, effective_rank, uniformity
+from mmssl.ops.representation import alignment, dead_share, effective_rank, spectrum_decay, uniformity
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5])
@@ -58,3 +58,16 @@ def test_uniformity_is_0_at_a_point_and_that_of_the_paper_elsewhere() -> None:
     assert float(uniformity(torch.from_numpy(x))) == pytest.approx(math.log(np.mean(pairs)), rel=1e-6)
     sphere = torch.randn(400, 256, generator=torch.Generator().manual_seed(0))
     assert uniformity(sphere) == pytest.approx(-4, abs=0.05)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+def test_the_decay_of_a_planted_spectrum_is_found(alpha):
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(400, 100, generator=generator, dtype=torch.float64)).Q
+    basis = torch.linalg.qr(basis - basis.mean(0)).Q
+    scales = torch.arange(1, 101, dtype=torch.float64) ** (-alpha / 2)
+    assert spectrum_decay(basis * scales) == pytest.approx(alpha, abs=1e-6)
+
+
+def test_too_few_directions_have_no_decay():
+    assert spectrum_decay(torch.randn(3, 50)).isnan()

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmssl.adaptation.features import inputs_of
+from mmssl.adaptation.features import POOLED, inputs_of
 from mmssl.adaptation.probes.base import Learner, RawRows, Setting
+from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.targets.base import Target
 from mmssl.batch import Batch, to_device
 from mmssl.encoders.base import Encoder
@@ -102,6 +103,12 @@ class Finetune(Learner[RawRows]):
         for setting in settings:
             objective = self.train(target, train, labels, setting, seed)
             yield answers(objective, test, 4 * self.batch_rows)
+
+    def training_rows(self, model: Model, request: Request) -> tuple[Target, RawRows, Tensor]:
+        """What `train` takes, of the training rows that can be decoded; raises as `score` does."""
+        question = self.ask(model, request)
+        (view,), read = self._read([model.encoder], question.train.split, question.train.ids, request)
+        return question.target, view[POOLED], question.train.labels[torch.isin(question.train.ids, read)]
 
     def train(self, target: Target, rows: RawRows, labels: Tensor, setting: Setting, seed: int) -> Supervised:
         """One training on all of `rows`."""

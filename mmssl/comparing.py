@@ -1,0 +1,132 @@
+"""Which pretext task, on these rows, gives the encoder that transfers best: one call, one table, one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmssl.comparison.cells import alone, fill
+from mmssl.comparison.comparison import Comparison
+from mmssl.comparison.plan import PLAN, make_plan, plan_of_runs
+from mmssl.errors import RecipeError
+from mmssl.recipe import Data
+from mmssl.registry import check_keywords, find
+
+
+def compare(
+    data: str | Data | None = None,
+    *,
+    runs: Sequence[str | Path] | None = None,
+    label: str | None = None,
+    tasks: Sequence[str] | None = None,
+    encoder: str | Mapping[str, Any] | None = None,
+    budget: str = "steps=800",
+    seeds: int = 3,
+    test: str | None = None,
+    out: str | Path = "comparison",
+    size: int | None = None,
+    batch: int = 256,
+    probe: str = "logistic",
+    shots: Sequence[int] = (10, 100),
+    rates: Sequence[float] = (0.3, 1.0, 3.0),
+    finetune: bool = False,
+    supervised: bool = True,
+    pretrained: str | Mapping[str, Any] | None = None,
+    target: str | None = None,
+    groups: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = 10000,
+    jobs: int = 1,
+    quiet: bool = False,
+) -> Comparison:
+    """Train tasks on the same rows with the same budget, and see whose encoder knows most, next to baselines.
+
+    Every line is next to the same network before training, the raw input, and the network trained on the labels with
+    the same budget. Rates and depths are chosen on held-out training rows; test rows are looked at once. A call that
+    was killed goes on where it was when it is repeated, and several processes may share the work of one folder.
+
+    Args:
+        data: rows to train on, and their labels: anything that a recipe's `data.source` may be. None goes on with the
+            comparison that `out` holds.
+        runs: directories, or names on the Hub, of runs to compare in place of tasks; `x-0` and `x-1` are seeds of one
+            line, and the rows are those of the first run where `data` is left out.
+        label: column; `label` where there is one, such as that of class folders. Without labels tasks are ranked by
+            the effective rank of their features, which is said to be little.
+        tasks: names of tasks or recipes; where left out, every task with a recipe for own files that fits the columns
+            and the encoder.
+        encoder: `library/name`, or the arguments of `mmssl.encoder`, for all tasks; the first recipe's where left out.
+        budget: of each task: `steps=800`, `samples=1e6` through the encoder, or `minutes=5` of this machine.
+        seeds: of each line, from 0.
+        test: rows to be scored on; the source's own test split, or else a fifth of the rows.
+        out: folder of the comparison.
+        size: side to which pictures are decoded; tasks that cut tiles keep theirs in proportion.
+        batch: encoder samples of a step.
+        probe: that learns from few labels; `logistic`, `ridge`, `knn`.
+        shots: labels a class; none for all labels.
+        rates: factors of each recipe's learning rate, one of which is chosen.
+        finetune: tune the encoder on the fewest labels as well.
+        supervised: train the network on all labels as well.
+        pretrained: an encoder of others that becomes a line, as `encoder`.
+        target: see `mmssl.adapt`.
+        groups: column of what no split may divide, by which intervals are drawn as well.
+        columns: batch key -> column, as in a recipe.
+        limit: rows of training and of test that probes read, each.
+        jobs: processes side by side.
+        quiet: print nothing.
+
+    Returns:
+        The table; printing it gives text, and `out` holds it as text, Markdown, CSV and parquet.
+
+    Raises:
+        RecipeError: for arguments that do not fit, before anything is trained.
+        DataError: for rows or labels that cannot be read.
+        RunError: where `out` holds another comparison.
+    """
+    out = Path(out)
+    alone()
+    if data is not None or runs:
+        numbers = {"seeds": seeds, "batch": batch, "jobs": jobs, "size": size, "limit": limit}
+        for name, value in numbers.items():
+            if value is not None and value < 1:
+                raise RecipeError(f"{name} = {value}: expected at least 1")
+        if not rates or min(rates) <= 0 or any(k < 1 for k in shots):
+            raise RecipeError(f"rates = {list(rates)} and shots = {list(shots)} should be above 0")
+        check_keywords(find("probe", probe), {}, f"probe {probe}")
+        asked: dict[str, Any] = {
+            "test": test,
+            "target": target,
+            "groups": groups,
+            "batch": batch,
+            "seeds": tuple(range(seeds)),
+            "rates": tuple(map(float, rates)),
+            "probe": probe,
+            "shots": tuple(sorted(shots)),
+            "finetune": finetune,
+            "limit": limit,
+            "pretrained": {"model": pretrained} if isinstance(pretrained, str) else pretrained,
+        }
+        given = Data(source=data) if isinstance(data, str) else data
+        if given is not None and columns:
+            given = given.model_copy(update={"columns": {**given.columns, **columns}})
+        if runs:
+            if tasks or encoder:
+                raise RecipeError("runs are compared as they are; leave tasks and encoder out")
+            plan = plan_of_runs([str(one) for one in runs], given, label=label, **asked)
+        else:
+            assert given is not None  # there are rows or runs
+            trained: dict[str, Any] = {
+                "tasks": tasks,
+                "encoder": encoder,
+                "budget": budget,
+                "size": size,
+                "supervised": supervised,
+            }
+            plan = make_plan(given, label=label, **trained, **asked)
+        plan.write(out)
+    elif not (out / PLAN).exists():
+        raise RecipeError(f"{out} holds no comparison to go on with; name the rows, as in data='path/to/files'")
+    fill(out, jobs=jobs, quiet=quiet)
+    found = Comparison.read(out)
+    found.write()
+    return found

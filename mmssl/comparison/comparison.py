@@ -1,0 +1,325 @@
+"""What came out of a comparison: a table in which every line is next to the untrained network, and one sentence."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmssl.adaptation.features import POOLED
+from mmssl.atomic import write_text
+from mmssl.comparison.cells import cells_of, read_answers, read_cell
+from mmssl.comparison.measure import Answered, Cell
+from mmssl.comparison.plan import NAMED, RAW, SUPERVISED, UNTRAINED, Plan
+from mmssl.ops.intervals import mean_interval, paired_interval
+
+TITLES = {NAMED: "pretrained elsewhere", SUPERVISED: "supervised, same budget"}
+RANK = "effective rank"
+
+
+class Difference(NamedTuple):
+    """Of two lines: the mean over seeds, and its 95 % interval over seeds and groups of test rows."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def told(self) -> bool:
+        """Whether the two can be told apart."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The cells that are there, read as a table.
+
+    Attributes:
+        plan: what was compared.
+        out: the folder.
+        cells: line -> what was measured, a seed each.
+        answers: likewise, the test rows that were answered right.
+    """
+
+    plan: Plan
+    out: Path
+    cells: dict[str, list[dict[str, Any]]]
+    answers: dict[str, list[Answered]]
+
+    @classmethod
+    def read(cls, out: str | Path) -> Comparison:
+        """What a folder holds so far; raises RunError where it is none."""
+        out = Path(out)
+        plan = Plan.read(out)
+        cells: dict[str, list[dict[str, Any]]] = {}
+        answers: dict[str, list[Answered]] = {}
+        for cell in cells_of(plan):
+            found = read_cell(out, cell) if cell.rate is None else None
+            if found is not None and "failed" not in found:
+                cells.setdefault(cell.line, []).append(found)
+                answers.setdefault(cell.line, []).append(read_answers(out, cell))
+        return cls(plan, out, cells, answers)
+
+    @property
+    def measures(self) -> list[str]:
+        """What was asked, in order; empty where there are no labels."""
+        return list(next((cells[0]["scores"] for cells in self.cells.values() if "scores" in cells[0]), {}))
+
+    @property
+    def main(self) -> str:
+        """The measure that tasks are ranked by: the probe of the fewest labels."""
+        probed = [measure for measure in self.measures if measure.startswith(self.plan.probe)]
+        return (probed or self.measures)[0]
+
+    def depth(self, line: str, measure: str) -> str:
+        """The depth that is best on validation rows, averaged over the seeds: of training rows, never of test rows."""
+        depths = self.cells[line][0]["validation"][measure]
+        scores = {
+            depth: statistics.fmean(cell["validation"][measure][depth] for cell in self.cells[line])
+            for depth, score in depths.items()
+            if score is not None
+        }
+        return max(scores, key=lambda depth: scores[depth]) if scores else POOLED
+
+    def values(self, line: str, measure: str, depth: str | None = None) -> list[float]:
+        """The main metric of the test rows, a seed each, at a depth, or else at the best one."""
+        depth = self.depth(line, measure) if depth is None else depth
+        return [cell["scores"][measure][depth] for cell in self.cells[line]]
+
+    def difference(self, line: str, other: str, measure: str) -> Difference:
+        """`line` minus `other`, seed by seed, each at its own best depth; a line of one seed is taken as often."""
+        keys = [f"{measure}|{self.depth(name, measure)}" for name in (line, other)]
+        values = [self.values(name, measure) for name in (line, other)]
+        seeds = max(map(len, values))
+        pairs = [np.array(own if len(own) > 1 else own * seeds)[:seeds] for own in values]
+        shared = min(map(len, pairs))
+        mean = float((pairs[0][:shared] - pairs[1][:shared]).mean())
+        rows = [
+            [answered.get(key) for answered in self.answers[name]]
+            for name, key in zip((line, other), keys, strict=True)
+        ]
+        rows = [(own if len(own) > 1 else own * seeds)[:shared] for own in rows]
+        whole = [np.stack(own) for own in rows if all(one is not None for one in own)]  # type: ignore[arg-type]
+        if len(whole) == 2 and whole[0].shape == whole[1].shape:
+            groups = self.answers[line][0].get("group")
+            low, high = paired_interval(whole[0], whole[1], groups)
+        else:
+            low, high = mean_interval(pairs[0][:shared] - pairs[1][:shared])
+        return Difference(mean, low, high)
+
+    @cached_property
+    def ranked(self) -> list[str]:
+        """Tasks or runs, the best first: on validation rows, or without labels by the effective rank of features."""
+        lines = [line for line in (*self.plan.tasks, *self.plan.runs) if line in self.cells]
+        if not self.measures:
+            return sorted(lines, key=lambda line: -self._rank(line))
+        return sorted(lines, key=lambda line: -self._validation(line))
+
+    def _rank(self, line: str) -> float:
+        return statistics.fmean(cell["monitors"]["effective_rank"] for cell in self.cells[line])
+
+    def _validation(self, line: str) -> float:
+        depth = self.depth(line, self.main)
+        scores = [cell["validation"][self.main][depth] for cell in self.cells[line]]
+        if None in scores:
+            return statistics.fmean(self.values(line, self.main))
+        return statistics.fmean(scores)
+
+    @property
+    def percent(self) -> bool:
+        """Whether the main metric is a share."""
+        cells = next(iter(self.cells.values()))
+        return bool(cells[0].get("metric", {}).get("percent", True))
+
+    @cached_property
+    def sentence(self) -> str:
+        """The answer: which task, at which depth, by how much, how sure, and the next command."""
+        if not self.ranked:
+            return "nothing was measured yet"
+        best = self.ranked[0]
+        if not self.measures:
+            return (
+                f"Without labels {_title(best)} comes first: the effective rank of its features is "
+                f"{self._rank(best):.1f}. That tells collapse, and often not which encoder transfers best; labels of a "
+                f"hundred rows would. Next: mmssl show {self._run(best)}"
+            )
+        depth, values = self.depth(best, self.main), self.values(best, self.main)
+        seeds = f"{len(values)} seed{'s' * (len(values) > 1)}"
+        text = f"{_title(best)}, {_place(depth)}: {self._spread(values)} by {self.main} ({seeds}), "
+        if UNTRAINED not in self.cells:
+            return text + "the untrained network was not measured."
+        gain = self.difference(best, UNTRAINED, self.main)
+        interval = f"95 % interval {self._number(gain.low)} to {self._number(gain.high)}"
+        if not gain.told:
+            text += f"which cannot be told from the untrained network ({self._number(gain.mean)}, {interval})."
+        else:
+            word = "above" if gain.mean > 0 else "below"
+            text += f"{self._number(abs(gain.mean), sign=False)} {word} the untrained network ({interval})."
+        equal = [other for other in self.ranked[1:] if not self.difference(best, other, self.main).told]
+        if equal:
+            text += f" Not to be told from it: {', '.join(map(_title, equal))}."
+        if RAW in self.cells and not (raw := self.difference(best, RAW, self.main)).low > 0:
+            word = "is below" if raw.high < 0 else "cannot be told from"
+            text += f" It {word} the raw input."
+        return f"{text} Next: mmssl export {self._run(best)} --to exported"
+
+    def _run(self, line: str) -> str:
+        return str(self.cells[line][0].get("run", self.out / "runs" / Cell(line, self.plan.seeds[0]).name))
+
+    def _number(self, value: float, *, sign: bool = True) -> str:
+        text = f"{100 * value:+.1f} points" if self.percent else f"{value:+.3f}"
+        return text if sign else text.lstrip("+")
+
+    def _spread(self, values: Sequence[float]) -> str:
+        scale, digits, unit = (100, 1, " %") if self.percent else (1, 3, "")
+        mean = f"{scale * statistics.fmean(values):.{digits}f}"
+        return f"{mean} ± {scale * statistics.stdev(values):.{digits}f}{unit}" if len(values) > 1 else f"{mean}{unit}"
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Head and lines, as text."""
+        head = ["", *(title for measure in self.measures for title in (measure, f"{measure}, best depth"))]
+        labeled = bool(self.measures)
+        head += ["over untrained"] * labeled + [RANK, "samples", "minutes", "GiB", "learning rate", "pretext task"]
+        baselines = [line for line in self.plan.lines if line in self.cells and line not in self.ranked]
+        lines = []
+        for line in (*self.ranked, *baselines):
+            cells = self.cells[line]
+            row = [_title(line)]
+            for measure in self.measures:
+                if measure not in cells[0].get("scores", {}):
+                    row += ["", ""]
+                    continue
+                depth = self.depth(line, measure)
+                row += [self._spread(self.values(line, measure, POOLED))]
+                row += [f"{self._spread(self.values(line, measure, depth))} ({_place(depth)})"]
+            if labeled:
+                row.append(self._gain(line))
+            costs = [cell.get("cost", {}) for cell in cells]
+            row.append(f"{self._rank(line):.1f}")
+            row.append(_mean([cost.get("samples") for cost in costs], "{:,.0f}"))
+            row.append(_mean([cost["seconds"] / 60 if "seconds" in cost else None for cost in costs], "{:.1f}"))
+            row.append(_mean([cost.get("memory_gib") for cost in costs], "{:.2f}"))
+            row.append(_mean([cells[0].get("lr")], "{:.2g}"))
+            words = [verdict["outcome"] for cell in cells for verdict in cell.get("verdict", [])]
+            row.append(" / ".join(dict.fromkeys(words)))
+            lines.append(row)
+        if labeled:
+            constants = next(iter(self.cells.values()))[0]["constant"]
+            lines.append(
+                ["constant answer"]
+                + [text for measure in self.measures for text in (self._spread([constants[measure]]), "")]
+                + [""] * 7
+            )
+        return head, lines
+
+    def _gain(self, line: str) -> str:
+        if line == UNTRAINED or UNTRAINED not in self.cells:
+            return ""
+        gain = self.difference(line, UNTRAINED, self.main)
+        scale, digits = (100, 1) if self.percent else (1, 3)
+        low, high = (f"{scale * value:+.{digits}f}" for value in (gain.low, gain.high))
+        return f"{scale * gain.mean:+.{digits}f} ({low} to {high})"
+
+    def notes(self) -> list[str]:
+        """How to read the table."""
+        plan = self.plan
+        cells = [cell for cells in self.cells.values() for cell in cells]
+        whole = [cell for cell in cells_of(plan) if cell.rate is None]
+        notes = [f"{len(cells)} of {len(whole)} cells are there"] if len(cells) < len(whole) else []
+        if self.measures:
+            train, test = cells[0]["rows"][self.measures[0]]
+            notes += [
+                f"test rows: {cells[0]['test']} ({test}); probes learn from at most {train} training rows",
+                f"± one standard deviation over seeds {', '.join(map(str, plan.seeds))}; the best depth is chosen on "
+                "validation rows, which are training rows",
+                f"over untrained: {self.main}, each at its best depth, paired by seed; in brackets 95 % intervals over "
+                f"seeds and {'groups of ' if plan.groups else ''}test rows",
+            ]
+            if plan.tuned:
+                factors = ", ".join(f"{rate:g}" for rate in plan.rates)
+                notes.append(
+                    f"learning rates: the recipe's times {factors}, by kNN on held-out training rows after a quarter "
+                    "of the budget"
+                )
+            notes += sorted({warning for cell in cells for warning in cell.get("warnings", [])})
+        notes.append(
+            f"{plan.batch} encoder samples a step: rows through the trained encoder, by floating-point operations"
+        )
+        return [*notes, *plan.notes]
+
+    def __str__(self) -> str:
+        """Plain text."""
+        head, lines = self.table()
+        widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
+        text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in [head, *lines]]
+        return "\n".join([*text, "", *self.notes(), "", self.sentence])
+
+    def markdown(self) -> str:
+        """The table for a page of docs."""
+        head, lines = self.table()
+        rows = [head, ["---"] * len(head), *lines]
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+    def csv(self) -> str:
+        """A row for each line, seed, measure and depth, with every number in full."""
+        text = io.StringIO()
+        records = self.records()
+        writer = csv.DictWriter(text, fieldnames=list(records[0]) if records else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+        return text.getvalue()
+
+    def records(self) -> list[dict[str, Any]]:
+        """As in `csv`."""
+        found = []
+        for line, cells in self.cells.items():
+            for seed, cell in enumerate(cells):
+                cost = cell.get("cost", {})
+                base = {
+                    "line": line,
+                    "seed": self.plan.seeds[seed] if line not in self.plan.runs else seed,
+                    "effective_rank": cell["monitors"]["effective_rank"],
+                    "spectrum_decay": cell["monitors"]["spectrum_decay"],
+                    "samples": cost.get("samples"),
+                    "seconds": cost.get("seconds"),
+                    "learning_rate": cell.get("lr"),
+                }
+                asked = cell.get("scores", {})
+                found += [
+                    base
+                    | {"measure": measure, "depth": depth, "score": score}
+                    | {"validation": cell["validation"][measure][depth], "constant": cell["constant"][measure]}
+                    for measure, depths in asked.items()
+                    for depth, score in depths.items()
+                ] or [base]
+        return found
+
+    def write(self) -> None:
+        """table.md, table.txt, table.csv and table.parquet into the folder."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        write_text(self.out / "table.md", f"{self.markdown()}\n\n{self.sentence}\n")
+        write_text(self.out / "table.txt", f"{self}\n")
+        write_text(self.out / "table.csv", self.csv())
+        pq.write_table(pa.Table.from_pylist(self.records()), self.out / "table.parquet")
+
+
+def _title(line: str) -> str:
+    return TITLES.get(line, line.replace("_", " "))
+
+
+def _place(depth: str) -> str:
+    return "last" if depth == POOLED else f"at {depth}"
+
+
+def _mean(values: Sequence[float | None], form: str) -> str:
+    known = [value for value in values if value is not None]
+    return form.format(statistics.fmean(known)) if known else ""

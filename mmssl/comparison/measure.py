@@ -1,0 +1,258 @@
+"""One cell: a line of the table with one seed, trained where it has to be, and then asked."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmssl import recipe as recipes
+from mmssl.adaptation.cache import FeatureCache
+from mmssl.adaptation.features import features
+from mmssl.adaptation.probes import make_probe
+from mmssl.adaptation.probes.finetune import Finetune
+from mmssl.adaptation.request import Answers, Model, Request
+from mmssl.adaptation.rows import open_rows
+from mmssl.adaptation.table import CONSTANT, PRETRAINED, Table
+from mmssl.adaptation.targets.classes import Classes
+from mmssl.build import build
+from mmssl.comparison.plan import NAMED, RATE, RAW, SUPERVISED, UNTRAINED, Plan
+from mmssl.comparison.raw import RawInput
+from mmssl.encoders import create, reinitialized
+from mmssl.encoders.base import Encoder
+from mmssl.hub.load import load
+from mmssl.ops.representation import effective_rank, spectrum_decay
+from mmssl.run_directory import Run
+from mmssl.runs import run as train
+from mmssl.training.progress import peak_memory
+
+MONITORED = 2048
+"""Training rows whose features the label-free numbers are of."""
+KNN = "knn"
+FINETUNE_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A line and a seed; with a factor of the learning rate, a quarter of the budget to choose it by.
+
+    Attributes:
+        line: of the table.
+        seed: of weights, order and every draw.
+        rate: factor; None for the whole budget.
+    """
+
+    line: str
+    seed: int
+    rate: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        line = self.line.replace(" ", "_")
+        return f"{line}-{self.seed}" if self.rate is None else f"{line}-rate-{self.rate:g}"
+
+
+Answered = dict[str, np.ndarray]
+"""`measure|depth` -> bool (M,), which test rows were answered right; `group` -> int64 (M,)."""
+
+
+def measure(plan: Plan, cell: Cell, factor: float, out: Path) -> tuple[dict[str, Any], Answered]:
+    """Train and ask.
+
+    Args:
+        plan: of the comparison.
+        cell: what is asked for.
+        factor: of the recipe's learning rate.
+        out: the comparison's folder, where runs are kept.
+
+    Returns:
+        What JSON can hold: `scores` (measure -> depth -> metric of the test rows), `validation` (likewise, of held-out
+        training rows), `cost`, `monitors`, `verdict`; and the right answers.
+
+    Raises:
+        RunError: where training diverged.
+    """
+    began = time.perf_counter()
+    encoder, found = _encoder(plan, cell, factor, out)
+    if torch.accelerator.is_available():
+        encoder.to(torch.accelerator.current_accelerator())
+    answered: Answered = {}
+    with tempfile.TemporaryDirectory() as folder:
+        cache = FeatureCache(Path(folder))
+        if cell.rate is not None:
+            table = _ask(plan, encoder, cell, KNN, None, cache, {}, KNN)
+            best = max(row.metrics[table.main.name] for row in table.rows if row.encoder == PRETRAINED)
+            return {"validation": best, **found}, {}
+        if plan.label is not None:
+            asked = [(KNN, KNN, None)] + [(f"{plan.probe}, {k} a class", plan.probe, k) for k in plan.shots]
+            asked += [] if plan.shots else [(plan.probe, plan.probe, None)]
+            found |= {"scores": {}, "validation": {}, "constant": {}, "settings": {}}
+            for title, probe, shots in asked:
+                table = _ask(plan, encoder, cell, probe, shots, cache, answered, title)
+                _keep(found, title, table)
+            if plan.finetune and cell.line != RAW:
+                shots = min(plan.shots, default=10)
+                title = f"fine-tuned, {shots} a class"
+                _keep(found, title, _ask(plan, encoder, cell, "finetune", shots, cache, answered, title))
+    found["monitors"] = _monitors(plan, encoder)
+    found["minutes"] = (time.perf_counter() - began) / 60
+    return found, answered
+
+
+def _keep(found: dict[str, Any], title: str, table: Table) -> None:
+    main = table.main
+    rows = [row for row in table.rows if row.encoder == PRETRAINED]
+    found["scores"][title] = {row.part: row.metrics[main.name] for row in rows}
+    found["validation"][title] = {row.part: row.validation for row in rows}
+    found["settings"][title] = {row.part: row.setting for row in rows}
+    found["constant"][title] = table.row(CONSTANT).metrics[main.name]
+    found["metric"] = {"name": main.name, "title": main.title, "percent": main.percent}
+    found["rows"] = {**found.get("rows", {}), title: [table.train_rows, table.test_rows]}
+    found["test"] = table.test
+    found["warnings"] = sorted({*found.get("warnings", []), *table.warnings})
+
+
+def _ask(
+    plan: Plan,
+    encoder: Encoder,
+    cell: Cell,
+    probe: str,
+    shots: int | None,
+    cache: FeatureCache,
+    answered: Answered,
+    title: str,
+) -> Table:
+    def listen(given: Answers) -> None:
+        if isinstance(given.target, Classes):
+            answered[f"{title}|{given.depth}"] = (given.answers.argmax(1) == given.test.labels).numpy()
+        if given.test.groups is not None:
+            answered["group"] = given.test.groups.numpy()
+
+    frozen = probe != "finetune"
+    options: dict[str, Any] = {} if frozen else {"lr": (1e-3,), "decay": (1.0,), "steps": FINETUNE_STEPS}
+    request = _request(
+        plan,
+        cell,
+        shots=shots,
+        layers=frozen and cell.line != RAW,
+        cache=cache,
+        listen=listen,
+        hold_out=cell.rate is not None,
+    )
+    return make_probe(probe, options).score(Model.of(encoder), request)
+
+
+def _request(plan: Plan, cell: Cell, **others: Any) -> Request:
+    assert plan.label is not None  # without labels nothing is asked
+    return Request(
+        train=plan.rows,
+        test=plan.test,
+        label=plan.label,
+        target=plan.target,
+        baseline=False,
+        seeds=(cell.seed,),
+        groups=plan.groups,
+        data=plan.rows,
+        **{"limit": plan.limit, **others},
+    )
+
+
+def _encoder(plan: Plan, cell: Cell, factor: float, out: Path) -> tuple[Encoder, dict[str, Any]]:
+    """The encoder of a line, and what training it gave to say."""
+    if cell.line in plan.tasks:
+        run = _train(plan, cell, factor, out)
+        return _of_run(run, plan), _told(run, plan, cell)
+    if cell.line in plan.runs:
+        run = load(plan.runs[cell.line][cell.seed])
+        return _of_run(run, plan), _told(run, plan, cell)
+    if cell.line == NAMED:
+        assert plan.pretrained is not None  # else there is no such line
+        return create(**{"modality": plan.modality, "pretrained": True, **plan.pretrained}).eval(), {}
+    untrained = untrained_encoder(plan, cell.seed)
+    if cell.line == UNTRAINED:
+        return untrained, {}
+    if cell.line == RAW:
+        rate = plan.rows.audio.rate
+        return RawInput(plan.modality, rate=rate, tokenizer=getattr(untrained, "tokenizer", None)).eval(), {}
+    assert cell.line == SUPERVISED, cell.line
+    began = time.perf_counter()
+    encoder = _supervised(plan, untrained, cell, factor)
+    samples = plan.batch * _steps(plan.steps, cell)
+    return encoder, {"cost": {"seconds": time.perf_counter() - began, "samples": samples, "memory_gib": peak_memory()}}
+
+
+def _steps(whole: int, cell: Cell) -> int:
+    return whole if cell.rate is None else max(1, whole // 4)
+
+
+def _train(plan: Plan, cell: Cell, factor: float, out: Path) -> Run:
+    tree = plan.tasks[cell.line]
+    training = dict(tree["training"])
+    steps = _steps(training["steps"], cell)
+    optimizer = dict(training.get("optimizer", {}))
+    optimizer["lr"] = optimizer.get("lr", RATE) * factor
+    training |= {"steps": steps, "seed": cell.seed, "optimizer": optimizer, "schedule": {"warmup": steps // 20}}
+    return train(tree | {"training": training}, out=out / "runs" / cell.name, resume=True, quiet=True)
+
+
+def _of_run(run: Run, plan: Plan) -> Encoder:
+    return next(encoder for encoder in run.encoders.values() if encoder.modality == plan.modality).eval()
+
+
+def _told(run: Run, plan: Plan, cell: Cell) -> dict[str, Any]:
+    """What the run's records say."""
+    training = run.recipe.training
+    speeds = [record["samples_per_second"] for record in run.history if record.get("samples_per_second")]
+    memory = [record["peak_memory_gib"] for record in run.history if record.get("peak_memory_gib")]
+    cost = {
+        "samples": plan.samples.get(cell.line, 1.0) * training.batch_size * training.steps,
+        "seconds": training.steps * training.batch_size / float(np.median(speeds)) if speeds else 0.0,
+        **({"memory_gib": max(memory)} if memory else {}),
+    }
+    keep = ("step", "loss", *run.chance.metrics)
+    curve = [{key: record[key] for key in record if key in keep or key.endswith("/loss")} for record in run.history]
+    return {
+        "cost": cost,
+        "lr": training.optimizer.lr,
+        "verdict": [asdict(verdict) for verdict in run.verdict],
+        "chance": run.chance.levels,
+        "curve": curve,
+        "run": str(run.directory),
+    }
+
+
+def untrained_encoder(plan: Plan, seed: int) -> Encoder:
+    """The network as a task of this seed finds it."""
+    if not plan.tasks:
+        return reinitialized(_of_run(load(next(iter(plan.runs.values()))[0]), plan), seed)
+    tree = next(iter(plan.tasks.values()))
+    recipe = recipes.load(tree | {"training": tree["training"] | {"seed": seed, "workers": 0}})
+    objective, _ = build(recipe)
+    encoders = [objective.encoder(name) for name in objective.encoders]
+    return next(encoder for encoder in encoders if encoder.modality == plan.modality).eval()
+
+
+def _supervised(plan: Plan, encoder: Encoder, cell: Cell, factor: float) -> Encoder:
+    """The network trained on the labels of all training rows, with as many steps as a task."""
+    finetune = Finetune(steps=_steps(plan.steps, cell), batch_rows=plan.batch)
+    limit = plan.limit if cell.rate is not None else None  # a rate is chosen on rows that are held out of those
+    request = _request(plan, cell, hold_out=cell.rate is not None, limit=limit)
+    target, rows, labels = finetune.training_rows(Model.of(encoder), request)
+    trained = finetune.train(target, rows, labels, {"lr": RATE * factor, "decay": 1.0}, cell.seed)
+    return trained.encoder(encoder.modality).eval()
+
+
+def _monitors(plan: Plan, encoder: Encoder) -> dict[str, float]:
+    """What features of training rows say without labels."""
+    reads = Model.of(encoder).reads((encoder.modality,), 0)
+    rows = open_rows(plan.rows, reads, None, None, min(MONITORED, plan.limit or MONITORED), plan.rows.split)
+    x, _, _ = features(encoder, rows.read())
+    assert isinstance(x, Tensor)  # no depths were asked for
+    return {"effective_rank": float(effective_rank(x)), "spectrum_decay": float(spectrum_decay(x)), "width": x.shape[1]}

@@ -1,0 +1,354 @@
+"""What is compared: the tasks that rows and encoder allow, all with one budget, one encoder and one way of asking."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import TypeAdapter
+
+from mmssl import recipe as recipes
+from mmssl.atomic import write_text
+from mmssl.batch import MODALITIES
+from mmssl.build import build
+from mmssl.catalog import recipe_files
+from mmssl.comparison.budget import Budget, encoder_samples, step_seconds
+from mmssl.data.columns import find_column
+from mmssl.data.loader import Loader, read
+from mmssl.data.sources import open_source
+from mmssl.encoders.text import tokenizers_of
+from mmssl.errors import DataError, RecipeError, RunError
+from mmssl.hub.load import load
+from mmssl.objectives.base import Objective
+from mmssl.recipe import Data, Recipe
+from mmssl.run_directory import Run
+
+PLAN = "comparison.json"
+OWN_FILES = ("_folder", "_files", "_pairs")
+"""Ends of the names of recipes for a user's own files, of which a comparison takes those that fit."""
+UNTRAINED, RAW, SUPERVISED, NAMED = "untrained", "raw input", "supervised", "pretrained"
+RATE = 1e-3
+"""Peak learning rate of the supervised network, before it is tuned."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison, as it is kept in its folder.
+
+    Attributes:
+        data: rows to train on, and how probes decode them.
+        test: rows to be scored on; those of the source itself where None.
+        label: column; None where there are no labels, and tasks are ranked without them.
+        target: what the labels are; by the column's cells where None.
+        groups: column of what no split divides.
+        modality: of the encoder that is compared.
+        tasks: name -> recipe with everything but seed, rate and probes.
+        samples: name -> encoder samples that a row of the task costs.
+        batch: encoder samples of a step.
+        seeds: of every line.
+        rates: factors of each recipe's learning rate, of which one is chosen on validation rows.
+        probe: that learns from few labels, and its depth.
+        shots: labels a class; none asks with all labels.
+        finetune: whether the encoder is tuned on few labels as well.
+        limit: rows of training and of test that probes read, each.
+        baselines: lines next to the tasks.
+        pretrained: encoder of others that is a line as well.
+        runs: line -> directories of runs that are there already, a seed each.
+        notes: what was read differently, and what was left out, a sentence each.
+    """
+
+    data: dict[str, Any]
+    label: str | None
+    modality: str
+    test: str | None = None
+    target: str | None = None
+    groups: str | None = None
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    samples: dict[str, float] = field(default_factory=dict)
+    batch: int = 256
+    seeds: tuple[int, ...] = (0, 1, 2)
+    rates: tuple[float, ...] = (0.3, 1.0, 3.0)
+    probe: str = "logistic"
+    shots: tuple[int, ...] = (10, 100)
+    finetune: bool = False
+    limit: int | None = 10000
+    baselines: tuple[str, ...] = (UNTRAINED, RAW, SUPERVISED)
+    pretrained: dict[str, Any] | None = None
+    runs: dict[str, list[str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> Data:
+        """The source and decoding of probes."""
+        return Data(**self.data)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Of the table: tasks or runs, then baselines."""
+        return (*self.tasks, *self.runs, *self.baselines, *([NAMED] if self.pretrained else []))
+
+    @property
+    def tuned(self) -> tuple[str, ...]:
+        """Lines whose rate is chosen."""
+        if self.label is None or len(self.rates) < 2:
+            return ()
+        return (*self.tasks, *([SUPERVISED] if SUPERVISED in self.baselines else []))
+
+    @property
+    def steps(self) -> int:
+        """Of the supervised network: the median of the tasks'."""
+        own = sorted(recipe["training"]["steps"] for recipe in self.tasks.values())
+        return own[len(own) // 2] if own else 300
+
+    def write(self, out: Path) -> None:
+        """Keep it in `out`.
+
+        Raises:
+            RunError: where another comparison is kept there.
+        """
+        out.mkdir(parents=True, exist_ok=True)
+        tree = json.loads(json.dumps(asdict(self)))
+        path = out / PLAN
+        if path.exists():
+            other = json.loads(path.read_text(encoding="utf-8"))
+            differing = [key for key in tree if key not in ("notes", "samples") and other.get(key) != tree[key]]
+            if differing:
+                raise RunError(f"{out} holds another comparison: its {differing[0]} differs; choose another --out")
+            return
+        write_text(path, json.dumps(tree, indent=1))
+
+    @classmethod
+    def read(cls, out: Path) -> Self:
+        """The one that is kept in `out`.
+
+        Raises:
+            RunError: where there is none.
+        """
+        try:
+            return TypeAdapter(cls).validate_json((out / PLAN).read_bytes())
+        except (OSError, ValueError) as error:
+            raise RunError(f"{out / PLAN} cannot be read: {error}") from error
+
+
+def make_plan(
+    given: Data,
+    *,
+    label: str | None = None,
+    tasks: Sequence[str] | None = None,
+    encoder: str | Mapping[str, Any] | None = None,
+    budget: str = "steps=800",
+    size: int | None = None,
+    supervised: bool = True,
+    **others: Any,
+) -> Plan:
+    """Choose and build the tasks, and measure what a row of each costs; see `mmssl.compare` for the arguments.
+
+    Raises:
+        RecipeError: for a task that does not fit, or where none does.
+        DataError: for a source that cannot be read.
+    """
+    spent = Budget.of(budget)
+    source = open_source(given)
+    present = [key for key in MODALITIES if _has(given, key, source.columns)]
+    if not present:
+        raise DataError(
+            f"{given.source}: no column holds image, text, audio or video; it has: {', '.join(source.columns)}"
+        )
+    if label is None and "label" in source.columns:
+        label = "label"
+    named = tasks is not None
+    found = {name: recipes.load(path) for name, path in _recipes(tasks).items()}
+    model = _encoder_arguments(encoder)
+    modality = _modality(found, present, model)
+    notes: list[str] = []
+    fitting: dict[str, Recipe] = {}
+    for name, recipe in found.items():
+        reads = _reads(recipe)
+        if modality in reads and set(reads) <= set(present) and len(recipe.sources()) == 1:
+            fitting[name] = recipe
+        elif named:
+            raise RecipeError(f"{name} reads {', '.join(sorted(reads))}, and {given.source} has {', '.join(present)}")
+    if not fitting:
+        raise RecipeError(
+            f"no task for own files reads {modality} alone of {', '.join(present)}; name some with --tasks"
+        )
+    base = model or next(iter(fitting.values())).encoders[_name(next(iter(fitting.values())), modality)]
+    smallest = min(recipe.data.image.size for recipe in fitting.values())  # type: ignore[union-attr]
+    scale = size / smallest if size else 1.0
+    batch = others.get("batch", 256)
+    trees: dict[str, dict[str, Any]] = {}
+    samples: dict[str, float] = {}
+    decoding: Data | None = None
+    for name, recipe in fitting.items():
+        tree = _tree(recipe, given, modality, base, scale)
+        try:
+            own, cost, seconds, decode = _measured(tree, modality, name, batch, round(smallest * scale), spent)
+        except RecipeError as error:
+            if named:
+                raise
+            notes.append(f"{name.replace('_', ' ')} is left out: {error}")
+            continue
+        steps = spent.steps(batch, lambda seconds=seconds: seconds)  # type: ignore[misc]
+        tree["training"] |= {
+            "steps": steps,
+            "batch_size": own,
+            "log_every": max(1, steps // 50),
+            "save_every": max(1, steps // 4),
+            "schedule": {"warmup": steps // 20},
+        }
+        trees[name], samples[name] = tree, round(cost, 4)
+        decoding = decoding or decode
+    if not trees or decoding is None:
+        raise RecipeError("; ".join(notes))
+    if label is None:
+        notes.append("there are no labels, so that tasks are ranked by what needs none, and rates are not tuned")
+    baselines = (UNTRAINED, RAW, *([SUPERVISED] if supervised and label else []))
+    return Plan(
+        data=decoding.model_dump(mode="json"),
+        label=label,
+        modality=modality,
+        tasks=trees,
+        samples=samples,
+        baselines=baselines,
+        notes=tuple(notes),
+        **others,
+    )
+
+
+def _has(spec: Data, key: str, columns: Sequence[str]) -> bool:
+    try:
+        find_column(spec, key, columns)
+    except DataError:
+        return False
+    return True
+
+
+def _recipes(tasks: Sequence[str] | None) -> dict[str, str | Path]:
+    """Name in the table -> recipe: what is named, or all that are for a user's own files."""
+    files = {path.stem: path for path in recipe_files()}
+    own = {stem: path for stem, path in files.items() if stem.endswith(OWN_FILES)}
+    short = {stem.rpartition("_")[0]: path for stem, path in own.items()}
+    if tasks is None:
+        return dict(short)
+    found: dict[str, str | Path] = {}
+    for task in tasks:
+        name = Path(task).stem
+        found[name] = short.get(task, task)
+    if len(found) != len(tasks):
+        raise RecipeError(f"tasks {', '.join(tasks)}: two of them have one name")
+    return found
+
+
+def _encoder_arguments(encoder: str | Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The arguments of `mmssl.encoder`, from a name or a mapping, which may be written as YAML."""
+    if isinstance(encoder, str):
+        encoder = yaml.safe_load(encoder) if encoder.lstrip().startswith("{") else {"model": encoder}
+    if encoder is None:
+        return None
+    if not isinstance(encoder.get("model"), str):
+        raise RecipeError(f"encoder = {dict(encoder)} needs a model, as in {{model: timm/resnet18}}")
+    return dict(encoder)
+
+
+def _reads(recipe: Recipe) -> set[str]:
+    kinds = {str(arguments.get("modality", name)) for name, arguments in recipe.encoders.items()}
+    return kinds - {"fusion"}
+
+
+def _name(recipe: Recipe, modality: str) -> str:
+    """Of the encoder that reads this modality."""
+    return next(name for name, arguments in recipe.encoders.items() if arguments.get("modality", name) == modality)
+
+
+def _modality(found: Mapping[str, Recipe], present: Sequence[str], model: Mapping[str, Any] | None) -> str:
+    """The one whose encoder is compared: as the encoder says, or the first that the rows and a task have."""
+    if model and "modality" in model:
+        return str(model["modality"])
+    read = {modality for recipe in found.values() for modality in _reads(recipe)}
+    fitting = [modality for modality in present if modality in read]
+    if not fitting:
+        raise RecipeError(f"the tasks read {', '.join(sorted(read))}, and the rows have {', '.join(present)}")
+    return fitting[0]
+
+
+def _tree(recipe: Recipe, data: Data, modality: str, encoder: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    """The recipe on other rows, with the common encoder and no probe."""
+    tree = recipe.model_dump(mode="json", exclude_none=True)
+    kept = {key: tree["data"][key] for key in ("image", "text", "audio", "video", "start") if key in tree["data"]}
+    kept["image"]["size"] = round(kept["image"]["size"] * scale)
+    given = data.model_dump(
+        mode="json", include={"source", "split", "config", "columns", "limit", "max_bad"}, exclude_none=True
+    )
+    tree["data"] = {**kept, **given}
+    tree["encoders"][_name(recipe, modality)] = dict(encoder)
+    tree["training"] = {
+        key: tree["training"][key] for key in ("optimizer", "precision", "clip") if key in tree["training"]
+    }
+    for key in ("probe", "probes"):
+        tree.pop(key, None)
+    return tree
+
+
+def _measured(
+    tree: dict[str, Any], modality: str, name: str, batch: int, side: int, budget: Budget
+) -> tuple[int, float, float, Data]:
+    """Rows of a step, encoder samples of a row, seconds of a step where they matter, and how probes decode."""
+    few = tree | {"training": tree["training"] | {"batch_size": 8, "workers": 0, "steps": 1}}
+    recipe = recipes.load(few)
+    objective, loader = build(recipe, where=name)
+    encoder = objective.encoder(_name(recipe, modality))
+    decoding = recipe.decoding(objective.needs, modality)
+    decoding = decoding.model_copy(update={"image": decoding.image.model_copy(update={"size": side})})
+    plain = next(iter(read(decoding, (modality,), tokenizers=tokenizers_of(objective.exported), batch_size=2)))
+    cost = encoder_samples(objective, encoder, next(loader.batches(0, 1)), plain)
+    rows = max(2, round(batch / cost))
+    seconds = 0.0
+    if budget.unit == "minutes":
+        timed = recipes.load(few, {"training.batch_size": rows})
+        task, source = build(timed, where=name)
+        seconds = _seconds(task, source)
+    return rows, cost, seconds, decoding
+
+
+def _seconds(task: Objective, loader: Loader) -> float:
+    return step_seconds(task, next(loader.batches(0, 1)))
+
+
+def plan_of_runs(runs: Sequence[str], data: Data | None, *, label: str | None, **others: Any) -> Plan:
+    """A comparison of runs that are there: those whose folders differ in a last `-number` are seeds of one line.
+
+    Raises:
+        RunError: for a run that cannot be read.
+        RecipeError: where their encoders do not read the same kind of input.
+    """
+    lines: dict[str, list[str]] = {}
+    loaded: dict[str, Run] = {}
+    for directory in runs:
+        name = Path(directory).name
+        stem, _, seed = name.rpartition("-")
+        lines.setdefault(stem if stem and seed.isdigit() else name, []).append(directory)
+        loaded[directory] = load(directory)
+    kinds = {name: next(iter(run.encoders.values())).modality for name, run in loaded.items()}
+    if len(set(kinds.values())) > 1:
+        raise RecipeError(
+            f"the runs' encoders read {', '.join(sorted(set(kinds.values())))}; compare those of one kind"
+        )
+    modality = next(iter(kinds.values()))
+    decoding = next(iter(loaded.values())).decoding(modality)
+    if data is not None:
+        given = data.model_dump(mode="json", include={"source", "split", "config", "columns", "limit"})
+        decoding = decoding.model_copy(update=given)
+    if label is None:
+        label = "label" if "label" in open_source(decoding).columns else None
+    return Plan(
+        data=decoding.model_dump(mode="json"),
+        label=label,
+        modality=modality,
+        runs=lines,
+        baselines=(UNTRAINED, RAW),
+        **{**others, "seeds": tuple(range(max(map(len, lines.values())))), "rates": (1.0,)},
+    )

@@ -1,0 +1,154 @@
+"""A comparison from end to end, on the toy world with next to no training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import mmssl
+from mmssl.comparison.cells import cells_of, factor_of, read_cell
+from mmssl.comparison.measure import Cell, untrained_encoder
+from mmssl.comparison.plan import make_plan
+from mmssl.errors import RecipeError, RunError
+from mmssl.recipe import Data
+
+pytestmark = pytest.mark.long
+FEW = {
+    "label": "shape",
+    "tasks": ["rotation", "simclr"],
+    "encoder": {"model": "timm/test_resnet"},
+    "budget": "steps=4",
+    "batch": 16,
+    "seeds": 2,
+    "size": 32,
+    "shots": [4],
+    "rates": [1.0, 3.0],
+    "limit": 100,
+    "quiet": True,
+}
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory) -> mmssl.Comparison:
+    return mmssl.compare("toy", out=tmp_path_factory.mktemp("compare") / "all", **FEW)
+
+
+def test_every_line_has_every_seed_and_measure(compared):
+    assert {line: len(cells) for line, cells in compared.cells.items()} == {
+        "rotation": 2,
+        "simclr": 2,
+        "untrained": 2,
+        "raw input": 1,
+        "supervised": 2,
+    }
+    assert compared.measures == ["knn", "logistic, 4 a class"]
+    assert compared.main == "logistic, 4 a class"
+    head, lines = compared.table()
+    assert [line[0] for line in lines][2:] == ["untrained", "raw input", "supervised, same budget", "constant answer"]
+    assert all(len(line) == len(head) for line in lines)
+    assert "Next: mmssl export" in compared.sentence
+
+
+@pytest.mark.parametrize("line", ["rotation", "simclr"])
+def test_untrained_is_where_each_task_began(compared, line):
+    untrained = dict(untrained_encoder(compared.plan, 1).named_parameters())
+    still = {"training.steps": 1, "training.optimizer.lr": 1e-12, "training.schedule.warmup": 0}
+    run = mmssl.run(mmssl.load(compared.cells[line][1]["run"]).recipe, still, out=compared.out / line, quiet=True)
+    began = dict(run.encoders["image"].named_parameters())
+    assert began.keys() == untrained.keys()
+    for name, value in untrained.items():
+        torch.testing.assert_close(began[name], value, atol=1e-8, rtol=0)
+
+
+def test_all_tasks_cost_the_same(compared):
+    samples = {line: cells[0]["cost"]["samples"] for line, cells in compared.cells.items() if "cost" in cells[0]}
+    assert samples == {"rotation": 64, "simclr": 64, "supervised": 64}
+
+
+def test_rates_are_those_of_the_best_validation_score(compared):
+    plan = compared.plan
+    for line in ("rotation", "simclr", "supervised"):
+        scores = {rate: read_cell(compared.out, Cell(line, 0, rate))["validation"] for rate in plan.rates}
+        assert scores[factor_of(plan, line, compared.out)] == max(scores.values())
+
+
+def test_the_best_depth_is_that_of_validation_rows_not_of_test_rows(compared):
+    compared = mmssl.Comparison.read(compared.out)
+    cells = compared.cells["simclr"]
+    measure = compared.main
+    validation = {d: np.mean([c["validation"][measure][d] for c in cells]) for d in cells[0]["validation"][measure]}
+    assert validation[compared.depth("simclr", measure)] == max(validation.values())
+    for cell in cells:
+        cell["scores"][measure] = dict.fromkeys(cell["scores"][measure], 0.0)
+    assert validation[compared.depth("simclr", measure)] == max(validation.values())
+
+
+def test_a_comparison_that_was_cut_short_ends_in_the_same_table(compared):
+    again = mmssl.Comparison.read(compared.out)
+    table, sentence = again.table(), again.sentence
+    kept = {cell.name: read_cell(compared.out, cell) for cell in cells_of(again.plan)}
+    for name in ("simclr-1", "untrained-0", "rotation-rate-3"):
+        shutil.rmtree(compared.out / "cells" / name)
+    assert "of 9 cells are there" in mmssl.Comparison.read(compared.out).notes()[0]
+    done = mmssl.compare(out=compared.out, quiet=True)
+    for cell in cells_of(done.plan):
+        found = read_cell(compared.out, cell)
+        for key in ("scores", "validation", "monitors", "factor"):
+            assert found.get(key) == kept[cell.name].get(key)
+    assert [line[:6] for line in done.table()[1]] == [line[:6] for line in table[1]]
+    assert done.sentence == sentence
+
+
+def test_it_is_written_in_four_forms(compared):
+    compared = mmssl.Comparison.read(compared.out)
+    assert compared.markdown() in (compared.out / "table.md").read_text()
+    rows = pq.read_table(compared.out / "table.parquet").to_pylist()
+    assert len(rows) == len((compared.out / "table.csv").read_text().splitlines()) - 1
+    (one,) = [r for r in rows if (r["line"], r["seed"], r["measure"], r["depth"]) == ("untrained", 1, "knn", "pooled")]
+    assert one["score"] == compared.values("untrained", "knn", "pooled")[1]
+
+
+def test_a_folder_holds_one_comparison(compared):
+    with pytest.raises(RunError, match="holds another comparison: its seeds differs; choose another --out"):
+        mmssl.compare("toy", out=compared.out, **{**FEW, "seeds": 1})
+
+
+def test_runs_that_are_there_are_compared_as_they_are(compared, tmp_path):
+    runs = [compared.cells[line][seed]["run"] for line in ("rotation", "simclr") for seed in (0, 1)]
+    found = mmssl.compare("toy", runs=runs, label="shape", shots=[4], limit=100, out=tmp_path / "runs", quiet=True)
+    assert found.plan.runs == {"rotation": runs[:2], "simclr": runs[2:]}
+    for line in ("rotation", "simclr"):
+        same = json.loads((compared.out / "cells" / f"{line}-1" / "cell.json").read_text())["scores"]
+        assert found.cells[line][1]["scores"] == same
+
+
+def test_without_labels_the_rank_of_features_is_all_there_is(tmp_path):
+    settings = {key: value for key, value in FEW.items() if key != "label"} | {"tasks": ["rotation"], "seeds": 1}
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(24):
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    found = mmssl.compare(str(folder), out=tmp_path / "out", **settings)
+    assert found.measures == []
+    assert list(found.cells) == ["rotation", "untrained", "raw input"]
+    assert "Without labels rotation comes first" in found.sentence
+    assert "labels of a hundred rows would" in found.sentence
+
+
+def test_classes_of_folders_are_the_labels_and_what_does_not_fit_is_said(tmp_path):
+    plan = make_plan(Data(source="toy"), label="shape", budget="steps=4", batch=32, encoder="timm/test_resnet", size=32)
+    assert {"rotation", "jigsaw", "simclr", "byol", "dino", "colorization"} <= set(plan.tasks)
+    assert "masked_autoencoder" not in plan.tasks
+    assert any(note.startswith("masked autoencoder is left out: ") for note in plan.notes)
+    assert plan.modality == "image"
+    with pytest.raises(RecipeError, match="masked_autoencoder"):
+        make_plan(Data(source="toy"), label="shape", tasks=["masked_autoencoder"], encoder="timm/test_resnet")
+    with pytest.raises(RecipeError, match="did you mean"):
+        make_plan(Data(source="toy"), label="shape", tasks=["rotatoin"])
