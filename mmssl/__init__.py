@@ -2,7 +2,7 @@
 
     run = mmssl.run("quickstart", out="runs/first")                        # pretrain -> Run
     run = mmssl.load("runs/first")                                         # or a Hub id
-    print(mmssl.compare("path/to/files", tasks=["rotation", "simclr"]))    # which task transfers best, next to baselines
+    print(mmssl.compare("path/to/files", tasks=["rotation", "simclr"]))    # which task transfers best
     table = mmssl.adapt(run, "toy", label="shape")                         # probe, with a random-initialized encoder's
     encoder = mmssl.encoder("timm/resnet18", modality="image")             # random weights unless pretrained=...
     features = encoder(encoder.read(["a.jpg", "b.png"]))                   # tokens, pooled ...
