@@ -33,7 +33,8 @@ audit
 run_directory
 report hub
 runs
-transfer embedding
+transfer embedding comparison
+comparing
 doctor
 cli
 __main__

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, Self
-
-from torch import Tensor
+from typing import Any, Protocol, Self
 
 from mmssl.adaptation.cache import FeatureCache
 from mmssl.adaptation.rows import Reads, Split, open_splits
@@ -15,10 +13,6 @@ from mmssl.encoders.text import tokenizers_of
 from mmssl.errors import DataError, RecipeError, nearest
 from mmssl.objectives.base import Objective
 from mmssl.recipe import Data
-
-if TYPE_CHECKING:
-    from mmssl.adaptation.labeled import LabeledRows
-    from mmssl.adaptation.targets.base import Target
 
 
 class Pretrained(Protocol):
@@ -80,27 +74,6 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a probe says of every test row.
-
-    Attributes:
-        encoder: as in `Row`.
-        depth: `pooled` or the depth that was probed.
-        seed: of the probe.
-        target: what the labels are.
-        answers: of that target, float (M, width).
-        test: the M rows, with their labels.
-    """
-
-    encoder: str
-    depth: str
-    seed: int
-    target: Target
-    answers: Tensor
-    test: LabeledRows
-
-
-@dataclass(frozen=True)
 class Request:
     """The arguments of `mmssl.adapt`, which says what they are.
 
@@ -108,7 +81,7 @@ class Request:
         seeds: consecutive numbers.
         cache: where features are kept.
         hold_out: score a held-out fifth of the training rows, and look at no test row.
-        listen: is called with the answers that the scores of the table are made of.
+        listen: is called with the `Answers` that the scores of a learner's table are made of.
     """
 
     train: Any = None
@@ -127,7 +100,7 @@ class Request:
     workers: int = 0
     cache: FeatureCache = field(default_factory=FeatureCache)
     hold_out: bool = False
-    listen: Callable[[Answers], None] | None = None
+    listen: Callable[[Any], None] | None = None
 
     def __post_init__(self) -> None:
         for name, value in {"seeds": len(self.seeds), "shots": self.shots, "limit": self.limit}.items():

@@ -16,8 +16,9 @@ from mmssl import recipe as recipes
 from mmssl.adaptation.cache import FeatureCache
 from mmssl.adaptation.features import features
 from mmssl.adaptation.probes import make_probe
+from mmssl.adaptation.probes.base import Answers
 from mmssl.adaptation.probes.finetune import Finetune
-from mmssl.adaptation.request import Answers, Model, Request
+from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.rows import open_rows
 from mmssl.adaptation.table import CONSTANT, PRETRAINED, Table
 from mmssl.adaptation.targets.classes import Classes

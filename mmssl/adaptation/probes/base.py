@@ -7,6 +7,7 @@ first seed; then the probe learns from all training rows. Test rows are looked a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from mmssl.adaptation.features import POOLED
 from mmssl.adaptation.labeled import LabeledRows, Question
-from mmssl.adaptation.request import Answers, Model, Request
+from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.rows import Split, in_order
 from mmssl.adaptation.table import CONSTANT, PRETRAINED, RANDOM, Row, Table
 from mmssl.adaptation.targets.base import HELD_OUT, Target
@@ -86,6 +87,27 @@ class Indexed(Protocol):
 X = TypeVar("X", bound=Indexed)
 View = dict[str, Any]
 """Depth -> rows X, as one encoder sees them."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a probe says of every test row.
+
+    Attributes:
+        encoder: as in `Row`.
+        depth: `pooled` or the depth that was probed.
+        seed: of the probe.
+        target: what the labels are.
+        answers: of that target, float (M, width).
+        test: the M rows, with their labels.
+    """
+
+    encoder: str
+    depth: str
+    seed: int
+    target: Target
+    answers: Tensor
+    test: LabeledRows
 
 
 class Learner(Probe, Generic[X]):
