@@ -8,6 +8,7 @@ from typing import Any
 
 from mmssl.comparison.cells import alone, fill
 from mmssl.comparison.comparison import Comparison
+from mmssl.comparison.page import write_page
 from mmssl.comparison.plan import PLAN, make_plan, plan_of_runs
 from mmssl.errors import RecipeError
 from mmssl.recipe import Data
@@ -129,4 +130,5 @@ def compare(
     fill(out, jobs=jobs, quiet=quiet)
     found = Comparison.read(out)
     found.write()
+    write_page(found)
     return found

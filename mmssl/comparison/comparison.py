@@ -45,7 +45,7 @@ class Comparison:
         plan: what was compared.
         out: the folder.
         cells: line -> what was measured, a seed each.
-        answers: likewise, the test rows that were answered right.
+        answers: likewise, what each test row was answered.
     """
 
     plan: Plan
@@ -101,18 +101,30 @@ class Comparison:
         pairs = [np.array(own if len(own) > 1 else own * seeds)[:seeds] for own in values]
         shared = min(map(len, pairs))
         mean = float((pairs[0][:shared] - pairs[1][:shared]).mean())
-        rows = [
-            [answered.get(key) for answered in self.answers[name]]
-            for name, key in zip((line, other), keys, strict=True)
-        ]
+        rows = [self._right(name, key) for name, key in zip((line, other), keys, strict=True)]
         rows = [(own if len(own) > 1 else own * seeds)[:shared] for own in rows]
-        whole = [np.stack(own) for own in rows if all(one is not None for one in own)]  # type: ignore[arg-type]
-        if len(whole) == 2 and whole[0].shape == whole[1].shape:
-            groups = self.answers[line][0].get("group")
-            low, high = paired_interval(whole[0], whole[1], groups)
+        if all(rows) and rows[0][0].shape == rows[1][0].shape:
+            low, high = paired_interval(np.stack(rows[0]), np.stack(rows[1]), self.answers[line][0].get("group"))
         else:
             low, high = mean_interval(pairs[0][:shared] - pairs[1][:shared])
         return Difference(mean, low, high)
+
+    def _right(self, line: str, key: str) -> list[np.ndarray]:
+        """Which test rows were answered right, bool (M,), a seed each; empty where that cannot be said."""
+        answers = self.answers[line]
+        return [one[key] == one["truth"] for one in answers] if all(key in one for one in answers) else []
+
+    def confusion(self, line: str, measure: str) -> tuple[np.ndarray, list[str]] | None:
+        """Share of each class (rows) that is taken for each (columns), (C, C), over all seeds; and their names."""
+        key = f"{measure}|{self.depth(line, measure)}"
+        answers = self.answers[line]
+        if not answers or not all(key in one for one in answers):
+            return None
+        names = [str(name) for name in answers[0]["names"]]
+        counts = np.zeros((len(names), len(names)))
+        for one in answers:
+            np.add.at(counts, (one["truth"], one[key]), 1)
+        return counts / counts.sum(1, keepdims=True).clip(1), names
 
     @cached_property
     def ranked(self) -> list[str]:
@@ -146,13 +158,13 @@ class Comparison:
         best = self.ranked[0]
         if not self.measures:
             return (
-                f"Without labels {_title(best)} comes first: the effective rank of its features is "
+                f"Without labels {title_of(best)} comes first: the effective rank of its features is "
                 f"{self._rank(best):.1f}. That tells collapse, and often not which encoder transfers best; labels of a "
                 f"hundred rows would. Next: mmssl show {self._run(best)}"
             )
         depth, values = self.depth(best, self.main), self.values(best, self.main)
         seeds = f"{len(values)} seed{'s' * (len(values) > 1)}"
-        text = f"{_title(best)}, {_place(depth)}: {self._spread(values)} by {self.main} ({seeds}), "
+        text = f"{title_of(best)}, {_place(depth)}: {self._spread(values)} by {self.main} ({seeds}), "
         if UNTRAINED not in self.cells:
             return text + "the untrained network was not measured."
         gain = self.difference(best, UNTRAINED, self.main)
@@ -164,7 +176,7 @@ class Comparison:
             text += f"{self._number(abs(gain.mean), sign=False)} {word} the untrained network ({interval})."
         equal = [other for other in self.ranked[1:] if not self.difference(best, other, self.main).told]
         if equal:
-            text += f" Not to be told from it: {', '.join(map(_title, equal))}."
+            text += f" Not to be told from it: {', '.join(map(title_of, equal))}."
         if RAW in self.cells and not (raw := self.difference(best, RAW, self.main)).low > 0:
             word = "is below" if raw.high < 0 else "cannot be told from"
             text += f" It {word} the raw input."
@@ -191,7 +203,7 @@ class Comparison:
         lines = []
         for line in (*self.ranked, *baselines):
             cells = self.cells[line]
-            row = [_title(line)]
+            row = [title_of(line)]
             for measure in self.measures:
                 if measure not in cells[0].get("scores", {}):
                     row += ["", ""]
@@ -312,7 +324,8 @@ class Comparison:
         pq.write_table(pa.Table.from_pylist(self.records()), self.out / "table.parquet")
 
 
-def _title(line: str) -> str:
+def title_of(line: str) -> str:
+    """How a line is called in tables."""
     return TITLES.get(line, line.replace("_", " "))
 
 

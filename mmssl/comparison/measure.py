@@ -35,6 +35,8 @@ from mmssl.training.progress import peak_memory
 
 MONITORED = 2048
 """Training rows whose features the label-free numbers are of."""
+MAPPED = 600
+"""Of these, rows that are drawn on a map."""
 KNN = "knn"
 FINETUNE_STEPS = 100
 
@@ -61,7 +63,9 @@ class Cell:
 
 
 Answered = dict[str, np.ndarray]
-"""`measure|depth` -> bool (M,), which test rows were answered right; `group` -> int64 (M,)."""
+"""`measure|depth` -> int32 (M,), the class that each test row is taken for; `truth` -> int32 (M,), `names` -> of the
+classes, `group` -> int64 (M,); `map` -> float32 (N, 2), where training rows lie on the two main axes of their features,
+and `map_class` -> int32 (N,)."""
 
 
 def measure(plan: Plan, cell: Cell, factor: float, out: Path) -> tuple[dict[str, Any], Answered]:
@@ -102,7 +106,7 @@ def measure(plan: Plan, cell: Cell, factor: float, out: Path) -> tuple[dict[str,
                 shots = min(plan.shots, default=10)
                 title = f"fine-tuned, {shots} a class"
                 _keep(found, title, _ask(plan, encoder, cell, "finetune", shots, cache, answered, title))
-    found["monitors"] = _monitors(plan, encoder)
+    found["monitors"] = _monitors(plan, encoder, answered)
     found["minutes"] = (time.perf_counter() - began) / 60
     return found, answered
 
@@ -132,7 +136,9 @@ def _ask(
 ) -> Table:
     def listen(given: Answers) -> None:
         if isinstance(given.target, Classes):
-            answered[f"{title}|{given.depth}"] = (given.answers.argmax(1) == given.test.labels).numpy()
+            answered[f"{title}|{given.depth}"] = given.answers.argmax(1).to(torch.int32).numpy()
+            answered["truth"] = given.test.labels.to(torch.int32).numpy()
+            answered["names"] = np.array([str(name) for name in given.target.names])
         if given.test.groups is not None:
             answered["group"] = given.test.groups.numpy()
 
@@ -250,10 +256,17 @@ def _supervised(plan: Plan, encoder: Encoder, cell: Cell, factor: float) -> Enco
     return trained.encoder(encoder.modality).eval()
 
 
-def _monitors(plan: Plan, encoder: Encoder) -> dict[str, float]:
-    """What features of training rows say without labels."""
+def _monitors(plan: Plan, encoder: Encoder, answered: Answered) -> dict[str, float]:
+    """What features of training rows say without labels; their map goes to the answers."""
     reads = Model.of(encoder).reads((encoder.modality,), 0)
     rows = open_rows(plan.rows, reads, None, None, min(MONITORED, plan.limit or MONITORED), plan.rows.split)
-    x, _, _ = features(encoder, rows.read())
+    x, _, ids = features(encoder, rows.read())
     assert isinstance(x, Tensor)  # no depths were asked for
+    assert ids is not None  # rows have numbers
+    centered = (x - x.mean(0))[:MAPPED].double()
+    answered["map"] = (centered @ torch.linalg.svd(centered, full_matrices=False).Vh[:2].T).float().numpy()
+    if plan.label is not None and "names" in answered:
+        numbers = {str(name): number for number, name in enumerate(answered["names"].tolist())}
+        cells = rows.cells(plan.label)
+        answered["map_class"] = np.array([numbers.get(str(cells[row]), -1) for row in ids[:MAPPED].tolist()], np.int32)
     return {"effective_rank": float(effective_rank(x)), "spectrum_decay": float(spectrum_decay(x)), "width": x.shape[1]}

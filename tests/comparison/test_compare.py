@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 import mmssl
 from mmssl.comparison.cells import cells_of, factor_of, read_cell
 from mmssl.comparison.measure import Cell, untrained_encoder
+from mmssl.comparison.page import write_page
 from mmssl.comparison.plan import make_plan
 from mmssl.errors import RecipeError, RunError
 from mmssl.recipe import Data
@@ -152,3 +154,25 @@ def test_classes_of_folders_are_the_labels_and_what_does_not_fit_is_said(tmp_pat
         make_plan(Data(source="toy"), label="shape", tasks=["masked_autoencoder"], encoder="timm/test_resnet")
     with pytest.raises(RecipeError, match="did you mean"):
         make_plan(Data(source="toy"), label="shape", tasks=["rotatoin"])
+
+
+def test_the_page_holds_everything_in_one_file(compared):
+    page = write_page(mmssl.Comparison.read(compared.out)).read_text()
+    assert "http" not in page
+    titles = re.findall("<h2>(.*?)</h2>", page)
+    puzzles = [f"Puzzles of {line}" for line in compared.ranked]
+    assert titles[:2] == ["Over the untrained network", "Which depth transfers best"]
+    assert titles[2:] == ["The pretext tasks", *puzzles, "Maps of the features", "What is taken for what"]
+    assert page.count("data:image/png;base64,") == len(titles)
+    assert compared.sentence.split(".")[0] in page
+
+
+def test_confusions_are_shares_of_each_class(compared):
+    found = mmssl.Comparison.read(compared.out)
+    shares, names = found.confusion("simclr", found.main)
+    assert shares.shape == (len(names), len(names))
+    present = shares.sum(1) > 0
+    np.testing.assert_allclose(shares.sum(1)[present], 1)
+    truth = np.concatenate([one["truth"] for one in found.answers["simclr"]])
+    weights = np.bincount(truth, minlength=len(names)) / len(truth)
+    assert (shares.diagonal() * weights).sum() == pytest.approx(np.mean(found.values("simclr", found.main)))

@@ -1,0 +1,189 @@
+"""report.html of a comparison: the answer, the table, and the pictures behind it, in one file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mmssl.adaptation.features import POOLED
+from mmssl.atomic import write_text
+from mmssl.comparison.comparison import Comparison, title_of
+from mmssl.comparison.plan import UNTRAINED
+
+DPI = 120
+MAPS = 6
+"""Lines whose features are mapped."""
+
+
+def write_page(found: Comparison) -> Path:
+    """Write report.html into the comparison's folder; returns its path."""
+    template = Environment(
+        loader=PackageLoader("mmssl.comparison", "."), autoescape=select_autoescape(default=True)
+    ).get_template("page.html.jinja")
+    head, lines = found.table()
+    page = template.render(
+        name=found.out.resolve().name,
+        source=found.plan.data["source"],
+        sentence=found.sentence,
+        head=head,
+        lines=lines,
+        best=title_of(found.ranked[0]) if found.ranked else "",
+        notes=found.notes(),
+        figures=list(_figures(found)),
+    )
+    path = found.out / "report.html"
+    write_text(path, page)
+    return path
+
+
+def _figures(found: Comparison) -> Iterator[dict[str, Any]]:
+    """Title, what it shows, width in CSS pixels, and the picture."""
+    if found.measures and UNTRAINED in found.cells:
+        yield _figure("Over the untrained network", _gains(found), f"{found.main}, 95 % intervals, paired by seed")
+    if found.measures:
+        text = f"{found.main} at every depth, mean and standard deviation over the seeds; shallow on the left"
+        yield _figure("Which depth transfers best", _depths(found), text)
+    curves = [line for line in found.ranked if found.cells[line][0].get("curve")]
+    if curves:
+        text = "what each task was trained on, against the level of guessing (dashed) where it is known"
+        yield _figure("The pretext tasks", _curves(found, curves), text)
+    for line in found.ranked:
+        picture = Path(found.cells[line][0].get("run", "")) / "figures" / "preview.png"
+        if picture.is_file():
+            data = base64.b64encode(picture.read_bytes()).decode()
+            text = "what the task sees, what is asked, what the trained network answers"
+            yield {"title": f"Puzzles of {title_of(line)}", "text": text, "data": data, "width": 900}
+    mapped = [line for line in (*found.ranked, UNTRAINED) if "map" in (found.answers.get(line) or [{}])[0]][:MAPS]
+    if mapped:
+        text = "training rows on the two main axes of their features (PCA), by class where there are some"
+        yield _figure("Maps of the features", _maps(found, mapped), text)
+    if found.measures and found.ranked and (confusion := found.confusion(found.ranked[0], found.main)):
+        text = f"{title_of(found.ranked[0])} by {found.main}: of each class (row), the share taken for each other"
+        yield _figure("What is taken for what", _confusion(*confusion), text)
+
+
+def _figure(title: str, figure: Figure, text: str) -> dict[str, Any]:
+    kept = io.BytesIO()
+    figure.savefig(kept, format="png", dpi=DPI, facecolor="white")
+    data = base64.b64encode(kept.getvalue()).decode()
+    return {"title": title, "text": text, "data": data, "width": round(96 * figure.get_figwidth())}
+
+
+def _new(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+        one.tick_params(labelsize=8)
+    return figure, axes
+
+
+def _gains(found: Comparison) -> Figure:
+    lines = [line for line in found.plan.lines if line in found.cells and line != UNTRAINED]
+    gains = {line: found.difference(line, UNTRAINED, found.main) for line in lines}
+    lines.sort(key=lambda line: gains[line].mean)
+    figure, (axes,) = _new(7.2, 0.8 + 0.32 * len(lines))
+    scale = 100 if found.percent else 1
+    for place, line in enumerate(lines):
+        gain = gains[line]
+        color = "#1b6ca8" if line in found.ranked else "#8a8f98"
+        finite = [value for value in (gain.low, gain.high) if math.isfinite(value)]
+        if len(finite) == 2:
+            axes.plot([scale * gain.low, scale * gain.high], [place, place], color=color, linewidth=2)
+        axes.plot(
+            [scale * gain.mean], [place], "o", color=color, markersize=6, fillstyle="full" if gain.told else "none"
+        )
+    axes.axvline(0, color="#b03a2e", linestyle=(0, (5, 3)), linewidth=1)
+    axes.set_yticks(range(len(lines)), [title_of(line) for line in lines])
+    axes.set_xlabel("points over the untrained network" if found.percent else "over the untrained network", fontsize=8)
+    return figure
+
+
+def _depths(found: Comparison) -> Figure:
+    lines = [line for line in (*found.ranked, UNTRAINED, "supervised") if line in found.cells]
+    figure, (axes,) = _new(7.2, 4)
+    scale, names = 100 if found.percent else 1, list[str]()
+    for number, line in enumerate(lines):
+        depths = [depth for depth in found.cells[line][0]["scores"][found.main] if depth != POOLED] + [POOLED]
+        names = depths if len(depths) > len(names) else names
+        values = [[scale * value for value in found.values(line, found.main, depth)] for depth in depths]
+        means = [statistics.fmean(own) for own in values]
+        errors = [statistics.stdev(own) if len(own) > 1 else 0 for own in values]
+        task = line in found.ranked
+        color = mpl.colormaps["tab20"](number % 20) if task else "black" if line == UNTRAINED else "#8a8f98"
+        axes.errorbar(
+            range(len(depths)),
+            means,
+            errors,
+            label=title_of(line),
+            color=color,
+            capsize=2,
+            linestyle="-" if task else "--",
+        )
+    axes.set_xticks(
+        range(len(names)), ["pooled" if name == POOLED else name for name in names], rotation=30, ha="right"
+    )
+    axes.set_ylabel(f"{found.main}{', %' if found.percent else ''}", fontsize=8)
+    axes.legend(fontsize=7, ncols=2, frameon=False)
+    return figure
+
+
+def _curves(found: Comparison, lines: list[str]) -> Figure:
+    columns = min(3, len(lines))
+    rows = math.ceil(len(lines) / columns)
+    figure, every = _new(9, 2.3 * rows, rows, columns)
+    for axes, line in zip(every, lines, strict=False):
+        levels = found.cells[line][0]["chance"]
+        key = next((name for name in levels if name.rpartition("/")[2] != "loss"), "loss")
+        for cell in found.cells[line]:
+            points = [(record["step"], record[key]) for record in cell["curve"] if key in record]
+            axes.plot(*zip(*points, strict=True), linewidth=1.2)
+        if key in levels:
+            axes.axhline(levels[key], color="#b03a2e", linestyle=(0, (5, 3)), linewidth=1)
+        axes.set_title(f"{title_of(line)}: {key}", fontsize=9)
+    for axes in every[len(lines) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def _maps(found: Comparison, lines: list[str]) -> Figure:
+    columns = min(3, len(lines))
+    rows = math.ceil(len(lines) / columns)
+    figure, every = _new(9, 3 * rows, rows, columns)
+    for axes, line in zip(every, lines, strict=False):
+        answered = found.answers[line][0]
+        places = answered["map"]
+        classes = answered.get("map_class", np.zeros(len(places), np.int32))
+        axes.scatter(places[:, 0], places[:, 1], c=classes % 20, cmap="tab20", s=5, linewidths=0)
+        axes.set_title(title_of(line), fontsize=9)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    for axes in every[len(lines) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def _confusion(shares: np.ndarray, names: list[str]) -> Figure:
+    side = min(9.0, 2.5 + 0.35 * len(names))
+    figure, (axes,) = _new(side, side)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(names) <= 30:
+        axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
+        axes.set_yticks(range(len(names)), names, fontsize=7)
+    if len(names) <= 12:
+        for (row, column), share in np.ndenumerate(shares):
+            color = "white" if share > 0.5 else "black"
+            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=color)
+    axes.set_xlabel("taken for", fontsize=8)
+    return figure
