@@ -5,7 +5,8 @@
     python scripts/results.py --table                                     only the table, into docs/results.md
 
 A cell is one recipe with one seed: pretrain from the recipe, then measure on rows that were not trained on. Each number
-is shown with that of the same networks random-initialized with the same seed.
+is shown with that of the same networks random-initialized with the same seed, and where there is one a seed, with the
+difference of the two.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ SEEDS = {
     "simclr_emoji": (0, 1, 2),
     "rotation_emoji": (0, 1, 2),
     "contrastive_emoji": (0, 1, 2),
+    "rotation_fashion": (0, 1, 2),
+    "simclr_fashion": (0, 1, 2),
     "temporal_alignment_folder": (0,),
 }
 CLIPS = {"train": 400, "test": 150}
+# Labels a class that a probe of clothes learns from, and how many lists of them: the same for every recipe and seed.
+SHOTS, LISTS = (10, 100), 3
 
 
 def measure(name: str, seed: int) -> dict[str, float]:
@@ -47,6 +52,8 @@ def measure(name: str, seed: int) -> dict[str, float]:
         minutes = (time.perf_counter() - began) / 60
         if name == "temporal_alignment_folder":
             numbers = alignment(run)
+        elif name.endswith("_fashion"):
+            numbers = few_labels(run)
         else:
             numbers = category(run)
             if name == "contrastive_emoji":
@@ -73,6 +80,27 @@ def category(run: Any) -> dict[str, float]:
         by_name = {row.encoder: row.metrics["accuracy"] for row in table.rows}
         numbers |= {probe: by_name["pretrained"], f"{probe} random": by_name["random"]}
         numbers["majority"] = by_name["constant"]
+    return numbers
+
+
+def few_labels(run: Any) -> dict[str, float]:
+    """Accuracy of a probe of the kind of clothes that learns from few labels, mean over fixed lists of them.
+
+    It reads the last features, of the network and of the one that it was before training.
+    """
+    import mmssl
+    from mmssl.encoders import reinitialized
+
+    encoder = run.encoders["image"]
+    start = reinitialized(encoder, run.recipe.training.seed)
+    numbers: dict[str, float] = {}
+    for shots in SHOTS:
+        for key, one in {"": encoder, " random": start}.items():
+            table = mmssl.adapt(
+                one, run.recipe.data, label="category", probe="logistic", shots=shots, seeds=LISTS, baseline=False
+            )
+            numbers[f"{shots} labels a class{key}"] = table.score
+            numbers["majority"] = table.row("constant").metrics["accuracy"]
     return numbers
 
 
@@ -119,8 +147,8 @@ def alignment(run: Any) -> dict[str, float]:
 def table(cells: Cells) -> str:
     """Markdown: a row a recipe and number, mean and standard deviation over the seeds, with its baseline."""
     lines = [
-        "| recipe | measured on unseen rows | pretrained | random-initialized, chance or baseline | seeds |",
-        "|---|---|---|---|---|",
+        "| recipe | measured on unseen rows | pretrained | random-initialized or chance | difference | seeds |",
+        "|---|---|---|---|---|---|",
     ]
     for name, seeds in SEEDS.items():
         runs = [cells[f"{name} {seed}"] for seed in seeds if f"{name} {seed}" in cells]
@@ -128,9 +156,17 @@ def table(cells: Cells) -> str:
             baseline = next((f"{key} {word}" for word in ("random", "chance") if f"{key} {word}" in runs[0]), "")
             if baseline:
                 own, other = ([100 * run[k] for run in runs] for k in (key, baseline))
-                what = f"{key} probe of category" if key in ("knn", "logistic") else key
-                lines.append(f"| `{name}` | {what} | {spread(own)} % | {spread(other)} % | {len(runs)} |")
+                gain = spread([a - b for a, b in zip(own, other, strict=True)])
+                columns = [f"{spread(own)} %", f"{spread(other)} %", gain if gain[0] == "-" else f"+{gain}"]
+                lines.append(f"| `{name}` | {asked(key)} | {' | '.join(columns)} | {len(runs)} |")
     return "\n".join(lines)
+
+
+def asked(key: str) -> str:
+    """What a number of a cell is, in the words of the table."""
+    if key in ("knn", "logistic"):
+        return f"{key} probe of category"
+    return f"logistic probe of category, {key}" if key.endswith("labels a class") else key
 
 
 def main() -> None:
