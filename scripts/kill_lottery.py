@@ -58,7 +58,7 @@ STEPS = 8
 MARK = "MMSSL_LOTTERY"
 CALLS = ("fsync", "rename", "replace", "link", "unlink", "mkdir")
 TIMES = {"samples_per_second", "data_wait", "peak_memory_gib", "eta"}
-SECONDS = 20.0
+SECONDS = 60.0
 """In which all processes of a killed run have to be gone."""
 END = 120.0
 """Seconds in which a run ends by itself; the launcher takes its time to stop the others."""
@@ -194,7 +194,7 @@ def see_through(run: Run, begun: list[Any], fate: Fate, out: Path) -> tuple[bool
             asked = now  # a launcher ends the others
             for pid in pending:
                 os.kill(pid, signal.SIGTERM)
-        if (asked is not None and now > asked + SECONDS) or now > END:
+        if (asked is not None and now > asked + 20) or now > END:
             for pid in pending:
                 os.kill(pid, signal.SIGKILL)
     if run.real:
@@ -264,15 +264,18 @@ def traces(out: Path) -> dict[str, Any]:
     }
 
 
-def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """Names of what is not the same, bit for bit."""
-
-    def same(x: Any, y: Any) -> bool:
-        if isinstance(x, dict) and x.keys() == y.keys():
-            return all(torch.equal(x[k], y[k]) if isinstance(x[k], torch.Tensor) else x[k] == y[k] for k in x)
-        return bool(x == y)
-
-    return [f"{key}: {str(a[key])[:300]} / {str(b[key])[:300]}" for key in a if not same(a[key], b[key])]
+def differences(a: Any, b: Any, place: str = "") -> list[str]:
+    """What is not the same, bit for bit: the first place of each kind of trace."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return [] if torch.equal(a, b) else [f"{place} differs"]
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        found = [differences(a[key], b[key], f"{place} {key}".strip()) for key in a]
+        return [one for some in found for one in (some if not place else some[:1])][: None if not place else 1]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return next((some for some in (differences(x, y, place) for x, y in zip(a, b, strict=True)) if some), [])
+    if isinstance(a, list) and isinstance(b, list):
+        return [f"{place}: {[x for x in a if x not in b]} / {[y for y in b if y not in a]}, {len(a)} / {len(b)}"[:600]]
+    return [] if a == b else [f"{place}: {a} / {b}"[:600]]
 
 
 def draw(dice: random.Random, run: Run, seconds: float, calls: int) -> Fate:

@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 
 import mmssl
 from mmssl.alive import began, is_alive
+from mmssl.data.decoding import Failures
 from mmssl.errors import MmsslError, RunError
+from mmssl.recipe import Data
 from mmssl.training import checkpoint
 from mmssl.training.lock import LOCK, locked
 from mmssl.training.progress import truncate_after
@@ -264,3 +266,40 @@ def test_records_that_are_no_file_are_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(RunError, match=f"{name}: is no file; remove it"):
             truncate_after(tmp_path / name, 3, kinds)
     truncate_after(tmp_path / "missing", 3, kinds)
+
+
+@pytest.mark.long
+def test_a_run_that_was_killed_before_its_last_weights_had_their_name_ends_with_them(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    mmssl.run(recipe(), out=out, quiet=True)
+    right = (out / "model.safetensors").read_bytes()
+    (out / "model.safetensors").unlink()
+    (out / "model.safetensors").write_bytes(b"of an earlier step")
+    mmssl.run(recipe(), out=out, resume=True, quiet=True)
+    assert (out / "model.safetensors").read_bytes() == right
+
+
+def test_what_those_left_who_were_killed_while_they_took_the_lock_is_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = socket.gethostname()
+    for owner in (dead.pid, "stale", os.getppid()):
+        (tmp_path / f"{LOCK}.{host}.{owner}").write_text("{}")
+    with locked(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {LOCK, f"{LOCK}.{host}.{os.getppid()}"}
+
+
+def test_a_row_that_several_processes_meet_is_written_and_counted_once(tmp_path: Path) -> None:
+    path, spec = tmp_path / "errors.jsonl", Data(source="toy", max_bad=1)
+    one, two = (Failures(spec, path=path) for _ in range(2))
+    one.add(1, [5, 6], [(0, "bad")])
+    two.add(1, [7, 8], [])
+    one.add(2, [1, 2], [])
+    two.add(2, [17, 5], [(0, "worse")])
+    two.add(3, [5, 17], [(0, "bad"), (1, "worse")])
+    one.add(3, [17, 0], [(0, "worse")])
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [5, 17]
+    assert one.different == two.different == 2
+    again = Failures(spec, path=path)
+    again.add(1, [5, 6], [(0, "bad")])
+    assert again.different == 1  # as it was at that step

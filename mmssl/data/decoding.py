@@ -70,7 +70,7 @@ class Failures:
 
     def __init__(self, spec: Data, name: str = "", path: Path | None = None) -> None:
         self.spec, self.name, self.path = spec, name, path
-        self.seen = self.failed = 0
+        self.seen = self.failed = self.step = 0
         self.bad: set[int] = set()
         self.first: list[str] = []
 
@@ -81,11 +81,12 @@ class Failures:
             DataError: where the share is past `max_bad` by more than chance: by three standard deviations of the
                 number of bad rows, so that a few among the first do not stop a run that is within its share.
         """
+        self.step = max(self.step, step)  # the first rows are read again at the end
         self.seen += len(ids)
         self.failed += len(failures)
         source = self.name or self.spec.source
-        if failures and self.path is not None and not self.bad:
-            self.bad = _written(self.path, source)
+        if self.path is not None and any(ids[position] not in self.bad for position, _ in failures):
+            self.bad |= _written(self.path, source).keys()  # by an earlier part of the run, or by other processes
         new = {ids[position]: reason for position, reason in failures if ids[position] not in self.bad}
         self.bad |= new.keys()
         self.first += [f"row {number}: {reason}" for number, reason in new.items()][: 3 - len(self.first)]
@@ -99,6 +100,13 @@ class Failures:
                 f"{self.spec.source}: {self.failed} of {self.seen} rows cannot be decoded, more than data.max_bad = "
                 f"{self.spec.max_bad}: {'; '.join(self.first)}{more}"
             )
+
+    @property
+    def different(self) -> int:
+        """Rows met so far, up to the last step, by all processes of the run where there is a file."""
+        if self.path is None:
+            return len(self.bad)
+        return sum(step <= self.step for step in _written(self.path, self.name or self.spec.source).values())
 
 
 class Rows(Dataset[dict[str, Decoded]]):
@@ -218,12 +226,12 @@ def _context() -> BaseContext:
     return context
 
 
-def _written(path: Path, source: str) -> set[int]:
-    """Rows of a source that an earlier part of the run has named."""
+def _written(path: Path, source: str) -> dict[int, int]:
+    """Rows of a source that the file names -> the step at which each was first met."""
     if not path.exists():
-        return set()
+        return {}
     records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return {record["id"] for record in records if record["source"] == source}
+    return {record["id"]: record["step"] for record in records if record["source"] == source}
 
 
 def _append(path: Path, lines: Iterator[str]) -> None:

@@ -109,7 +109,7 @@ class Loader:
     @property
     def undecodable(self) -> int:
         """Different rows so far that could not be decoded."""
-        return sum(len(failures.bad) for failures in self._failures.values())
+        return sum(failures.different for failures in self._failures.values())
 
     def digests(self) -> dict[str, str]:
         """Name of source -> its number of rows and a hash of a sample; what a resumed run has to find again."""

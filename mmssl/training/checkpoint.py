@@ -96,7 +96,8 @@ def save(
     room = directory / "state"
     final = room / f"step_{state['step']:08d}"
     if final.exists():
-        return  # a resumed run that stops at once: the same step is the same state
+        settle(directory)  # a resumed run that stops at once: the same step is the same state
+        return
     temporary = temporary_name(final)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -108,7 +109,7 @@ def save(
         flush([*temporary.iterdir(), temporary])
         temporary.rename(final)
         flush([room])
-        publish(final / WEIGHTS, directory / WEIGHTS)
+        settle(directory)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         whole = newest(directory)
@@ -116,8 +117,22 @@ def save(
         raise RunError(
             f"{directory}: could not save step {state['step']} ({error}); {kept}; free space and use --resume"
         ) from error
-    for other in room.iterdir():
-        if other != final:
+
+
+def settle(directory: Path) -> None:
+    """Make the newest checkpoint's weights those of the run, and leave no other; a save may have been killed between.
+
+    Raises:
+        OSError: where the disk refuses.
+    """
+    last = newest(directory)
+    if last is None:
+        return
+    weights = directory / WEIGHTS
+    if not weights.exists() or not weights.samefile(last / WEIGHTS):
+        publish(last / WEIGHTS, weights)
+    for other in last.parent.iterdir():
+        if other != last:
             shutil.rmtree(other, ignore_errors=True)
 
 

@@ -41,6 +41,10 @@ def locked(directory: Path) -> Iterator[None]:
 def _take(lock: Path, own: dict[str, Any]) -> None:
     # Written under a name of its own first, so that nobody reads half of it.
     mine = lock.with_name(f"{LOCK}.{own['host']}.{own['process']}")
+    for other in lock.parent.glob(f"{LOCK}.*"):  # of processes that were killed while they took the lock
+        owner = other.name.removeprefix(f"{LOCK}.{own['host']}.")
+        if owner == "stale" or (owner.isdecimal() and not is_alive(int(owner), began(int(owner)))):
+            other.unlink(missing_ok=True)
     mine.write_text(json.dumps(own), encoding="utf-8")
     try:
         while True:

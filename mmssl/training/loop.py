@@ -85,6 +85,8 @@ def fit(
             checkpoint.load_weights(objective, last / checkpoint.WEIGHTS)
         passes, wrapped, optimizer = prepare(objective, training, accelerator)
         done = checkpoint.restore(objective, optimizer.optimizer, scaler, last) if last else 0
+        if last and directory and accelerator.is_main_process:
+            checkpoint.settle(directory)
         batches = loader.batches(done, training.steps)
         clock = Clock()
 

@@ -132,6 +132,21 @@ def _sharded(rank: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+def test_what_a_kill_between_renaming_and_publishing_left_is_made_good(tmp_path: Path) -> None:
+    task = make(Pull)
+    checkpoint.save(tmp_path, task, trained(task), {"step": 2}, main=True)
+    stale = (tmp_path / checkpoint.WEIGHTS).read_bytes()
+    checkpoint.save(tmp_path, task, trained(task), {"step": 4}, main=True)
+    new = (tmp_path / checkpoint.WEIGHTS).read_bytes()
+    (tmp_path / checkpoint.WEIGHTS).unlink()
+    (tmp_path / checkpoint.WEIGHTS).write_bytes(stale)  # of step 2, as its name still said
+    (tmp_path / "state" / "step_00000002").mkdir()
+    (tmp_path / "state" / ".writing_step_00000006").mkdir()
+    checkpoint.settle(tmp_path)
+    assert stale != new == (tmp_path / checkpoint.WEIGHTS).read_bytes()
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step_00000004"]
+
+
 @pytest.mark.long
 def test_sharded_weights_are_stored_whole(tmp_path: Path, processes: Callable) -> None:
     """FSDP2 on two processes saves what one process would have, and reads it back into shards."""
