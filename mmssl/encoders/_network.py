@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +23,12 @@ class NetworkEncoder(Encoder):
 
     Args:
         backbone: the network.
+
+    Attributes:
+        shapes: of the tensors that it takes, by their number of dimensions.
     """
+
+    shapes: ClassVar[dict[int, str]]
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -33,6 +40,25 @@ class NetworkEncoder(Encoder):
         """Raw input -> what the network reads, and which of its last axis is no padding; see `Backbone.forward`."""
         return x, valid
 
+    @property
+    def _takes(self) -> str:
+        return " or ".join(self.shapes.values())
+
+    def checked(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """What `prepare` returns, of a tensor that has one of `shapes`.
+
+        Raises:
+            DataError: for another tensor, such as one picture (H, W, 3).
+        """
+        # A picture of one channel is spread over all of them by the normalization.
+        planes = {1, self.backbone.channels} if self.modality in ("image", "video") else None
+        if x.ndim not in self.shapes or (planes and x.shape[-3] not in planes):
+            raise DataError(
+                f"{self.spec['model']} takes tensors {self._takes}, and this one is {tuple(x.shape)}: "
+                "encoder(encoder.read(things)) takes pictures, arrays, paths, texts and lists of them"
+            )
+        return self.prepare(x, valid)
+
     def read(self, things: Any, **settings: Any) -> Input:
         """See the base class."""
         data = self.reading()
@@ -40,10 +66,12 @@ class NetworkEncoder(Encoder):
         where = f"{self.spec['model']}: read"
         changed = fill(type(section), section.model_dump() | settings, where)
         data = data.model_copy(update={self.modality: changed})
-        cells = things if isinstance(things, list) else [things]
+        cells = list(things) if _are_several(things) else [things]
         rows = []
         for number, cell in enumerate(cells):
             try:
+                if isinstance(cell, Tensor):
+                    raise DataError(f"tensors go to the encoder itself, encoder(x), as {self._takes}; read takes none")
                 rows.append(self.decode_one(cell, data))
             except DataError as error:
                 raise DataError(f"{where}: {f'number {number}: ' if len(cells) > 1 else ''}{error}") from error
@@ -88,7 +116,7 @@ class NetworkEncoder(Encoder):
         """See the base class; places are in rows, from the lowest band of a sound and the first frame of a clip."""
         if not self.subsets:
             return super().embed(x, hidden, mask_token)
-        return self.backbone.embed(self.prepare(x)[0], hidden, mask_token)
+        return self.backbone.embed(self.checked(x)[0], hidden, mask_token)
 
     def encode(self, tokens: Tensor, valid: Tensor | None = None) -> Features:
         """See the base class."""
@@ -96,16 +124,16 @@ class NetworkEncoder(Encoder):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """See the base class."""
-        features: Features = self.backbone(*self.prepare(x, valid))
+        features: Features = self.backbone(*self.checked(x, valid))
         return features
 
     def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
         """See the base class."""
-        return self.backbone.layers(*self.prepare(x, valid))
+        return self.backbone.layers(*self.checked(x, valid))
 
     def attention(self, x: Tensor, valid: Tensor | None = None) -> Tensor | None:
         """See the base class."""
-        return self.backbone.attention(*self.prepare(x, valid))
+        return self.backbone.attention(*self.checked(x, valid))
 
     def export(self, directory: Path) -> None:
         """Write the network's native files, and `preprocessing.json` in the same directory; see the base class."""
@@ -117,3 +145,9 @@ class NetworkEncoder(Encoder):
         about = {"origin": self.origin, "input_size": self.input_size(), "decoding": preprocessing.get("decoding", {})}
         self.backbone.export(directory, {**self.normalization(), **about})
         write_json(directory / "preprocessing.json", preprocessing)
+
+
+def _are_several(things: Any) -> bool:
+    """Whether these are things to read one by one; `(array, rate)` is one sound."""
+    sound = isinstance(things, tuple) and len(things) == 2 and isinstance(things[1], Real)
+    return isinstance(things, list | tuple | Iterator) and not sound

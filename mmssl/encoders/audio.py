@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -52,6 +52,7 @@ class AudioEncoder(NetworkEncoder):
     """
 
     modality = "audio"
+    shapes: ClassVar[dict[int, str]] = {2: "(B, S)", 3: "(B, M, T)"}
 
     def __init__(
         self,

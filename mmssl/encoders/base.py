@@ -131,9 +131,10 @@ class Encoder(nn.Module):
         """Files and what is like them -> what the encoder takes, decoded as its run decodes them.
 
         Args:
-            things: one, or a list of them. Pictures: a path, bytes, a PIL image, or an array (H, W), (H, W, 3). Texts:
-                strings. Sounds: a path, bytes, `(array, rate)` or `{"array", "sampling_rate"}`. Clips: a path, bytes,
-                or `{"frames", "fps"}`. Of longer sounds and clips the middle is read, of longer texts the beginning.
+            things: one, or a list, tuple or iterator of them. Pictures: a path, bytes, a PIL image, or an array (H, W),
+                (H, W, 3). Texts: strings. Sounds: a path, bytes, `(array, rate)` or `{"array", "sampling_rate"}`.
+                Clips: a path, bytes, or `{"frames", "fps"}`. Of longer sounds and clips the middle is read, of longer
+                texts the beginning.
             **settings: of the section of a recipe's `data` that is named after the modality, in place of the run's:
                 `size` and `fit` of pictures, `length` of texts, `seconds` of sounds, `size`, `fps` and `frames` of
                 clips. Without a run pictures and clips have the size that the network was built for, texts 64 ids or

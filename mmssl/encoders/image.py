@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,7 @@ class ImageEncoder(NetworkEncoder):
     """
 
     modality = "image"
+    shapes: ClassVar[dict[int, str]] = {4: "(B, 3, H, W)"}
 
     def __init__(
         self,

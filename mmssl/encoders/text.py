@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ class TextEncoder(NetworkEncoder):
     """
 
     modality = "text"
+    shapes: ClassVar[dict[int, str]] = {2: "(B, L)"}
     backbone: Any
     tokenizer: Tokenizer
     decodes: bool
@@ -83,7 +84,7 @@ class TextEncoder(NetworkEncoder):
             segments: int64 (B, L), 1 in the second part of a pair, else 0; only where the network `embeds_segments`.
         """
         given = {} if segments is None else {"segments": segments}
-        features: Features = self.backbone(*self.prepare(x, valid), **given)
+        features: Features = self.backbone(*self.checked(x, valid), **given)
         return features
 
     def prepare(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -29,6 +29,7 @@ class VideoEncoder(NetworkEncoder):
     """
 
     modality = "video"
+    shapes: ClassVar[dict[int, str]] = {5: "(B, T, 3, H, W)"}
 
     def __init__(
         self,

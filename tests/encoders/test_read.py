@@ -69,6 +69,28 @@ def test_what_is_no_tensor_is_sent_to_read(image_encoder, thing):
         image_encoder(thing)
 
 
+def test_tuples_and_generators_are_read_like_lists(image_encoder, files):
+    paths = [files / "a.png", files / "b.png"]
+    expected = image_encoder.read(paths).x
+    assert torch.equal(image_encoder.read(tuple(paths)).x, expected)
+    assert torch.equal(image_encoder.read(path for path in paths).x, expected)
+
+
+@pytest.mark.parametrize("shape", [(40, 48, 3), (3, 32, 32), (2, 32, 32, 3), ()])
+def test_a_tensor_of_another_shape_is_told_the_shape_and_the_way(image_encoder, shape):
+    for call in (image_encoder, image_encoder.layers, image_encoder.embed):
+        with pytest.raises(DataError, match=r"takes tensors \(B, 3, H, W\), and this one is .*encoder.read\(things\)"):
+            call(torch.zeros(shape, dtype=torch.uint8))
+
+
+def test_other_modalities_name_their_shapes():
+    sounds = mmssl.encoder("timm/test_resnet", modality="audio", rate=8_000)
+    with pytest.raises(DataError, match=r"takes tensors \(B, S\) or \(B, M, T\), and this one is \(8000,\)"):
+        sounds(torch.zeros(8_000))
+    with pytest.raises(DataError, match=r"takes tensors \(B, T, 3, H, W\), and this one is \(8, 3, 32, 32\)"):
+        mmssl.encoder("timm/test_resnet", modality="video")(torch.zeros(8, 3, 32, 32))
+
+
 def test_a_thing_that_cannot_be_read_is_named(image_encoder, files):
     with pytest.raises(DataError, match=r"number 1: there is no image file '.*none.png'"):
         image_encoder.read([files / "a.png", files / "none.png"])
@@ -76,6 +98,9 @@ def test_a_thing_that_cannot_be_read_is_named(image_encoder, files):
         image_encoder.read([])
     with pytest.raises(DataError, match="cannot read image from int"):
         image_encoder.read(3)
+    for tensors in (torch.zeros(3, 8, 8), [torch.zeros(3, 8, 8)]):
+        with pytest.raises(DataError, match=r"tensors go to the encoder itself, encoder\(x\), as \(B, 3, H, W\)"):
+            image_encoder.read(tensors)
 
 
 def test_texts():
