@@ -137,7 +137,8 @@ def fork(run: Run, rank: int, port: int, tree: Path, out: Path, fate: Fate, mark
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         left = die_at_call(fate.call if fate.rank in (None, rank) else None, fate.before)
         mmssl.run(tree, out=out, resume=True, quiet=True)
-        (out.parent / "calls").write_text(str(-left[0]), encoding="utf-8")
+        if rank == 0:
+            (out.parent / "calls").write_text(str(-left[0]), encoding="utf-8")
         status = 0
     except BaseException:
         traceback.print_exc()

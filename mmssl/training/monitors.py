@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
@@ -76,6 +78,12 @@ class Monitors:
         """
         if not self._rows:
             return {}
+        with unchanged(self.objective):
+            _take_first_statistics(self.objective)
+            numbers = self._measure(inputs)
+        return {f"{MONITOR}/{key}": float(value) for key, value in numbers.items()}
+
+    def _measure(self, inputs: Batch) -> dict[str, Tensor]:
         numbers: dict[str, Tensor] = {}
         with evaluating(self.objective):
             features = {name: found for name, e in self.objective.exported.items() if (found := self._read(name, e))}
@@ -94,7 +102,7 @@ class Monitors:
                 with evaluating(self.objective):
                     a, b = (side(features[name][1]) for side, name in zip(two.embed, (two.a, two.b), strict=True))
                 numbers[f"{two.a}_{two.b}/alignment"] = alignment(gather(a.float()), gather(b.float()))
-        return {f"{MONITOR}/{key}": float(value) for key, value in numbers.items()}
+        return numbers
 
     def _read(self, name: str, encoder: Encoder) -> tuple[Tensor, Any] | None:
         """Pooled features of all processes' rows, and the Features of this one's."""
@@ -108,6 +116,15 @@ class Monitors:
             self._left_out.add(name)
             return None
         return gather(features.pooled.float()), features
+
+
+def _take_first_statistics(module: nn.Module) -> None:
+    """Where norms are not synchronized, each process has running statistics of its own, and one's are stored."""
+    if process_share()[1] > 1:
+        for norm in module.modules():
+            if isinstance(norm, _NormBase):
+                for buffer in norm.buffers(recurse=False):
+                    dist.broadcast(buffer, 0)
 
 
 def _first(batch: Batch) -> Batch:

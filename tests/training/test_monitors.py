@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from test_loop import settings
-from tiny import Denoise, MemoryLoader, Pull, TinyEncoder, make
+from tiny import Denoise, MemoryLoader, Pull, TinyEncoder, free_port, make
 from torch import Tensor, nn
 
 from mmssl import recipe
@@ -18,6 +20,7 @@ from mmssl.build import build
 from mmssl.encoders.base import Features
 from mmssl.ops.draws import Draws
 from mmssl.training.loop import fit
+from mmssl.training.monitors import Monitors
 
 
 def losses_by_hand(task: Denoise) -> dict[str, float]:
@@ -152,3 +155,24 @@ def test_only_the_first_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(batch["image"]) > 3
     fit(Denoise({"image": Counts()}), MemoryLoader(), settings(steps=2), quiet=True)
     assert sizes == [3, 3, 3]
+
+
+def _measure_twice(rank: int, port: int) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    task = normed(dropout=0.0)
+    norm = task.encoders["image"].net[1]
+    norm.running_var.fill_(1.0 + 8 * rank)  # as unsynchronized norms of other rows have it
+    monitors = Monitors(task, settings(), nullcontext, False)
+    batch = next(MemoryLoader().batches(0, 1))
+    monitors.keep(0, batch)
+    inputs = task.transform(batch, Draws(0, 0, 4, share=rank, shares=2))
+    before = monitors.read(inputs)
+    assert torch.equal(norm.running_var, torch.full((16,), 1.0 + 8 * rank))
+    norm.running_var.fill_(1.0)  # as after a resume
+    assert monitors.read(inputs) == before
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.long
+def test_monitors_of_several_processes_are_those_of_a_resumed_run(processes: Callable) -> None:
+    processes(_measure_twice, (free_port(),), 2)
