@@ -8,6 +8,7 @@
     features = encoder(encoder.read(["a.jpg", "b.png"]))                   # tokens, pooled ...
     task = mmssl.objective("rotation", {"image": encoder})                 # an nn.Module
     mmssl.embed(run, "path/to/files", "features.parquet")                  # features beside the rows' columns
+    mmssl.predict("classifier", "path/to/files", "answers.csv")            # of adapt(..., probe="finetune", save=...)
     print(mmssl.check("path/to/files").text())                             # what a source holds, and its traps
 
 Every name is imported when it is first used, so that `import mmssl` costs nothing.
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from mmssl.hub.load import load
     from mmssl.objectives import create as objective
     from mmssl.objectives.base import Chance, Objective, Panel
+    from mmssl.predicting import predict
     from mmssl.recipe import Recipe
     from mmssl.run_directory import Run
     from mmssl.runs import run
@@ -56,6 +58,7 @@ _HOMES = {
     "compare": ("mmssl.comparing", "compare"),
     "Comparison": ("mmssl.comparison.comparison", "Comparison"),
     "embed": ("mmssl.embedding", "embed"),
+    "predict": ("mmssl.predicting", "predict"),
     "check": ("mmssl.data.check", "check"),
     "Check": ("mmssl.data.check", "Check"),
     "Recipe": ("mmssl.recipe", "Recipe"),
@@ -82,6 +85,7 @@ __all__ = [  # noqa: RUF022 (in the order in which a user meets them)
     "compare",
     "Comparison",
     "embed",
+    "predict",
     "check",
     "Check",
     "Recipe",

@@ -1,4 +1,4 @@
-"""The command line: run, adapt, compare, embed, show, check, list, export, push, doctor.
+"""The command line: run, adapt, compare, embed, predict, show, check, list, export, push, doctor.
 
 Only light modules are imported here; torch comes in with the verb that needs it.
 """
@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from mmssl import cli_rows
+from mmssl.cli_rows import RunPath, Trust
 from mmssl.errors import Interrupted, MmsslError, RecipeError
 from mmssl.version import __version__
 
@@ -27,8 +29,6 @@ app = typer.Typer(
 out = Console(highlight=False, soft_wrap=True)
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")]
-RunPath = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or a name on the Hub.")]
-Trust = Annotated[bool, typer.Option("--trust", help="Import the objective or encoder of your own that RUN names.")]
 
 
 def main() -> None:
@@ -133,6 +133,9 @@ def adapt(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a hyper-parameter of the probe."),
     ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Folder for the classifier that finetune trained; see `mmssl predict`.")
+    ] = None,
     trust: Trust = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
@@ -158,6 +161,7 @@ def adapt(
         seeds=seeds,
         workers=workers,
         cache=cache,
+        save=save,
         trust=trust,
         **{key: yaml.safe_load(value) for key, value in _overrides(set_).items()},
     )
@@ -167,6 +171,8 @@ def adapt(
         typer.echo(json.dumps(table.to_json(), indent=1))
     else:
         typer.echo(str(table))
+        if save is not None:
+            out.print(f"\nnext, its answers for other rows:\n  mmssl predict {save} path/to/files --to answers.csv")
 
 
 @app.command("compare")
@@ -249,39 +255,8 @@ def compare_command(
     typer.echo(f"\n{found}")
 
 
-@app.command("embed")
-def embed_command(
-    run: RunPath,
-    data: Annotated[str, typer.Argument(help="Anything that a recipe's data.source may be.")],
-    to: Annotated[Path, typer.Option("--to", help="File to write: *.parquet or *.npz.")],
-    encoder: Annotated[str | None, typer.Option(help="Name of the encoder; the first one by default.")] = None,
-    layer: Annotated[
-        str | None, typer.Option(help="Depth whose mean is written; the pooled features by default.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="Whose rows.")] = "train",
-    limit: Annotated[int | None, typer.Option(help="Only so many rows, spread over the split.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows that go through the encoder at a time.")] = 256,
-    workers: Annotated[int, typer.Option(help="Processes that decode.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
-    trust: Trust = False,
-) -> None:
-    """Write the features of every row to a file, with ids and columns; a call that was killed goes on when repeated."""
-    import mmssl
-
-    written = mmssl.embed(
-        run,
-        data,
-        to,
-        encoder=encoder,
-        layer=layer,
-        split=split,
-        limit=limit,
-        batch_size=batch_size,
-        workers=workers,
-        force=force,
-        trust=trust,
-    )
-    out.print(str(written))
+app.command("embed")(cli_rows.embed)
+app.command("predict")(cli_rows.predict)
 
 
 @app.command()
@@ -359,10 +334,13 @@ def export(
     to: Annotated[Path, typer.Option("--to", help="Directory to write.")],
     trust: Trust = False,
 ) -> None:
-    """Write every encoder as native files of timm, torchvision, open_clip or transformers."""
+    """Write encoders as native files of timm, torchvision, open_clip or transformers, a classifier with its head."""
     from mmssl import hub
 
-    hub.export(hub.load(run, trust=trust), to)
+    if hub.is_classifier(run):
+        hub.export_classifier(hub.load_classifier(run, trust=trust), to)
+    else:
+        hub.export(hub.load(run, trust=trust), to)
     out.print(f"{to}: see README.md there for the line that loads each encoder without mmssl")
 
 

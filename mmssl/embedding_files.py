@@ -1,7 +1,8 @@
-"""Tables in parts as one parquet file, or as one npz archive; a part at a time in memory."""
+"""Tables in parts as one parquet file, npz archive or csv file; a part at a time in memory."""
 
 from __future__ import annotations
 
+import csv
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -55,6 +56,26 @@ def write_npz(parts: Sequence[Path], target: Path) -> None:
                     file.write(np.ascontiguousarray(convert(column), dtype=dtype).tobytes())
 
 
+def write_csv(parts: Sequence[Path], target: Path) -> None:
+    """A line a row under the names of the columns; empty where a cell is missing, JSON where it holds several."""
+    import pyarrow.parquet
+
+    schema = _schema(parts)
+    with target.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(schema.names)
+        for part in parts:
+            table = pyarrow.parquet.read_table(part).cast(schema)
+            writer.writerows(zip(*map(_texts, table.columns), strict=True))
+
+
+def _texts(column: pyarrow.ChunkedArray) -> list[Any]:
+    cells: list[Any] = column.to_pylist()
+    if str(column.type) == "float":  # 0.1 of single precision is no 0.10000000149011612
+        return [None if cell is None else str(np.float32(cell)) for cell in cells]
+    return [cell if isinstance(cell, int | float) else _text(cell) for cell in cells]
+
+
 def _converter(kind: pyarrow.DataType, gaps: bool) -> Any:
     """A column of a part -> an array without objects."""
     import pyarrow.types as types
@@ -86,4 +107,4 @@ def _schema(parts: Sequence[Path]) -> pyarrow.Schema:
         raise DataError(f"a column holds cells of several kinds: {error}") from error
 
 
-FORMATS = {".parquet": write_parquet, ".npz": write_npz}
+FORMATS = {".csv": write_csv, ".parquet": write_parquet, ".npz": write_npz}

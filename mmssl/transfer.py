@@ -13,11 +13,14 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from mmssl.adaptation.cache import FeatureCache
 from mmssl.adaptation.probes import make_probe
+from mmssl.adaptation.probes.base import Answers
+from mmssl.adaptation.probes.finetune import Finetune, Trained
 from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.rows import Labeled, where
-from mmssl.adaptation.table import Table
+from mmssl.adaptation.table import PRETRAINED, Table
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
+from mmssl.hub.classifier import check_room, save_classifier
 from mmssl.hub.load import load
 from mmssl.objectives.base import Objective
 from mmssl.recipe import Data
@@ -46,6 +49,7 @@ def adapt(
     batch_size: int = 256,
     workers: int = 0,
     cache: bool | str | Path | None = None,
+    save: str | Path | None = None,
     trust: bool = False,
     **options: Any,
 ) -> Table:
@@ -88,6 +92,8 @@ def adapt(
         cache: folder in which features are kept, so that another probe of the same rows encodes nothing. Where left
             out, `features` in the run's directory, and none for an encoder or task; False keeps nothing. Features of a
             stream are never kept.
+        save: folder, absent or empty, for the classifier that `finetune` trained with the first seed, with which
+            `mmssl.predict` answers for other rows.
         trust: import the objective or encoder of your own that a run's directory names.
         **options: the probe's hyper-parameters.
 
@@ -99,6 +105,11 @@ def adapt(
     if not isinstance(probe, str):
         raise RecipeError(f"probe = {probe!r} should be a name, and its options arguments: probe='knn', k=[5]")
     asked = make_probe(probe, options)
+    trained: list[Trained] = []
+    if save is not None:
+        if not isinstance(asked, Finetune):
+            raise RecipeError(f"save keeps what the probe finetune trained, and {probe} leaves the encoder as it is")
+        check_room(save)
     if isinstance(model, str | Path):
         model = load(model, trust=trust)
         if torch.accelerator.is_available():
@@ -108,6 +119,11 @@ def adapt(
         folder = run.directory / FEATURES if run else None
     else:
         folder = Path(cache) if cache else None
+
+    def keep(answers: Answers) -> None:
+        if isinstance(asked, Finetune) and asked.trained and answers.encoder == PRETRAINED and not trained:
+            trained.append(asked.trained)
+
     request = Request(
         train=train,
         test=test,
@@ -124,6 +140,7 @@ def adapt(
         batch_size=batch_size,
         workers=workers,
         cache=FeatureCache(folder),
+        listen=None if save is None else keep,
     )
     table = asked.score(Model.of(model, encoder), request)
     if isinstance(model, Run) and table.test in {where(data) for data in model.recipe.sources().values()}:
@@ -133,6 +150,8 @@ def adapt(
         run.add_probe(table.to_json())
         if (run.directory / "report.html").exists():
             write_report(run)
+    if save is not None:
+        save_classifier(save, trained[0], table, data)
     return table
 
 

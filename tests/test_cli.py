@@ -246,6 +246,25 @@ def test_embed_writes_the_features_of_any_encoder_of_a_run(monkeypatch, capsys, 
     assert "is there already" in capsys.readouterr().err
 
 
+@pytest.mark.long
+def test_what_finetune_trained_is_kept_and_answers(monkeypatch, capsys, tmp_path, pairs):
+    folder, file = tmp_path / "classifier", tmp_path / "answers.csv"
+    adapt = ("adapt", str(pairs.directory), "--data", "toy", "--label", "shape", "--limit", "48", "--seeds", "1")
+    few = ("--no-baseline", "--set", "steps=2", "--set", "lr=[0.001]", "--set", "decay=[1.0]")
+    assert call(monkeypatch, *adapt, *few, "--probe", "finetune", "--save", str(folder)) == 0
+    assert f"mmssl predict {folder} path/to/files --to answers.csv" in capsys.readouterr().out
+    predict = ("predict", str(folder), "toy", "--split", "test", "--limit", "5", "--scores", "--to", str(file))
+    assert call(monkeypatch, *predict) == 0
+    assert capsys.readouterr().out.strip() == str(file)
+    head, *lines = file.read_text().splitlines()
+    assert ",answer,probability,probability_" in head
+    assert len(lines) == 5
+    assert call(monkeypatch, "export", str(folder), "--to", str(tmp_path / "native")) == 0
+    assert (tmp_path / "native" / "head.safetensors").is_file()
+    assert call(monkeypatch, "predict", str(tmp_path), "toy", "--to", str(tmp_path / "x.csv")) == 2
+    assert "holds no classifier" in capsys.readouterr().err
+
+
 def test_rows_are_decoded_as_those_that_the_encoder_was_trained_on():
     from mmssl import recipe
     from mmssl.build import build_objective

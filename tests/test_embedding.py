@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import mmssl
-from mmssl import embedding
+from mmssl import embedding, parts
 from mmssl.errors import DataError, RecipeError, RunError
 
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 8, "depth": 2, "num_heads": 2}
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(embedding, "BATCHES", 2)
+    monkeypatch.setattr(parts, "BATCHES", 2)
 
 
 def test_rows_are_those_of_the_encoder(encoder, folder, tmp_path, small_parts):
@@ -154,7 +154,7 @@ def test_parts_of_other_weights_are_not_used(encoder, folder, tmp_path, small_pa
     other = mmssl.encoder("timm/vit_tiny_patch16_224", modality="image", **VIT).eval()
     whole = mmssl.embed(other, folder, tmp_path / "whole.parquet", batch_size=3).read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(embedding, "_assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(parts, "_assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             mmssl.embed(encoder, folder, tmp_path / "x.parquet", batch_size=3)
     assert mmssl.embed(other, folder, tmp_path / "x.parquet", batch_size=3).read_bytes() == whole
@@ -163,9 +163,9 @@ def test_parts_of_other_weights_are_not_used(encoder, folder, tmp_path, small_pa
 SLOW = """
 import time
 import mmssl, torch
-from mmssl import embedding as module
+from mmssl import embedding as module, parts
 extract = module.extract
-module.BATCHES = 1
+parts.BATCHES = 1
 def slowly(*given, **options):
     time.sleep(0.3)
     return extract(*given, **options)
@@ -180,16 +180,16 @@ mmssl.embed(encoder, {folder!r}, {to!r}, batch_size=2)
 def test_a_killed_call_goes_on(encoder, folder, tmp_path, monkeypatch):
     to = tmp_path / "x.parquet"
     process = subprocess.Popen([sys.executable, "-c", SLOW.format(vit=VIT, folder=str(folder), to=str(to))])
-    parts = tmp_path / ".x.parquet.parts"
+    made = tmp_path / ".x.parquet.parts"
     deadline = time.monotonic() + 120
-    while len(list(parts.glob("0*.parquet"))) < 3 and time.monotonic() < deadline:
+    while len(list(made.glob("0*.parquet"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not to.exists()
-    kept = len(list(parts.glob("0*.parquet")))
+    kept = len(list(made.glob("0*.parquet")))
     assert kept >= 3
-    monkeypatch.setattr(embedding, "BATCHES", 1)
+    monkeypatch.setattr(parts, "BATCHES", 1)
     extract, calls = embedding.extract, []
     monkeypatch.setattr(embedding, "extract", lambda *a, **k: calls.append(1) or extract(*a, **k))
     mmssl.embed(encoder, folder, to, batch_size=2)

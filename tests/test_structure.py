@@ -30,12 +30,13 @@ objectives
 dry_run training
 build adaptation
 audit
-run_directory
+run_directory parts
 report hub
 runs
-transfer embedding comparison
+transfer embedding predicting comparison
 comparing
 doctor
+cli_rows
 cli
 __main__
 """

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmssl.adaptation.features import POOLED, extract
 from mmssl.adaptation.rows import BatchSplit, SourceSplit, Split, in_order
@@ -113,10 +113,11 @@ def _of_tensors(tensors: Mapping[str, Tensor]) -> str:
     return content.hexdigest()
 
 
-def digest_of(encoder: Encoder) -> str:
+def digest_of(encoder: nn.Module) -> str:
     """Weights, arguments and code, the latter as the version of this library."""
     kind = type(encoder)
-    arguments = {key: repr(value) for key, value in getattr(encoder, "spec", {}).items() if key != "tokenizer"}
+    spec: Mapping[str, Any] = getattr(encoder, "spec", {})
+    arguments = {key: repr(value) for key, value in spec.items() if key != "tokenizer"}
     state = _of_tensors(dict(encoder.state_dict()))
     return _digest(__version__, f"{kind.__module__}.{kind.__qualname__}", json.dumps(arguments, sort_keys=True), state)
 

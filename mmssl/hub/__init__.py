@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from mmssl.hub.card import model_card
+from mmssl.hub.classifier import is_classifier, load_classifier
 from mmssl.hub.export import export
+from mmssl.hub.export_classifier import export_classifier
 from mmssl.hub.load import load
 from mmssl.hub.pull import check_folder, download
 from mmssl.hub.push import push
 
-__all__ = ["check_folder", "download", "export", "load", "model_card", "push"]
+__all__ = [
+    "check_folder",
+    "download",
+    "export",
+    "export_classifier",
+    "is_classifier",
+    "load",
+    "load_classifier",
+    "model_card",
+    "push",
+]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 from torch import nn
 
-from mmssl.atomic import temporary_name
+from mmssl.atomic import flush, temporary_name
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RunError
 from mmssl.hub import space
@@ -205,6 +205,7 @@ def fill(directory: Path, write: Callable[[Path], None], own: Collection[str], m
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         write(temporary)
+        flush([temporary, *temporary.rglob("*")])
         shutil.rmtree(old, ignore_errors=True)
         if directory.exists():
             directory.rename(old)

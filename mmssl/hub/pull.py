@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ LARGEST_TOKENIZER = 1 << 27
 LARGEST_RECORD = 1 << 28
 MOST_FILES = 10_000
 DEEPEST = 20
+WAY_OUT = "load it with trust=True if you trust its author"
 
 
 def download(repo_id: str, revision: str | None = None, token: str | None = None) -> Path:
@@ -93,29 +94,44 @@ def check_folder(folder: str | Path, trust: bool = False) -> Recipe:
     folder = Path(folder)
     if not folder.is_dir():
         raise RunError(f"{folder}: no such run directory")
-    for number, path in enumerate(_files(folder)):
-        if number >= MOST_FILES:
-            raise RunError(f"{folder}: more than {MOST_FILES:,} files, which no run has")
-        _stays_inside(path, folder)
-        if not path.is_dir() and not path.is_file():
-            raise RunError(f"{path}: is no regular file; remove it")
+    check_files(folder, "run", ("recipe.yaml", WEIGHTS), RECORDS)
     recipe = recipes.validate(_read_recipe(folder / "recipe.yaml"), str(folder / "recipe.yaml"))
     if not trust:
         _check_names(recipe, folder / "recipe.yaml")
     check_numbers(recipe.encoders, recipe.objective, folder / WEIGHTS, folder / "recipe.yaml")
     _check_records(folder)
-    for path in (folder / "tokenizers").rglob("*"):
-        if not path.is_dir():
-            _check_tokenizer(path, folder)
     return recipe
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for name in ("recipe.yaml", WEIGHTS):
+def check_files(folder: Path, what: str, needed: Sequence[str], others: Sequence[str] = ()) -> None:
+    """Check the files that loading reads: all there, regular, inside of the folder, and tokenizers plain JSON.
+
+    Args:
+        folder: of a run or a classifier.
+        what: it is, for errors.
+        needed: names of files.
+        others: that may be missing.
+
+    Raises:
+        RunError: naming the file.
+    """
+    for number, path in enumerate(_files(folder, what, needed, others)):
+        if number >= MOST_FILES:
+            raise RunError(f"{folder}: more than {MOST_FILES:,} files, which no {what} has")
+        _stays_inside(path, folder)
+        if not path.is_dir() and not path.is_file():
+            raise RunError(f"{path}: is no regular file; remove it")
+    for path in (folder / "tokenizers").rglob("*"):
+        if not path.is_dir():
+            _check_tokenizer(path, folder)
+
+
+def _files(folder: Path, what: str, needed: Sequence[str], others: Sequence[str]) -> Iterator[Path]:
+    for name in needed:
         if not (folder / name).is_file():
-            raise RunError(f"{folder}: not a whole run: {name} is missing")
+            raise RunError(f"{folder}: not a whole {what}: {name} is missing")
         yield folder / name
-    yield from (folder / name for name in RECORDS if os.path.lexists(folder / name))
+    yield from (folder / name for name in others if os.path.lexists(folder / name))
     for name in ("tokenizers", "figures"):
         yield from (folder / name).rglob("*")
 
@@ -185,23 +201,32 @@ def _check_probes(text: str) -> None:
 
 def _check_names(recipe: Recipe, path: Path) -> None:
     """Only components of the library, and no argument that reads files or runs code."""
-    way_out = "load it with trust=True if you trust its author"
     known = components("objective")
     for name in _objective_names(recipe.objective):
         if name not in known:
-            raise RunError(f"{path}: objective '{name}' is not part of mmssl and may run any code; {way_out}")
-    for encoder, arguments in recipe.encoders.items():
+            raise RunError(f"{path}: objective '{name}' is not part of mmssl and may run any code; {WAY_OUT}")
+    check_arguments(recipe.encoders, path)
+
+
+def check_arguments(encoders: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Raise RunError for an encoder outside the library, or an argument of one that reads files or runs code.
+
+    Args:
+        encoders: name -> arguments of `mmssl.encoder`; the name is the modality unless they name one.
+        path: the file that holds them.
+    """
+    for encoder, arguments in encoders.items():
         where = f"{path}: encoders.{encoder}"
         modality = arguments.get("modality", encoder)
         if modality not in components("encoder"):
-            raise RunError(f"{where}: '{modality}' is not an encoder of mmssl and may run any code; {way_out}")
+            raise RunError(f"{where}: '{modality}' is not an encoder of mmssl and may run any code; {WAY_OUT}")
         library, _, model = arguments["model"].partition("/")
         refused = library_of(arguments["model"]).refused
         own = {key: value for key, value in arguments.items() if key not in ("model", "pretrained", "tokenizer")}
         for key, value in _leaves(encoder, {"model": model, **own}):
             # No argument that shapes a network is a path, an address or the name of a repository.
             if key in refused or (isinstance(value, str) and re.search(r"[/\\:@]", value)):
-                raise RunError(f"{where}: {key} = {value!r} may make {library} read other files or run code; {way_out}")
+                raise RunError(f"{where}: {key} = {value!r} may make {library} read other files or run code; {WAY_OUT}")
 
 
 def _objective_names(objective: Mapping[str, Any]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmssl.adaptation.features import POOLED, inputs_of
 from mmssl.adaptation.probes.base import Learner, RawRows, Setting
 from mmssl.adaptation.request import Model, Request
+from mmssl.adaptation.rows import Split
 from mmssl.adaptation.targets.base import Target
 from mmssl.batch import Batch, to_device
 from mmssl.encoders.base import Encoder
@@ -30,17 +31,16 @@ class Supervised(Objective):
     Args:
         encoder: trained along.
         target: what the labels are.
-        labels: of all training rows, (N, ...), which say in what units values are learned.
+        units: shift and scale of values, as `Target.units` makes them of the training labels.
     """
 
-    def __init__(self, encoder: Encoder, target: Target, labels: Tensor) -> None:
+    def __init__(self, encoder: Encoder, target: Target, units: tuple[Tensor, Tensor]) -> None:
         super().__init__({encoder.modality: encoder})
         self.target, self.inputs = target, inputs_of(encoder)
         self.needs = (encoder.modality, "label")
         norm = nn.LayerNorm(encoder.dim, elementwise_affine=False)
         self.head = nn.Sequential(norm, nn.Linear(encoder.dim, target.width))
-        shift, scale = target.units(labels)
-        self.shift, self.scale = nn.Buffer(shift), nn.Buffer(scale)
+        self.shift, self.scale = map(nn.Buffer, units)
 
     def chance(self, rows: int) -> Chance:
         """Not known before the labels are."""
@@ -64,6 +64,18 @@ class Supervised(Objective):
         return self.target.answer(self.predict(inputs)["outputs"]) * self.scale + self.shift
 
 
+class Trained(NamedTuple):
+    """What one training made.
+
+    Attributes:
+        objective: encoder and head.
+        split: where its rows were.
+    """
+
+    objective: Supervised
+    split: Split
+
+
 class Finetune(Learner[RawRows]):
     """AdamW with a cosine schedule and layer-wise learning rates, decay^(depth from the head) (He et al. 2022, A.1).
 
@@ -76,9 +88,13 @@ class Finetune(Learner[RawRows]):
         steps: optimizer steps; a subset of few rows is passed through more often.
         batch_rows: rows of a step, at most all of them.
         weight_decay: of AdamW.
+
+    Attributes:
+        trained: what `predict` trained last.
     """
 
     frozen: ClassVar[bool] = False
+    trained: Trained | None = None
 
     def __init__(
         self,
@@ -102,6 +118,7 @@ class Finetune(Learner[RawRows]):
         """See `Learner.predict`; the encoder of `train` is copied, never changed."""
         for setting in settings:
             objective = self.train(target, train, labels, setting, seed)
+            self.trained = Trained(objective, train.split)
             yield answers(objective, test, 4 * self.batch_rows)
 
     def training_rows(self, model: Model, request: Request) -> tuple[Target, RawRows, Tensor]:
@@ -117,7 +134,7 @@ class Finetune(Learner[RawRows]):
             encoder = copy.deepcopy(rows.encoder)
             if encoder.frozen:
                 encoder.freeze(False)
-            objective = Supervised(encoder, target, labels)
+            objective = Supervised(encoder, target, target.units(labels))
         scale_by_depth(objective.encoder(rows.encoder.modality), setting["decay"])
         training = Training(
             steps=self.steps,

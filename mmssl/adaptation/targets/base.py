@@ -28,11 +28,13 @@ class Target:
         metrics: what `score` computes; settings are chosen by the first one.
         shares: metrics that are shares of right rows, which have an interval.
         width: of `matrix` and of answers.
+        names: of the classes or labels that the columns of `matrix` stand for; empty where they are no chances.
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
     shares: ClassVar[tuple[Metric, ...]] = ()
     width: int
+    names: tuple[Any, ...] = ()
 
     @property
     def name(self) -> str:
@@ -59,6 +61,15 @@ class Target:
     def encode(self, cells: Sequence[Any]) -> Tensor:
         """Labels of cells that are not missing, (N, ...)."""
         raise TypeError(f"{type(self).__name__} encodes nothing")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of the constructor that make an equal one, as JSON holds them."""
+        raise TypeError(f"{type(self).__name__} cannot be saved")
+
+    def decode(self, answers: Tensor) -> list[Any]:
+        """The cell that each of the answers (N, width) says, as `encode` takes it."""
+        raise TypeError(f"{type(self).__name__} decodes nothing")
 
     def matrix(self, labels: Tensor) -> Tensor:
         """What probes learn to estimate, float32 (N, width)."""

@@ -50,6 +50,15 @@ class Classes(Target):
                 raise DataError(f"label {cell!r} is none of the classes: {known}")
         return torch.tensor([self._number[cell] for cell in cells], dtype=torch.int64)
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The names."""
+        return {"names": list(self.names)}
+
+    def decode(self, answers: Tensor) -> list[Any]:
+        """The class with the largest chance."""
+        return [self.names[number] for number in answers.argmax(1).tolist()]
+
     def matrix(self, labels: Tensor) -> Tensor:
         """One-hot."""
         return F.one_hot(labels, self.width).float()

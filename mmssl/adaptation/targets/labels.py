@@ -62,6 +62,17 @@ class Labels(Target):
             labels[row, [self._number[label] for label in _given(cell)]] = True
         return labels
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The names."""
+        return {"names": list(self.names)}
+
+    def decode(self, answers: Tensor) -> list[Any]:
+        """The labels with a chance above one half."""
+        return [
+            [name for name, given in zip(self.names, row, strict=True) if given] for row in (answers > 0.5).tolist()
+        ]
+
     def matrix(self, labels: Tensor) -> Tensor:
         """Zeros and ones."""
         return labels.float()

@@ -51,6 +51,16 @@ class Values(Target):
         """float64 (N, K)."""
         return torch.tensor([_numbers(cell) for cell in cells], dtype=torch.float64).view(len(cells), self.width)
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The width."""
+        return {"width": self.width}
+
+    def decode(self, answers: Tensor) -> list[Any]:
+        """Numbers, or lists of them where a row has several."""
+        values: list[Any] = answers.squeeze(1).tolist() if self.width == 1 else answers.tolist()
+        return values
+
     def matrix(self, labels: Tensor) -> Tensor:
         """The values."""
         return labels.float()

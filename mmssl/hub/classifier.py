@@ -1,0 +1,279 @@
+"""What fine-tuning trained, as a folder: the encoder with its head, and all that it takes to answer for new rows.
+
+    classifier.json      encoder, target, how rows are decoded, the table of scores
+    model.safetensors    encoder and head
+    tokenizers/          of an encoder of texts
+    README.md            what it is
+
+As of a run, nothing in such a folder is unpickled, imported or fetched.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mmssl.adaptation.features import inputs_of
+from mmssl.adaptation.probes.finetune import Supervised, Trained
+from mmssl.adaptation.rows import SourceSplit
+from mmssl.adaptation.table import Table
+from mmssl.adaptation.targets.base import Target
+from mmssl.batch import Batch, to_device
+from mmssl.encoders import create
+from mmssl.encoders.base import Encoder
+from mmssl.errors import MmsslError, RecipeError, RunError
+from mmssl.hub.bounds import check_finite, check_numbers, no_larger_than
+from mmssl.hub.export import fill
+from mmssl.hub.pull import WEIGHTS, check_arguments, check_files
+from mmssl.media.text import Tokenizer
+from mmssl.modules.mode import evaluating
+from mmssl.recipe import Data
+from mmssl.registry import components, find
+from mmssl.schema import Section
+from mmssl.schema import fill as filled
+from mmssl.training.checkpoint import load_weights, tensors
+from mmssl.version import __version__
+
+FILE = "classifier.json"
+HEADING = "# A classifier, fine-tuned by mmssl"
+TOKENIZER = "tokenizers/encoder"
+LARGEST = 1 << 26
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A fine-tuned encoder with its head.
+
+    Attributes:
+        objective: both, in evaluation mode.
+        decoding: how rows are decoded.
+        label: the column that it learned.
+        table: its scores, on rows that it did not learn from.
+    """
+
+    objective: Supervised
+    decoding: Data
+    label: str
+    table: Table
+
+    @property
+    def encoder(self) -> Encoder:
+        """The one that was tuned."""
+        (encoder,) = self.objective.exported.values()
+        return encoder
+
+    @property
+    def target(self) -> Target:
+        """What the answers are; `target.decode(answers)` puts them in words."""
+        return self.objective.target
+
+    @property
+    def head(self) -> nn.Linear:
+        """From normalized pooled features to outputs."""
+        linear = self.objective.head[1]
+        assert isinstance(linear, nn.Linear)
+        return linear
+
+    def answer(self, batch: Batch) -> Tensor:
+        """Chances of classes or labels, or values in their units, float32 (B, width) on the CPU.
+
+        Args:
+            batch: with the key of the encoder's modality and, where some of it is padding, its mask; on any device.
+        """
+        keys = [key for key in inputs_of(self.encoder) if key in batch]
+        with evaluating(self.objective), torch.no_grad():
+            device = next(self.objective.parameters()).device
+            return self.objective.answer(to_device({key: batch[key] for key in keys}, device)).float().cpu()
+
+
+class Stored(Section):
+    """What classifier.json holds; `encoder` and `target` are the arguments that build them again."""
+
+    version: str
+    encoder: dict[str, Any]
+    target: dict[str, Any]
+    decoding: Data
+    label: str
+    origin: dict[str, str]
+    table: dict[str, Any]
+
+
+def is_classifier(folder: str | Path) -> bool:
+    """Whether a folder says that it is one."""
+    return (Path(folder) / FILE).is_file()
+
+
+def check_room(folder: str | Path) -> None:
+    """Raise RunError where `save_classifier` would refuse to write."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} is there already; name another folder for the classifier, or remove it")
+
+
+def save_classifier(folder: str | Path, trained: Trained, table: Table, decoding: Data | None = None) -> Path:
+    """Write a folder that `load_classifier` reads, whole or not at all.
+
+    Args:
+        folder: absent or empty.
+        trained: by the probe `finetune`.
+        table: its scores.
+        decoding: of the rows, where they came as batches.
+
+    Raises:
+        RecipeError: for batches of which nobody said how they were decoded.
+        RunError: where weights are not finite, the folder is in use, or the disk refuses.
+    """
+    objective, split = trained
+    (encoder,) = objective.exported.values()
+    how = split.spec if isinstance(split, SourceSplit) else decoding
+    if how is None:
+        raise RecipeError(
+            "batches do not say how rows are decoded for it; give a source, or a recipe's data section (data=)"
+        )
+    if objective.target.name not in components("target"):
+        raise RecipeError(f"'{table.label}' is read by a target outside mmssl, of which no classifier can be saved")
+    check_room(folder)
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in tensors(objective).items()}
+    check_finite(weights.items(), Path(folder))
+    modality = encoder.modality
+    decoded = how.model_dump(mode="json", include={modality, "start"}, exclude_none=True)
+    columns = {key: name for key, name in how.columns.items() if key == modality}
+    tree = {
+        "version": __version__,
+        "encoder": {key: value for key, value in encoder.spec.items() if key != "tokenizer"},
+        "target": {"name": objective.target.name, **objective.target.arguments},
+        "decoding": {"source": "files", "columns": columns, **decoded},
+        "label": table.label,
+        "origin": dict(encoder.origin),
+        "table": table.to_json(),
+    }
+
+    def write(temporary: Path) -> None:
+        save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
+        tokenizer = getattr(encoder, "tokenizer", None)
+        if tokenizer is not None:
+            tokenizer.save(temporary / TOKENIZER)
+        (temporary / FILE).write_text(json.dumps(tree, indent=1, ensure_ascii=False), encoding="utf-8")
+        (temporary / "README.md").write_text(_readme(Path(folder).name, objective.target, table, tree), "utf-8")
+
+    return fill(Path(folder), write, (), HEADING)
+
+
+def _readme(name: str, target: Target, table: Table, tree: dict[str, Any]) -> str:
+    shown = ", ".join(f"`{one}`" for one in target.names[:50]) + (" ..." if len(target.names) > 50 else "")
+    head, lines = table.cells()
+    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in [head, *lines]]
+    origin = "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in tree["origin"].items())
+    decoding = {key: value for key, value in tree["decoding"].items() if key != "source"}
+    return "\n".join(
+        [
+            HEADING,
+            "",
+            f"`{tree['encoder']['model']}` with a linear head on its normalized pooled features, trained together on "
+            f"the column `{table.label}` ({table.target}{': ' if shown else ''}{shown}).",
+            f"The encoder's origin: {origin or 'not stated'}. Rows are decoded with `{json.dumps(decoding)}`.",
+            "",
+            "```bash",
+            f"mmssl predict {name} DATA --to answers.csv",
+            "```",
+            "",
+            f"Scores: {table.extent}; test rows: {table.test}. The network in this folder is that of seed "
+            f"{table.seeds[0]}, the first of those in the line `pretrained`.",
+            "",
+            rows[0],
+            "|" + "---|" * len(head),
+            *rows[1:],
+            *("\n" + note for note in table.warnings),
+            "",
+        ]
+    )
+
+
+def load_classifier(folder: str | Path, *, trust: bool = False) -> Classifier:
+    """Read back what `save_classifier` wrote.
+
+    Args:
+        folder: may be somebody else's; it is checked before anything is built from it.
+        trust: let it name an encoder of your own, whose code is then imported.
+
+    Raises:
+        RunError: for a folder that is missing, damaged or not allowed.
+        RecipeError: for a key or a value that no classifier has.
+    """
+    folder = Path(folder)
+    where = folder / FILE
+    if not is_classifier(folder):
+        raise RunError(
+            f"{folder} holds no classifier, for {FILE} is missing; mmssl adapt RUN --probe finetune --save FOLDER "
+            "writes one"
+        )
+    check_files(folder, "classifier", (FILE, WEIGHTS))
+    try:
+        return _load(folder, trust)
+    except MmsslError:
+        raise
+    except Exception as error:  # Libraries raise anything where a folder is damaged.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RunError(f"{where}: no classifier can be built from it: {reason}") from error
+
+
+def _load(folder: Path, trust: bool) -> Classifier:
+    where = folder / FILE
+    if where.stat().st_size > LARGEST:
+        raise RunError(f"{where}: larger than {LARGEST >> 20} MiB, which no classifier's is")
+    try:
+        tree = json.loads(where.read_text(encoding="utf-8"))
+        if not isinstance(tree, dict):
+            raise ValueError(f"expected an object, found {type(tree).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{where} is damaged: {error}; save the classifier again") from error
+    stored = filled(Stored, tree, str(where))
+    try:
+        table = Table.from_json(stored.table)
+    except ValueError as error:
+        raise RunError(f"{where} is damaged: table: {error}; save the classifier again") from error
+    encoder = _encoder(folder, stored, trust)
+    target = _target(folder, stored)
+    plain = torch.zeros(target.width), torch.ones(target.width)
+    with no_larger_than(folder / WEIGHTS):
+        objective = Supervised(encoder, target, plain)
+    load_weights(objective, folder / WEIGHTS)
+    encoder.decoding, encoder.origin = stored.decoding, stored.origin
+    return Classifier(objective.eval(), stored.decoding, stored.label, table)
+
+
+def _encoder(folder: Path, stored: Stored, trust: bool) -> Encoder:
+    where, given = folder / FILE, stored.encoder
+    if not all(isinstance(given.get(key), str) for key in ("model", "modality")) or "pretrained" in given:
+        raise RunError(f"{where}: encoder: model and modality name the network, and its weights are in {WEIGHTS}")
+    modality = given["modality"]
+    if not trust:
+        check_arguments({modality: given}, where)
+    check_numbers({modality: given}, {}, folder / WEIGHTS, where)
+    stored_there = (folder / TOKENIZER).is_dir()
+    own = {"tokenizer": Tokenizer.load(folder / TOKENIZER)} if stored_there else {}
+    try:
+        with no_larger_than(folder / WEIGHTS):
+            return create(**{**given, **own})
+    except RecipeError as error:
+        raise RunError(f"{where}: encoder: {error}") from error
+
+
+def _target(folder: Path, stored: Stored) -> Target:
+    where = folder / FILE
+    arguments = dict(stored.target)
+    name = arguments.pop("name", None)
+    if not isinstance(name, str) or name not in components("target"):
+        raise RunError(f"{where}: target {name!r} is none of {', '.join(components('target'))}")
+    check_numbers({}, arguments, folder / WEIGHTS, where)
+    names = arguments.get("names")
+    if names is not None and not (isinstance(names, list) and all(isinstance(one, str | int) for one in names)):
+        raise RunError(f"{where}: target: names should be a list of names or whole numbers")
+    target: Target = find("target", name)(**arguments)
+    return target
