@@ -13,6 +13,7 @@ from mmssl.errors import MmsslError, RecipeError
 from mmssl.media.text import Tokenizer
 from mmssl.objectives.base import Objective
 from mmssl.ops.draws import Draws
+from mmssl.ops.gather import process_share
 from mmssl.recipe import Data, Recipe
 
 
@@ -31,7 +32,7 @@ def check(recipe: Recipe, objective: Objective, where: str) -> None:
 
     Args:
         recipe: resolved.
-        objective: built from it; runs once, on noise.
+        objective: built from it; runs once, on noise, on all processes together.
         where: file, for errors.
     """
     if objective.meets != "nowhere" and recipe.training.batch_size < 2:
@@ -72,7 +73,7 @@ def _check_sources(recipe: Recipe, objective: Objective, where: str) -> None:
 def _try_shapes(recipe: Recipe, objective: Objective, where: str) -> None:
     """Run the task once on noise of the decoded shapes, so that what cannot work fails here and not at step 1."""
     batch: Batch = {}
-    rows = 2
+    rows, (share, shares) = 2, process_share()
     tokenizers = tokenizers_of(objective.exported)
     for need in objective.needs:
         prefix, _, key = need.rpartition("/")
@@ -80,11 +81,11 @@ def _try_shapes(recipe: Recipe, objective: Objective, where: str) -> None:
             f"{prefix}/{name}" if prefix else name: value
             for name, value in _noise(recipe.sources()[prefix], key, rows, tokenizers).items()
         }
-        batch[f"{prefix}/id" if prefix else "id"] = torch.arange(rows)
+        batch[f"{prefix}/id" if prefix else "id"] = torch.arange(rows) + share * rows
     objective.eval()
     try:
         with torch.no_grad():
-            inputs = objective.transform(batch, Draws(0, 0, rows))
+            inputs = objective.transform(batch, Draws(0, 0, rows, share=share, shares=shares))
             objective.loss(objective.predict(inputs), inputs)
     except MmsslError as error:
         raise RecipeError(f"{where}: {error}") from error

@@ -303,7 +303,7 @@ def main() -> int:
     tally: collections.Counter[str] = collections.Counter()
     wrong: list[str] = []
     tasks: set[str] = set()
-    slowest, number = 0.0, 0
+    slowest, number, told = 0.0, 0, 0
     expected: dict[Run, tuple[dict[str, Any], float, int]] = {}
     with tempfile.TemporaryDirectory() as place:
         pictures = make_pictures(Path(place) / "pictures")
@@ -349,6 +349,9 @@ def main() -> int:
                 tally["broken"] += bool(died and broken)
             else:
                 wrong += [f"{run}, after {kills} kills: {one}" for one in differences(right, traces(out))]
+            for one in wrong[told:]:
+                print(one, file=sys.stderr)
+            told = len(wrong)
             tally["runs"] += 1
             tasks.add(task)
             number += 1

@@ -1,6 +1,8 @@
 """Every recipe that comes along: readable, complete, and true to the signatures of what it names."""
 
+import os
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -8,11 +10,12 @@ import torch
 
 from mmssl import catalog, recipe
 from mmssl.batch import MODALITIES
-from mmssl.build import build_objective
+from mmssl.build import build, build_objective
 from mmssl.catalog import find_recipe
 from mmssl.media.text import Tokenizer
 from mmssl.recipe import Recipe
 from mmssl.registry import ROOT, check_keywords, components, find
+from mmssl.training.launch import start_processes
 
 FILES = sorted((ROOT.parent / "recipes").rglob("*.yaml"))
 PUBLISHED = [path for path in FILES if re.search(r"_(imagenet|cc12m|wikipedia|audioset|finevideo|c4)$", path.stem)]
@@ -99,3 +102,21 @@ def test_the_published_networks_can_be_built(path: Path):
     for data in sources.values():
         assert data.source not in ("toy", "")
     assert objective.chance(loaded.training.batch_size).levels
+
+
+def _start(rank: int, port: int, folder: Path, names: tuple[str, ...]) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in place.items()})
+    start_processes()
+    for name in names:
+        build(recipe.load(name, {"training.batch_size": 8}), folder / name, where=name)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.long
+def test_tasks_that_compare_rows_start_on_two_processes(processes, tmp_path):
+    names = ("matching_toy", "albef_toy", "blip_toy", "contrastive_toy", "moco_toy", "next_sentence_toy", "dino_toy")
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    processes(_start, (port, tmp_path, names), 2)
