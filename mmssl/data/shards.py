@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmssl.data.files import EXTENSIONS
 
@@ -18,7 +18,7 @@ def shard_features(shard: str) -> tuple[Features, dict[str, list[str]]]:
 
     `datasets` refuses shards whose first samples differ in their parts. Here the columns are those of all samples that
     were looked at, and where one of them is a picture (sound, clip), every extension of pictures is a column, so that
-    a later `png` or `JPG` among `jpg` is not lost.
+    a later `png` or `JPG` among `jpg` is not lost. A column of whole numbers and names, such as `cls`, is one of names.
 
     Args:
         shard: path or address of a tar file.
@@ -31,8 +31,13 @@ def shard_features(shard: str) -> tuple[Features, dict[str, list[str]]]:
     from datasets.download import StreamingDownloadManager
     from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
+    take_names()
     files = StreamingDownloadManager().iter_archive(shard)
     samples = list(islice(WebDataset._get_pipeline_from_tar(shard, files), SAMPLES))
+    for name in {name for sample in samples for name, cell in sample.items() if isinstance(cell, str)}:
+        for sample in samples:
+            if isinstance(sample.get(name), int):
+                sample[name] = str(sample[name])
     tables = [pa.Table.from_pylist([sample]) for sample in samples]
     schema = pa.concat_tables(tables, promote_options="permissive").schema
     features = datasets.Features.from_arrow_schema(schema)
@@ -44,3 +49,20 @@ def shard_features(shard: str) -> tuple[Features, dict[str, list[str]]]:
             merged[found[0]] = list(dict.fromkeys([*found, *spelled]))
             features |= {name: datasets.Value("binary") for name in merged[found[0]]}
     return features, merged
+
+
+def take_names() -> None:
+    """Have `datasets` read `cls`, and other parts that it takes for whole numbers, as names where they are none.
+
+    It knows one table of decoders, of the whole process, so that a worker has to call this as well.
+    """
+    from datasets.packaged_modules.webdataset.webdataset import WebDataset
+
+    WebDataset.DECODERS.update({part: _number_or_name for part, read in WebDataset.DECODERS.items() if read is int})
+
+
+def _number_or_name(content: bytes) -> Any:
+    try:
+        return int(content)
+    except ValueError:
+        return content.decode().strip()

@@ -31,6 +31,7 @@ from mmssl.data.files import (
     split_names,
     walk,
 )
+from mmssl.data.shards import shard_features, take_names
 from mmssl.errors import DataError
 from mmssl.recipe import Data
 
@@ -75,6 +76,7 @@ class StreamSource:
 
     def rows(self, skip: int = 0) -> Iterator[Row]:
         """All rows after the first `skip`, undecoded, in the order of the shards; the same at every call."""
+        take_names()
         with _explained(self.name):
             for row in self.dataset.skip(skip) if skip else self.dataset:
                 yield _resolved(row, self.folders, self.merged)
@@ -302,9 +304,8 @@ def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: 
         if builder == "csv":
             arguments["sep"] = separator(next(iter(asked.values()))[0])
         if builder == "webdataset":
-            from mmssl.data.shards import shard_features
-
             arguments["features"], merged = shard_features(next(iter(asked.values()))[0])
+        take_names()
         dataset = datasets.load_dataset(builder, streaming=spec.streaming, **arguments)
         if builder == "text":
             dataset = dataset.filter(_not_blank, input_columns="text")

@@ -7,6 +7,7 @@ import tarfile
 
 import datasets
 import pytest
+import torch
 from made import Letters, png, texts, wav, write, write_csv, write_jsonl, write_parquet
 
 from mmssl.data.files import EXTENSIONS, media_layout, split_in, walk
@@ -245,6 +246,16 @@ def test_shards_whose_samples_differ_in_their_parts(tmp_path, streaming):
     assert sum(len(batch["id"]) for batch in batches) == 128
     loader = Loader({"": spec}, ("image", "text"), batch_size=32, seed=0, tokenizers={"text": Letters()})
     assert len(list(loader.batches(0, 8))) == 8
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("cells", "found"), [(["cat", "dog"], ["cat", "dog"]), (["7", "dog\n"], ["7", "dog"])])
+def test_classes_of_shards_may_be_names(tmp_path, streaming, cells, found):
+    shard(tmp_path / "a.tar", {f"{n:03d}": {"png": png(n), "cls": cells[n % 2].encode()} for n in range(120)})
+    spec = Data(source=str(tmp_path), streaming=streaming, max_bad=0)
+    assert list(open_source(spec).values("cls")) == found * 60
+    batches = list(Loader({"": spec}, ("image", "label"), batch_size=30, seed=0).batches(0, 4))
+    assert torch.cat([batch["label"] for batch in batches]).unique().tolist() == [0, 1]
 
 
 def test_a_stream_leaves_out_rows_that_lack_a_part_and_goes_on_the_same(tmp_path):
