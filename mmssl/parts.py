@@ -21,8 +21,9 @@ from torch import Tensor
 from mmssl.adaptation.rows import Reads, SourceSplit, in_order, open_rows
 from mmssl.atomic import flush, temporary_name, write_text
 from mmssl.batch import Batch
+from mmssl.data.digest import digest
 from mmssl.data.features import name_of
-from mmssl.data.sources import StreamSource, digest
+from mmssl.data.sources import StreamSource
 from mmssl.embedding_files import FORMATS
 from mmssl.errors import DataError, RecipeError, RunError
 from mmssl.recipe import Data

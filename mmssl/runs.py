@@ -148,6 +148,35 @@ def preview(objective: Objective, loader: Loader, rows: int = 6, seed: int = 0) 
     return panels
 
 
+def next_calls(run: Run, recipe: str, own_data: bool) -> list[str]:
+    """Lines that say what to call after a run.
+
+    Args:
+        run: that has ended.
+        recipe: as it was named.
+        own_data: whether it ran on another source than the recipe's.
+    """
+    knows, options = "the encoder knows about labeled rows", "path/to/labeled --label label --probe logistic --layers"
+    if run.objective.pairs:
+        knows, options = "of a pair is found by the other side", "path/to/pairs --probe retrieval"
+    adapt = [f"what {knows}:", f"  mmssl adapt {run.directory} --data {options}"]
+    if own_data:
+        return [
+            f"\nnext, {adapt[0]}",
+            adapt[1],
+            "or what the task sees:",
+            f"  mmssl show {run.directory} --out task.png",
+        ]
+    source = "data.source" if "" in run.recipe.sources() else f"data.{next(iter(run.recipe.sources()))}.source"
+    without = f" --set {'probes' if run.recipe.probes else 'probe'}=null" * bool(run.recipe.every_probe())
+    return [
+        "\nnext, the same on your own folder of files:",
+        f"  mmssl run {recipe} --set {source}=path/to/folder{without} --out runs/mine",
+        f"or {adapt[0]}",
+        adapt[1],
+    ]
+
+
 @contextmanager
 def _alone(directory: Path, state: PartialState) -> Iterator[None]:
     """The lock of the run directory, which the main process holds for all."""
@@ -188,7 +217,12 @@ def _check_data(directory: Path, digests: Mapping[str, str]) -> None:
         had = before.get(name) if isinstance(before, dict) else None
         if had not in (None, found):
             rows, now = had.partition(",")[0], found.partition(",")[0]
-            what = f"it has {now} and had {rows}" if rows != now else f"its {rows} are others, or in another order"
+            if rows != now:
+                what = f"it has {now} and had {rows}"
+            elif "stream" in rows:
+                what = "its columns or files are others, or of other sizes"
+            else:
+                what = f"its {rows} are others, in another order, or of files that have changed"
             raise RunError(
                 f"{directory}: cannot resume, data{name and '.' + name} has changed since the run began: {what}; "
                 "bring it back, go on with it all the same (--changed-data), or choose another --out"

@@ -91,7 +91,7 @@ def test_data_that_changed_is_not_resumed_on_unless_asked_to(tmp_path: Path) -> 
         mmssl.run(recipe(source, steps=8), out=out, resume=True, quiet=True)
     assert mmssl.run(recipe(source, steps=8), out=out, resume=True, changed_data=True, quiet=True).step == 8
     (source / "000.png").rename(source / "019b.png")
-    with pytest.raises(RunError, match="its 20 rows are others, or in another order"):
+    with pytest.raises(RunError, match="its 20 rows are others, in another order, or of files that have changed"):
         mmssl.run(recipe(source, steps=10), out=out, resume=True, quiet=True)
     (source / "019b.png").rename(source / "000.png")
     source.rename(tmp_path / "elsewhere")

@@ -7,6 +7,7 @@ A row is a dictionary, column -> cell. A cell of a picture, sound or clip stays 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ class MapSource:
         columns: names of the columns.
         notes: what was read differently from what a user may think: files left out, splits found; a sentence each.
         splits: names that `split` may have; empty where any name gives the same rows (one file), or only the Hub knows.
+        files: that the rows are of, in order, as far as they are on this machine; tells whether one has changed.
         fingerprint: equal for two sources only if all their rows are equal; None where only reading them can tell.
     """
 
@@ -29,6 +31,7 @@ class MapSource:
     columns: tuple[str, ...]
     notes: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
+    files: Sequence[str | Path] = ()
     fingerprint: str | None = None
 
     def __len__(self) -> int:

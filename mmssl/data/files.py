@@ -214,6 +214,8 @@ def media_layout(root: Path, files: Sequence[Path]) -> Layout:
     if classes and bare:
         notes.append(f"folders are taken for no classes, since some files are in none: {_some([f.name for f in bare])}")
         classes = {}
+    if classes:
+        notes.append(f"folders are read as classes: {_some(sorted(set(classes.values())))}")
     if set(splits) != {"train"}:
         notes.append(_which(splits, root))
     return Layout(splits, classes, notes)

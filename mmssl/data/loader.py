@@ -20,8 +20,9 @@ from mmssl.batch import Batch
 from mmssl.data.base import Row
 from mmssl.data.columns import WINDOWS, Classes, Decoder, TextToIds, find_classes, find_column
 from mmssl.data.decoding import Decoded, Failures, Reader, Rows, Task, decode
+from mmssl.data.digest import digest
 from mmssl.data.order import MapOrder, Picked, StreamOrder, find_present
-from mmssl.data.sources import Source, StreamSource, digest, open_source
+from mmssl.data.sources import Source, StreamSource, open_source
 from mmssl.errors import DataError, RecipeError, nearest
 from mmssl.ops.draws import Draws, mix_seed
 from mmssl.recipe import Data

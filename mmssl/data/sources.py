@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,7 +37,6 @@ from mmssl.recipe import Data
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-SAMPLE = 64  # rows whose content tells one source from another
 Folders = Mapping[str, Path]
 Merged = Mapping[str, Sequence[str]]
 
@@ -53,11 +51,12 @@ class StreamSource:
         merged: column -> columns of which the one that a row has takes its place, such as jpg and png of shards.
 
     Attributes:
-        notes, splits: see `MapSource`.
+        notes, splits, files: see `MapSource`.
     """
 
     notes: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
+    files: Sequence[str | Path] = ()
 
     def __init__(
         self,
@@ -105,7 +104,7 @@ class StreamSource:
 
     def _like(self, dataset: IterableDataset) -> StreamSource:
         source = StreamSource(dataset, self.name, self.folders, self.merged)
-        source.notes, source.splits = self.notes, self.splits
+        source.notes, source.splits, source.files = self.notes, self.splits, self.files
         return source
 
 
@@ -162,36 +161,8 @@ class TableSource(MapSource):
         """See `MapSource`."""
         dataset = self.dataset.select_columns(_stored(columns, self.merged))
         some = TableSource(dataset, self.name, self.folders, self.merged)
-        some.notes, some.splits = self.notes, self.splits
+        some.notes, some.splits, some.files = self.notes, self.splits, self.files
         return some
-
-
-def digest(source: Source) -> str:
-    """Number of rows and a hash of a sample of them; of a stream, which would have to be read for that, its columns.
-
-    Of paths the last two parts count, so that a folder may be moved.
-    """
-    content = hashlib.blake2b(repr(sorted(source.columns)).encode(), digest_size=8)
-    if not isinstance(source, MapSource):
-        return f"a stream, {content.hexdigest()}"
-    size = len(source)
-    if source.fingerprint is not None:
-        return f"{size} rows, {source.fingerprint}"
-    for number in sorted({i * size // SAMPLE for i in range(SAMPLE)} if size else ()):
-        row = source.row(number)
-        for column in sorted(source.columns):
-            content.update(repr(_glimpse(row[column])).encode())
-    return f"{size} rows, {content.hexdigest()}"
-
-
-def _glimpse(cell: Any) -> Any:
-    if isinstance(cell, bytes):
-        return len(cell), cell[:256]
-    if isinstance(cell, np.ndarray):
-        return cell.shape, str(cell.dtype), cell.tobytes()[:256]
-    if isinstance(cell, Mapping):
-        return [(key, _glimpse(cell[key])) for key in sorted(cell)]
-    return Path(cell).parts[-2:] if isinstance(cell, str) and os.sep in cell else cell
 
 
 def open_source(spec: Data) -> Source:
@@ -275,7 +246,7 @@ def _open_media(spec: Data, root: Path, files: Sequence[Path], notes: Sequence[s
     if all(file in layout.classes for file in files):
         table["label"] = [layout.classes[file] for file in files]
     source = _limited(spec, datasets.Dataset.from_dict(table), {}, [*layout.notes, *notes])
-    source.splits = tuple(layout.splits)
+    source.splits, source.files = tuple(layout.splits), files
     return source
 
 
@@ -285,6 +256,7 @@ def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: 
 
     folders: dict[str, Path] = {}
     merged: Merged = {}
+    asked: dict[str, Sequence[str]] = {}
     where = f"{spec.source} (no local file or folder, so taken for a data set on the Hub)"
     arguments: dict[str, Any] = {"name": spec.config, "split": spec.split}
     if splits:
@@ -311,6 +283,7 @@ def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: 
             dataset = dataset.filter(_not_blank, input_columns="text")
     source = _limited(spec, dataset, folders, notes, merged)
     source.splits = tuple(splits)
+    source.files = [file for own in asked.values() for file in own if "://" not in file]
     return source
 
 

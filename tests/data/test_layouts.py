@@ -176,6 +176,12 @@ def test_where_splits_and_classes_stand(tmp_path, names, splits, classes):
     assert sum(map(len, found.values())) == len(names)
 
 
+def test_folders_that_become_classes_are_said_to(tmp_path):
+    _, classes, notes = layout(tmp_path, "train/images/0.png", "train/masks/0.png", "test/images/1.png")
+    assert {*classes.values()} == {"images", "masks"}
+    assert "folders are read as classes: images, masks" in notes
+
+
 def test_where_files_went_is_told_by_as_much_of_the_path_as_it_takes(tmp_path):
     *_, notes = layout(tmp_path, "a/train/0.png", "a/test/1.png", "b/train/2.png")
     assert "test: a/test; train: a/train, b/train" in notes
