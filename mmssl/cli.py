@@ -5,6 +5,7 @@ Only light modules are imported here; torch comes in with the verb that needs it
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +34,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", hel
 
 def main() -> None:
     """Run the command line; an error that the user can mend is one line and exit code 2."""
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # a bar a split that is opened; workers inherit it
     try:
         app(prog_name="mmssl")
     except MmsslError as error:
@@ -91,16 +93,8 @@ def run_command(
     out.print(f"\nrun directory   {result.directory}")
     out.print(f"report          {result.directory / 'report.html'}")
     out.print(f"pictures        {result.directory / 'figures'}")
-    knows = f"  mmssl adapt {result.directory} --data path/to/labeled --label label --probe logistic --layers"
-    if any(key.endswith("source") for key in overrides):
-        out.print(f"\nnext, what the encoder knows about labeled rows:\n{knows}")
-        out.print(f"or what the task sees:\n  mmssl show {result.directory} --out task.png")
-        return
-    out.print("\nnext, the same on your own folder of files:")
-    source = "data.source" if "" in result.recipe.sources() else f"data.{next(iter(result.recipe.sources()))}.source"
-    without = f" --set {'probes' if result.recipe.probes else 'probe'}=null" * bool(result.recipe.every_probe())
-    out.print(f"  mmssl run {recipe} --set {source}=path/to/folder{without} --out runs/mine")
-    out.print(f"or what the encoder knows about labeled rows:\n{knows}")
+    for line in runs.next_calls(result, str(recipe), any(key.endswith("source") for key in overrides)):
+        out.print(line, markup=False)
 
 
 @app.command()

@@ -156,10 +156,13 @@ def next_calls(run: Run, recipe: str, own_data: bool) -> list[str]:
         recipe: as it was named.
         own_data: whether it ran on another source than the recipe's.
     """
-    knows, options = "the encoder knows about labeled rows", "path/to/labeled --label label --probe logistic --layers"
+    question, options = (
+        "what the encoder knows about labeled rows",
+        "path/to/labeled --label label --probe logistic --layers",
+    )
     if run.objective.pairs:
-        knows, options = "of a pair is found by the other side", "path/to/pairs --probe retrieval"
-    adapt = [f"what {knows}:", f"  mmssl adapt {run.directory} --data {options}"]
+        question, options = "how well each side of a pair finds the other", "path/to/pairs --probe retrieval"
+    adapt = [f"{question}:", f"  mmssl adapt {run.directory} --data {options}"]
     if own_data:
         return [
             f"\nnext, {adapt[0]}",

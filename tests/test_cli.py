@@ -176,6 +176,25 @@ def test_a_run_on_own_files_is_not_told_to_run_on_own_files(monkeypatch, capsys,
     assert [command.split()[1] for command in commands] == ["adapt", "show"]
 
 
+def test_a_run_on_pairs_is_asked_for_retrieval(pairs):
+    from mmssl.runs import next_calls
+
+    for own_data in (False, True):
+        lines = next_calls(pairs, "contrastive_toy", own_data)
+        assert f"  mmssl adapt {pairs.directory} --data path/to/pairs --probe retrieval" in lines
+        assert not any("logistic" in line for line in lines)
+
+
+@pytest.mark.long
+def test_check_prints_no_bars(tmp_path):
+    (tmp_path / "rows.csv").write_text("text\none\ntwo\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "mmssl", "check", str(tmp_path)], capture_output=True, text=True, cwd=ROOT.parent
+    )
+    assert "rows      train 2" in done.stdout
+    assert done.stderr == ""
+
+
 def test_run_refuses_a_directory_that_holds_a_run(monkeypatch, capsys, finished):
     assert call(monkeypatch, "run", ROTATION, "--out", str(finished[0])) == 2
     assert "--resume" in capsys.readouterr().err

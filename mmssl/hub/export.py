@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LOADING = {
     "timm": 'import timm\n\nmodel = timm.create_model("local-dir:{path}", pretrained=True)',
     "transformers": (
-        'from transformers import {auto}{tokenizing}\n\nmodel = {auto}.from_pretrained("{path}"){tokenizer}'
+        'from transformers import {auto}{tokenizing}\n\nmodel = {auto}.from_pretrained("{path}"{given}){tokenizer}'
     ),
     "open_clip": (
         "import open_clip\n\n"
@@ -77,6 +77,9 @@ class Native:
         reads = self.encoders[0].modality == "text"
         details["tokenizing"] = ", AutoTokenizer" if reads else ""
         details["tokenizer"] = f'\ntokenizer = AutoTokenizer.from_pretrained("{path}")' if reads else ""
+        if self.library == "transformers":
+            arguments = _native(self.encoders[0]).loads_with
+            details["given"] = "".join(f", {key}={value!r}" for key, value in arguments.items())
         if self.library == "open_clip" and len(self.encoders) == 1:
             details["note"] = f"  # only its {self.encoders[0].modality} tower was trained"
         elif self.library == "open_clip" and not self.head:

@@ -46,7 +46,18 @@ def run_elsewhere(folder: Path, uses: dict[str, str], inputs: dict) -> dict[str,
     script = STRANGER.format(lines="\n".join(body))
     result = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
+    assert "MISSING" not in result.stderr  # of layers that were not trained
     return torch.load(folder / "outputs.pt")
+
+
+def test_a_network_without_pooler_is_loaded_without_and_written_without_a_bar(tmp_path, capfd) -> None:
+    run = make_run(tmp_path / "run", {**PAIRS, "encoders": {"image": DINO, "text": BERT}})
+    lines = {native.directory: native.loading(native.directory) for native in plan(run)}
+    assert 'AutoModel.from_pretrained("text", add_pooling_layer=False)' in lines["text"]
+    assert "add_pooling_layer" not in lines["image"]
+    capfd.readouterr()
+    export(run, tmp_path / "native")
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.long

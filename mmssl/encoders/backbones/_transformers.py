@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModel, FeatureExtractionMixin, PreTrainedConfig
+from transformers.utils import logging
 
 from mmssl.encoders.backbones._files import LOCAL_DIR, write_json
 from mmssl.encoders.backbones.base import Backbone, Pretrained, build_errors, nearest_model
@@ -25,12 +27,24 @@ NOT_ARCHITECTURE = {
 class TransformersNetwork(Backbone):
     """What all networks of transformers share."""
 
+    @property
+    def loads_with(self) -> dict[str, bool]:
+        """What `AutoModel.from_pretrained` is to be called with so that it adds no layer that was not trained."""
+        asks = "add_pooling_layer" in inspect.signature(type(self.net).__init__).parameters
+        return {"add_pooling_layer": False} if asks and getattr(self.net, "pooler", None) is None else {}
+
     def export(self, directory: Path, preprocessing: Mapping[str, Any]) -> None:
         """`AutoModel.from_pretrained(directory)` loads it, with the normalization in `preprocessor_config.json`.
 
-        A pooler that `AutoModel` adds where there was none is not trained, as it warns.
+        Where the network has no pooler, `add_pooling_layer=False` keeps `AutoModel` from adding one.
         """
-        self.net.save_pretrained(directory)
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            self.net.save_pretrained(directory)
+        finally:
+            if shown:
+                logging.enable_progress_bar()
         if self.reads in ("pictures", "clips"):
             constants = {"image_mean": list(preprocessing["mean"]), "image_std": list(preprocessing["std"])}
             scale = {"do_rescale": True, "rescale_factor": 1 / 255, "do_resize": False, "do_normalize": True}

@@ -143,7 +143,7 @@ class TransformersText(TransformersNetwork):
     def export(self, directory: Path, preprocessing: Mapping[str, Any]) -> None:
         """`AutoTokenizer` and `AutoModel.from_pretrained` load it, `AutoModelForSeq2SeqLM` where there is a decoder.
 
-        A pooler or decoder that `AutoModel` adds where there was none is not trained, as it warns.
+        A decoder that `AutoModel` adds where there was none is not trained, as it warns.
         """
         super().export(directory, preprocessing)
         self.tokenizer.save(directory)
