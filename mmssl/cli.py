@@ -1,4 +1,4 @@
-"""The command line: run, adapt, compare, embed, predict, show, check, list, export, push, doctor.
+"""The command line: run, adapt, compare, audit, embed, predict, show, check, list, export, push, doctor.
 
 Only light modules are imported here; torch comes in with the verb that needs it.
 """
@@ -8,15 +8,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from mmssl import cli_rows
-from mmssl.cli_rows import RunPath, Trust
-from mmssl.errors import Interrupted, MmsslError, RecipeError
+from mmssl import cli_asking, cli_rows
+from mmssl.cli_options import RunPath, Set, Trust, overrides
+from mmssl.errors import Interrupted, MmsslError
 from mmssl.version import __version__
 
 app = typer.Typer(
@@ -28,8 +28,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 out = Console(highlight=False, soft_wrap=True)
-
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")]
 
 
 def main() -> None:
@@ -76,14 +74,14 @@ def run_command(
     """
     from mmssl.recipe import load
 
-    overrides = _overrides(set_)
-    load(recipe, overrides)  # errors in the recipe's own keys come before torch is imported
+    changes = overrides(set_)
+    load(recipe, changes)  # errors in the recipe's own keys come before torch is imported
 
     from mmssl import runs
     from mmssl.adaptation.table import Table
     from mmssl.ops.gather import process_share
 
-    result = runs.run(recipe, set=overrides, out=out_, resume=resume, changed_data=changed_data)
+    result = runs.run(recipe, set=changes, out=out_, resume=resume, changed_data=changed_data)
     if process_share()[0]:
         return
     for table in map(Table.from_json, result.probes):
@@ -93,7 +91,7 @@ def run_command(
     out.print(f"\nrun directory   {result.directory}")
     out.print(f"report          {result.directory / 'report.html'}")
     out.print(f"pictures        {result.directory / 'figures'}")
-    for line in runs.next_calls(result, str(recipe), any(key.endswith("source") for key in overrides)):
+    for line in runs.next_calls(result, str(recipe), any(key.endswith("source") for key in changes)):
         out.print(line, markup=False)
 
 
@@ -157,7 +155,7 @@ def adapt(
         cache=cache,
         save=save,
         trust=trust,
-        **{key: yaml.safe_load(value) for key, value in _overrides(set_).items()},
+        **{key: yaml.safe_load(value) for key, value in overrides(set_).items()},
     )
     if json_:
         import json
@@ -169,88 +167,10 @@ def adapt(
             out.print(f"\nnext, its answers for other rows:\n  mmssl predict {save} path/to/files --to answers.csv")
 
 
-@app.command("compare")
-def compare_command(
-    runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs to compare, in place of tasks to train.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Rows to train on, as data.source; left out, --out is gone on with.")
-    ] = None,
-    label: Annotated[str | None, typer.Option(help="Column of the labels; 'label' where there is one.")] = None,
-    tasks: Annotated[
-        str | None, typer.Option(help="Tasks or recipes, as in rotation,simclr; all that fit by default.")
-    ] = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="library/name, or '{model: library/name, ...}', for all tasks.")
-    ] = None,
-    budget: Annotated[str, typer.Option(help="Of each task: steps=800, samples=1e6 or minutes=5.")] = "steps=800",
-    seeds: Annotated[int, typer.Option(help="Of each line.")] = 3,
-    test: Annotated[str | None, typer.Option(help="Rows to be scored on; the source's own by default.")] = None,
-    out_: Annotated[Path, typer.Option("--out", help="Folder of the comparison.")] = Path("comparison"),
-    size: Annotated[int | None, typer.Option(help="Side to which pictures are decoded.")] = None,
-    batch: Annotated[int, typer.Option(help="Encoder samples of a step.")] = 256,
-    probe: Annotated[str, typer.Option(help="That learns from few labels: logistic, ridge, knn.")] = "logistic",
-    shots: Annotated[str, typer.Option(help="Labels a class, as in 10,100; 0 for all.")] = "10,100",
-    rates: Annotated[str, typer.Option(help="Factors of each recipe's learning rate to choose from.")] = "0.3,1,3",
-    finetune: Annotated[
-        bool, typer.Option("--finetune", help="Tune the encoder on the fewest labels as well.")
-    ] = False,
-    supervised: Annotated[bool, typer.Option(help="Train the network on all labels as well.")] = True,
-    pretrained: Annotated[str | None, typer.Option(help="An encoder of others, as a line.")] = None,
-    target: Annotated[str | None, typer.Option(help="What the labels are: classes, labels, values.")] = None,
-    groups: Annotated[str | None, typer.Option(help="Column that no split may divide.")] = None,
-    limit: Annotated[int, typer.Option(help="Rows of training and of test that probes read, each.")] = 10000,
-    jobs: Annotated[int, typer.Option(help="Processes side by side.")] = 1,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A key of the data section: columns.image=img."),
-    ] = None,
-) -> None:
-    """Say which pretext task, on these rows, gives the encoder that transfers best; a killed call goes on."""
-    import yaml
-
-    import mmssl
-    from mmssl.recipe import data_section
-
-    if set_ and data is None:
-        raise RecipeError("--set changes how rows are read; name them with --data")
-    given = None if data is None else data_section(data, _overrides(set_))
-
-    def numbers(text: str, kind: type) -> list[Any]:
-        try:
-            return [kind(part) for part in text.split(",") if part.strip()]
-        except ValueError:
-            raise RecipeError(f"{text}: expected numbers with commas between them") from None
-
-    found = mmssl.compare(
-        given,
-        runs=runs,
-        label=label,
-        tasks=None if tasks is None else [task for task in tasks.split(",") if task],
-        encoder=encoder,
-        budget=budget,
-        seeds=seeds,
-        test=test,
-        out=out_,
-        size=size,
-        batch=batch,
-        probe=probe,
-        shots=[k for k in numbers(shots, int) if k],
-        rates=numbers(rates, float),
-        finetune=finetune,
-        supervised=supervised,
-        pretrained=None if pretrained is None else yaml.safe_load(pretrained),
-        target=target,
-        groups=groups,
-        limit=limit,
-        jobs=jobs,
-    )
-    typer.echo(f"\n{found}")
-
-
 app.command("embed")(cli_rows.embed)
 app.command("predict")(cli_rows.predict)
+app.command("compare")(cli_asking.compare)
+app.command("audit")(cli_asking.audit)
 
 
 @app.command()
@@ -265,7 +185,7 @@ def show(
     from mmssl.recipe import load
 
     trained = recipe.is_dir()
-    resolved = load(recipe / "recipe.yaml" if trained else recipe, _overrides(set_))
+    resolved = load(recipe / "recipe.yaml" if trained else recipe, overrides(set_))
     from mmssl import hub, runs
     from mmssl.build import build
     from mmssl.objectives.base import Step
@@ -299,7 +219,7 @@ def check_command(
     from mmssl.data.check import check
     from mmssl.recipe import data_section
 
-    typer.echo(check(data_section(data, _overrides(set_)), split=split, rows=rows).text())
+    typer.echo(check(data_section(data, overrides(set_)), split=split, rows=rows).text())
 
 
 @app.command("list")
@@ -360,13 +280,3 @@ def doctor() -> None:
     report, usable = examine()
     typer.echo(report)
     raise typer.Exit(0 if usable else 1)
-
-
-def _overrides(pairs: list[str] | None) -> dict[str, Any]:
-    overrides = {}
-    for pair in pairs or []:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise RecipeError(f"--set {pair}: expected KEY=VALUE, such as --set training.steps=200")
-        overrides[key] = value
-    return overrides

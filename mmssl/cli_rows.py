@@ -10,14 +10,14 @@ from typing import Annotated
 
 import typer
 
-RunPath = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or a name on the Hub.")]
+from mmssl.cli_options import RunPath, Trust
+
 Source = Annotated[str, typer.Argument(metavar="DATA", help="Anything that a recipe's data.source may be.")]
 Split = Annotated[str, typer.Option(help="Whose rows.")]
 Limit = Annotated[int | None, typer.Option(help="Only so many rows, spread over the split.")]
 BatchSize = Annotated[int, typer.Option(help="Rows that go through the encoder at a time.")]
 Workers = Annotated[int, typer.Option(help="Processes that decode.")]
 Force = Annotated[bool, typer.Option("--force", help="Write over a file that is there.")]
-Trust = Annotated[bool, typer.Option("--trust", help="Import the objective or encoder of your own that RUN names.")]
 
 
 def embed(

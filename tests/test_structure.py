@@ -35,8 +35,8 @@ report hub
 runs
 transfer embedding predicting comparison
 comparing
-doctor
-cli_rows
+doctor cli_options
+cli_rows cli_asking
 cli
 __main__
 """

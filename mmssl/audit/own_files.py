@@ -1,0 +1,195 @@
+"""The audit of a recipe on a user's own kind of files: every arm that holds for the task, with what mends it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image, JpegImagePlugin
+
+from mmssl import recipe as recipes
+from mmssl.audit.edges import edges
+from mmssl.audit.gradients import Leak, between_rows
+from mmssl.audit.nulls import FILES, Arm
+from mmssl.audit.shortcuts import Finding, audit
+from mmssl.build import build
+from mmssl.data.base import MapSource
+from mmssl.data.columns import find_column
+from mmssl.data.sources import open_source
+from mmssl.errors import DataError, RecipeError
+from mmssl.media.image import open_image
+from mmssl.recipe import Data, Recipe
+
+SAMPLE = 200
+PLANTED = ("green shift", "red-blue shift", "vignetting", "watermark", "squash")
+SAMPLINGS = {0: "jpeg 4:4:4", 1: "jpeg 4:2:2", 2: "jpeg 4:2:0"}
+REMEDIES = {
+    "jpeg 4:2:2": "store such pictures as 4:2:0 or 4:4:4",
+    "green shift": "drop or projection hide it where the task has them",
+    "red-blue shift": "one channel hides it: drop=1 of jigsaw, color=drop of relative_position",
+    "vignetting": "flat_field=true of jigsaw and relative_position",
+    "watermark": "crop it away, or views.area from 0.3 on",
+    "squash": "decode with fit: crop or squeeze, never with the aspect lost",
+}
+
+
+@dataclass
+class Audit:
+    """What was found.
+
+    Attributes:
+        task: its name.
+        files: kind of file -> how many rows of the sample are such.
+        findings: of structure-free pictures, controls among them.
+        edges: of the solver by hand; None where the task lays no tiles.
+        leaks: gradients between rows.
+        notes: what could not be asked, a sentence each.
+    """
+
+    task: str
+    files: dict[str, int] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    edges: Finding | None = None
+    leaks: list[Leak] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def leaking(self) -> list[Finding]:
+        """Arms that are answered above chance, without the control, which should be."""
+        found = [one for one in self.findings if one.verdict == "leaks" and one.arm.artifact != "zone plate"]
+        return found + ([self.edges] if self.edges and self.edges.verdict == "leaks" else [])
+
+    def __str__(self) -> str:
+        """Plain text."""
+        lines = [f"audit of {self.task}"]
+        if self.files:
+            lines.append(f"  files     {', '.join(f'{name} {count}' for name, count in self.files.items())}")
+        for one in self.findings:
+            control = one.arm.artifact == "zone plate"
+            verdict = f"control {'found' if one.verdict == 'leaks' else 'not found'}" if control else one.verdict
+            lines.append(f"  {verdict:<18}{_words(one.arm):<52}{_numbers(one)}{self._remedy(one)}")
+        if self.edges is not None:
+            lines.append(
+                f"  {self.edges.verdict:<18}{'edges that continue each other, by hand':<52}{_numbers(self.edges)}"
+            )
+        lines += [f"  gradient  {leak.text}" for leak in self.leaks]
+        lines += [f"  note      {note}" for note in self.notes]
+        return "\n".join([*lines, self.sentence])
+
+    @property
+    def sentence(self) -> str:
+        """The verdict on all arms."""
+        blind = [one for one in self.findings if one.verdict == "no power"]
+        if self.leaking:
+            arms = "; ".join(_words(one.arm) for one in self.leaking)
+            return f"{self.task} can be answered without seeing anything: {arms}"
+        if blind:
+            return f"{self.task}: nothing was found, and the control was not either, which says little; more --steps"
+        if not self.findings:
+            return f"{self.task}: no arm for structure-free pictures holds for it"
+        return f"{self.task}: at chance in all {len(self.findings)} arms but the control, which is found"
+
+    def _remedy(self, one: Finding) -> str:
+        known = REMEDIES.get(one.arm.artifact) or REMEDIES.get(one.arm.file)
+        return f"  -> {known}" if one.verdict == "leaks" and known else ""
+
+
+def _words(arm: Arm) -> str:
+    planted = f", {arm.artifact} planted" if arm.artifact != "none" else ""
+    null = {"constant": "one color", "natural": "1/f² noise", "phases": "own pictures, random phases"}
+    return f"{null.get(arm.null, 'white noise')}, {arm.file}{' larger' if arm.scale > 1 else ''}{planted}"
+
+
+def _numbers(one: Finding) -> str:
+    return f"{one.accuracy:.1%} right ({one.low:.1%} to {one.high:.1%}), chance {one.chance:.1%}"
+
+
+def audit_recipe(
+    recipe: str | Path | Recipe,
+    data: Data | None = None,
+    *,
+    planted: bool = False,
+    steps: int = 150,
+    rows: int = 1024,
+    seed: int = 0,
+    report: Callable[[Finding], None] = lambda finding: None,
+) -> Audit:
+    """Every arm that holds for the task of a recipe or of a run's directory.
+
+    Structure-free pictures go through files of the kinds that the source has, decoder, crop and transform; a small
+    network must stay at chance on them, and find rings that are planted. Tiles are also compared edge by edge, and
+    gradients tell whether rows of a batch see each other.
+
+    Args:
+        recipe: a name, a file, a run's directory, or the recipe.
+        data: rows in place of the recipe's.
+        planted: plant lens and file artifacts as well, which the task should resist.
+        steps: of each small training.
+        rows: pictures of each arm.
+        seed: of all.
+        report: is called with each finding as soon as it is there.
+
+    Raises:
+        RecipeError: for a recipe that cannot be built.
+        DataError: for a source that cannot be read.
+    """
+    if not isinstance(recipe, Recipe):
+        path = Path(recipe)
+        recipe = recipes.load(path / "recipe.yaml" if path.is_dir() else path)
+    if data is not None:
+        if len(recipe.sources()) > 1:
+            raise RecipeError("the recipe has several sources; audit it with its own")
+        own = next(iter(recipe.sources().values()))
+        given = data.model_dump(include={"source", "split", "config", "columns", "limit"})
+        recipe = recipe.model_copy(update={"data": own.model_copy(update=given)})
+    found = Audit(recipe.objective["name"])
+    found.files = kinds_of(next(iter(recipe.sources().values())))
+    kinds = [kind for kind in found.files if kind in FILES] or ["png"]
+    arms = [Arm("constant", kinds[0]), *(Arm(file=kind) for kind in kinds), Arm("natural", kinds[0])]
+    arms += [Arm("phases", kinds[0])] + [Arm(artifact=name) for name in PLANTED if planted]
+    try:
+        found.findings = audit(recipe, arms, steps=steps, rows=rows, seed=seed, report=report)
+    except RecipeError as error:
+        found.notes.append(str(error))
+    with suppress(RecipeError):  # of a task that lays no tiles
+        found.edges = edges(recipe, rows=rows, seed=seed)
+    few = recipes.load(
+        recipe.model_dump(mode="json", exclude_none=True), {"training.batch_size": 4, "training.workers": 0}
+    )
+    objective, loader = build(few)
+    found.leaks = between_rows(objective, next(loader.batches(0, 1)))
+    return found
+
+
+def kinds_of(data: Data) -> dict[str, int]:
+    """How a sample of a source's pictures is stored, the most frequent first, in the words of `FILES` if possible."""
+    source = open_source(data)
+    try:
+        column = find_column(data, "image", source.columns)
+    except DataError:
+        return {}
+    if not isinstance(source, MapSource):
+        return {}
+    counts: Counter[str] = Counter()
+    total = len(source)
+    chosen = source.select([column])
+    for place in range(0, total, max(1, total // SAMPLE)):
+        try:
+            picture, _ = open_image(chosen.row(place)[column])
+        except DataError:
+            continue
+        counts[_kind(picture)] += 1
+    return dict(counts.most_common())
+
+
+def _kind(picture: Image.Image) -> str:
+    if isinstance(picture, JpegImagePlugin.JpegImageFile):
+        return SAMPLINGS.get(JpegImagePlugin.get_sampling(picture), "jpeg")
+    if picture.mode == "P":
+        return "palette"
+    if "A" in picture.mode:
+        return "alpha"
+    return "png" if picture.format in (None, "PNG", "BMP", "TIFF") else str(picture.format).lower()

@@ -1,0 +1,113 @@
+"""The verbs that ask more than one run can say: compare, audit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mmssl.cli_options import Set, overrides
+from mmssl.errors import RecipeError
+
+
+def compare(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs to compare, in place of tasks to train.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Rows to train on, as data.source; left out, --out is gone on with.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Column of the labels; 'label' where there is one.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks or recipes, as in rotation,simclr; all that fit by default.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="library/name, or '{model: library/name, ...}', for all tasks.")
+    ] = None,
+    budget: Annotated[str, typer.Option(help="Of each task: steps=800, samples=1e6 or minutes=5.")] = "steps=800",
+    seeds: Annotated[int, typer.Option(help="Of each line.")] = 3,
+    test: Annotated[str | None, typer.Option(help="Rows to be scored on; the source's own by default.")] = None,
+    out_: Annotated[Path, typer.Option("--out", help="Folder of the comparison.")] = Path("comparison"),
+    size: Annotated[int | None, typer.Option(help="Side to which pictures are decoded.")] = None,
+    batch: Annotated[int, typer.Option(help="Encoder samples of a step.")] = 256,
+    probe: Annotated[str, typer.Option(help="That learns from few labels: logistic, ridge, knn.")] = "logistic",
+    shots: Annotated[str, typer.Option(help="Labels a class, as in 10,100; 0 for all.")] = "10,100",
+    rates: Annotated[str, typer.Option(help="Factors of each recipe's learning rate to choose from.")] = "0.3,1,3",
+    finetune: Annotated[
+        bool, typer.Option("--finetune", help="Tune the encoder on the fewest labels as well.")
+    ] = False,
+    supervised: Annotated[bool, typer.Option(help="Train the network on all labels as well.")] = True,
+    pretrained: Annotated[str | None, typer.Option(help="An encoder of others, as a line.")] = None,
+    target: Annotated[str | None, typer.Option(help="What the labels are: classes, labels, values.")] = None,
+    groups: Annotated[str | None, typer.Option(help="Column that no split may divide.")] = None,
+    limit: Annotated[int, typer.Option(help="Rows of training and of test that probes read, each.")] = 10000,
+    jobs: Annotated[int, typer.Option(help="Processes side by side.")] = 1,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of the data section: columns.image=img."),
+    ] = None,
+) -> None:
+    """Say which pretext task, on these rows, gives the encoder that transfers best; a killed call goes on."""
+    import yaml
+
+    import mmssl
+    from mmssl.recipe import data_section
+
+    if set_ and data is None:
+        raise RecipeError("--set changes how rows are read; name them with --data")
+    given = None if data is None else data_section(data, overrides(set_))
+
+    def numbers(text: str, kind: type) -> list[Any]:
+        try:
+            return [kind(part) for part in text.split(",") if part.strip()]
+        except ValueError:
+            raise RecipeError(f"{text}: expected numbers with commas between them") from None
+
+    found = mmssl.compare(
+        given,
+        runs=runs,
+        label=label,
+        tasks=None if tasks is None else [task for task in tasks.split(",") if task],
+        encoder=encoder,
+        budget=budget,
+        seeds=seeds,
+        test=test,
+        out=out_,
+        size=size,
+        batch=batch,
+        probe=probe,
+        shots=[k for k in numbers(shots, int) if k],
+        rates=numbers(rates, float),
+        finetune=finetune,
+        supervised=supervised,
+        pretrained=None if pretrained is None else yaml.safe_load(pretrained),
+        target=target,
+        groups=groups,
+        limit=limit,
+        jobs=jobs,
+    )
+    typer.echo(f"\n{found}")
+
+
+def audit(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, or a run directory.")],
+    data: Annotated[
+        str | None, typer.Option(help="Pictures whose kinds of files are audited; the recipe's by default.")
+    ] = None,
+    planted: Annotated[bool, typer.Option("--planted", help="Plant lens and file artifacts as well.")] = False,
+    steps: Annotated[int, typer.Option(help="Of each small training.", min=1)] = 150,
+    rows: Annotated[int, typer.Option(help="Pictures of each arm.", min=64)] = 1024,
+    seed: Annotated[int, typer.Option(help="Of pictures, weights and draws.")] = 0,
+    set_: Set = None,
+) -> None:
+    """Ask whether the task can be answered where there is nothing to see; exit code 1 where it can."""
+    from mmssl.audit.own_files import audit_recipe
+    from mmssl.recipe import Data, load
+
+    resolved = load(recipe / "recipe.yaml" if recipe.is_dir() else recipe, overrides(set_))
+    found = audit_recipe(
+        resolved, None if data is None else Data(source=data), planted=planted, steps=steps, rows=rows, seed=seed
+    )
+    typer.echo(str(found))
+    raise typer.Exit(1 if found.leaking else 0)

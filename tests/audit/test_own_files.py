@@ -1,0 +1,99 @@
+"""The audit of a recipe on files of a user's kind."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from typer.testing import CliRunner
+
+from mmssl import recipe
+from mmssl.audit.gradients import between_rows
+from mmssl.audit.own_files import audit_recipe, kinds_of
+from mmssl.build import build
+from mmssl.cli import app
+from mmssl.objectives.transformation.rotation import Rotation
+from mmssl.recipe import Data
+
+
+@pytest.fixture
+def photos(tmp_path):
+    random = np.random.default_rng(0)
+    for i in range(12):
+        picture = Image.fromarray(random.integers(0, 256, (40, 48, 3), dtype=np.uint8))
+        if i < 6:
+            picture.save(tmp_path / f"{i}.jpg", subsampling="4:2:2")
+        elif i < 9:
+            picture.save(tmp_path / f"{i}.png")
+        elif i < 11:
+            picture.convert("RGBA").save(tmp_path / f"{i}.png")
+        else:
+            picture.convert("P").save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def test_kinds_of_files_are_counted(photos):
+    kinds = kinds_of(Data(source=str(photos)))
+    assert kinds == {"jpeg 4:2:2": 6, "png": 3, "alpha": 2, "palette": 1}
+    assert next(iter(kinds)) == "jpeg 4:2:2"
+
+
+def test_with_next_to_no_training_it_says_that_it_could_not_see(photos):
+    result = CliRunner().invoke(app, ["audit", "rotation_toy", "--data", str(photos), "--steps", "1", "--rows", "64"])
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[1].split(maxsplit=1) == ["files", "jpeg 4:2:2 6, png 3, alpha 2, palette 1"]
+    assert sum("no power" in line for line in lines) == 7
+    assert lines[-1].startswith("rotation: nothing was found, and the control was not either")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_command_finds_what_these_files_give_away_and_says_what_mends_it(photos):
+    for path in [*photos.glob("*.png")]:
+        path.unlink()
+    arguments = ["audit", "rotation_toy", "--data", str(photos), "--rows", "512"]
+    result = CliRunner().invoke(app, [*arguments, "--set", "data.image.size=24", "--set", "objective.views={}"])
+    assert result.exit_code == 1, result.output
+    lines = result.output.splitlines()
+    (leak,) = [line for line in lines if line.strip().startswith("leaks")]
+    assert "white noise, jpeg 4:2:2" in leak
+    assert "-> store such pictures as 4:2:0 or 4:4:4" in leak
+    assert sum("control found" in line for line in lines) >= 1
+    assert "in evaluation no row's output depends on another row" in result.output
+    assert lines[-1].startswith("rotation can be answered without seeing anything: white noise, jpeg 4:2:2")
+
+
+def test_rows_see_each_other_by_batch_normalization_alone():
+    objective, loader = build(recipe.load("rotation_toy", {"training.batch_size": 4}))
+    batch = next(loader.batches(0, 1))
+    evaluated, trained = between_rows(objective, batch)
+    assert evaluated.largest == 0
+    assert trained.largest > 0
+    assert "BatchNorm" in trained.text
+    transformer, loader = build(recipe.load("masked_autoencoder_toy", {"training.batch_size": 4}))
+    assert [leak.largest for leak in between_rows(transformer, next(loader.batches(0, 1)))] == [0, 0]
+
+
+class Leaking(Rotation):
+    def predict(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {key: value + value.mean(0, keepdim=True) for key, value in super().predict(inputs).items()}
+
+
+def test_a_planted_leak_between_rows_is_found():
+    objective, loader = build(recipe.load("rotation_toy", {"training.batch_size": 4}))
+    objective.__class__ = Leaking
+    evaluated, _ = between_rows(objective, next(loader.batches(0, 1)))
+    assert evaluated.largest > 0
+    assert "which no BatchNorm explains" in evaluated.text
+
+
+def test_what_is_no_picture_has_its_gradients_alone():
+    torch.manual_seed(0)
+    found = audit_recipe("simclr_audio_toy", steps=2, rows=64)
+    assert found.findings == []
+    assert "reads" in found.notes[0] or "images" in found.notes[0]
+    assert found.leaks[0].largest == 0
+    assert str(found).endswith("no arm for structure-free pictures holds for it")
