@@ -58,12 +58,12 @@ def test_the_command_finds_what_these_files_give_away_and_says_what_mends_it(pho
     result = CliRunner().invoke(app, [*arguments, "--set", "data.image.size=24", "--set", "objective.views={}"])
     assert result.exit_code == 1, result.output
     lines = result.output.splitlines()
-    (leak,) = [line for line in lines if line.strip().startswith("leaks")]
-    assert "white noise, jpeg 4:2:2" in leak
-    assert "-> store such pictures as 4:2:0 or 4:4:4" in leak
-    assert sum("control found" in line for line in lines) >= 1
+    leaks = [line for line in lines if line.strip().startswith("leaks")]
+    assert leaks
+    assert all("jpeg 4:2:2" in leak and "-> store such pictures as 4:2:0 or 4:4:4" in leak for leak in leaks)
+    assert any("control found" in line for line in lines)
     assert "in evaluation no row's output depends on another row" in result.output
-    assert lines[-1].startswith("rotation can be answered without seeing anything: white noise, jpeg 4:2:2")
+    assert lines[-1].startswith("rotation can be answered without seeing anything: ")
 
 
 def test_rows_see_each_other_by_batch_normalization_alone():
