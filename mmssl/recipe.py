@@ -181,7 +181,10 @@ class Training(Section):
         end, unit = (self.steps, "steps") if self.epochs is None else (self.epochs, "epochs")
         late = [time for time in (self.schedule.warmup, *self.schedule.milestones) if time >= end]
         if late:
-            raise ValueError(f"the schedule names {late[0]:g} {unit}, the run has {end:g}; change warmup or milestones")
+            raise ValueError(
+                f"the schedule names {late[0]:g} {unit}, the run has {end:g}; "
+                "lower training.schedule.warmup or milestones"
+            )
         return self
 
     @property
