@@ -27,6 +27,7 @@ from mmssl.errors import RunError
 from mmssl.hub.load import load
 from mmssl.objectives.base import Objective, Panel
 from mmssl.ops.draws import Draws
+from mmssl.ops.gather import alone
 from mmssl.recipe import Recipe, Training
 from mmssl.run_directory import FEATURES, Run
 from mmssl.training import checkpoint
@@ -141,7 +142,7 @@ def preview(objective: Objective, loader: Loader, rows: int = 6, seed: int = 0) 
     few = to_device({key: value[:rows] for key, value in batch.items()}, device)
     was_training = objective.training
     objective.eval()
-    with torch.no_grad():
+    with torch.no_grad(), alone():
         inputs = objective.transform(few, Draws(seed, 0, min(rows, len(next(iter(few.values())))), device=device))
         panels = objective.preview(inputs, objective.predict(inputs))
     objective.train(was_training)

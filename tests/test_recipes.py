@@ -15,6 +15,7 @@ from mmssl.catalog import find_recipe
 from mmssl.media.text import Tokenizer
 from mmssl.recipe import Recipe
 from mmssl.registry import ROOT, check_keywords, components, find
+from mmssl.runs import preview
 from mmssl.training.launch import start_processes
 
 FILES = sorted((ROOT.parent / "recipes").rglob("*.yaml"))
@@ -109,12 +110,14 @@ def _start(rank: int, port: int, folder: Path, names: tuple[str, ...]) -> None:
     os.environ.update({key: str(value) for key, value in place.items()})
     start_processes()
     for name in names:
-        build(recipe.load(name, {"training.batch_size": 8}), folder / name, where=name)
+        objective, loader = build(recipe.load(name, {"training.batch_size": 8}), folder / name, where=name)
+        if rank == 0:  # as at the end of a run, where the others wait
+            assert preview(objective, loader)
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.long
-def test_tasks_that_compare_rows_start_on_two_processes(processes, tmp_path):
+def test_tasks_that_compare_rows_start_and_end_on_two_processes(processes, tmp_path):
     names = ("matching_toy", "albef_toy", "blip_toy", "contrastive_toy", "moco_toy", "next_sentence_toy", "dino_toy")
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))

@@ -7,16 +7,31 @@ say about a row, not keep the local part (which is 1/W of it, or a wrong directi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_alone = ContextVar("_alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process asks no other one: for what the main one does while the others wait."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
 
 def process_share() -> tuple[int, int]:
-    """(rank, number of processes); (0, 1) where no process group is up."""
-    if dist.is_available() and dist.is_initialized():
+    """(rank, number of processes); (0, 1) where no process group is up, or this process works `alone`."""
+    if not _alone.get() and dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
