@@ -131,8 +131,8 @@ def test_only_the_stopped_gradient_keeps_it_from_collapsing():
     stopped, flowing = train_on_unrelated_views(stop=True), train_on_unrelated_views(stop=False)
     assert stopped["loss"] > -0.5
     assert stopped["spread"] > 0.85
-    assert -1 <= flowing["loss"] < -0.7
-    assert flowing["spread"] < 0.6
+    assert -1 <= flowing["loss"] < -0.6
+    assert flowing["spread"] < 0.75
     assert flowing["ranking"] == pytest.approx(0.5, abs=0.05)
 
 
