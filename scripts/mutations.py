@@ -60,7 +60,7 @@ def mutant(seed: int, number: int) -> Mutant:
         name = dice.choice(sorted(components("probe")))
         tree["probe"] = {"label": dice.choice(["shape", "position", "colors"]), "probe": name, "limit": 40}
         if name == "finetune":
-            tree["probe"]["steps"] = 4
+            tree["probe"] |= {"steps": 1, "limit": 8}  # sounds of the toy world are made anew at every reading
     changes: list[str] = []
     nonsense = ""
     places = list(_places(tree))
