@@ -63,7 +63,7 @@ def factor_of(plan: Plan, line: str, out: Path) -> float | None:
     Of equals the one nearest to the recipe's own; a rate at which training diverged is not taken.
     """
     if line not in plan.tuned:
-        return 1.0 if 1.0 in plan.rates or len(plan.rates) != 1 else plan.rates[0]
+        return plan.rates[0] if len(plan.rates) == 1 else 1.0
     found = {rate: read_cell(out, Cell(line, plan.seeds[0], rate)) for rate in plan.rates}
     if None in found.values():
         return None

@@ -89,6 +89,16 @@ def _new(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[
     return figure, axes
 
 
+def _grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """`count` charts, up to three next to each other, each so many inches high."""
+    columns = min(3, count)
+    rows = math.ceil(count / columns)
+    figure, every = _new(9, height * rows, rows, columns)
+    for axes in every[count:]:
+        axes.set_axis_off()
+    return figure, every
+
+
 def _gains(found: Comparison) -> Figure:
     lines = [line for line in found.plan.lines if line in found.cells and line != UNTRAINED]
     gains = {line: found.difference(line, UNTRAINED, found.main) for line in lines}
@@ -140,9 +150,7 @@ def _depths(found: Comparison) -> Figure:
 
 
 def _curves(found: Comparison, lines: list[str]) -> Figure:
-    columns = min(3, len(lines))
-    rows = math.ceil(len(lines) / columns)
-    figure, every = _new(9, 2.3 * rows, rows, columns)
+    figure, every = _grid(len(lines), 2.3)
     for axes, line in zip(every, lines, strict=False):
         levels = found.cells[line][0]["chance"]
         key = next((name for name in levels if name.rpartition("/")[2] != "loss"), "loss")
@@ -152,15 +160,11 @@ def _curves(found: Comparison, lines: list[str]) -> Figure:
         if key in levels:
             axes.axhline(levels[key], color="#b03a2e", linestyle=(0, (5, 3)), linewidth=1)
         axes.set_title(f"{title_of(line)}: {key}", fontsize=9)
-    for axes in every[len(lines) :]:
-        axes.set_axis_off()
     return figure
 
 
 def _maps(found: Comparison, lines: list[str]) -> Figure:
-    columns = min(3, len(lines))
-    rows = math.ceil(len(lines) / columns)
-    figure, every = _new(9, 3 * rows, rows, columns)
+    figure, every = _grid(len(lines), 3)
     for axes, line in zip(every, lines, strict=False):
         answered = found.answers[line][0]
         places = answered["map"]
@@ -169,8 +173,6 @@ def _maps(found: Comparison, lines: list[str]) -> Figure:
         axes.set_title(title_of(line), fontsize=9)
         axes.set_xticks([])
         axes.set_yticks([])
-    for axes in every[len(lines) :]:
-        axes.set_axis_off()
     return figure
 
 

@@ -48,6 +48,7 @@ class Plan:
         modality: of the encoder that is compared.
         tasks: name -> recipe with everything but seed, rate and probes.
         samples: name -> encoder samples that a row of the task costs.
+        budget: of each task, as it was given; empty for runs that are there.
         batch: encoder samples of a step.
         seeds: of every line.
         rates: factors of each recipe's learning rate, of which one is chosen on validation rows.
@@ -69,6 +70,7 @@ class Plan:
     groups: str | None = None
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: dict[str, float] = field(default_factory=dict)
+    budget: str = ""
     batch: int = 256
     seeds: tuple[int, ...] = (0, 1, 2)
     rates: tuple[float, ...] = (0.3, 1.0, 3.0)
@@ -108,16 +110,18 @@ class Plan:
         """Keep it in `out`.
 
         Raises:
-            RunError: where another comparison is kept there.
+            RunError: where another comparison is kept there, or a damaged one.
         """
         out.mkdir(parents=True, exist_ok=True)
         tree = json.loads(json.dumps(asdict(self)))
         path = out / PLAN
         if path.exists():
-            other = json.loads(path.read_text(encoding="utf-8"))
+            other = json.loads(json.dumps(asdict(self.read(out))))
+            if self.budget.startswith("minutes"):  # a step takes another time whenever it is measured
+                tree, other = _without_steps(tree), _without_steps(other)
             differing = [key for key in tree if key not in ("notes", "samples") and other.get(key) != tree[key]]
             if differing:
-                raise RunError(f"{out} holds another comparison: its {differing[0]} differs; choose another --out")
+                raise RunError(f"{out} holds a comparison with other {differing[0]}; choose another --out")
             return
         write_text(path, json.dumps(tree, indent=1))
 
@@ -213,10 +217,21 @@ def make_plan(
         modality=modality,
         tasks=trees,
         samples=samples,
+        budget=budget,
         baselines=baselines,
         notes=tuple(notes),
         **others,
     )
+
+
+def _without_steps(tree: dict[str, Any]) -> dict[str, Any]:
+    """A plan as JSON, without what follows from the steps of its tasks."""
+    counted = ("steps", "log_every", "save_every", "schedule")
+    tasks = {
+        name: {**task, "training": {key: value for key, value in task["training"].items() if key not in counted}}
+        for name, task in tree.get("tasks", {}).items()
+    }
+    return {**tree, "tasks": tasks}
 
 
 def _has(spec: Data, key: str, columns: Sequence[str]) -> bool:

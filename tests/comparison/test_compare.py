@@ -117,7 +117,7 @@ def test_it_is_written_in_four_forms(compared):
 
 
 def test_a_folder_holds_one_comparison(compared):
-    with pytest.raises(RunError, match="holds another comparison: its seeds differs; choose another --out"):
+    with pytest.raises(RunError, match="holds a comparison with other seeds; choose another --out"):
         mmssl.compare("toy", out=compared.out, **{**FEW, "seeds": 1})
 
 

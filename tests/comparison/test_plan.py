@@ -1,0 +1,48 @@
+"""The plan of a comparison is kept, and a call that is repeated goes on with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from mmssl.comparison.plan import Plan
+from mmssl.errors import RunError
+
+
+def plan(budget: str, steps: int, lr: float = 1e-3) -> Plan:
+    training = {"steps": steps, "log_every": 1, "save_every": steps // 4, "schedule": {"warmup": steps // 20}}
+    tasks = {"rotation": {"training": {**training, "optimizer": {"lr": lr}}}}
+    return Plan({"source": "toy"}, "shape", "image", tasks=tasks, samples={"rotation": 4.0}, budget=budget)
+
+
+def test_what_was_written_is_read(tmp_path):
+    plan("steps=100", 100).write(tmp_path)
+    assert Plan.read(tmp_path) == plan("steps=100", 100)
+
+
+def test_minutes_that_give_another_number_of_steps_are_gone_on_with(tmp_path):
+    first = plan("minutes=3", 100)
+    first.write(tmp_path)
+    plan("minutes=3", 117).write(tmp_path)
+    assert Plan.read(tmp_path) == first
+    with pytest.raises(RunError, match="with other tasks; choose another --out"):
+        plan("minutes=3", 117, lr=1e-2).write(tmp_path)
+
+
+def test_another_comparison_is_refused(tmp_path):
+    first = plan("steps=100", 100)
+    first.write(tmp_path)
+    with pytest.raises(RunError, match="with other tasks"):
+        plan("steps=100", 117).write(tmp_path)
+    with pytest.raises(RunError, match="with other budget"):
+        plan("minutes=3", 100).write(tmp_path)
+    with pytest.raises(RunError, match="with other seeds"):
+        replace(first, seeds=(0,)).write(tmp_path)
+
+
+def test_a_damaged_plan_is_one_sentence(tmp_path):
+    (tmp_path / "comparison.json").write_text("{")
+    for act in (lambda: Plan.read(tmp_path), lambda: plan("steps=100", 100).write(tmp_path)):
+        with pytest.raises(RunError, match="cannot be read"):
+            act()
