@@ -114,7 +114,8 @@ class Question:
                 ]
             undivided = f", '{request.groups}' undivided"
         if len(rows) == 1:
-            held = target.hold_out(rows[0].labels, HELD_OUT, request.seeds[0], rows[0].groups)
+            seed = request.seeds[0] if request.split_seed is None else request.split_seed
+            held = target.hold_out(rows[0].labels, HELD_OUT, seed, rows[0].groups)
             rows = [rows[0][~held], rows[0][held]]
             source = f"a fifth of {train.where}, held out{undivided}"
         else:

@@ -80,6 +80,7 @@ class Request:
     Attributes:
         seeds: consecutive numbers.
         cache: where features are kept.
+        split_seed: of test rows that are held out of the training rows; the first of `seeds` where None.
         hold_out: score a held-out fifth of the training rows, and look at no test row.
         listen: is called with the `Answers` that the scores of a learner's table are made of.
     """
@@ -99,6 +100,7 @@ class Request:
     batch_size: int = 256
     workers: int = 0
     cache: FeatureCache = field(default_factory=FeatureCache)
+    split_seed: int | None = None
     hold_out: bool = False
     listen: Callable[[Any], None] | None = None
 

@@ -247,6 +247,8 @@ class Comparison:
         notes = [f"{len(cells)} of {len(whole)} cells are there"] if len(cells) < len(whole) else []
         if self.measures:
             train, test = cells[0]["rows"][self.measures[0]]
+            if "held out" in cells[0]["test"]:
+                notes.append("the tasks saw the test rows, without labels: name other rows with test (--test)")
             notes += [
                 f"test rows: {cells[0]['test']} ({test}); probes learn from at most {train} training rows",
                 f"± one standard deviation over seeds {', '.join(map(str, plan.seeds))}; the best depth is chosen on "

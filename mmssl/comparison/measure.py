@@ -144,7 +144,7 @@ def _ask(
 
     frozen = probe != "finetune"
     options: dict[str, Any] = {} if frozen else {"lr": (1e-3,), "decay": (1.0,), "steps": FINETUNE_STEPS}
-    request = _request(
+    request = request_of(
         plan,
         cell,
         shots=shots,
@@ -156,7 +156,8 @@ def _ask(
     return make_probe(probe, options).score(Model.of(encoder), request)
 
 
-def _request(plan: Plan, cell: Cell, **others: Any) -> Request:
+def request_of(plan: Plan, cell: Cell, **others: Any) -> Request:
+    """What probes are asked for a cell."""
     assert plan.label is not None  # without labels nothing is asked
     return Request(
         train=plan.rows,
@@ -167,7 +168,9 @@ def _request(plan: Plan, cell: Cell, **others: Any) -> Request:
         seeds=(cell.seed,),
         groups=plan.groups,
         data=plan.rows,
-        **{"limit": plan.limit, **others},
+        limit=plan.limit,
+        split_seed=plan.seeds[0],  # all lines and seeds are tested on the same rows
+        **others,
     )
 
 
@@ -247,10 +250,9 @@ def untrained_encoder(plan: Plan, seed: int) -> Encoder:
 
 
 def _supervised(plan: Plan, encoder: Encoder, cell: Cell, factor: float) -> Encoder:
-    """The network trained on the labels of all training rows, with as many steps as a task."""
+    """The network trained on the labels of the rows that probes learn from, with as many steps as a task."""
     finetune = Finetune(steps=_steps(plan.steps, cell), batch_rows=plan.batch)
-    limit = plan.limit if cell.rate is not None else None  # a rate is chosen on rows that are held out of those
-    request = _request(plan, cell, hold_out=cell.rate is not None, limit=limit)
+    request = request_of(plan, cell, hold_out=cell.rate is not None)
     target, rows, labels = finetune.training_rows(Model.of(encoder), request)
     trained = finetune.train(target, rows, labels, {"lr": RATE * factor, "decay": 1.0}, cell.seed)
     return trained.encoder(encoder.modality).eval()

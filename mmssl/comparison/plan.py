@@ -17,6 +17,7 @@ from mmssl.batch import MODALITIES
 from mmssl.build import build
 from mmssl.catalog import recipe_files
 from mmssl.comparison.budget import Budget, encoder_samples, step_seconds
+from mmssl.data.base import MapSource
 from mmssl.data.columns import find_column
 from mmssl.data.loader import Loader, read
 from mmssl.data.sources import open_source
@@ -196,6 +197,11 @@ def make_plan(
                 raise
             notes.append(f"{name.replace('_', ' ')} is left out: {error}")
             continue
+        if isinstance(source, MapSource) and own > len(source):
+            raise RecipeError(
+                f"{given.source} has {len(source)} rows, and a step of {name} takes {own}; lower batch (--batch) to "
+                f"{max(1, int(len(source) * cost))} or less"
+            )
         steps = spent.steps(batch, lambda seconds=seconds: seconds)  # type: ignore[misc]
         tree["training"] |= {
             "steps": steps,

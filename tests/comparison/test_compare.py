@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 
 import mmssl
+from mmssl.adaptation.labeled import Question
+from mmssl.adaptation.request import Model
 from mmssl.comparison.cells import cells_of, factor_of, read_cell
-from mmssl.comparison.measure import Cell, untrained_encoder
+from mmssl.comparison.measure import Cell, request_of, untrained_encoder
 from mmssl.comparison.page import write_page
 from mmssl.comparison.plan import make_plan
 from mmssl.errors import RecipeError, RunError
@@ -176,3 +178,26 @@ def test_confusions_are_shares_of_each_class(compared):
     truth = np.concatenate([one["truth"] for one in found.answers["simclr"]])
     weights = np.bincount(truth, minlength=len(names)) / len(truth)
     assert (shares.diagonal() * weights).sum() == pytest.approx(np.mean(found.values("simclr", found.main)))
+
+
+def test_rows_that_are_held_out_are_the_same_for_all_lines_and_seeds(tmp_path):
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(random.integers(15, 30)):
+            pixels = random.integers(0, 256, (36, 36, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
+    settings = FEW | {"label": None, "tasks": ["rotation"], "rates": [1.0], "supervised": True}
+    found = mmssl.compare(str(tmp_path / "photos"), out=tmp_path / "out", **settings)
+    truths = [answers["truth"] for line in found.answers.values() for answers in line]
+    tested = [cell["rows"][found.main] for cells in found.cells.values() for cell in cells]
+    assert len(truths) == 7
+    assert all(np.array_equal(truth, truths[0]) for truth in truths)
+    assert all(rows == tested[0] for rows in tested)
+    assert "the tasks saw the test rows, without labels" in str(found)
+    plan = found.plan
+    splits = [
+        Question.of(Model.of(untrained_encoder(plan, 0)), request_of(plan, Cell(line, seed)))
+        for line, seed in (("rotation", 0), ("rotation", 1), ("supervised", 1))
+    ]
+    assert all(torch.equal(one.test.ids, splits[0].test.ids) for one in splits)

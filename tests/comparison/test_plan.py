@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from mmssl.comparison.plan import Plan
-from mmssl.errors import RunError
+from mmssl.comparison.plan import Plan, make_plan
+from mmssl.errors import RecipeError, RunError
+from mmssl.recipe import Data
 
 
 def plan(budget: str, steps: int, lr: float = 1e-3) -> Plan:
@@ -46,3 +47,13 @@ def test_a_damaged_plan_is_one_sentence(tmp_path):
     for act in (lambda: Plan.read(tmp_path), lambda: plan("steps=100", 100).write(tmp_path)):
         with pytest.raises(RunError, match="cannot be read"):
             act()
+
+
+def test_a_step_of_more_rows_than_there_are_names_the_way_out():
+    few = Data(source="toy", limit=40)
+    given = {"label": "shape", "tasks": ["simclr"], "encoder": "timm/test_resnet", "size": 32, "budget": "steps=4"}
+    with pytest.raises(
+        RecipeError, match=r"has 40 rows, and a step of simclr takes 128; lower batch \(--batch\) to 80"
+    ):
+        make_plan(few, **given)
+    assert make_plan(few, **given, batch=80).tasks["simclr"]["training"]["batch_size"] == 40
