@@ -107,7 +107,7 @@ def adapt(
     ] = None,
     test: Annotated[str | None, typer.Option(help="Test rows; the test split of --data by default.")] = None,
     probe: Annotated[
-        str, typer.Option(help="knn, ridge, logistic, finetune; of the whole task: retrieval, zero_shot.")
+        str, typer.Option(help="knn, ridge, logistic, svm, finetune; of the whole task: retrieval, zero_shot.")
     ] = "knn",
     layers: Annotated[bool, typer.Option("--layers", help="Probe every depth.")] = False,
     baseline: Annotated[bool, typer.Option(help="Score the same network, random-initialized, as well.")] = True,

@@ -31,7 +31,7 @@ def compare(
     out_: Annotated[Path, typer.Option("--out", help="Folder of the comparison.")] = Path("comparison"),
     size: Annotated[int | None, typer.Option(help="Side to which pictures are decoded.")] = None,
     batch: Annotated[int, typer.Option(help="Encoder samples of a step.")] = 256,
-    probe: Annotated[str, typer.Option(help="That learns from few labels: logistic, ridge, knn.")] = "logistic",
+    probe: Annotated[str, typer.Option(help="That learns from few labels: logistic, ridge, knn, svm.")] = "logistic",
     shots: Annotated[str, typer.Option(help="Labels a class, as in 10,100; 0 for all.")] = "10,100",
     rates: Annotated[str, typer.Option(help="Factors of each recipe's learning rate to choose from.")] = "0.3,1,3",
     finetune: Annotated[

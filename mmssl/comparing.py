@@ -63,7 +63,7 @@ def compare(
         out: folder of the comparison.
         size: side to which pictures are decoded; tasks that cut tiles keep theirs in proportion.
         batch: encoder samples of a step.
-        probe: that learns from few labels; `logistic`, `ridge`, `knn`.
+        probe: that learns from few labels; `logistic`, `ridge`, `knn`, `svm`.
         shots: labels a class; none for all labels.
         rates: factors of each recipe's learning rate, one of which is chosen.
         finetune: tune the encoder on the fewest labels as well.

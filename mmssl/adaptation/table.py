@@ -22,6 +22,7 @@ NAMES = {
     CONSTANT: "constant answer",
     CHANCE: "chance",
 }
+SHOWN = 3  # hyper-parameters of a row that are spelled out
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class Table:
             line = [NAMES.get(row.encoder, row.encoder), *([row.part] if parts else [])]
             line += [_cell(metric, row) for metric in self.metrics]
             if settings:
-                line.append(", ".join(f"{key}={value:g}" for key, value in row.setting.items()))
+                line.append(_chosen(row.setting))
             lines.append(line)
         return head + (["chosen"] if settings else []), lines
 
@@ -234,6 +235,13 @@ class Table:
 
 def _number(metric: Metric, value: float) -> str:
     return f"{100 * value:.1f}" if metric.percent else f"{value:.4g}"
+
+
+def _chosen(setting: Mapping[str, float]) -> str:
+    """Hyper-parameters; of one for each class only between what they lie."""
+    if len(setting) <= SHOWN:
+        return ", ".join(f"{key}={value:g}" for key, value in setting.items())
+    return f"{min(setting.values()):g} to {max(setting.values()):g}, one a class"
 
 
 def _cell(metric: Metric, row: Row) -> str:

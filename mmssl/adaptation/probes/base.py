@@ -116,11 +116,13 @@ class Learner(Probe, Generic[X]):
     Attributes:
         frozen: whether it works on features and leaves the encoder as it is.
         learns: names of the targets that it can learn, and with them those that derive from them.
+        chosen_on: rows that `choose` scores settings on, for the table.
         warnings: sentences about fits that did not go as they should; printed under the table.
     """
 
     frozen: ClassVar[bool] = True
     learns: ClassVar[tuple[str, ...]] = ("classes", "labels", "values")
+    chosen_on: ClassVar[str] = "a fifth of the training rows"
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -251,7 +253,7 @@ class Learner(Probe, Generic[X]):
             counts=target.counts(question.train.labels),
             shots=request.shots,
             test=question.where,
-            validation=f"a fifth of the training rows{question.undivided}" if len(self.settings()) > 1 else "",
+            validation=f"{self.chosen_on}{question.undivided}" if len(self.settings()) > 1 else "",
             seeds=seeds,
             warnings=tuple(dict.fromkeys([*warnings, *self.warnings])),
         )

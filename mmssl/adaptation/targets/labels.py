@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmssl.adaptation.metrics import (
+    INTERPOLATED_PRECISION,
     MEAN_AVERAGE_PRECISION,
     SUBSET_ACCURACY,
+    interpolated_average_precision,
     mean_average_precision,
     subset_accuracy,
 )
@@ -31,7 +33,7 @@ class Labels(Target):
         names: of the labels, all names or all whole numbers.
     """
 
-    metrics = (MEAN_AVERAGE_PRECISION, SUBSET_ACCURACY)
+    metrics = (MEAN_AVERAGE_PRECISION, INTERPOLATED_PRECISION, SUBSET_ACCURACY)
     shares = (SUBSET_ACCURACY,)
 
     def __init__(self, names: Sequence[Any]) -> None:
@@ -78,9 +80,10 @@ class Labels(Target):
         return labels.float()
 
     def score(self, answers: Tensor, labels: Tensor) -> dict[str, float]:
-        """Mean over the labels of the average precision, and share of rows with every label right."""
+        """Mean over the labels of the average precision, as it is and interpolated; share of rows all right."""
         return {
             MEAN_AVERAGE_PRECISION.name: mean_average_precision(answers, labels),
+            INTERPOLATED_PRECISION.name: interpolated_average_precision(answers, labels),
             SUBSET_ACCURACY.name: subset_accuracy(answers > 0.5, labels),
         }
 
