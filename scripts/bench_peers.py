@@ -10,11 +10,13 @@ in one process, taking turns; every file is decoded once, and the first steps ar
 training loop of its documentation: `LightlyDataset`, `SimCLRTransform` and its like, `DataLoader`, its heads and
 losses. mmssl's is `fit`.
 
+What a run of mmssl measures once, before its first step and after its last, is not counted either.
+
 What differs: lightly cuts each view out of the file's pixels, image by image, with Pillow, in the workers. mmssl
 decodes each file once to a square of fixed size and cuts the views out of that, on the device. "Same crops" decodes to
 the file's own size, so that both cut the same pixels; "decoded small" decodes to the size of the view, which is what
 most recipes do and gives small crops less detail. lightly's blur is Pillow's approximation and its MAE crops
-bicubically; its SimCLR head has two BatchNorms more.
+bicubically.
 
 The ratio is of CPU seconds of all processes, workers included, so that a busy machine changes little. "In time" is that
 of seconds on the clock. Without workers, the time of an image is shown in parts: decoding, augmentation, network with
@@ -161,6 +163,14 @@ def run_mmssl(case: Case, workers: int, watch: Watch) -> None:
     }[case.method]
     objective = mmssl.objective(encoders={"image": mmssl.encoder(modality="image", **network)}, **hyper)
     objective.transform = watch.wrap("augmentation", objective.transform)
+    after_step = objective.after_step
+
+    def stop_after_last(progress: float) -> None:
+        after_step(progress)
+        if progress == 1.0:
+            watch.stop()
+
+    objective.after_step = stop_after_last  # type: ignore[method-assign]
     data = Data(source=str(case.folder), image=ImageDecode(size=case.decode))
     loader = Loader({"": data}, ["image"], batch_size=case.batch, seed=0, workers=workers)
 
@@ -185,7 +195,6 @@ def run_mmssl(case: Case, workers: int, watch: Watch) -> None:
         schedule=Schedule(name="constant"),
     )
     fit(objective, Counted(), training, quiet=True)
-    watch.stop()
 
 
 def run_lightly(case: Case, workers: int, watch: Watch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,7 +99,9 @@ def prepare(objective: Objective, training: Training, accelerator: Accelerator) 
     passes = ForwardPass(objective)
     if training.compile:
         passes.compile()
-    wrapped, optimizer = accelerator.prepare(passes, make_optimizer(objective, training.optimizer))
+    with warnings.catch_warnings():  # torch 2.13 renames it, and 2.11 does not know the new name
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        wrapped, optimizer = accelerator.prepare(passes, make_optimizer(objective, training.optimizer))
     if accelerator.is_fsdp2:
         wrapped.collect_shards()
     return passes, wrapped, optimizer
