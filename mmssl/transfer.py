@@ -76,7 +76,8 @@ def adapt(
             classes, or in batches.
         target: what the labels are, as `mmssl list` names it: `classes` (names or whole numbers), `labels` (lists of
             these), `values` (real numbers, or lists of them); by the column's cells where left out.
-        probe: `knn`, `ridge`, `logistic`, `svm`, `finetune`, `retrieval` or `zero_shot`; `mmssl list` says what each is.
+        probe: `knn`, `ridge`, `logistic`, `svm`, `finetune`, `retrieval` or `zero_shot`; `mmssl list` says what each
+            is.
         layers: probe every depth as well.
         baseline: score the same network, random-initialized, as well.
         seed: the first of `seeds` consecutive seeds.
