@@ -107,7 +107,7 @@ def adapt(
     ] = None,
     test: Annotated[str | None, typer.Option(help="Test rows; the test split of --data by default.")] = None,
     probe: Annotated[
-        str, typer.Option(help="knn, ridge, logistic, svm, finetune; of the whole task: retrieval, zero_shot.")
+        str, typer.Option(help="knn, ridge, logistic, svm, mlp, attentive, finetune; of a task: retrieval, zero_shot.")
     ] = "knn",
     layers: Annotated[bool, typer.Option("--layers", help="Probe every depth.")] = False,
     baseline: Annotated[bool, typer.Option(help="Score the same network, random-initialized, as well.")] = True,
@@ -118,7 +118,7 @@ def adapt(
     shots: Annotated[int | None, typer.Option(help="Learn from only so many rows a class.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use only so many rows.")] = None,
     seed: Annotated[int, typer.Option(help="First of the seeds.")] = 0,
-    seeds: Annotated[int, typer.Option(help="Random-initialized encoders; trainings of finetune.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Random-initialized encoders; trainings of a head or of finetune.")] = 3,
     workers: Annotated[int, typer.Option(help="Processes that decode.")] = 0,
     cache: Annotated[bool, typer.Option(help="Keep features in the run's directory, for the next probe.")] = True,
     set_: Annotated[

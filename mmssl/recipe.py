@@ -214,7 +214,7 @@ class Probe(Section):
         data: labeled source with the same decode settings as the training data; `none` uses the training source.
         label: column of the label.
         target: what the labels are: `classes`, `labels`, `values` ...; by the column's cells where left out.
-        probe: `knn`, `ridge`, `logistic`, `svm`, `finetune`, `retrieval`, `zero_shot` ...
+        probe: `knn`, `ridge`, `logistic`, `svm`, `mlp`, `attentive`, `finetune`, `retrieval` ...
         encoder: whose features are probed; the first encoder where left out.
         layers: probe every depth as well.
         shots: learn from only so many rows a class.

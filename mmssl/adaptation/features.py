@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmssl.batch import MODALITIES, Batch, to_device
-from mmssl.encoders.base import Encoder
+from mmssl.encoders.base import Encoder, Features
 from mmssl.errors import DataError, RunError
 from mmssl.modules.mode import evaluating
 
@@ -55,8 +55,8 @@ def extract(
     with evaluating(*encoders), torch.no_grad():
         for batch in batches:
             for encoder, lists in zip(encoders, parts, strict=True):
-                for depth, vectors in _pooled(encoder, batch, layers).items():
-                    lists.setdefault(depth, []).append(vectors.float().cpu())
+                for depth, features in depths_of(encoder, batch, layers).items():
+                    lists.setdefault(depth, []).append(features.pooled.float().cpu())
             others.append({key: value for key, value in batch.items() if key.removesuffix("_mask") not in MODALITIES})
     joined = collect(others)
     found = [{depth: torch.cat(some) for depth, some in lists.items()} for lists in parts]
@@ -84,13 +84,15 @@ def inputs_of(encoder: Encoder) -> tuple[str, str]:
     return encoder.modality, f"{encoder.modality}_mask"
 
 
-def _pooled(encoder: Encoder, batch: Batch, layers: bool) -> dict[str, Tensor]:
+def depths_of(encoder: Encoder, batch: Batch, layers: bool) -> dict[str, Features]:
+    """What an encoder says of a batch, under `pooled`, and with `layers` every depth, shallow to deep.
+
+    Raises:
+        DataError: for a batch without the encoder's key.
+    """
     key, valid_key = inputs_of(encoder)
     if key not in batch:
         raise DataError(f"the encoder reads '{key}', the batches have: {', '.join(batch) or 'nothing'}")
     inputs = to_device({k: batch[k] for k in (key, valid_key) if k in batch}, next(encoder.parameters()).device)
     valid = inputs.get(valid_key)
-    found = {POOLED: encoder(inputs[key], valid).pooled}
-    if layers:
-        found |= {depth: features.pooled for depth, features in encoder.layers(inputs[key], valid).items()}
-    return found
+    return {POOLED: encoder(inputs[key], valid), **(encoder.layers(inputs[key], valid) if layers else {})}

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from mmssl import encoder as create
+from mmssl.adaptation.probes._trained import Shuffled
 from mmssl.adaptation.probes.base import RawRows
-from mmssl.adaptation.probes.finetune import Finetune, Shuffled, scale_by_depth
+from mmssl.adaptation.probes.finetune import Finetune, scale_by_depth
 from mmssl.adaptation.rows import BatchSplit, Reads
 from mmssl.adaptation.targets.classes import Classes
 from mmssl.training.optim import parameter_groups

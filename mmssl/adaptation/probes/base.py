@@ -6,7 +6,7 @@ first seed; then the probe learns from all training rows. Test rows are looked a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
@@ -71,9 +71,9 @@ class RawRows:
     def __getitem__(self, index: Tensor) -> RawRows:
         return RawRows(self.encoder, self.split, self.ids[index])
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        """All rows in order."""
-        return self.split.read(in_order(self.ids.numpy(), size))
+    def read(self, picks: Iterable[Tensor]) -> Iterator[Batch]:
+        """A batch for each of `picks`, places of rows, int64."""
+        return self.split.read(self.ids[pick].tolist() for pick in picks)
 
 
 class Indexed(Protocol):
@@ -111,16 +111,18 @@ class Answers:
 
 
 class Learner(Probe, Generic[X]):
-    """Learns from labeled rows `X`: features float32 (N, D), or `RawRows` where `frozen` is False.
+    """Learns from labeled rows `X`: features float32 (N, D), tokens, or `RawRows` where `frozen` is False.
 
     Attributes:
         frozen: whether it works on features and leaves the encoder as it is.
+        trains: whether it trains a network from random weights, so that another seed gives other answers.
         learns: names of the targets that it can learn, and with them those that derive from them.
         chosen_on: rows that `choose` scores settings on, for the table.
         warnings: sentences about fits that did not go as they should; printed under the table.
     """
 
     frozen: ClassVar[bool] = True
+    trains: ClassVar[bool] = False
     learns: ClassVar[tuple[str, ...]] = ("classes", "labels", "values")
     chosen_on: ClassVar[str] = "a fifth of the training rows"
 
@@ -228,8 +230,8 @@ class Learner(Probe, Generic[X]):
         train, test, place = train[kept], test[test_kept], kept.cumsum(0) - 1
         drawn = [None if pick is None else place[pick[kept[pick]]] for pick in drawn]
 
-        # A frozen encoder and a probe of all rows: nothing is random, so one seed says it all.
-        own_seeds = seeds if request.shots or not self.frozen else seeds[:1]
+        # A frozen encoder and a probe of all rows: nothing is random unless a network is trained; one seed says it all.
+        own_seeds = seeds if request.shots or self.trains else seeds[:1]
         plan = [(PRETRAINED, own_seeds, [0] * len(own_seeds))]
         if request.baseline:
             plan.append((RANDOM, seeds, list(range(1, 1 + len(seeds)))))

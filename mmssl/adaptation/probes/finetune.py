@@ -7,61 +7,37 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mmssl.adaptation.features import POOLED, inputs_of
+from mmssl.adaptation.probes._trained import LabeledTask, answers, train
 from mmssl.adaptation.probes.base import Learner, RawRows, Setting
 from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.rows import Split
 from mmssl.adaptation.targets.base import Target
-from mmssl.batch import Batch, to_device
+from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
-from mmssl.modules.mode import evaluating
-from mmssl.objectives.base import Chance, Objective
-from mmssl.ops.draws import Draws, mix_seed
-from mmssl.recipe import Optimizer, Schedule, Training
-from mmssl.training.loop import fit
 
 
-class Supervised(Objective):
-    """The target's loss of a linear head on normalized pooled features. It reads labels, which no pretext task does.
+class Supervised(LabeledTask):
+    """A linear head on normalized pooled features.
 
     Args:
         encoder: trained along.
         target: what the labels are.
-        units: shift and scale of values, as `Target.units` makes them of the training labels.
+        units: see `LabeledTask`.
     """
 
     def __init__(self, encoder: Encoder, target: Target, units: tuple[Tensor, Tensor]) -> None:
-        super().__init__({encoder.modality: encoder})
-        self.target, self.inputs = target, inputs_of(encoder)
-        self.needs = (encoder.modality, "label")
+        super().__init__({encoder.modality: encoder}, inputs_of(encoder), target, units)
         norm = nn.LayerNorm(encoder.dim, elementwise_affine=False)
         self.head = nn.Sequential(norm, nn.Linear(encoder.dim, target.width))
-        self.shift, self.scale = map(nn.Buffer, units)
-
-    def chance(self, rows: int) -> Chance:
-        """Not known before the labels are."""
-        return Chance(None)
-
-    def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """Rows as they are; no augmentation."""
-        return {key: batch[key] for key in (*self.inputs, "label") if key in batch}
 
     def predict(self, inputs: Batch) -> Batch:
         """`outputs` (B, width)."""
         key, valid_key = self.inputs
         return {"outputs": self.head(self.encoder(key)(inputs[key], inputs.get(valid_key)).pooled)}
-
-    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
-        """That of the target."""
-        return {"loss": self.target.loss(outputs["outputs"], (inputs["label"] - self.shift) / self.scale)}
-
-    def answer(self, inputs: Batch) -> Tensor:
-        """The target's answers, (B, width), in the units of the labels."""
-        return self.target.answer(self.predict(inputs)["outputs"]) * self.scale + self.shift
 
 
 class Trained(NamedTuple):
@@ -94,6 +70,7 @@ class Finetune(Learner[RawRows]):
     """
 
     frozen: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
     trained: Trained | None = None
 
     def __init__(
@@ -136,49 +113,17 @@ class Finetune(Learner[RawRows]):
                 encoder.freeze(False)
             objective = Supervised(encoder, target, target.units(labels))
         scale_by_depth(objective.encoder(rows.encoder.modality), setting["decay"])
-        training = Training(
+        train(
+            objective,
+            rows,
+            target.matrix(labels),
+            lr=setting["lr"],
+            weight_decay=self.weight_decay,
             steps=self.steps,
-            batch_size=min(self.batch_rows, len(rows)),
+            batch_rows=self.batch_rows,
             seed=seed,
-            optimizer=Optimizer(lr=setting["lr"], weight_decay=self.weight_decay),
-            schedule=Schedule(warmup=self.steps // 10),
         )
-        fit(objective, Shuffled(rows, target.matrix(labels), training.batch_size, seed), training, quiet=True)
         return objective
-
-
-class Shuffled:
-    """Rows in an order that is new in each epoch, decoded as they come; the loop's loader.
-
-    Args:
-        rows: N of them.
-        labels: float32 (N, width), for the key `label`.
-        batch_size: rows of a step, at most N.
-        seed: of the order.
-    """
-
-    def __init__(self, rows: RawRows, labels: Tensor, batch_size: int, seed: int) -> None:
-        self.rows, self.labels, self.batch_size, self.seed = rows, labels, batch_size, seed
-
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches `start` to `stop - 1`; an epoch may end inside of one."""
-        chosen = [self._choose(step) for step in range(start, stop)]
-        read = self.rows.split.read(self.rows.ids[index].tolist() for index in chosen)
-        for index, batch in zip(chosen, read, strict=True):
-            yield {**batch, "label": self.labels[index]}
-
-    def _choose(self, step: int) -> Tensor:
-        total = len(self.rows)
-        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs = {e: np.random.default_rng(mix_seed(self.seed, e)).permutation(total) for e in {*places // total}}
-        return torch.tensor([epochs[place // total][place % total] for place in places])
-
-
-def answers(objective: Supervised, rows: RawRows, batch_size: int) -> Tensor:
-    """Answers for every row, float (M, width) on the CPU."""
-    device = next(objective.parameters()).device
-    with evaluating(objective), torch.no_grad():
-        return torch.cat([objective.answer(to_device(batch, device)).cpu() for batch in rows.batches(batch_size)])
 
 
 def scale_by_depth(encoder: Encoder, decay: float) -> None:
