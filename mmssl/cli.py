@@ -103,11 +103,14 @@ def adapt(
     ] = None,
     label: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
     target: Annotated[
-        str | None, typer.Option(help="What they are: classes, labels, values; by the column's cells by default.")
+        str | None, typer.Option(help="Classes, labels, values or masks; by the column's cells by default.")
     ] = None,
     test: Annotated[str | None, typer.Option(help="Test rows; the test split of --data by default.")] = None,
     probe: Annotated[
-        str, typer.Option(help="knn, ridge, logistic, svm, mlp, attentive, finetune; of a task: retrieval, zero_shot.")
+        str,
+        typer.Option(
+            help="knn, ridge, logistic, svm, mlp, attentive, finetune; segmentation; of a task: retrieval, zero_shot."
+        ),
     ] = "knn",
     layers: Annotated[bool, typer.Option("--layers", help="Probe every depth.")] = False,
     baseline: Annotated[bool, typer.Option(help="Score the same network, random-initialized, as well.")] = True,
@@ -115,7 +118,7 @@ def adapt(
     groups: Annotated[
         str | None, typer.Option(help="Column that a split must not divide; of retrieval: of what belongs together.")
     ] = None,
-    shots: Annotated[int | None, typer.Option(help="Learn from only so many rows a class.")] = None,
+    shots: Annotated[int | None, typer.Option(help="Learn from only so many rows a class, or pictures.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use only so many rows.")] = None,
     seed: Annotated[int, typer.Option(help="First of the seeds.")] = 0,
     seeds: Annotated[int, typer.Option(help="Random-initialized encoders; trainings of a head or of finetune.")] = 3,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmssl.adaptation.placed import Placed
 from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.rows import Split
 from mmssl.adaptation.targets import find_target
@@ -78,7 +80,7 @@ class Question:
         cells = [split.cells(request.label) for split in splits]
         present = [split.present(len(own)) for split, own in zip(splits, cells, strict=True)]
         missing = [
-            np.array([own[row] is None or own[row] != own[row] for row in rows], dtype=bool)  # None or NaN
+            np.array([_is_missing(own[row]) for row in rows], dtype=bool)
             for own, rows in zip(cells, present, strict=True)
         ]
         ids = [rows[~none] for rows, none in zip(present, missing, strict=True)]
@@ -92,7 +94,13 @@ class Question:
         every = [cell for own in known for cell in own]
         where = f"{train.where}, column '{request.label}'"
         try:
-            target = find_target(every, request.target, where).of(every)
+            kind = find_target(every, request.target, where)
+            if kind.placed:
+                known = [
+                    [Placed(split, int(row), request.label) for row in rows]
+                    for split, rows in zip(splits, ids, strict=True)
+                ]
+            target = kind.of([cell for own in known for cell in own])
         except DataError as error:
             raise DataError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
         whole = all(isinstance(cell, float) and cell.is_integer() for cell in every)
@@ -125,3 +133,8 @@ class Question:
         except DataError as error:
             raise DataError("; ".join([str(error), *warnings])) from error
         return cls(target, rows[0], rows[1], source, undivided, warnings)
+
+
+def _is_missing(cell: Any) -> bool:
+    """None or NaN."""
+    return cell is None or (isinstance(cell, float) and cell != cell)

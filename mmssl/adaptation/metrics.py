@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class Metric(NamedTuple):
@@ -32,6 +33,9 @@ INTERPOLATED_PRECISION = Metric("interpolated_average_precision", "mAP, interpol
 SUBSET_ACCURACY = Metric("subset_accuracy", "all labels right")
 R2 = Metric("r2", "R^2", percent=False)
 MEAN_ABSOLUTE_ERROR = Metric("mean_absolute_error", "mean |error|", percent=False)
+MEAN_IOU = Metric("mean_iou", "mIoU")
+PIXEL_ACCURACY = Metric("pixel_accuracy", "pixels")
+BOUNDARY_IOU = Metric("boundary_iou", "boundary IoU")
 
 
 def balanced_accuracy(right: Tensor, labels: Tensor) -> float:
@@ -88,3 +92,49 @@ def r2(found: Tensor, values: Tensor) -> float:
 def mean_absolute_error(found: Tensor, values: Tensor) -> float:
     """Of (M, K), in the unit of the values."""
     return (found.double() - values.double()).abs().mean().item()
+
+
+def confusion(found: Tensor, truth: Tensor, ignored: int) -> Tensor:
+    """Pixels of each true class (row) that were found to be of each class (column), int64 (K, K), K = `ignored` + 1.
+
+    Args:
+        found: class numbers, uint8 (M, H, W).
+        truth: likewise; pixels that are `ignored` do not count.
+        ignored: the largest class number.
+    """
+    counted = truth != ignored
+    pairs = truth[counted].long() * (ignored + 1) + found[counted].long()
+    return torch.bincount(pairs, minlength=(ignored + 1) ** 2).view(ignored + 1, ignored + 1)
+
+
+def mean_over_union(intersection: Tensor, union: Tensor) -> float:
+    """Intersection over union of each class that has a union, averaged; both int64 (K,). 0 where none has."""
+    present = union > 0
+    return (intersection[present].double() / union[present]).mean().item() if present.any() else 0.0
+
+
+def boundary_overlap(found: Tensor, truth: Tensor, ignored: int, ratio: float = 0.02) -> Tensor:
+    """Intersection and union of the boundaries of each class, int64 (2, K), for Boundary IoU (Cheng et al. 2021).
+
+    The boundary of a class is what of it is closer than `ratio` diagonals, one pixel at least, to a pixel that is not
+    of it or to the edge of the picture.
+
+    Args:
+        found: see `confusion`.
+        truth: likewise; pixels that are `ignored` do not count.
+        ignored: see `confusion`.
+        ratio: see above; 0.02 is that of the paper.
+    """
+    distance = max(1, round(ratio * (truth.shape[1] ** 2 + truth.shape[2] ** 2) ** 0.5))
+    counted = truth != ignored
+    overlap = torch.zeros(2, ignored + 1, dtype=torch.int64)
+    for number in torch.cat([found[counted], truth[counted]]).unique().tolist():
+        a, b = (_boundary((maps == number) & counted, distance) for maps in (found, truth))
+        overlap[:, number] = torch.stack([(a & b).sum(), (a | b).sum()])
+    return overlap
+
+
+def _boundary(inside: Tensor, distance: int) -> Tensor:
+    """What of regions, bool (M, H, W), goes when they are eroded `distance` times by 3 x 3 pixels."""
+    outside = F.pad((~inside).float(), (distance,) * 4, value=1.0)
+    return inside & (F.max_pool2d(outside, 2 * distance + 1, stride=1) > 0)

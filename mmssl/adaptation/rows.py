@@ -199,8 +199,13 @@ class BatchSplit(Split):
             if values.min() < 0 or values.max() > 1:
                 raise DataError(f"batches: '{column}' (B, C) should be zeros and ones, found up to {values.max()}")
             return list(values.bool().tolist())
+        if values.ndim == 3 and not values.is_floating_point():
+            return list(values.numpy())
         if values.ndim > 2:
-            raise DataError(f"batches: '{column}' should be (B,) or (B, C), found {(*values.shape,)}")
+            raise DataError(
+                f"batches: '{column}' should be (B,), (B, C) or class numbers (B, H, W), found {values.dtype} "
+                f"{(*values.shape,)}"
+            )
         return list(values.tolist())
 
     def read(self, picks: Iterable[Sequence[int]] | None = None, batch_size: int = 256) -> Iterator[Batch]:

@@ -7,7 +7,7 @@ its aspect ratio beside it: a batch has one shape, no side is lost, and the crop
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -138,15 +138,15 @@ def _planes(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def open_image(cell: Any, extent: tuple[float, float] | None = None) -> tuple[Image.Image, str]:
+def open_image(cell: Any, extent: tuple[float, float] | None = None, kind: str = "image") -> tuple[Image.Image, str]:
     """A picture as Pillow opens it, not yet decoded where it is a file, and what to call it; see `decode_image`."""
     if isinstance(cell, Image.Image):
-        return cell, "image"
+        return cell, kind
     if isinstance(cell, Mapping) and isinstance(cell.get("array"), np.ndarray):
         cell = cell["array"]
     if isinstance(cell, np.ndarray):
-        return _from_array(cell, extent), "image"
-    source, name = open_cell(cell, "image")
+        return _from_array(cell, extent), kind
+    source, name = open_cell(cell, kind)
     try:
         return Image.open(source, formats=FORMATS), name
     except Exception as error:  # Pillow's decoders raise anything on hostile bytes.
@@ -206,22 +206,42 @@ def fit_image(image: Image.Image, size: int, fit: Fit, aspect: float = 1.0) -> n
     Returns:
         uint8 (size, size, 3).
     """
-    width, height = image.width * aspect, float(image.height)
+    source, extent, corner = placement(image.width, image.height, size, fit, aspect)
+    shown = image.resize(extent, Image.Resampling.BICUBIC, box=source, reducing_gap=2.0)
     if fit == "crop":
-        side = min(width, height)
+        return np.array(shown)
+    square = Image.new("RGB", (size, size), "white")
+    square.paste(shown, corner)
+    return np.array(square)
+
+
+class Placement(NamedTuple):
+    """Where what is seen of a picture stands in the square.
+
+    Attributes:
+        source: left, top, right, bottom of the part of the picture that is seen, in its pixels.
+        extent: width and height of that part in the square, in whole pixels.
+        corner: its left upper corner there.
+    """
+
+    source: tuple[float, float, float, float]
+    extent: tuple[int, int]
+    corner: tuple[int, int]
+
+
+def placement(width: int, height: int, size: int, fit: Fit, aspect: float = 1.0) -> Placement:
+    """How a picture of `width` x `height` pixels comes to stand in the square; see `fit_image`."""
+    wide, high = width * aspect, float(height)
+    if fit == "crop":
+        side = min(wide, high)
         # Whole pixels: half of one would blur a picture that has the right size already, in one direction only.
-        left, top = (width - side) // 2, (height - side) // 2
+        left, top = (wide - side) // 2, (high - side) // 2
         box = (left / aspect, top, (left + side) / aspect, top + side)
         # Rounding may put the far edge a hair outside, which Pillow refuses.
-        box = (box[0], box[1], min(box[2], image.width), min(box[3], image.height))
-        square = image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
-        return np.array(square)
-    scale = size / max(width, height)
-    extent = (max(1, round(width * scale)), max(1, round(height * scale)))
-    square = Image.new("RGB", (size, size), "white")
-    place = ((size - extent[0]) // 2, (size - extent[1]) // 2)
-    square.paste(image.resize(extent, Image.Resampling.BICUBIC, reducing_gap=2.0), place)
-    return np.array(square)
+        return Placement((box[0], box[1], min(box[2], width), min(box[3], height)), (size, size), (0, 0))
+    scale = size / max(wide, high)
+    extent = (max(1, round(wide * scale)), max(1, round(high * scale)))
+    return Placement((0, 0, width, height), extent, ((size - extent[0]) // 2, (size - extent[1]) // 2))
 
 
 def _from_array(array: np.ndarray, extent: tuple[float, float] | None) -> Image.Image:

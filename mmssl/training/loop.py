@@ -190,7 +190,9 @@ def fit(
                     checkpoint.save(directory, objective, optimizer.optimizer, state, accelerator.is_main_process)
                     accelerator.wait_for_everyone()
                 if ending and now < training.steps:
-                    raise Interrupted(f"stopped at step {now} of {training.steps}" + ("; go on with --resume" if directory else ""))
+                    raise Interrupted(
+                        f"stopped at step {now} of {training.steps}" + ("; go on with --resume" if directory else "")
+                    )
     return history.records
 
 

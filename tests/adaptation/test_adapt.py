@@ -280,7 +280,7 @@ def test_mistakes_in_the_call_are_named(small, change, message):
         (torch.zeros(10, 3, dtype=torch.long), "all of them are empty"),
         (torch.zeros(10), "the value is the same in all"),
         (torch.tensor([-1] * 10), "no row has a label"),
-        (torch.zeros(10, 3, 3), r"should be \(B,\) or \(B, C\)"),
+        (torch.zeros(10, 3, 3), r"should be \(B,\), \(B, C\)"),
     ],
 )
 def test_labels_that_are_no_classes_are_named(small, labels, message):

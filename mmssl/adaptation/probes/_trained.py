@@ -32,6 +32,14 @@ class Readable(Protocol):
         ...
 
 
+class Readout(Protocol):
+    """Labels that are read when a step wants them; a tensor is one."""
+
+    def __getitem__(self, index: Tensor, /) -> Tensor:
+        """Those of places of rows, int64; rows first."""
+        ...
+
+
 class LabeledTask(Objective):
     """The target's loss of a network's outputs. It reads labels, which no pretext task does.
 
@@ -91,12 +99,12 @@ class Shuffled:
 
     Args:
         rows: N of them.
-        labels: float32 (N, width), for the key `label`.
+        labels: of the N rows, for the key `label`.
         batch_size: rows of a step, at most N.
         seed: of the order.
     """
 
-    def __init__(self, rows: Readable, labels: Tensor, batch_size: int, seed: int) -> None:
+    def __init__(self, rows: Readable, labels: Readout, batch_size: int, seed: int) -> None:
         self.rows, self.labels, self.batch_size, self.seed = rows, labels, batch_size, seed
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
@@ -113,9 +121,9 @@ class Shuffled:
 
 
 def train(
-    objective: LabeledTask,
+    objective: Objective,
     rows: Readable,
-    matrix: Tensor,
+    labels: Readout,
     *,
     lr: float,
     weight_decay: float,
@@ -128,7 +136,7 @@ def train(
     Args:
         objective: its network is moved to the device.
         rows: N of them.
-        matrix: what the target makes of their labels, float32 (N, width).
+        labels: of them, for the key `label`; see `Shuffled`.
         lr: the peak.
         weight_decay: of AdamW.
         steps: of the optimizer; few rows are passed through more often.
@@ -142,7 +150,7 @@ def train(
         optimizer=Optimizer(lr=lr, weight_decay=weight_decay),
         schedule=Schedule(warmup=steps // 10),
     )
-    fit(objective, Shuffled(rows, matrix, training.batch_size, seed), training, quiet=True)
+    fit(objective, Shuffled(rows, labels, training.batch_size, seed), training, quiet=True)
 
 
 def answers(objective: LabeledTask, rows: Readable, batch_size: int) -> Tensor:

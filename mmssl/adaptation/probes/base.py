@@ -7,7 +7,7 @@ first seed; then the probe learns from all training rows. Test rows are looked a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -114,7 +114,7 @@ class Learner(Probe, Generic[X]):
     """Learns from labeled rows `X`: features float32 (N, D), tokens, or `RawRows` where `frozen` is False.
 
     Attributes:
-        frozen: whether it works on features and leaves the encoder as it is.
+        frozen: whether it works on pooled features and leaves the encoder as it is.
         trains: whether it trains a network from random weights, so that another seed gives other answers.
         learns: names of the targets that it can learn, and with them those that derive from them.
         chosen_on: rows that `choose` scores settings on, for the table.
@@ -128,6 +128,11 @@ class Learner(Probe, Generic[X]):
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
+
+    @property
+    def tells_depths(self) -> bool:
+        """Whether it can be asked of every depth."""
+        return self.frozen
 
     def settings(self) -> Sequence[Setting]:
         """Candidate hyper-parameters, the smoothest model first: of equals on the validation rows it is taken."""
@@ -195,10 +200,12 @@ class Learner(Probe, Generic[X]):
         Raises:
             RecipeError: where this probe cannot learn them.
         """
-        if request.layers and not self.frozen:
+        if request.layers and not self.tells_depths:
             raise RecipeError(
                 f"layers probes frozen features, and {self.name} trains the encoder; use knn, ridge or logistic"
             )
+        if request.target is None and len(self.learns) == 1:
+            request = replace(request, target=self.learns[0])
         question = Question.of(model, request, hold_out=request.hold_out)
         kinds = {base.__module__.rpartition(".")[2] for base in type(question.target).__mro__}
         if kinds.isdisjoint(self.learns):
@@ -222,6 +229,9 @@ class Learner(Probe, Generic[X]):
             picks = [target.draw_shots(train.labels, request.shots, seed) for seed in seeds]
             some = torch.cat(picks).unique()
             train, drawn = train[some], [torch.searchsorted(some, pick) for pick in picks]
+        target.look(train.labels, test.labels)
+        # Of labels that would have to be read for it, those that are not learned from say nothing.
+        known = train.labels if target.placed else question.train.labels
 
         device = next(model.encoder.parameters()).device
         random = [reinitialized(model.encoder, seed).to(device) for seed in seeds] if request.baseline else []
@@ -239,12 +249,13 @@ class Learner(Probe, Generic[X]):
         for encoder, row_seeds, which in plan:
             pairs = [(views[i], test_views[i]) for i in which]
             rows.extend(self._rows(target, encoder, pairs, train, test, row_seeds, drawn, request))
-        constant = target.constant(question.train.labels).expand(len(test), -1)
+        constant = target.constant(known)
+        constant = constant.expand(len(test), *constant.shape)
         rows.append(Row.of_seeds(CONSTANT, "", [target.score(constant, test.labels)], **_shares(target, test)))
         depths = list(views[0])
         warnings = [*question.warnings, *([f"{lost} rows cannot be decoded and are left out"] if lost else [])]
         return Table(
-            rows=tuple(sorted(rows, key=lambda row: depths.index(row.part or POOLED))),
+            rows=tuple(sorted(rows, key=lambda row: depths.index(row.part or depths[0]))),
             metrics=target.metrics,
             probe=self.name,
             target=target.name,
@@ -252,7 +263,7 @@ class Learner(Probe, Generic[X]):
             encoder=model.name,
             train_rows=len(question.train),
             test_rows=len(test),
-            counts=target.counts(question.train.labels),
+            counts=target.counts(known),
             shots=request.shots,
             test=question.where,
             validation=f"{self.chosen_on}{question.undivided}" if len(self.settings()) > 1 else "",

@@ -27,12 +27,14 @@ class Target:
     Attributes:
         metrics: what `score` computes; settings are chosen by the first one.
         shares: metrics that are shares of right rows, which have an interval.
+        placed: whether cells are about places of a picture, and read when they are needed; see `adaptation.placed`.
         width: of `matrix` and of answers.
         names: of the classes or labels that the columns of `matrix` stand for; empty where they are no chances.
     """
 
-    metrics: ClassVar[tuple[Metric, ...]]
+    metrics: tuple[Metric, ...]
     shares: ClassVar[tuple[Metric, ...]] = ()
+    placed: ClassVar[bool] = False
     width: int
     names: tuple[Any, ...] = ()
 
@@ -100,6 +102,17 @@ class Target:
             DataError: where there is nothing to learn or to score.
         """
         raise TypeError(f"{type(self).__name__} checks nothing")
+
+    def look(self, labels: Tensor, truth: Tensor) -> None:
+        """Read what is about to be learned and scored, where that is kept undecoded.
+
+        Args:
+            labels: of the training rows that are learned from.
+            truth: of the test rows.
+
+        Raises:
+            DataError: for the first that cannot be read.
+        """
 
     def counts(self, labels: Tensor) -> dict[str, int]:
         """What the head of the table says of the training labels besides their number."""

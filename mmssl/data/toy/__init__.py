@@ -3,7 +3,7 @@
 Bodies of eight shapes bounce in a box. The picture is the instant 0 of the video, the caption says what it shows, and
 every impact is heard at the very time at which it is seen. The label `shape` is that of the largest body; colors,
 patterns, places, sizes, light, room and smaller bodies vary independently of it. Sets of shapes and colors, places and
-sizes are labels of other kinds.
+sizes, masks and boxes are labels of other kinds.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mmssl.data.base import MapSource
 from mmssl.data.toy.caption import describe, tell
-from mmssl.data.toy.picture import render
+from mmssl.data.toy.picture import inside, render
 from mmssl.data.toy.scene import COLORS, MOTIONS, Dice, Scene, draw_scene, impacts
 from mmssl.data.toy.shapes import SHAPES
 from mmssl.data.toy.sound import synthesize
@@ -34,7 +36,9 @@ class ToySource(MapSource):
     keys `time` in seconds, `body`, `speed` and `surface`; `story` str, two to four sentences that hang together;
     `shapes` and `colors`, of all bodies, as sorted lists of names; of the largest body `size` float, the square root of
     half its area, and `position`, x and y of its center in the picture, in picture widths, y downwards; `count` int, of
-    bodies.
+    bodies; `mask` uint8 (size, size), 0 where the room is seen and 1 to 8 where a body is, the number of its shape in
+    `SHAPES` from 1; `boxes`, [left, top, right, bottom] of each body in pixels of the picture, back to front, and
+    `classes`, their shapes.
 
     Args:
         split: `train`, `validation` or `test`; no two share a scene.
@@ -52,7 +56,7 @@ class ToySource(MapSource):
 
     columns: tuple[str, ...] = (
         *("image", "text", "audio", "video", "shape", "color", "motion", "events", "story"),
-        *("shapes", "colors", "size", "position", "count"),
+        *("shapes", "colors", "size", "position", "count", "mask", "boxes", "classes"),
     )
 
     def __init__(
@@ -113,9 +117,24 @@ class ToySource(MapSource):
                 return [scene.subject.x, scene.subject.y]
             case "count":
                 return len(scene.bodies)
+            case "mask":
+                mask = np.zeros((self.size, self.size), np.uint8)
+                for body in scene.bodies:
+                    mask[inside(body, self.size)] = 1 + SHAPES.index(body.shape)
+                return mask
+            case "boxes":
+                return [_box(inside(body, self.size)) for body in scene.bodies]
+            case "classes":
+                return [body.shape for body in scene.bodies]
             case "events":
                 return json.dumps([hit._asdict() for hit in impacts(scene, self.seconds)])
         raise KeyError(column)
+
+
+def _box(covered: np.ndarray) -> list[int]:
+    """Left, top, right and bottom edge of what is covered."""
+    rows, columns = (np.flatnonzero(covered.any(axis)) for axis in (1, 0))
+    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
 
 
 class _Row(Mapping[str, Any]):

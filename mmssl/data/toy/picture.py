@@ -85,6 +85,35 @@ def _patch(center: np.ndarray, wide: float, tall: float, size: int) -> tuple[np.
     return corner, x[:, None, :], y[:, :, None]
 
 
+def _body_patch(
+    body: Body, center: np.ndarray, size: int
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """A box of pixels round a body at each of its centers (T, 2), in the picture and seen from the body.
+
+    Returns:
+        the box's corner, see `_patch`; x and y from the center, in body sizes; the same turned upright with the body;
+        signed distance to its outline, in pixels of the picture.
+    """
+    cos, sin = math.cos(body.tilt), math.sin(body.tilt)
+    width, height = (extent * body.size for extent in half_extents(body.shape))
+    corner, x, y = _patch(center, cos * width + abs(sin) * height, cos * height + abs(sin) * width, size)
+    x, y = x / body.size, y / body.size
+    across, down = cos * x + sin * y, cos * y - sin * x
+    distance = sample_field(body.shape, -across if body.mirrored else across, down) * (body.size * size)
+    return corner, (x, y), (across, down), distance
+
+
+def inside(body: Body, size: int) -> np.ndarray:
+    """Pixels that a body covers by half or more at time 0, whatever is in front of it; bool (size, size)."""
+    (corner,), _, _, (distance,) = _body_patch(body, np.array([[body.x, body.y]]), size)
+    found = np.zeros((size, size), dtype=bool)
+    rows, columns = np.nonzero(distance <= 0)
+    rows, columns = rows + corner[1], columns + corner[0]
+    seen = (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size)
+    found[rows[seen], columns[seen]] = True
+    return found
+
+
 def _blend(frames: np.ndarray, corner: np.ndarray, cover: np.ndarray, paint: np.ndarray) -> None:
     """Paint over a box of every frame; what lies beyond the picture is cut off."""
     size = frames.shape[1]
@@ -98,12 +127,7 @@ def _blend(frames: np.ndarray, corner: np.ndarray, cover: np.ndarray, paint: np.
 def _stamp_body(frames: np.ndarray, body: Body, scene: Scene, center: np.ndarray) -> None:
     """Paint a body into every frame (T, size, size, 3), at its center (T, 2) there."""
     size = frames.shape[1]
-    cos, sin = math.cos(body.tilt), math.sin(body.tilt)
-    width, height = (extent * body.size for extent in half_extents(body.shape))
-    corner, x, y = _patch(center, cos * width + abs(sin) * height, cos * height + abs(sin) * width, size)
-    x, y = x / body.size, y / body.size
-    across, down = cos * x + sin * y, cos * y - sin * x
-    distance = sample_field(body.shape, -across if body.mirrored else across, down) * (body.size * size)
+    corner, (x, y), (across, down), distance = _body_patch(body, center, size)
     cover = np.clip(0.5 - distance, 0, 1)
     first = np.array(body.paint, np.float32)
     paint: np.ndarray = first

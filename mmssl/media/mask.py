@@ -1,0 +1,114 @@
+"""Class numbers of pixels in the square in which an encoder sees their picture.
+
+Nothing is interpolated: the class of a pixel of the square is that of the pixel of the mask at its center.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from mmssl.errors import DataError
+from mmssl.media.cell import sentence
+from mmssl.media.image import MAX_PIXELS, Fit, Placement, open_image, placement
+
+IGNORED = 255
+"""The class number of pixels that say nothing: as in PASCAL VOC those at outlines, here also those beyond a picture."""
+
+_TURNED = (5, 6, 7, 8)  # values of EXIF's orientation for which width and height change places
+
+
+class Frame(NamedTuple):
+    """How a picture is seen.
+
+    Attributes:
+        width: of the picture as it is shown, in pixels.
+        height: likewise.
+        size: side of the square to which it is decoded, in pixels.
+        fit: see `mmssl.media.image.decode_image`.
+    """
+
+    width: int
+    height: int
+    size: int
+    fit: Fit
+
+    @classmethod
+    def of(cls, cell: Any, size: int, fit: Fit) -> Self:
+        """Of an encoded or decoded picture, of which no more than the head is read.
+
+        Raises:
+            DataError: where there is no picture.
+        """
+        image, _ = open_image(cell)
+        turned = image.getexif().get(0x0112) in _TURNED
+        width, height = image.size[::-1] if turned else image.size
+        return cls(width, height, size, fit)
+
+    @property
+    def placement(self) -> Placement:
+        """Where it stands in the square."""
+        return placement(self.width, self.height, self.size, self.fit)
+
+
+def decode_mask(cell: Any, frame: Frame | None = None, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Decode a mask as its picture is decoded.
+
+    Args:
+        cell: as for `decode_image`, of one band that holds class numbers (a palette's colors mean nothing); or an array
+            (H, W) of whole numbers. A mask may have fewer or more pixels than its picture, of which it shows all.
+        frame: of the picture; the mask as it is where there is none.
+        max_pixels: most pixels that are decoded.
+
+    Returns:
+        uint8 (size, size) of class numbers from 0; `IGNORED` is that of pixels without a class.
+
+    Raises:
+        DataError: naming the mask and what is wrong with it.
+    """
+    numbers, name = _class_numbers(cell, max_pixels)
+    if frame is None:
+        return torch.from_numpy(numbers.copy())
+    height, width = numbers.shape
+    if abs(width * frame.height - height * frame.width) > max(frame.width, frame.height):  # by more than a pixel
+        raise DataError(
+            f"{name} has {width} x {height} pixels, and its picture {frame.width} x {frame.height}, of another shape"
+        )
+    source, extent, (left, top) = placement(width, height, frame.size, frame.fit)
+    shown = Image.fromarray(numbers).resize(extent, Image.Resampling.NEAREST, box=source)
+    square = np.full((frame.size, frame.size), IGNORED, np.uint8)
+    square[top : top + extent[1], left : left + extent[0]] = np.asarray(shown)
+    return torch.from_numpy(square)
+
+
+def _class_numbers(cell: Any, max_pixels: int) -> tuple[np.ndarray, str]:
+    """uint8 (H, W), and what to call it."""
+    if isinstance(cell, np.ndarray):
+        values, name = cell, "mask"
+    else:
+        image, name = open_image(cell, kind="mask")
+        if image.format == "JPEG":
+            raise DataError(f"{name} is a JPEG, which changes class numbers; write masks as PNG")
+        if image.width * image.height > max_pixels:
+            raise DataError(
+                f"{name} has {image.width} x {image.height} pixels, more than data.image.max_pixels = {max_pixels}"
+            )
+        try:
+            values = np.asarray(ImageOps.exif_transpose(image))
+        except Exception as error:  # Pillow's decoders raise anything on hostile bytes.
+            raise DataError(f"cannot decode {name}: {sentence(error)}") from error
+    if values.ndim == 3 and values.shape[2] >= 3 and (values[..., :1] == values[..., :3]).all():
+        values = values[..., 0]  # gray that was saved as RGB
+    whole = values.dtype == bool or np.issubdtype(values.dtype, np.integer)
+    if values.ndim != 2 or not whole or not values.size:
+        raise DataError(
+            f"{name} should be one band of class numbers, and is {'x'.join(map(str, values.shape))} of {values.dtype}; "
+            "where colors stand for classes, write the numbers of these"
+        )
+    if values.min() < 0 or values.max() > IGNORED:
+        raise DataError(f"{name} holds class numbers from {values.min()} to {values.max()}; they go from 0 to 254")
+    return values.astype(np.uint8), name
