@@ -53,7 +53,7 @@ def compare(
         runs: directories, or names on the Hub, of runs to compare in place of tasks; `x-0` and `x-1` are seeds of one
             line, and the rows are those of the first run where `data` is left out.
         label: column; `label` where there is one, such as that of class folders. Without labels tasks are ranked by
-            the effective rank of their features, which is said to be little.
+            the effective rank of their features (RankMe), next to LiDAR and alpha-ReQ, which is said to be little.
         tasks: names of tasks or recipes; where left out, every task with a recipe for own files that fits the columns
             and the encoder.
         encoder: `library/name`, or the arguments of `mmssl.encoder`, for all tasks; the first recipe's where left out.

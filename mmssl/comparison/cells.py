@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from mmssl.atomic import temporary_name, write_text
-from mmssl.comparison.measure import Answered, Cell, measure
+from mmssl.comparison.measure import Cell, measure
+from mmssl.comparison.monitors import Answered
 from mmssl.comparison.plan import NAMED, RAW, Plan
 from mmssl.errors import RunError
 from mmssl.training.lock import locked

@@ -16,12 +16,14 @@ import numpy as np
 from mmssl.adaptation.features import POOLED
 from mmssl.atomic import write_text
 from mmssl.comparison.cells import cells_of, read_answers, read_cell
-from mmssl.comparison.measure import Answered, Cell
+from mmssl.comparison.label_free import LABEL_FREE, LIDAR, RANKME, Agreement, LabelFree, agreement, rank_by, value_of
+from mmssl.comparison.measure import Cell
+from mmssl.comparison.monitors import Answered
 from mmssl.comparison.plan import NAMED, RAW, SUPERVISED, UNTRAINED, Plan
 from mmssl.ops.intervals import mean_interval, paired_interval
 
+AGREEMENT = "agreement with probes"
 TITLES = {NAMED: "pretrained elsewhere", SUPERVISED: "supervised, same budget"}
-RANK = "effective rank"
 
 
 class Difference(NamedTuple):
@@ -128,14 +130,20 @@ class Comparison:
 
     @cached_property
     def ranked(self) -> list[str]:
-        """Tasks or runs, the best first: on validation rows, or without labels by the effective rank of features."""
+        """Tasks or runs, the best first: on validation rows, or without labels by the effective rank (RankMe)."""
         lines = [line for line in (*self.plan.tasks, *self.plan.runs) if line in self.cells]
         if not self.measures:
-            return sorted(lines, key=lambda line: -self._rank(line))
+            return rank_by(self.cells, lines, RANKME)
         return sorted(lines, key=lambda line: -self._validation(line))
 
-    def _rank(self, line: str) -> float:
-        return statistics.fmean(cell["monitors"]["effective_rank"] for cell in self.cells[line])
+    @cached_property
+    def agreements(self) -> dict[LabelFree, Agreement]:
+        """How well each ranking without labels agreed with the probes'; empty where that cannot be said."""
+        if not self.measures:
+            return {}
+        scores = {line: statistics.fmean(self.values(line, self.main)) for line in self.ranked}
+        found = {measure: agreement(self.cells, scores, measure) for measure in LABEL_FREE}
+        return {measure: one for measure, one in found.items() if one is not None}
 
     def _validation(self, line: str) -> float:
         depth = self.depth(line, self.main)
@@ -158,9 +166,8 @@ class Comparison:
         best = self.ranked[0]
         if not self.measures:
             return (
-                f"Without labels {title_of(best)} comes first: the effective rank of its features is "
-                f"{self._rank(best):.1f}. That tells collapse, and often not which encoder transfers best; labels of a "
-                f"hundred rows would. Next: mmssl show {self._run(best)}"
+                f"Without labels {self._firsts()}. That tells collapse, and often not which encoder transfers best; "
+                f"labels of a hundred rows would. Next: mmssl show {self._run(best)}"
             )
         depth, values = self.depth(best, self.main), self.values(best, self.main)
         seeds = f"{len(values)} seed{'s' * (len(values) > 1)}"
@@ -182,6 +189,15 @@ class Comparison:
             text += f" It {word} the raw input."
         return f"{text} Next: mmssl export {self._run(best)} --to exported"
 
+    def _firsts(self) -> str:
+        """Who comes first by which measure."""
+        firsts: dict[str, list[str]] = {}
+        for measure in LABEL_FREE:
+            if order := rank_by(self.cells, self.ranked, measure):
+                told = f"{measure.title} ({value_of(self.cells, order[0], measure):.{measure.digits}f})"
+                firsts.setdefault(order[0], []).append(told)
+        return "; ".join(f"{title_of(line)} comes first by {' and '.join(by)}" for line, by in firsts.items())
+
     def _run(self, line: str) -> str:
         return str(self.cells[line][0].get("run", self.out / "runs" / Cell(line, self.plan.seeds[0]).name))
 
@@ -198,7 +214,8 @@ class Comparison:
         """Head and lines, as text."""
         head = ["", *(title for measure in self.measures for title in (measure, f"{measure}, best depth"))]
         labeled = bool(self.measures)
-        head += ["over untrained"] * labeled + [RANK, "samples", "minutes", "GiB", "learning rate", "pretext task"]
+        titles = [measure.title for measure in LABEL_FREE]
+        head += ["over untrained"] * labeled + [*titles, "samples", "minutes", "GiB", "learning rate", "pretext task"]
         baselines = [line for line in self.plan.lines if line in self.cells and line not in self.ranked]
         lines = []
         for line in (*self.ranked, *baselines):
@@ -214,7 +231,7 @@ class Comparison:
             if labeled:
                 row.append(self._gain(line))
             costs = [cell.get("cost", {}) for cell in cells]
-            row.append(f"{self._rank(line):.1f}")
+            row += [self._label_free(line, measure) for measure in LABEL_FREE]
             row.append(_mean([cost.get("samples") for cost in costs], "{:,.0f}"))
             row.append(_mean([cost["seconds"] / 60 if "seconds" in cost else None for cost in costs], "{:.1f}"))
             row.append(_mean([cost.get("memory_gib") for cost in costs], "{:.2f}"))
@@ -227,9 +244,22 @@ class Comparison:
             lines.append(
                 ["constant answer"]
                 + [text for measure in self.measures for text in (self._spread([constants[measure]]), "")]
-                + [""] * 7
+                + [""] * (len(head) - 1 - 2 * len(self.measures))
             )
+        if self.agreements:
+            found = [self.agreements.get(measure) for measure in LABEL_FREE]
+            told = [f"{one.tau:+.2f}" if one else "" for one in found]
+            lines.append([AGREEMENT, *[""] * (head.index(titles[0]) - 1), *told])
+            lines[-1] += [""] * (len(head) - len(lines[-1]))
         return head, lines
+
+    def _label_free(self, line: str, measure: LabelFree) -> str:
+        """The number, and of tasks their place by it."""
+        value = value_of(self.cells, line, measure)
+        if value is None:
+            return ""
+        order = rank_by(self.cells, self.ranked, measure)
+        return f"{value:.{measure.digits}f}" + (f" ({order.index(line) + 1})" if line in order else "")
 
     def _gain(self, line: str) -> str:
         if line == UNTRAINED or UNTRAINED not in self.cells:
@@ -263,10 +293,27 @@ class Comparison:
                     "of the budget"
                 )
             notes += sorted({warning for cell in cells for warning in cell.get("warnings", [])})
+        notes += self._notes_without_labels()
         notes.append(
             f"{plan.batch} encoder samples a step: rows through the trained encoder, by floating-point operations"
         )
         return [*notes, *plan.notes]
+
+    def _notes_without_labels(self) -> list[str]:
+        notes = [
+            "RankMe and LiDAR: the more the better; alpha-ReQ: the nearer to 1; in brackets the place among the tasks"
+        ]
+        if not any(value_of(self.cells, line, LIDAR) is not None for line in self.cells):
+            notes.append(f"LiDAR compares random views of a row, and none were taken of {self.plan.modality}")
+        if self.agreements:
+            told = [
+                f"{measure.title} {one.tau:+.2f} (Spearman {one.rho:+.2f}, p = {one.p:.2f}, {one.tasks} tasks)"
+                for measure, one in self.agreements.items()
+            ]
+            notes.append(f"{AGREEMENT}, Kendall's tau with the order by {self.main}, here: {', '.join(told)}")
+        elif self.measures:
+            notes.append(f"{AGREEMENT} of rankings without labels takes three tasks that differ")
+        return notes
 
     def __str__(self) -> str:
         """Plain text."""
@@ -300,6 +347,7 @@ class Comparison:
                     "line": line,
                     "seed": self.plan.seeds[seed] if line not in self.plan.runs else seed,
                     "effective_rank": cell["monitors"]["effective_rank"],
+                    "lidar": cell["monitors"].get("lidar"),
                     "spectrum_decay": cell["monitors"]["spectrum_decay"],
                     "samples": cost.get("samples"),
                     "seconds": cost.get("seconds"),

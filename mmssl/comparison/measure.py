@@ -10,33 +10,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mmssl import recipe as recipes
 from mmssl.adaptation.cache import FeatureCache
-from mmssl.adaptation.features import features
 from mmssl.adaptation.probes import make_probe
 from mmssl.adaptation.probes.base import Answers
 from mmssl.adaptation.probes.finetune import Finetune
 from mmssl.adaptation.request import Model, Request
-from mmssl.adaptation.rows import open_rows
 from mmssl.adaptation.table import CONSTANT, PRETRAINED, Table
 from mmssl.adaptation.targets.classes import Classes
 from mmssl.build import build
+from mmssl.comparison.monitors import Answered, look
 from mmssl.comparison.plan import NAMED, RATE, RAW, SUPERVISED, UNTRAINED, Plan
 from mmssl.comparison.raw import RawInput
 from mmssl.encoders import create, reinitialized
 from mmssl.encoders.base import Encoder
 from mmssl.hub.load import load
-from mmssl.ops.representation import effective_rank, spectrum_decay
 from mmssl.run_directory import Run
 from mmssl.runs import run as train
 from mmssl.training.progress import peak_memory
 
-MONITORED = 2048
-"""Training rows whose features the label-free numbers are of."""
-MAPPED = 600
-"""Of these, rows that are drawn on a map."""
 KNN = "knn"
 FINETUNE_STEPS = 100
 
@@ -60,12 +53,6 @@ class Cell:
         """Of its folder."""
         line = self.line.replace(" ", "_")
         return f"{line}-{self.seed}" if self.rate is None else f"{line}-rate-{self.rate:g}"
-
-
-Answered = dict[str, np.ndarray]
-"""`measure|depth` -> int32 (M,), the class that each test row is taken for; `truth` -> int32 (M,), `names` -> of the
-classes, `group` -> int64 (M,); `map` -> float32 (N, 2), where training rows lie on the two main axes of their features,
-and `map_class` -> int32 (N,)."""
 
 
 def measure(plan: Plan, cell: Cell, factor: float, out: Path) -> tuple[dict[str, Any], Answered]:
@@ -106,7 +93,7 @@ def measure(plan: Plan, cell: Cell, factor: float, out: Path) -> tuple[dict[str,
                 shots = min(plan.shots, default=10)
                 title = f"fine-tuned, {shots} a class"
                 _keep(found, title, _ask(plan, encoder, cell, "finetune", shots, cache, answered, title))
-    found["monitors"] = _monitors(plan, encoder, answered)
+    found["monitors"] = look(plan, encoder, answered, first=cell.seed == plan.seeds[0] or cell.line in plan.runs)
     found["minutes"] = (time.perf_counter() - began) / 60
     return found, answered
 
@@ -256,19 +243,3 @@ def _supervised(plan: Plan, encoder: Encoder, cell: Cell, factor: float) -> Enco
     target, rows, labels = finetune.training_rows(Model.of(encoder), request)
     trained = finetune.train(target, rows, labels, {"lr": RATE * factor, "decay": 1.0}, cell.seed)
     return trained.encoder(encoder.modality).eval()
-
-
-def _monitors(plan: Plan, encoder: Encoder, answered: Answered) -> dict[str, float]:
-    """What features of training rows say without labels; their map goes to the answers."""
-    reads = Model.of(encoder).reads((encoder.modality,), 0)
-    rows = open_rows(plan.rows, reads, None, None, min(MONITORED, plan.limit or MONITORED), plan.rows.split)
-    x, _, ids = features(encoder, rows.read())
-    assert isinstance(x, Tensor)  # no depths were asked for
-    assert ids is not None  # rows have numbers
-    centered = (x - x.mean(0))[:MAPPED].double()
-    answered["map"] = (centered @ torch.linalg.svd(centered, full_matrices=False).Vh[:2].T).float().numpy()
-    if plan.label is not None and "names" in answered:
-        numbers = {str(name): number for number, name in enumerate(answered["names"].tolist())}
-        cells = rows.cells(plan.label)
-        answered["map_class"] = np.array([numbers.get(str(cells[row]), -1) for row in ids[:MAPPED].tolist()], np.int32)
-    return {"effective_rank": float(effective_rank(x)), "spectrum_decay": float(spectrum_decay(x)), "width": x.shape[1]}

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from mmssl.adaptation.features import POOLED
 from mmssl.atomic import write_text
 from mmssl.comparison.comparison import Comparison, title_of
+from mmssl.comparison.label_free import ALPHA_REQ, LABEL_FREE, rank_by, value_of
 from mmssl.comparison.plan import UNTRAINED
 
 DPI = 120
@@ -54,6 +55,11 @@ def _figures(found: Comparison) -> Iterator[dict[str, Any]]:
     if found.measures:
         text = f"{found.main} at every depth, mean and standard deviation over the seeds; shallow on the left"
         yield _figure("Which depth transfers best", _depths(found), text)
+    if found.measures and len(found.ranked) > 1:
+        told = [f"{measure.title} {one.tau:+.2f}" for measure, one in found.agreements.items()]
+        text = f"a point a task, against {found.main}; how well each ranking agreed with probes here: "
+        text += f"Kendall's tau over {len(found.ranked)} tasks: {', '.join(told)}" if told else "too few tasks to say"
+        yield _figure("Rankings without labels", _label_free(found), text)
     curves = [line for line in found.ranked if found.cells[line][0].get("curve")]
     if curves:
         text = "what each task was trained on, against the level of guessing (dashed) where it is known"
@@ -66,7 +72,8 @@ def _figures(found: Comparison) -> Iterator[dict[str, Any]]:
             yield {"title": f"Puzzles of {title_of(line)}", "text": text, "data": data, "width": 900}
     mapped = [line for line in (*found.ranked, UNTRAINED) if "map" in (found.answers.get(line) or [{}])[0]][:MAPS]
     if mapped:
-        text = "training rows on the two main axes of their features (PCA), by class where there are some"
+        kinds = " and ".join(dict.fromkeys(_map_kind(found, line) for line in mapped))
+        text = f"training rows by their features ({kinds}), in the color of their class where there are some"
         yield _figure("Maps of the features", _maps(found, mapped), text)
     if found.measures and found.ranked and (confusion := found.confusion(found.ranked[0], found.main)):
         text = f"{title_of(found.ranked[0])} by {found.main}: of each class (row), the share taken for each other"
@@ -124,20 +131,19 @@ def _depths(found: Comparison) -> Figure:
     lines = [line for line in (*found.ranked, UNTRAINED, "supervised") if line in found.cells]
     figure, (axes,) = _new(7.2, 4)
     scale, names = 100 if found.percent else 1, list[str]()
-    for number, line in enumerate(lines):
+    for line in lines:
         depths = [depth for depth in found.cells[line][0]["scores"][found.main] if depth != POOLED] + [POOLED]
         names = depths if len(depths) > len(names) else names
         values = [[scale * value for value in found.values(line, found.main, depth)] for depth in depths]
         means = [statistics.fmean(own) for own in values]
         errors = [statistics.stdev(own) if len(own) > 1 else 0 for own in values]
         task = line in found.ranked
-        color = mpl.colormaps["tab20"](number % 20) if task else "black" if line == UNTRAINED else "#8a8f98"
         axes.errorbar(
             range(len(depths)),
             means,
             errors,
             label=title_of(line),
-            color=color,
+            color=_color(found, line),
             capsize=2,
             linestyle="-" if task else "--",
         )
@@ -147,6 +153,36 @@ def _depths(found: Comparison) -> Figure:
     axes.set_ylabel(f"{found.main}{', %' if found.percent else ''}", fontsize=8)
     axes.legend(fontsize=7, ncols=2, frameon=False)
     return figure
+
+
+def _label_free(found: Comparison) -> Figure:
+    shown = [measure for measure in LABEL_FREE if rank_by(found.cells, found.ranked, measure)]
+    figure, every = _grid(len(shown), 2.6)
+    scale = 100 if found.percent else 1
+    for axes, measure in zip(every, shown, strict=False):
+        for line in found.ranked:
+            value = value_of(found.cells, line, measure)
+            if value is not None:
+                score = scale * statistics.fmean(found.values(line, found.main))
+                axes.plot([value], [score], "o", color=_color(found, line), markersize=5)
+                axes.annotate(title_of(line), (value, score), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        if measure is ALPHA_REQ:
+            axes.axvline(1, color="#b03a2e", linestyle=(0, (5, 3)), linewidth=1)
+        axes.margins(0.2)
+        axes.set_xlabel(measure.title, fontsize=8)
+    every[0].set_ylabel(f"{found.main}{', %' if found.percent else ''}", fontsize=8)
+    return figure
+
+
+def _color(found: Comparison, line: str) -> Any:
+    """The same in every chart: of a task its own, of baselines black and gray."""
+    if line in found.ranked:
+        return mpl.colormaps["tab20"](found.ranked.index(line) % 20)
+    return "black" if line == UNTRAINED else "#8a8f98"
+
+
+def _map_kind(found: Comparison, line: str) -> str:
+    return str(found.answers[line][0].get("map_kind", "PCA"))
 
 
 def _curves(found: Comparison, lines: list[str]) -> Figure:
@@ -170,7 +206,7 @@ def _maps(found: Comparison, lines: list[str]) -> Figure:
         places = answered["map"]
         classes = answered.get("map_class", np.zeros(len(places), np.int32))
         axes.scatter(places[:, 0], places[:, 1], c=classes % 20, cmap="tab20", s=5, linewidths=0)
-        axes.set_title(title_of(line), fontsize=9)
+        axes.set_title(f"{title_of(line)} ({_map_kind(found, line)})", fontsize=9)
         axes.set_xticks([])
         axes.set_yticks([])
     return figure

@@ -35,12 +35,35 @@ def spectrum_decay(x: Tensor) -> Tensor:
     centered = x.double() - x.double().mean(0)
     values = torch.linalg.svdvals(centered).square()
     values = values[values > values.max() * torch.finfo(torch.float32).eps ** 2]
-    ranks = torch.arange(3, min(50, len(values)) + 1, dtype=torch.float64, device=values.device)
-    if len(ranks) < 3:
+    if len(values) < 5:
         return values.new_tensor(float("nan"))
+    ranks = torch.arange(3, min(50, len(values)) + 1, dtype=torch.float64, device=values.device)
     log, height, weights = ranks.log(), values[2 : len(ranks) + 2].log(), 1 / ranks
     log = log - (weights * log).sum() / weights.sum()
     return -(weights * log * height).sum() / (weights * log.square()).sum()
+
+
+def lidar(views: Tensor, delta: float = 1e-4) -> Tensor:
+    """How many directions tell rows apart more than views of one row differ, 0-dim: 1 to min(N - 1, D).
+
+    LiDAR (Thilak, Huang, Saremi, Dinh, Goh, Nakkiran, Susskind & Littwin 2024, arXiv 2312.04000, section 4): the
+    exponential of the entropy of the normalized eigenvalues of W^-1/2 B W^-1/2, where B is the covariance of the rows'
+    means, and W that of views around the mean of their row, plus `delta` on the diagonal. Unlike an effective rank it
+    does not grow with what augmentation changes. 1 where all rows are one.
+
+    Args:
+        views: float (N, V, D), V random views of N rows.
+        delta: that of the paper; in units of squared features, so that those of tiny features all look alike.
+    """
+    views = views.double()
+    means = views.mean(1)
+    within = (views - means[:, None]).flatten(0, 1)
+    noise = within.T @ within / len(within) + delta * torch.eye(views.shape[2], dtype=views.dtype, device=views.device)
+    between = (means - means.mean(0)).T / len(means) ** 0.5  # (D, N): B is this times its transpose
+    whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(noise), between, upper=False)
+    values = torch.linalg.svdvals(whitened).square()
+    shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
+    return torch.special.entr(shares).sum().exp()
 
 
 def dead_share(x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from mmssl.adaptation.labeled import Question
 from mmssl.adaptation.request import Model
 from mmssl.comparison.cells import cells_of, factor_of, read_cell
 from mmssl.comparison.measure import Cell, request_of, untrained_encoder
+from mmssl.comparison.monitors import look
 from mmssl.comparison.page import write_page
 from mmssl.comparison.plan import make_plan
 from mmssl.errors import RecipeError, RunError
@@ -109,6 +110,33 @@ def test_a_comparison_that_was_cut_short_ends_in_the_same_table(compared):
     assert done.sentence == sentence
 
 
+def test_what_needs_no_labels_stands_next_to_what_does(compared):
+    head, lines = compared.table()
+    places = [[line[head.index(name)] for line in lines[:2]] for name in ("RankMe", "LiDAR", "alpha-ReQ")]
+    assert all(sorted(cell.split()[1] for cell in cells) == ["(1)", "(2)"] for cells in places)
+    raw = next(line for line in lines if line[0] == "raw input")
+    assert (raw[head.index("RankMe")] != "", raw[head.index("LiDAR")]) == (True, "")
+    assert "agreement with probes of rankings without labels takes three tasks that differ" in str(compared)
+    three = mmssl.Comparison.read(compared.out)
+    three.__dict__["ranked"] = ["rotation", "simclr", "untrained"]  # as if that were a task, too
+    head, lines = three.table()
+    assert (lines[-1][0], len(lines[-1])) == ("agreement with probes", len(head))
+    assert re.fullmatch(r"[+-]\d\.\d\d", lines[-1][head.index("LiDAR")])
+    assert re.search(r"RankMe [+-]\d\.\d\d \(Spearman [+-]\d\.\d\d, p = \d\.\d\d, 3 tasks\)", str(three))
+
+
+def test_views_are_the_same_for_every_encoder_and_a_blind_one_tells_no_rows_apart(compared):
+    plan = compared.plan
+    encoder = untrained_encoder(plan, 0)
+    answered = {}
+    first = look(plan, encoder, answered, first=True)
+    assert first == look(plan, encoder, {}, first=False) == compared.cells["untrained"][0]["monitors"]
+    assert len(answered["map"]) == 100
+    for parameter in encoder.parameters():
+        parameter.data.zero_()
+    assert look(plan, encoder, {}, first=False)["lidar"] == 1
+
+
 def test_it_is_written_in_four_forms(compared):
     compared = mmssl.Comparison.read(compared.out)
     assert compared.markdown() in (compared.out / "table.md").read_text()
@@ -142,7 +170,7 @@ def test_without_labels_the_rank_of_features_is_all_there_is(tmp_path):
     found = mmssl.compare(str(folder), out=tmp_path / "out", **settings)
     assert found.measures == []
     assert list(found.cells) == ["rotation", "untrained", "raw input"]
-    assert "Without labels rotation comes first" in found.sentence
+    assert re.match(r"Without labels rotation comes first by RankMe \([\d.]+\) and LiDAR \([\d.]+\)", found.sentence)
     assert "labels of a hundred rows would" in found.sentence
 
 
@@ -164,7 +192,13 @@ def test_the_page_holds_everything_in_one_file(compared):
     titles = re.findall("<h2>(.*?)</h2>", page)
     puzzles = [f"Puzzles of {line}" for line in compared.ranked]
     assert titles[:2] == ["Over the untrained network", "Which depth transfers best"]
-    assert titles[2:] == ["The pretext tasks", *puzzles, "Maps of the features", "What is taken for what"]
+    assert titles[2:] == [
+        "Rankings without labels",
+        "The pretext tasks",
+        *puzzles,
+        "Maps of the features",
+        "What is taken for what",
+    ]
     assert page.count("data:image/png;base64,") == len(titles)
     assert compared.sentence.split(".")[0] in page
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmssl.ops.representation import alignment, dead_share, effective_rank, spectrum_decay, uniformity
+from mmssl.ops.representation import alignment, dead_share, effective_rank, lidar, spectrum_decay, uniformity
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5])
@@ -69,5 +69,38 @@ def test_the_decay_of_a_planted_spectrum_is_found(alpha):
     assert spectrum_decay(basis * scales) == pytest.approx(alpha, abs=1e-6)
 
 
-def test_too_few_directions_have_no_decay():
-    assert spectrum_decay(torch.randn(3, 50)).isnan()
+@pytest.mark.parametrize("directions", [0, 1, 2, 4])
+def test_too_few_directions_have_no_decay(directions):
+    assert spectrum_decay(torch.randn(20, directions) @ torch.randn(directions, 50)).isnan()
+
+
+@pytest.mark.parametrize("delta", [1e-4, 0.1])
+def test_lidar_is_that_of_the_paper(delta: float) -> None:
+    """Thilak et al. 2024, section 4, matrix by matrix with numpy and their epsilon."""
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(30, 1, 6)) * np.arange(1, 7)
+    views = rows + random.normal(size=(30, 5, 6)) * [0.1, 2, 0.5, 1, 3, 0.2] + 4
+    means = [row.mean(0) for row in views]
+    center = np.mean(means, axis=0)
+    between, within = np.zeros((6, 6)), delta * np.eye(6)
+    for row, mean in zip(views, means, strict=True):
+        between += np.outer(mean - center, mean - center) / 30
+        for view in row:
+            within += np.outer(view - mean, view - mean) / 150
+    values, axes = np.linalg.eigh(within)
+    root = axes @ np.diag(values**-0.5) @ axes.T
+    shares = np.linalg.eigvalsh(root @ between @ root)
+    shares = shares / shares.sum() + 1e-7
+    expected = math.exp(-(shares * np.log(shares)).sum())
+    assert float(lidar(torch.from_numpy(views), delta)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_lidar_does_not_count_what_augmentation_changes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, noise = (torch.randn(400, n, 8, generator=generator) for n in (1, 6))
+    steady = torch.tensor([1.0, 1, 1, 0, 0, 0, 0, 0])
+    views = rows * steady + noise * (1 - steady)  # three directions say which row it is, five which view
+    assert effective_rank(views.flatten(0, 1)) > 7
+    assert lidar(views) == pytest.approx(3, abs=0.2)
+    assert lidar(rows.expand(-1, 6, -1)) == pytest.approx(8, abs=0.2)
+    assert lidar(torch.ones(4, 3, 2)) == 1

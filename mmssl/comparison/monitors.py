@@ -1,0 +1,93 @@
+"""What features say without labels: three numbers, a map, and which rows are neighbors."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmssl.adaptation.features import features
+from mmssl.adaptation.request import Model
+from mmssl.adaptation.rows import Split, in_order, open_rows
+from mmssl.batch import count_rows, to_device
+from mmssl.comparison.plan import Plan
+from mmssl.comparison.raw import RawInput
+from mmssl.encoders.base import Encoder
+from mmssl.modules.mode import evaluating
+from mmssl.modules.views import KINDS, Views, encode_views
+from mmssl.ops.draws import Draws
+from mmssl.ops.representation import effective_rank, lidar, spectrum_decay
+
+MONITORED = 2048
+"""Training rows whose features the label-free numbers are of."""
+MAPPED = 600
+"""Of these, rows that are drawn on a map."""
+VIEWED, VIEWS = 512, 8
+"""Of these, rows that LiDAR is of, and random views of each."""
+VIEWED_AT_ONCE = 32
+FEWEST_FOR_TSNE = 30
+
+Answered = dict[str, np.ndarray]
+"""`measure|depth` -> int32 (M,), the class that each test row is taken for; `truth` -> int32 (M,), `names` -> of the
+classes, `group` -> int64 (M,); `map` -> float32 (N, 2), where training rows lie on a map of their features, `map_kind`
+-> how it was made, and `map_class` -> int32 (N,)."""
+
+
+def look(plan: Plan, encoder: Encoder, answered: Answered, *, first: bool) -> dict[str, float]:
+    """What features of training rows say without labels.
+
+    Args:
+        plan: of the comparison.
+        encoder: of one of its lines.
+        answered: gets the map.
+        first: whether this is the line's first seed, of which a map is drawn.
+
+    Returns:
+        `effective_rank`, `spectrum_decay`, `width`, and `lidar` where the modality has random views.
+    """
+    reads = Model.of(encoder).reads((encoder.modality,), 0)
+    rows = open_rows(plan.rows, reads, None, None, min(MONITORED, plan.limit or MONITORED), plan.rows.split)
+    x, _, ids = features(encoder, rows.read())
+    assert isinstance(x, Tensor)  # no depths were asked for
+    assert ids is not None  # rows have numbers
+    if first:
+        answered["map"], answered["map_kind"] = _map(x[:MAPPED].double())
+        if plan.label is not None and "names" in answered:
+            numbers = {str(name): number for number, name in enumerate(answered["names"].tolist())}
+            cells = rows.cells(plan.label)
+            drawn = [numbers.get(str(cells[row]), -1) for row in ids[:MAPPED].tolist()]
+            answered["map_class"] = np.array(drawn, np.int32)
+    found = {
+        "effective_rank": float(effective_rank(x)),
+        "spectrum_decay": float(spectrum_decay(x)),
+        "width": x.shape[1],
+    }
+    if encoder.modality in KINDS and not isinstance(encoder, RawInput):
+        found["lidar"] = float(lidar(_views(encoder, rows, ids[:VIEWED].tolist(), plan.seeds[0])))
+    return found
+
+
+def _views(encoder: Encoder, rows: Split, ids: Sequence[int], seed: int) -> Tensor:
+    """Features of random views of rows, float32 (N, V, D): SimCLR's, the same for every encoder."""
+    draw, parts = Views(encoder, None, VIEWS), list[Tensor]()
+    device = next(encoder.parameters()).device
+    with evaluating(encoder), torch.no_grad():
+        for number, batch in enumerate(rows.read(in_order(np.array(ids), VIEWED_AT_ONCE))):
+            draws = Draws(seed, number, count_rows(batch), device=device)
+            parts.append(encode_views(encoder, *draw(to_device(batch, device), draws, encoder)).float().cpu())
+    return torch.cat(parts)
+
+
+def _map(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Places (N, 2) of rows (N, D) on a plane, and how they were found: t-SNE where openTSNE is installed, or PCA."""
+    centered = x - x.mean(0)
+    flat = (centered @ torch.linalg.svd(centered, full_matrices=False).Vh[:2].T).float().numpy()
+    if importlib.util.find_spec("openTSNE") is None or len(x) < FEWEST_FOR_TSNE or flat.shape[1] < 2:
+        return flat, np.array("PCA")
+    from openTSNE import TSNE
+
+    perplexity = min(30, (len(x) - 1) / 3)
+    return np.asarray(TSNE(perplexity=perplexity, random_state=0).fit(x.numpy()), np.float32), np.array("t-SNE")
