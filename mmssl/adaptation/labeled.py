@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmssl.adaptation.placed import Placed
+from mmssl.adaptation.placed import Placed, placed_cells
 from mmssl.adaptation.request import Model, Request
-from mmssl.adaptation.rows import Split
+from mmssl.adaptation.rows import SourceSplit, Split
 from mmssl.adaptation.targets import find_target
 from mmssl.adaptation.targets.base import HELD_OUT, Target
+from mmssl.data.annotated import AnnotatedSource
 from mmssl.errors import DataError
 
 
@@ -53,6 +55,7 @@ class Question:
         where: the test rows come from.
         undivided: `, 'column' undivided` where there are groups.
         warnings: what a reader of the scores should know.
+        notes: what was found in annotations.
     """
 
     target: Target
@@ -61,6 +64,7 @@ class Question:
     where: str
     undivided: str
     warnings: list[str]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: Model, request: Request, *, hold_out: bool = False) -> Question:
@@ -77,7 +81,8 @@ class Question:
         train, test = request.open(model, (model.encoder.modality,), learns=True)
         assert train is not None  # a probe that learns has training rows
         splits = [train] if test is None or hold_out else [train, test]
-        cells = [split.cells(request.label) for split in splits]
+        named = request.target is not None and find_target((), request.target, "").placed
+        cells = [placed_cells(split, request.label) if named else split.cells(request.label) for split in splits]
         present = [split.present(len(own)) for split, own in zip(splits, cells, strict=True)]
         missing = [
             np.array([_is_missing(own[row]) for row in rows], dtype=bool)
@@ -95,7 +100,7 @@ class Question:
         where = f"{train.where}, column '{request.label}'"
         try:
             kind = find_target(every, request.target, where)
-            if kind.placed:
+            if kind.placed and not named:
                 known = [
                     [Placed(split, int(row), request.label) for row in rows]
                     for split, rows in zip(splits, ids, strict=True)
@@ -132,9 +137,15 @@ class Question:
             warnings += target.check(rows[0].labels, rows[1].labels, train.where)
         except DataError as error:
             raise DataError("; ".join([str(error), *warnings])) from error
-        return cls(target, rows[0], rows[1], source, undivided, warnings)
+        return cls(target, rows[0], rows[1], source, undivided, warnings, _notes(splits))
 
 
 def _is_missing(cell: Any) -> bool:
     """None or NaN."""
     return cell is None or (isinstance(cell, float) and cell != cell)
+
+
+def _notes(splits: Sequence[Split]) -> tuple[str, ...]:
+    """What annotated folders hold."""
+    sources = [split.source for split in splits if isinstance(split, SourceSplit)]
+    return tuple(dict.fromkeys(source.notes[0] for source in sources if isinstance(source, AnnotatedSource)))

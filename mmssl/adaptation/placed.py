@@ -13,7 +13,7 @@ from torch import Tensor
 from mmssl.adaptation.rows import BatchSplit, SourceSplit, Split
 from mmssl.adaptation.targets.base import Target
 from mmssl.data.sources import StreamSource
-from mmssl.errors import DataError
+from mmssl.errors import DataError, nearest
 from mmssl.media.mask import Frame
 
 
@@ -35,7 +35,7 @@ class Placed:
         """The cell, undecoded, and how its picture is seen; None where that is seen as it is.
 
         Raises:
-            DataError: where there is no picture, or rows cannot be read in any order.
+            DataError: where there is no picture.
         """
         split = self.split
         if isinstance(split, BatchSplit):
@@ -43,8 +43,7 @@ class Placed:
             first = split.ends[number - 1] if number else 0
             return split.batches[number][self.column][self.row - first].cpu().numpy(), None
         assert isinstance(split, SourceSplit)  # there are no others
-        if isinstance(split.source, StreamSource):
-            raise DataError("labels of pictures are read in any order, and a stream has one; set streaming: false")
+        assert not isinstance(split.source, StreamSource)  # `placed_cells` takes none
         (picture,), name = split.columns, split.spec.columns.get(self.column, self.column)
         cells, how = split.source.select([picture, name]).row(self.row), split.spec.image
         return cells[name], Frame.of(cells[picture], how.size, "pad" if how.fit == "pad" else "crop")
@@ -53,6 +52,26 @@ class Placed:
     def where(self) -> str:
         """For an error."""
         return f"{self.split.where}, column '{self.column}', row {self.row}"
+
+
+def placed_cells(split: Split, column: str) -> list[Placed | None]:
+    """The cells of a column, one for each row and of which none is read; None for those that are missing.
+
+    Raises:
+        DataError: where there is no such column, or rows cannot be read in any order.
+    """
+    if not isinstance(split, SourceSplit):
+        return [None if cell is None else Placed(split, row, column) for row, cell in enumerate(split.cells(column))]
+    source, name = split.source, split.spec.columns.get(column, column)
+    if name not in source.columns:
+        have = ", ".join(source.columns)
+        raise DataError(f"{split.where} has no column '{name}'{nearest(name, source.columns)}; it has: {have}")
+    if isinstance(source, StreamSource):
+        raise DataError(f"{split.where}: labels of pictures are read in any order, and a stream has one; download it")
+    cells: list[Placed | None] = [None] * len(source)
+    for row in source.present([name]).tolist():
+        cells[row] = Placed(split, row, column)
+    return cells
 
 
 class InPicture(Target):

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from functools import partial
 from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from mmssl.data.annotated import AnnotatedSource, find_annotations
+from mmssl.data.annotated.layout import Annotations
 from mmssl.data.base import MapSource, Row
 from mmssl.data.csv_files import separator
 from mmssl.data.features import check_classes, names_of_classes, undecoded
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 Folders = Mapping[str, Path]
 Merged = Mapping[str, Sequence[str]]
+T = TypeVar("T")
 
 
 class StreamSource:
@@ -209,6 +212,9 @@ def open_source(spec: Data) -> Source:
 
 def _open_folder(spec: Data, root: Path) -> Source:
     files, unreadable = readable(walk(root))
+    annotations = find_annotations(root, files)
+    if annotations is not None:
+        return _open_annotated(spec, annotations, unreadable)
     for builders in (BUILDERS, dict.fromkeys(KINDS, "media"), TEXT):
         found = [file for file in files if file.suffix.lower() in builders]
         if not found:
@@ -231,13 +237,7 @@ def _open_media(spec: Data, root: Path, files: Sequence[Path], notes: Sequence[s
     import datasets
 
     layout = media_layout(root, files)
-    check_split(spec.source, spec.split, layout.splits)
-    try:
-        sizes = {name: len(own) for name, own in layout.splits.items()}
-        parts = datasets.ReadInstruction.from_spec(spec.split).to_absolute(sizes)
-    except (AssertionError, ValueError) as error:
-        raise DataError(f"{spec.source}: split '{spec.split}' cannot be read: {error}") from error
-    files = [file for part in parts for file in layout.splits[part.splitname][part.from_ : part.to]]
+    files = _of_split(spec, layout.splits)
     kinds = [KINDS[file.suffix.lower()] for file in files]
     table: dict[str, list[str | None]] = {}
     for column, sources in {"image": {"image"}, "audio": {"audio", "video"}, "video": {"video"}}.items():
@@ -248,6 +248,30 @@ def _open_media(spec: Data, root: Path, files: Sequence[Path], notes: Sequence[s
     source = _limited(spec, datasets.Dataset.from_dict(table), {}, [*layout.notes, *notes])
     source.splits, source.files = tuple(layout.splits), files
     return source
+
+
+def _open_annotated(spec: Data, found: Annotations, notes: Sequence[str]) -> Source:
+    """Pictures with masks or boxes, a row each."""
+    rows = _of_split(spec, found.splits)
+    if spec.limit and spec.limit < len(rows):
+        rows = [rows[i * len(rows) // spec.limit] for i in range(spec.limit)]
+    source = AnnotatedSource(rows, spec.source)
+    source.notes, source.splits = (found.note, *notes), tuple(found.splits)
+    source.files = [row["image"] for row in rows]
+    return source
+
+
+def _of_split(spec: Data, splits: Mapping[str, Sequence[T]]) -> list[T]:
+    """What `spec.split` names, parts such as `train[:80%]` included."""
+    import datasets
+
+    check_split(spec.source, spec.split, splits)
+    try:
+        sizes = {name: len(own) for name, own in splits.items()}
+        parts = datasets.ReadInstruction.from_spec(spec.split).to_absolute(sizes)
+    except (AssertionError, ValueError) as error:
+        raise DataError(f"{spec.source}: split '{spec.split}' cannot be read: {error}") from error
+    return [one for part in parts for one in splits[part.splitname][part.from_ : part.to]]
 
 
 def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: Sequence[str] = ()) -> Source:

@@ -15,6 +15,7 @@ from torch import Tensor
 from mmssl.errors import DataError
 from mmssl.media.cell import sentence
 from mmssl.media.image import MAX_PIXELS, Fit, Placement, open_image, placement
+from mmssl.media.outlines import Outlines
 
 IGNORED = 255
 """The class number of pixels that say nothing: as in PASCAL VOC those at outlines, here also those beyond a picture."""
@@ -59,8 +60,9 @@ def decode_mask(cell: Any, frame: Frame | None = None, *, max_pixels: int = MAX_
     """Decode a mask as its picture is decoded.
 
     Args:
-        cell: as for `decode_image`, of one band that holds class numbers (a palette's colors mean nothing); or an array
-            (H, W) of whole numbers. A mask may have fewer or more pixels than its picture, of which it shows all.
+        cell: as for `decode_image`, of one band that holds class numbers (a palette's colors mean nothing); an array
+            (H, W) of whole numbers; or outlines. A mask may have fewer or more pixels than its picture, of which it
+            shows all.
         frame: of the picture; the mask as it is where there is none.
         max_pixels: most pixels that are decoded.
 
@@ -87,7 +89,9 @@ def decode_mask(cell: Any, frame: Frame | None = None, *, max_pixels: int = MAX_
 
 def _class_numbers(cell: Any, max_pixels: int) -> tuple[np.ndarray, str]:
     """uint8 (H, W), and what to call it."""
-    if isinstance(cell, np.ndarray):
+    if isinstance(cell, Outlines):
+        values, name = cell.draw(), "mask"
+    elif isinstance(cell, np.ndarray):
         values, name = cell, "mask"
     else:
         image, name = open_image(cell, kind="mask")

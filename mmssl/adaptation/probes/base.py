@@ -268,6 +268,7 @@ class Learner(Probe, Generic[X]):
             test=question.where,
             validation=f"{self.chosen_on}{question.undivided}" if len(self.settings()) > 1 else "",
             seeds=seeds,
+            notes=question.notes,
             warnings=tuple(dict.fromkeys([*warnings, *self.warnings])),
         )
 

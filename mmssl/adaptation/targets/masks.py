@@ -21,6 +21,7 @@ from mmssl.adaptation.metrics import (
 from mmssl.adaptation.placed import InPicture, Placed
 from mmssl.errors import DataError
 from mmssl.media.mask import IGNORED, decode_mask
+from mmssl.media.outlines import Outlines
 
 KEPT_BYTES = 2**28
 """Most bytes of decoded masks that are kept; others are decoded whenever they are asked for."""
@@ -52,7 +53,7 @@ class Masks(InPicture):
 
     @classmethod
     def recognizes(cls, cells: Sequence[Any]) -> bool:
-        """Pictures: files, bytes, arrays of two dimensions or images of PIL."""
+        """Pictures: files, bytes, arrays of two dimensions, images of PIL or outlines."""
         return bool(cells) and all(_is_picture(cell) for cell in cells)
 
     def masks(self, labels: Tensor) -> Tensor:
@@ -134,6 +135,8 @@ class Masks(InPicture):
 
 
 def _is_picture(cell: Any) -> bool:
+    if isinstance(cell, Outlines):
+        return True
     if isinstance(cell, Mapping):
         return {"bytes", "path"} <= cell.keys()
     return isinstance(cell, bytes | Image.Image) or (isinstance(cell, np.ndarray) and cell.ndim == 2)

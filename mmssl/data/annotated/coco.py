@@ -1,0 +1,150 @@
+"""COCO's annotation files: `annotations/instances_train2017.json`, or one in the folder of each split."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmssl.data.annotated.layout import Annotations, shown
+from mmssl.data.base import Row
+from mmssl.data.files import split_in, split_of
+from mmssl.errors import DataError
+from mmssl.media.outlines import CROWD, Outlines
+
+OTHER_KINDS = ("captions", "person_keypoints", "panoptic", "image_info", "stuff")
+
+
+def read_coco(root: Path, files: Sequence[Path], pictures: Sequence[Path]) -> Annotations | None:
+    """Rows of the pictures that annotation files list; None where there is no such file.
+
+    Class numbers of masks are 1 for the category with the lowest number and so on, 0 where there is nothing, and 255
+    where a crowd is.
+
+    Args:
+        root: above all of them.
+        files: all files.
+        pictures: those that are pictures.
+
+    Raises:
+        DataError: for a file that is damaged, or lists no picture that is there.
+    """
+    tables = [file for file in files if file.suffix.lower() == ".json" and _may_be_coco(file)]
+    splits: dict[str, list[Row]] = {}
+    named: list[str] = []
+    names: list[str] | None = None
+    counted = missing = 0
+    by_name: dict[str, list[Path]] = {}
+    for picture in pictures:
+        by_name.setdefault(picture.name, []).append(picture)
+    for file in tables:
+        tree = _load(root, file)
+        if not isinstance(tree, dict) or not {"images", "annotations", "categories"} <= tree.keys():
+            continue
+        where, split = shown(root, file), _split(root, file)
+        table = _Table(tree, where)
+        if names is not None and names != table.names:
+            raise DataError(f"{where} has other categories than {named[0]}; one network learns those of one list")
+        names = table.names
+        rows = table.rows(by_name, split)
+        counted, missing = counted + sum(len(row["classes"]) for row in rows), missing + len(tree["images"]) - len(rows)
+        if rows:
+            splits.setdefault(split, []).extend(rows)
+            named.append(where)
+    if names is None:
+        return None
+    if not splits:
+        raise DataError(f"{root}: none of the {missing} pictures that the json files of COCO list is there")
+    note = f"COCO: {counted} boxes of {len(names)} categories in {sum(map(len, splits.values()))} pictures"
+    left = f"; {missing} pictures that are listed are not there" if missing else ""
+    return Annotations(splits, f"{note}, from {', '.join(named)}{left}")
+
+
+def _may_be_coco(file: Path) -> bool:
+    """By its name alone: a folder may hold a json file a picture."""
+    stem = file.stem.lower()
+    likely = file.parent.name.lower() in ("annotations", "annotation") or "coco" in stem
+    return (likely or stem.startswith("instances")) and not stem.startswith(OTHER_KINDS)
+
+
+def _split(root: Path, file: Path) -> str:
+    folders = file.relative_to(root).parts[:-1]
+    return split_in(file.stem) or next(filter(None, map(split_of, reversed(folders))), "train")
+
+
+def _load(root: Path, file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{shown(root, file)}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+class _Table:
+    """One file.
+
+    Args:
+        tree: what it holds.
+        where: its name, for errors.
+    """
+
+    def __init__(self, tree: dict[str, Any], where: str) -> None:
+        self.where = where
+        try:
+            self.images = {image["id"]: image for image in tree["images"]}
+            categories = sorted(tree["categories"], key=lambda category: category["id"])
+            self.names = [str(category["name"]) for category in categories]
+            numbers = {category["id"]: number for number, category in enumerate(categories)}
+            self.things: dict[Any, list[tuple[int, list[float], Any, bool]]] = {key: [] for key in self.images}
+            for thing in tree["annotations"]:
+                what = f"{where}: annotation {thing.get('id')}"
+                if thing["image_id"] not in self.images:
+                    raise DataError(f"{what} is of image {thing['image_id']}, which the file does not list")
+                if thing["category_id"] not in numbers:
+                    raise DataError(f"{what} is of category {thing['category_id']}, which the file does not list")
+                box = [float(value) for value in thing["bbox"]]
+                if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
+                    raise DataError(f"{what}: bbox {thing['bbox']} should be left, top, width and height in pixels")
+                corners = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+                crowd = bool(thing.get("iscrowd", 0))
+                outline = thing.get("segmentation") or None
+                self.things[thing["image_id"]].append((numbers[thing["category_id"]], corners, outline, crowd))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise DataError(f"{where}: no annotations as COCO writes them: {reason}") from error
+
+    def rows(self, by_name: dict[str, list[Path]], split: str) -> list[Row]:
+        """Of the listed pictures that are there.
+
+        Args:
+            by_name: last part of the path -> pictures.
+            split: whose folder comes first where pictures of several folders have one name.
+        """
+        rows: list[Row] = []
+        for key, image in self.images.items():
+            wanted = Path(str(image.get("file_name", "")))
+            found = [file for file in by_name.get(wanted.name, []) if file.parts[-len(wanted.parts) :] == wanted.parts]
+            if not found:
+                continue
+            own = [file for file in found if split in map(split_of, file.parts)]
+            things = self.things[key]
+            rows.append(
+                {
+                    "image": str((own or found)[0]),
+                    "mask": self._mask(image, things),
+                    "boxes": [corners for _, corners, _, _ in things],
+                    "classes": [self.names[number] for number, _, _, _ in things],
+                    "crowd": [crowd for _, _, _, crowd in things],
+                }
+            )
+        return rows
+
+    def _mask(self, image: dict[str, Any], things: list[tuple[int, list[float], Any, bool]]) -> Outlines | None:
+        """None where a thing has no outline, or there are too many categories for a mask."""
+        if any(outline is None for _, _, outline, _ in things) or len(self.names) >= CROWD:
+            return None
+        if not {"height", "width"} <= image.keys():
+            return None
+        drawn = tuple((CROWD if crowd else number + 1, outline) for number, _, outline, crowd in things)
+        return Outlines(int(image["height"]), int(image["width"]), drawn)

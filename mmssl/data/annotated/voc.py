@@ -1,0 +1,83 @@
+"""PASCAL VOC: `JPEGImages/`, boxes in `Annotations/*.xml`, masks in `SegmentationClass/`, splits in `ImageSets/`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from mmssl.data.annotated.layout import Annotations, shown, stored
+from mmssl.data.base import Row
+from mmssl.data.files import KINDS, SPLITS
+from mmssl.errors import DataError
+
+IMAGES, BOXES, MASKS, SETS = "JPEGImages", "Annotations", "SegmentationClass", "ImageSets"
+
+
+def read_voc(root: Path, files: Sequence[Path]) -> Annotations | None:
+    """Rows of pictures that have boxes or masks; None where there is no such folder.
+
+    Args:
+        root: above all of them.
+        files: all files.
+
+    Raises:
+        DataError: for an xml file that is damaged or says no boxes.
+    """
+    by_folder: dict[Path, dict[str, dict[str, Path]]] = {}
+    for file in files:
+        if file.parent.name in (IMAGES, BOXES, MASKS):
+            kinds = by_folder.setdefault(file.parent.parent, {})
+            kinds.setdefault(file.parent.name, {})[file.stem] = file
+    places = {
+        base: kinds
+        for base, kinds in by_folder.items()
+        if any(KINDS.get(file.suffix.lower()) == "image" for file in kinds.get(IMAGES, {}).values())
+        and (any(file.suffix == ".xml" for file in kinds.get(BOXES, {}).values()) or MASKS in kinds)
+    }
+    if not places:
+        return None
+    splits: dict[str, list[Row]] = {}
+    boxed = masked = bare = 0
+    for base, kinds in places.items():
+        listed = _splits(base)
+        for stem, picture in kinds[IMAGES].items():
+            boxes, mask = kinds.get(BOXES, {}).get(stem), kinds.get(MASKS, {}).get(stem)
+            split = listed.get(stem) if listed else "train"
+            if split is None or (boxes is None and mask is None):
+                bare += 1
+                continue
+            boxed, masked = boxed + (boxes is not None), masked + (mask is not None)
+            row: dict[str, Any] = {"image": str(picture), "mask": None if mask is None else stored(mask)}
+            row |= dict.fromkeys(("boxes", "classes", "crowd")) if boxes is None else _objects(root, boxes)
+            splits.setdefault(split, []).append(row)
+    left = f", {bare} pictures without either or in no list left out" if bare else ""
+    return Annotations(splits, f"PASCAL VOC: {boxed} pictures with boxes, {masked} with masks{left}")
+
+
+def _splits(base: Path) -> dict[str, str]:
+    """Name of a picture -> split, as far as lists say it; `trainval` stands for train where there is no `train`."""
+    found: dict[str, str] = {}
+    for name, split in {"trainval": "train", **SPLITS}.items():
+        for file in sorted((base / SETS).glob(f"*/{name}.txt")):
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+            found |= {line.split()[0]: split for line in lines if line.strip()}
+    return found
+
+
+def _objects(root: Path, file: Path) -> dict[str, list[Any]]:
+    """Boxes, classes and which are difficult; VOC counts pixels from 1, and the last one belongs to the box."""
+    boxes, classes, difficult = [], [], []
+    try:
+        for thing in ElementTree.parse(file).getroot().iter("object"):
+            corners = [float(thing.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")]
+            name = thing.findtext("name")
+            if not name:
+                raise ValueError("an object has no name")
+            boxes.append([corners[0] - 1, corners[1] - 1, corners[2], corners[3]])
+            classes.append(name.strip())
+            difficult.append(thing.findtext("difficult", "0").strip() == "1")
+    except (ElementTree.ParseError, ValueError) as error:
+        raise DataError(f"{shown(root, file)}: no boxes can be read: {error}") from error
+    return {"boxes": boxes, "classes": classes, "crowd": difficult}

@@ -1,0 +1,201 @@
+"""Annotated folders: masks by name, VOC and COCO, in splits; what is broken is one sentence."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as pycoco
+
+import mmssl
+from mmssl.data.sources import open_source
+from mmssl.decode_settings import ImageDecode
+from mmssl.errors import DataError
+from mmssl.media.mask import decode_mask
+from mmssl.media.outlines import Outlines
+from mmssl.recipe import Data
+
+
+def picture(path, size=(8, 6), value=9):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB" if path.suffix == ".jpg" else "L", size, (value,) * 3 if path.suffix == ".jpg" else value).save(
+        path
+    )
+
+
+def opened(folder, split="train", **more):
+    return open_source(Data(source=str(folder), split=split, **more))
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [("images/{}", "masks/{}"), ("{}/img", "{}/gt"), ("images/{}/city", "annotations/{}/city")],
+)
+def test_masks_are_paired_with_pictures_by_their_names(tmp_path, images, masks):
+    for split, names in {"training": "abc", "val": "de"}.items():
+        for value, name in enumerate(names):
+            picture(tmp_path / images.format(split) / f"{name}.jpg")
+            if name != "b":
+                picture(tmp_path / masks.format(split) / f"{name}.png", value=value)
+    train = opened(tmp_path)
+    assert train.notes == ("pictures and masks of the same name: 4 pairs, 1 pictures without mask",)
+    assert train.splits == ("train", "validation")
+    assert [row.rpartition("/")[2] for row in train.values("image")] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert train.present(["image", "mask"]).tolist() == [0, 2]
+    assert decode_mask(train.row(2)["mask"]).unique().tolist() == [2]
+    assert len(opened(tmp_path, "validation")) == 2
+    assert len(opened(tmp_path, "train[:2]+validation")) == 4
+    assert len(opened(tmp_path, limit=2)) == 2
+    assert train.select(["mask"]).columns == ("mask",)
+    with pytest.raises(DataError, match="has no split 'test'; it has: train, validation"):
+        opened(tmp_path, "test")
+
+
+def test_class_folders_stay_classes(tmp_path):
+    for name in ("labels/a.png", "cats/a.png", "images/b.png"):
+        picture(tmp_path / name)
+    assert set(opened(tmp_path).values("label")) == {"labels", "cats", "images"}
+
+
+VOC = """<annotation><object><name>dog</name><difficult>1</difficult><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>5</xmax>
+<ymax>6</ymax></bndbox></object><object><name>cat</name><bndbox><ymin>1</ymin><xmin>1</xmin><xmax>8</xmax>
+<ymax>6</ymax></bndbox></object></annotation>"""
+
+
+@pytest.fixture
+def voc(tmp_path):
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    for name in "abc":
+        picture(root / "JPEGImages" / f"{name}.jpg")
+    (root / "Annotations").mkdir()
+    for name in "ab":
+        (root / "Annotations" / f"{name}.xml").write_text(VOC)
+    picture(root / "SegmentationClass" / "b.png", value=15)
+    return root
+
+
+def test_voc_has_boxes_masks_and_lists_of_splits(voc, tmp_path):
+    source = opened(tmp_path)
+    assert source.notes == (
+        "PASCAL VOC: 2 pictures with boxes, 1 with masks, 1 pictures without either or in no list left out",
+    )
+    row = source.row(1)
+    assert row["boxes"] == [[0, 1, 5, 6], [0, 0, 8, 6]]  # all 8 x 6 pixels
+    assert (row["classes"], row["crowd"]) == (["dog", "cat"], [True, False])
+    assert decode_mask(row["mask"]).unique().tolist() == [15]
+    assert source.row(0)["mask"] is None
+    for kind, names in {"Main/train": "a", "Main/val": "b", "Main/trainval": "ab", "Main/dog_val": "b"}.items():
+        file = voc / "ImageSets" / f"{kind}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(f"{name}  1\n" for name in names))
+    assert [len(opened(voc, split)) for split in ("train", "validation")] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (VOC[:90], r"VOC2012/Annotations/b.xml: no boxes can be read: no element found|unclosed"),
+        (VOC.replace("<xmin>1</xmin>", ""), "could not convert"),
+        (VOC.replace("dog", ""), "an object has no name"),
+    ],
+)
+def test_an_xml_file_that_is_broken_is_named(voc, tmp_path, content, sentence):
+    (voc / "Annotations" / "b.xml").write_text(content)
+    with pytest.raises(DataError, match=sentence):
+        opened(tmp_path)
+
+
+BLOB = np.asfortranarray(np.eye(6, 8, 1, np.uint8) | np.eye(6, 8, 2, np.uint8))
+RUNS = pycoco.encode(BLOB)
+POLYGON = [[1.0, 1.0, 6.0, 1.0, 6.0, 4.0, 1.0, 4.0]]
+
+
+def coco(names=("a.jpg", "b.jpg"), **changes):
+    """A file of two categories and three annotations, with one of its values changed."""
+    things = [
+        {"id": 1, "image_id": 7, "category_id": 18, "bbox": [1, 1, 5, 3], "segmentation": POLYGON},
+        {"id": 2, "image_id": 7, "category_id": 3, "bbox": [1, 0, 7, 6], "iscrowd": 0, "segmentation": {**RUNS}},
+        {"id": 3, "image_id": 9, "category_id": 3, "bbox": [0, 0, 2, 2], "iscrowd": 1,
+         "segmentation": {"counts": [0, 6, 42], "size": [6, 8]}},
+    ]  # fmt: skip
+    things[1]["segmentation"]["counts"] = RUNS["counts"].decode()
+    things[0] |= changes
+    images = [{"id": n, "file_name": name, "height": 6, "width": 8} for n, name in zip((7, 9), names, strict=True)]
+    categories = [{"id": 18, "name": "dog"}, {"id": 3, "name": "car"}]
+    return json.dumps({"images": images, "annotations": things, "categories": categories})
+
+
+@pytest.fixture
+def coco_folder(tmp_path):
+    for split in ("train2017", "val2017"):
+        for name in "ab":
+            picture(tmp_path / split / f"{name}.jpg")
+        path = tmp_path / "annotations" / f"instances_{split}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(coco())
+    (tmp_path / "annotations" / "captions_train2017.json").write_text("{")
+    return tmp_path
+
+
+def test_coco_has_boxes_names_and_masks_as_pycocotools_draws_them(coco_folder):
+    for split in ("train", "validation"):
+        source = opened(coco_folder, split)
+        row, crowd = source.row(0), source.row(1)
+        assert row["image"].endswith(("train2017/a.jpg", "val2017/a.jpg")[split != "train"])
+        assert row["boxes"] == [[1, 1, 6, 4], [1, 0, 8, 6]]
+        assert row["classes"] == ["dog", "car"]
+        assert (crowd["crowd"], crowd["boxes"]) == ([True], [[0, 0, 2, 2]])
+        inside = pycoco.decode(pycoco.merge(pycoco.frPyObjects(POLYGON, 6, 8))).astype(bool)
+        expected = np.where(BLOB.astype(bool), 1, np.where(inside, 2, 0))  # the smaller one is in front
+        assert np.array_equal(decode_mask(row["mask"]), expected)
+        assert decode_mask(crowd["mask"])[:, 0].tolist() == [255] * 6
+    assert source.notes[0].startswith("COCO: 6 boxes of 2 categories in 4 pictures, from annotations/instances_train")
+
+
+def test_a_file_of_coco_in_each_folder_of_a_split(tmp_path):
+    for split in ("train", "valid"):
+        picture(tmp_path / split / "a.jpg")
+        (tmp_path / split / "_annotations.coco.json").write_text(coco())
+    source = opened(tmp_path, "validation")
+    assert [len(source), source.splits] == [1, ("train", "validation")]
+    assert "; 2 pictures that are listed are not there" in source.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (coco()[:-20], "annotations/instances_train2017.json: cannot be read"),
+        (coco(image_id=8), "annotation 1 is of image 8, which the file does not list"),
+        (coco(category_id=1), "annotation 1 is of category 1"),
+        (coco(bbox=[1, 2, -3, 4]), "should be left, top, width and height"),
+        (coco(bbox=None), "no annotations as COCO writes them"),
+        (coco(("x.jpg", "y.jpg")), "none of the 2 pictures"),
+        (coco().replace("dog", "cat"), "other categories than"),
+    ],
+)
+def test_a_file_of_coco_that_is_broken_is_named(coco_folder, content, sentence):
+    (coco_folder / "annotations" / "instances_train2017.json").write_text(content)
+    if "none of" in sentence:
+        (coco_folder / "annotations" / "instances_val2017.json").unlink()
+    with pytest.raises(DataError, match=sentence):
+        opened(coco_folder)
+
+
+def test_outlines_that_cannot_be_drawn_are_one_sentence():
+    for outline in ([[1, 2]], {"size": [6, 8]}, {"counts": "!!", "size": [3, 3]}, 5):
+        with pytest.raises(DataError, match="an outline"):
+            Outlines(6, 8, ((1, outline),)).draw()
+
+
+def test_segmentation_reads_such_a_folder_and_says_what_it_found(tmp_path):
+    for split, count in {"train": 8, "val": 4}.items():
+        for i in range(count):
+            picture(tmp_path / "images" / split / f"{i}.jpg", (40, 30), 60 * (i % 2))
+            picture(tmp_path / "masks" / split / f"{i}.png", (40, 30), i % 2)
+    encoder = mmssl.encoder("timm/test_resnet", modality="image")
+    table = mmssl.adapt(
+        encoder, tmp_path, label="mask", probe="segmentation", baseline=False, seeds=1, steps=5, lr=(1e-2,),
+        data=Data(source="x", image=ImageDecode(size=32, fit="pad")),
+    )  # fmt: skip
+    assert (table.train_rows, table.test_rows, table.counts) == (8, 4, {"classes": 2})
+    assert "pictures and masks of the same name: 12 pairs" in str(table)
