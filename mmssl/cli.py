@@ -131,6 +131,7 @@ def adapt(
     save: Annotated[
         Path | None, typer.Option(help="Folder for the classifier that finetune trained; see `mmssl predict`.")
     ] = None,
+    figure: Annotated[Path | None, typer.Option(help="PNG to write: the score by depth, with --layers.")] = None,
     trust: Trust = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
@@ -138,7 +139,10 @@ def adapt(
     import yaml
 
     import mmssl
+    from mmssl.errors import RecipeError
 
+    if figure is not None and not layers:
+        raise RecipeError(f"{figure} would show the score by depth; add --layers")
     table = mmssl.adapt(
         run,
         data,
@@ -160,6 +164,9 @@ def adapt(
         trust=trust,
         **{key: yaml.safe_load(value) for key, value in overrides(set_).items()},
     )
+    if figure is not None:
+        figure.parent.mkdir(parents=True, exist_ok=True)
+        table.figure(figure)
     if json_:
         import json
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmssl.comparison.cells import alone, fill
 from mmssl.comparison.comparison import Comparison
+from mmssl.comparison.files import write_table
 from mmssl.comparison.page import write_page
 from mmssl.comparison.plan import PLAN, make_plan, plan_of_runs
 from mmssl.errors import RecipeError
@@ -129,6 +130,6 @@ def compare(
         raise RecipeError(f"{out} holds no comparison to go on with; name the rows, as in data='path/to/files'")
     fill(out, jobs=jobs, quiet=quiet)
     found = Comparison.read(out)
-    found.write()
+    write_table(found)
     write_page(found)
     return found

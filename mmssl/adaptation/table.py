@@ -5,11 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from pathlib import Path
+from typing import IO, Any, Self
 
 from pydantic import TypeAdapter, ValidationError
 
+from mmssl.adaptation.depths import Depth, compare_depths, draw_depths, sentence_of, spread_of
 from mmssl.adaptation.metrics import Metric
+from mmssl.errors import RecipeError
 from mmssl.ops.intervals import wilson
 
 PRETRAINED, RANDOM, CONSTANT = "pretrained", "random", "constant"
@@ -166,6 +169,41 @@ class Table:
         unit = "points" if self.main.percent else f"of {self.main.title}"
         return f"{100 * self.margin:+.1f} {unit}" if self.main.percent else f"{self.margin:+.3f} {unit}"
 
+    def depths(self, encoder: str = PRETRAINED) -> list[Depth]:
+        """The main metric of each of an encoder's parts, in the order of the rows."""
+        name = self.main.name
+        return [
+            Depth(row.part, row.runs.get(name, (row.metrics[name],)), row.interval.get(name), row.validation)
+            for row in self.rows
+            if row.encoder == encoder
+        ]
+
+    @property
+    def depth_sentence(self) -> str:
+        """Whether the last layer is the best, and by how much beyond the spread; empty where depths were not probed."""
+        pair = compare_depths(self.depths())
+        if pair is None:
+            return ""
+        best, other = pair
+        difference = best.mean - other.mean
+        return sentence_of(best.name, other.name, difference, spread_of(best, other), percent=self.main.percent)
+
+    def figure(self, path: Path | str | IO[bytes]) -> None:
+        """Draw the main metric by depth, with the same network random-initialized and the constant answer.
+
+        Args:
+            path: PNG to write, or a file that takes its bytes.
+
+        Raises:
+            RecipeError: where depths were not probed.
+        """
+        curves = {NAMES[name]: self.depths(name) for name in (PRETRAINED, RANDOM) if self.depths(name)}
+        if len(self.depths()) < 2:
+            raise RecipeError("the figure is of depths, which were not probed; ask for layers (--layers)")
+        constants = [row.metrics[self.main.name] for row in self.rows if row.encoder == CONSTANT]
+        title = f"{self.question}, {self.main.title}" + (" in %" if self.main.percent else "")
+        draw_depths(curves, next(iter(constants), None), path, title=title, percent=self.main.percent)
+
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Head and lines as text: encoder, part (where there are any), a column a metric, settings (likewise)."""
         parts, settings = any(row.part for row in self.rows), any(row.setting for row in self.rows)
@@ -203,6 +241,7 @@ class Table:
             *self.notes,
             *([f"margin over the best baseline: {self.gain}"] if len(self.rows) > 1 else []),
             *(f"warning: {warning}" for warning in self.warnings),
+            *([self.depth_sentence] if self.depth_sentence else []),
         ]
         return "\n".join([f"{self.question}: {self.extent}", "", *printed, "", *notes])
 

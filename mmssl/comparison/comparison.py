@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmssl.adaptation.depths import Depth, compare_depths, sentence_of
 from mmssl.adaptation.features import POOLED
-from mmssl.atomic import write_text
 from mmssl.comparison.cells import cells_of, read_answers, read_cell
 from mmssl.comparison.label_free import LABEL_FREE, LIDAR, RANKME, Agreement, LabelFree, agreement, rank_by, value_of
 from mmssl.comparison.measure import Cell
@@ -97,19 +95,37 @@ class Comparison:
 
     def difference(self, line: str, other: str, measure: str) -> Difference:
         """`line` minus `other`, seed by seed, each at its own best depth; a line of one seed is taken as often."""
-        keys = [f"{measure}|{self.depth(name, measure)}" for name in (line, other)]
-        values = [self.values(name, measure) for name in (line, other)]
+        return self._difference((line, self.depth(line, measure)), (other, self.depth(other, measure)), measure)
+
+    def _difference(self, first: tuple[str, str], second: tuple[str, str], measure: str) -> Difference:
+        """As `difference`, of lines at depths."""
+        values = [self.values(line, measure, depth) for line, depth in (first, second)]
         seeds = max(map(len, values))
         pairs = [np.array(own if len(own) > 1 else own * seeds)[:seeds] for own in values]
         shared = min(map(len, pairs))
         mean = float((pairs[0][:shared] - pairs[1][:shared]).mean())
-        rows = [self._right(name, key) for name, key in zip((line, other), keys, strict=True)]
+        rows = [self._right(line, f"{measure}|{depth}") for line, depth in (first, second)]
         rows = [(own if len(own) > 1 else own * seeds)[:shared] for own in rows]
         if all(rows) and rows[0][0].shape == rows[1][0].shape:
-            low, high = paired_interval(np.stack(rows[0]), np.stack(rows[1]), self.answers[line][0].get("group"))
+            low, high = paired_interval(np.stack(rows[0]), np.stack(rows[1]), self.answers[first[0]][0].get("group"))
         else:
             low, high = mean_interval(pairs[0][:shared] - pairs[1][:shared])
         return Difference(mean, low, high)
+
+    def depth_sentence(self, line: str, measure: str) -> str:
+        """Whether the last layer is a line's best, and by how much beyond the spread; empty for a line of one depth."""
+        cells, depths = self.cells[line], list[Depth]()
+        for name in cells[0]["scores"][measure]:
+            known = [cell["validation"][measure][name] for cell in cells]
+            validation = None if None in known else statistics.fmean(known)
+            depths.append(Depth(name, tuple(self.values(line, measure, name)), None, validation))
+        pair = compare_depths(depths)
+        if pair is None:
+            return ""
+        best, other = (depth.name for depth in pair)
+        found = self._difference((line, best), (line, other), measure)
+        half = (found.high - found.low) / 2
+        return f"{title_of(line)}: {sentence_of(best, other, found.mean, half, percent=self.percent)}"
 
     def _right(self, line: str, key: str) -> list[np.ndarray]:
         """Which test rows were answered right, bool (M,), a seed each; empty where that cannot be said."""
@@ -327,51 +343,6 @@ class Comparison:
         head, lines = self.table()
         rows = [head, ["---"] * len(head), *lines]
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-    def csv(self) -> str:
-        """A row for each line, seed, measure and depth, with every number in full."""
-        text = io.StringIO()
-        records = self.records()
-        writer = csv.DictWriter(text, fieldnames=list(records[0]) if records else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
-        return text.getvalue()
-
-    def records(self) -> list[dict[str, Any]]:
-        """As in `csv`."""
-        found = []
-        for line, cells in self.cells.items():
-            for seed, cell in enumerate(cells):
-                cost = cell.get("cost", {})
-                base = {
-                    "line": line,
-                    "seed": self.plan.seeds[seed] if line not in self.plan.runs else seed,
-                    "effective_rank": cell["monitors"]["effective_rank"],
-                    "lidar": cell["monitors"].get("lidar"),
-                    "spectrum_decay": cell["monitors"]["spectrum_decay"],
-                    "samples": cost.get("samples"),
-                    "seconds": cost.get("seconds"),
-                    "learning_rate": cell.get("lr"),
-                }
-                asked = cell.get("scores", {})
-                found += [
-                    base
-                    | {"measure": measure, "depth": depth, "score": score}
-                    | {"validation": cell["validation"][measure][depth], "constant": cell["constant"][measure]}
-                    for measure, depths in asked.items()
-                    for depth, score in depths.items()
-                ] or [base]
-        return found
-
-    def write(self) -> None:
-        """table.md, table.txt, table.csv and table.parquet into the folder."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        write_text(self.out / "table.md", f"{self.markdown()}\n\n{self.sentence}\n")
-        write_text(self.out / "table.txt", f"{self}\n")
-        write_text(self.out / "table.csv", self.csv())
-        pq.write_table(pa.Table.from_pylist(self.records()), self.out / "table.parquet")
 
 
 def title_of(line: str) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from mmssl import recipe as recipes
 from mmssl.adaptation.cache import FeatureCache
+from mmssl.adaptation.labeled import Question
 from mmssl.adaptation.probes import make_probe
 from mmssl.adaptation.probes.base import Answers
 from mmssl.adaptation.probes.finetune import Finetune
@@ -93,7 +94,9 @@ def measure(plan: Plan, cell: Cell, factor: float, out: Path) -> tuple[dict[str,
                 shots = min(plan.shots, default=10)
                 title = f"fine-tuned, {shots} a class"
                 _keep(found, title, _ask(plan, encoder, cell, "finetune", shots, cache, answered, title))
-    found["monitors"] = look(plan, encoder, answered, first=cell.seed == plan.seeds[0] or cell.line in plan.runs)
+        question = Question.of(Model.of(encoder), request_of(plan, cell)) if plan.label is not None else None
+        first = cell.seed == (0 if cell.line in plan.runs else plan.seeds[0])
+        found["monitors"] = look(plan, encoder, answered, question=question, cache=cache, first=first)
     found["minutes"] = (time.perf_counter() - began) / 60
     return found, answered
 

@@ -9,10 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmssl.adaptation.cache import FeatureCache
 from mmssl.adaptation.features import features
+from mmssl.adaptation.labeled import LabeledRows, Question
 from mmssl.adaptation.request import Model
 from mmssl.adaptation.rows import Split, in_order, open_rows
 from mmssl.batch import count_rows, to_device
+from mmssl.comparison.neighbors import ASKED, find_neighbors
 from mmssl.comparison.plan import Plan
 from mmssl.comparison.raw import RawInput
 from mmssl.encoders.base import Encoder
@@ -29,21 +32,32 @@ VIEWED, VIEWS = 512, 8
 """Of these, rows that LiDAR is of, and random views of each."""
 VIEWED_AT_ONCE = 32
 FEWEST_FOR_TSNE = 30
+BATCH = 256
 
 Answered = dict[str, np.ndarray]
 """`measure|depth` -> int32 (M,), the class that each test row is taken for; `truth` -> int32 (M,), `names` -> of the
 classes, `group` -> int64 (M,); `map` -> float32 (N, 2), where training rows lie on a map of their features, `map_kind`
--> how it was made, and `map_class` -> int32 (N,)."""
+-> how it was made, and `map_class` -> int32 (N,); what `find_neighbors` gives."""
 
 
-def look(plan: Plan, encoder: Encoder, answered: Answered, *, first: bool) -> dict[str, float]:
+def look(
+    plan: Plan,
+    encoder: Encoder,
+    answered: Answered,
+    *,
+    question: Question | None = None,
+    cache: FeatureCache | None = None,
+    first: bool = False,
+) -> dict[str, float]:
     """What features of training rows say without labels.
 
     Args:
         plan: of the comparison.
         encoder: of one of its lines.
-        answered: gets the map.
-        first: whether this is the line's first seed, of which a map is drawn.
+        answered: gets map and neighbors.
+        question: the rows that probes were asked; where None, neighbors are those of rows without labels.
+        cache: of the features that probes have read.
+        first: whether this is the line's first seed, of which map and neighbors are drawn.
 
     Returns:
         `effective_rank`, `spectrum_decay`, `width`, and `lidar` where the modality has random views.
@@ -60,6 +74,14 @@ def look(plan: Plan, encoder: Encoder, answered: Answered, *, first: bool) -> di
             cells = rows.cells(plan.label)
             drawn = [numbers.get(str(cells[row]), -1) for row in ids[:MAPPED].tolist()]
             answered["map_class"] = np.array(drawn, np.int32)
+    if first and encoder.modality == "image":
+        if question is None:
+            every = LabeledRows(rows, ids, ids)  # no row has the label of another
+            asked = torch.arange(len(ids)) % max(2, len(ids) // ASKED) == 0
+            sides = every[~asked], every[asked]
+        else:
+            sides = question.train, question.test
+        answered |= find_neighbors(encoder, *sides, cache or FeatureCache(), BATCH)
     found = {
         "effective_rank": float(effective_rank(x)),
         "spectrum_decay": float(spectrum_decay(x)),

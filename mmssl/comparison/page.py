@@ -15,12 +15,15 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from mmssl.adaptation.features import POOLED
 from mmssl.atomic import write_text
 from mmssl.comparison.comparison import Comparison, title_of
 from mmssl.comparison.label_free import ALPHA_REQ, LABEL_FREE, rank_by, value_of
+from mmssl.comparison.neighbors import draw_sheet
 from mmssl.comparison.plan import UNTRAINED
+from mmssl.report.figures import DPI as PREVIEW_DPI
 
 DPI = 120
 MAPS = 6
@@ -49,11 +52,13 @@ def write_page(found: Comparison) -> Path:
 
 
 def _figures(found: Comparison) -> Iterator[dict[str, Any]]:
-    """Title, what it shows, width in CSS pixels, and the picture."""
+    """Title, what it shows, and pictures: data, width in CSS pixels, and a caption where there are several."""
     if found.measures and UNTRAINED in found.cells:
         yield _figure("Over the untrained network", _gains(found), f"{found.main}, 95 % intervals, paired by seed")
     if found.measures:
         text = f"{found.main} at every depth, mean and standard deviation over the seeds; shallow on the left"
+        if found.ranked and (sentence := found.depth_sentence(found.ranked[0], found.main)):
+            text += f". {sentence}"
         yield _figure("Which depth transfers best", _depths(found), text)
     if found.measures and len(found.ranked) > 1:
         told = [f"{measure.title} {one.tau:+.2f}" for measure, one in found.agreements.items()]
@@ -67,9 +72,17 @@ def _figures(found: Comparison) -> Iterator[dict[str, Any]]:
     for line in found.ranked:
         picture = Path(found.cells[line][0].get("run", "")) / "figures" / "preview.png"
         if picture.is_file():
+            with Image.open(picture) as drawn:
+                width = round(drawn.width * 96 / PREVIEW_DPI)
             data = base64.b64encode(picture.read_bytes()).decode()
             text = "what the task sees, what is asked, what the trained network answers"
-            yield {"title": f"Puzzles of {title_of(line)}", "text": text, "data": data, "width": 900}
+            yield {"title": f"Puzzles of {title_of(line)}", "text": text, "pictures": [{"data": data, "width": width}]}
+    pictured = [line for line in (*found.ranked[:1], UNTRAINED) if "neighbors" in (found.answers.get(line) or [{}])[0]]
+    if pictured:
+        text = "left a test picture, and next to it the five training pictures nearest to it by the cosine of features"
+        text += "; framed where the label is that of the test picture" if found.measures else ""
+        sheets = [_sheet(found, line) for line in pictured]
+        yield {"title": "Nearest neighbors", "text": text, "pictures": sheets}
     mapped = [line for line in (*found.ranked, UNTRAINED) if "map" in (found.answers.get(line) or [{}])[0]][:MAPS]
     if mapped:
         kinds = " and ".join(dict.fromkeys(_map_kind(found, line) for line in mapped))
@@ -84,7 +97,16 @@ def _figure(title: str, figure: Figure, text: str) -> dict[str, Any]:
     kept = io.BytesIO()
     figure.savefig(kept, format="png", dpi=DPI, facecolor="white")
     data = base64.b64encode(kept.getvalue()).decode()
-    return {"title": title, "text": text, "data": data, "width": round(96 * figure.get_figwidth())}
+    return {"title": title, "text": text, "pictures": [{"data": data, "width": round(96 * figure.get_figwidth())}]}
+
+
+def _sheet(found: Comparison, line: str) -> dict[str, Any]:
+    answered = found.answers[line][0]
+    same = answered["neighbors_same"]
+    sheet, kept = draw_sheet(answered["neighbors"], same), io.BytesIO()
+    sheet.save(kept, format="png")
+    caption = f"{title_of(line)}: {same.sum()} of {same.size} have the same label" if found.measures else title_of(line)
+    return {"data": base64.b64encode(kept.getvalue()).decode(), "width": sheet.width, "caption": caption}
 
 
 def _new(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:

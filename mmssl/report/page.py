@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -113,7 +114,10 @@ def _width(path: Path) -> int:
 def _probe(tree: Mapping[str, Any]) -> dict[str, Any]:
     table = Table.from_json(tree)
     head, lines = table.cells()
-    return {"table": table, "head": head, "lines": lines}
+    picture = io.BytesIO()
+    if table.depth_sentence:
+        table.figure(picture)
+    return {"table": table, "head": head, "lines": lines, "figure": base64.b64encode(picture.getvalue()).decode()}
 
 
 def _seconds(history: Sequence[Mapping[str, Any]], rows: int) -> float:

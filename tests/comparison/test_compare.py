@@ -130,11 +130,12 @@ def test_views_are_the_same_for_every_encoder_and_a_blind_one_tells_no_rows_apar
     encoder = untrained_encoder(plan, 0)
     answered = {}
     first = look(plan, encoder, answered, first=True)
-    assert first == look(plan, encoder, {}, first=False) == compared.cells["untrained"][0]["monitors"]
+    assert first == look(plan, encoder, {}) == compared.cells["untrained"][0]["monitors"]
     assert len(answered["map"]) == 100
+    assert answered["neighbors"].shape[:2] == (6, 6)  # without labels, too
     for parameter in encoder.parameters():
         parameter.data.zero_()
-    assert look(plan, encoder, {}, first=False)["lidar"] == 1
+    assert look(plan, encoder, {})["lidar"] == 1
 
 
 def test_it_is_written_in_four_forms(compared):
@@ -192,14 +193,12 @@ def test_the_page_holds_everything_in_one_file(compared):
     titles = re.findall("<h2>(.*?)</h2>", page)
     puzzles = [f"Puzzles of {line}" for line in compared.ranked]
     assert titles[:2] == ["Over the untrained network", "Which depth transfers best"]
-    assert titles[2:] == [
-        "Rankings without labels",
-        "The pretext tasks",
-        *puzzles,
-        "Maps of the features",
-        "What is taken for what",
-    ]
-    assert page.count("data:image/png;base64,") == len(titles)
+    assert titles[2:4] == ["Rankings without labels", "The pretext tasks"]
+    assert titles[4:] == [*puzzles, "Nearest neighbors", "Maps of the features", "What is taken for what"]
+    assert page.count("data:image/png;base64,") == len(titles) + 1  # neighbors of the best task and of the untrained
+    captions = re.findall("<figcaption>(.*?): \\d+ of 30 have the same label</figcaption>", page)
+    assert captions == [compared.ranked[0], "untrained"]
+    assert "is the best depth on validation rows; on test rows it is" in page
     assert compared.sentence.split(".")[0] in page
 
 
