@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -108,7 +108,7 @@ class Plan:
         return own[len(own) // 2] if own else 300
 
     def write(self, out: Path) -> None:
-        """Keep it in `out`.
+        """Keep it in `out`; tasks that are new to a comparison that is kept there become lines of it.
 
         Raises:
             RunError: where another comparison is kept there, or a damaged one.
@@ -117,13 +117,19 @@ class Plan:
         tree = json.loads(json.dumps(asdict(self)))
         path = out / PLAN
         if path.exists():
-            other = json.loads(json.dumps(asdict(self.read(out))))
+            stored = self.read(out)
+            other, added = json.loads(json.dumps(asdict(stored))), set(self.tasks) - set(stored.tasks)
             if self.budget.startswith("minutes"):  # a step takes another time whenever it is measured
                 tree, other = _without_steps(tree), _without_steps(other)
+            elif added and set(stored.tasks) < set(self.tasks):
+                tree["tasks"] = {name: tree["tasks"][name] for name in stored.tasks}
             differing = [key for key in tree if key not in ("notes", "samples") and other.get(key) != tree[key]]
             if differing:
                 raise RunError(f"{out} holds a comparison with other {differing[0]}; choose another --out")
-            return
+            if not added:
+                return
+            order = [*stored.tasks, *(name for name in self.tasks if name in added)]
+            tree = json.loads(json.dumps(asdict(replace(self, tasks={name: self.tasks[name] for name in order}))))
         write_text(path, json.dumps(tree, indent=1))
 
     @classmethod

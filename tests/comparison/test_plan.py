@@ -42,6 +42,18 @@ def test_another_comparison_is_refused(tmp_path):
         replace(first, seeds=(0,)).write(tmp_path)
 
 
+def test_tasks_are_added_to_a_comparison_and_none_is_taken_away(tmp_path):
+    first = plan("steps=100", 100)
+    first.write(tmp_path)
+    more = {"jigsaw": {"training": {"steps": 100}}, **first.tasks}
+    replace(first, tasks=more, samples={"jigsaw": 3.6, "rotation": 4.0}).write(tmp_path)
+    assert list(Plan.read(tmp_path).tasks) == ["rotation", "jigsaw"]
+    with pytest.raises(RunError, match="with other tasks"):
+        first.write(tmp_path)
+    with pytest.raises(RunError, match="with other tasks"):
+        replace(plan("steps=100", 117), tasks={**more, **plan("steps=100", 117).tasks, "moco": {}}).write(tmp_path)
+
+
 def test_a_damaged_plan_is_one_sentence(tmp_path):
     (tmp_path / "comparison.json").write_text("{")
     for act in (lambda: Plan.read(tmp_path), lambda: plan("steps=100", 100).write(tmp_path)):
