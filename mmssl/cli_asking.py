@@ -38,6 +38,7 @@ def compare(
         bool, typer.Option("--finetune", help="Tune the encoder on the fewest labels as well.")
     ] = False,
     supervised: Annotated[bool, typer.Option(help="Train the network on all labels as well.")] = True,
+    audit: Annotated[bool, typer.Option(help="Ask each task where there is nothing to see as well.")] = True,
     pretrained: Annotated[str | None, typer.Option(help="An encoder of others, as a line.")] = None,
     target: Annotated[str | None, typer.Option(help="What the labels are: classes, labels, values.")] = None,
     groups: Annotated[str | None, typer.Option(help="Column that no split may divide.")] = None,
@@ -81,6 +82,7 @@ def compare(
         rates=numbers(rates, float),
         finetune=finetune,
         supervised=supervised,
+        audit=audit,
         pretrained=None if pretrained is None else yaml.safe_load(pretrained),
         target=target,
         groups=groups,

@@ -34,6 +34,7 @@ def compare(
     rates: Sequence[float] = (0.3, 1.0, 3.0),
     finetune: bool = False,
     supervised: bool = True,
+    audit: bool = True,
     pretrained: str | Mapping[str, Any] | None = None,
     target: str | None = None,
     groups: str | None = None,
@@ -69,6 +70,7 @@ def compare(
         rates: factors of each recipe's learning rate, one of which is chosen.
         finetune: tune the encoder on the fewest labels as well.
         supervised: train the network on all labels as well.
+        audit: ask each task where there is nothing to see as well; see `mmssl audit`.
         pretrained: an encoder of others that becomes a line, as `encoder`.
         target: see `mmssl.adapt`.
         groups: column of what no split may divide, by which intervals are drawn as well.
@@ -105,6 +107,7 @@ def compare(
             "probe": probe,
             "shots": tuple(sorted(shots)),
             "finetune": finetune,
+            "audit": audit,
             "limit": limit,
             "pretrained": {"model": pretrained} if isinstance(pretrained, str) else pretrained,
         }

@@ -80,6 +80,15 @@ class Audit:
         return "\n".join([*lines, self.sentence])
 
     @property
+    def verdict(self) -> str:
+        """In a word or three: `leaks`, `no power`, `at chance`, or `no arm holds`."""
+        if self.leaking:
+            return "leaks"
+        if any(one.verdict == "no power" for one in self.findings):
+            return "no power"
+        return "at chance" if self.findings else "no arm holds"
+
+    @property
     def sentence(self) -> str:
         """The verdict on all arms."""
         blind = [one for one in self.findings if one.verdict == "no power"]

@@ -27,7 +27,7 @@ LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 
 
 def cells_of(plan: Plan) -> list[Cell]:
-    """All of a comparison, in the order in which they are begun: rates first, then seed by seed."""
+    """All of a comparison, in the order in which they are begun: rates first, then seed by seed, then audits."""
     chosen = [Cell(line, plan.seeds[0], rate) for line in plan.tuned for rate in plan.rates]
     whole = []
     for number, seed in enumerate(plan.seeds):
@@ -37,7 +37,8 @@ def cells_of(plan: Plan) -> list[Cell]:
                     whole.append(Cell(line, number))
             elif number == 0 or line not in (RAW, NAMED):
                 whole.append(Cell(line, seed))
-    return chosen + whole
+    audits = [Cell(line, plan.seeds[0], audit=True) for line in (*plan.tasks, *plan.runs) if plan.audit]
+    return chosen + whole + audits
 
 
 def read_cell(out: Path, cell: Cell) -> dict[str, Any] | None:
@@ -137,7 +138,7 @@ def _fill(out: Path, quiet: bool) -> None:
 
 def _try(plan: Plan, cell: Cell, out: Path, cells: list[Cell], quiet: bool) -> bool:
     """Measure a cell unless it waits for its rate, or somebody else is at it."""
-    factor = cell.rate if cell.rate is not None else factor_of(plan, cell.line, out)
+    factor = cell.rate if cell.rate is not None else 1.0 if cell.audit else factor_of(plan, cell.line, out)
     if factor is None:
         return False
     folder = out / "cells" / cell.name
@@ -172,6 +173,8 @@ def _line(cell: Cell, found: dict[str, Any]) -> str:
     what = f"{cell.line.replace('_', ' ')}, seed {cell.seed}"
     if "failed" in found:
         return f"{what}: {found['failed']}"
+    if cell.audit:
+        return f"audit of {found['audit']['sentence']}"
     if cell.rate is not None:
         return (
             f"{cell.line.replace('_', ' ')}, rate x {cell.rate:g}: {100 * found['validation']:.1f} on validation rows"

@@ -46,12 +46,14 @@ class Comparison:
         out: the folder.
         cells: line -> what was measured, a seed each.
         answers: likewise, what each test row was answered.
+        audits: line -> `verdict`, `sentence` and `text` of its audit.
     """
 
     plan: Plan
     out: Path
     cells: dict[str, list[dict[str, Any]]]
     answers: dict[str, list[Answered]]
+    audits: dict[str, dict[str, str]]
 
     @classmethod
     def read(cls, out: str | Path) -> Comparison:
@@ -60,12 +62,15 @@ class Comparison:
         plan = Plan.read(out)
         cells: dict[str, list[dict[str, Any]]] = {}
         answers: dict[str, list[Answered]] = {}
+        audits: dict[str, dict[str, str]] = {}
         for cell in cells_of(plan):
             found = read_cell(out, cell) if cell.rate is None else None
-            if found is not None and "failed" not in found:
+            if found is not None and cell.audit:
+                audits[cell.line] = found["audit"]
+            elif found is not None and "failed" not in found:
                 cells.setdefault(cell.line, []).append(found)
                 answers.setdefault(cell.line, []).append(read_answers(out, cell))
-        return cls(plan, out, cells, answers)
+        return cls(plan, out, cells, answers, audits)
 
     @property
     def measures(self) -> list[str]:
@@ -231,7 +236,8 @@ class Comparison:
         head = ["", *(title for measure in self.measures for title in (measure, f"{measure}, best depth"))]
         labeled = bool(self.measures)
         titles = [measure.title for measure in LABEL_FREE]
-        head += ["over untrained"] * labeled + [*titles, "samples", "minutes", "GiB", "learning rate", "pretext task"]
+        head += ["over untrained"] * labeled + [*titles, "samples", "minutes", "GiB", "learning rate"]
+        head += ["pretext task", "audit"]
         baselines = [line for line in self.plan.lines if line in self.cells and line not in self.ranked]
         lines = []
         for line in (*self.ranked, *baselines):
@@ -254,6 +260,7 @@ class Comparison:
             row.append(_mean([cells[0].get("lr")], "{:.2g}"))
             words = [verdict["outcome"] for cell in cells for verdict in cell.get("verdict", [])]
             row.append(" / ".join(dict.fromkeys(words)))
+            row.append(self.audits.get(line, {}).get("verdict", ""))
             lines.append(row)
         if labeled:
             constants = next(iter(self.cells.values()))[0]["constant"]
@@ -289,7 +296,7 @@ class Comparison:
         """How to read the table."""
         plan = self.plan
         cells = [cell for cells in self.cells.values() for cell in cells]
-        whole = [cell for cell in cells_of(plan) if cell.rate is None]
+        whole = [cell for cell in cells_of(plan) if cell.whole]
         notes = [f"{len(cells)} of {len(whole)} cells are there"] if len(cells) < len(whole) else []
         if self.measures:
             train, test = cells[0]["rows"][self.measures[0]]
@@ -310,6 +317,7 @@ class Comparison:
                 )
             notes += sorted({warning for cell in cells for warning in cell.get("warnings", [])})
         notes += self._notes_without_labels()
+        notes += [f"audit: {audit['sentence']}" for audit in self.audits.values() if audit["verdict"] == "leaks"]
         notes.append(
             f"{plan.batch} encoder samples a step: rows through the trained encoder, by floating-point operations"
         )

@@ -20,6 +20,7 @@ from mmssl.adaptation.probes.finetune import Finetune
 from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.table import CONSTANT, PRETRAINED, Table
 from mmssl.adaptation.targets.classes import Classes
+from mmssl.audit.own_files import audit_recipe
 from mmssl.build import build
 from mmssl.comparison.monitors import Answered, look
 from mmssl.comparison.plan import NAMED, RATE, RAW, SUPERVISED, UNTRAINED, Plan
@@ -37,23 +38,32 @@ FINETUNE_STEPS = 100
 
 @dataclass(frozen=True)
 class Cell:
-    """A line and a seed; with a factor of the learning rate, a quarter of the budget to choose it by.
+    """A line and a seed; with a factor of the learning rate, a quarter of the budget to choose it by; or an audit.
 
     Attributes:
         line: of the table.
         seed: of weights, order and every draw.
         rate: factor; None for the whole budget.
+        audit: whether the task is asked where there is nothing to see, in place of training it.
     """
 
     line: str
     seed: int
     rate: float | None = None
+    audit: bool = False
 
     @property
     def name(self) -> str:
         """Of its folder."""
         line = self.line.replace(" ", "_")
+        if self.audit:
+            return f"{line}-audit"
         return f"{line}-{self.seed}" if self.rate is None else f"{line}-rate-{self.rate:g}"
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is one of a line's seeds."""
+        return self.rate is None and not self.audit
 
 
 def measure(plan: Plan, cell: Cell, factor: float, out: Path) -> tuple[dict[str, Any], Answered]:
@@ -73,6 +83,8 @@ def measure(plan: Plan, cell: Cell, factor: float, out: Path) -> tuple[dict[str,
         RunError: where training diverged.
     """
     began = time.perf_counter()
+    if cell.audit:
+        return _audited(plan, cell.line), {}
     encoder, found = _encoder(plan, cell, factor, out)
     if torch.accelerator.is_available():
         encoder.to(torch.accelerator.current_accelerator())
@@ -186,6 +198,13 @@ def _encoder(plan: Plan, cell: Cell, factor: float, out: Path) -> tuple[Encoder,
     encoder = _supervised(plan, untrained, cell, factor)
     samples = plan.batch * _steps(plan.steps, cell)
     return encoder, {"cost": {"seconds": time.perf_counter() - began, "samples": samples, "memory_gib": peak_memory()}}
+
+
+def _audited(plan: Plan, line: str) -> dict[str, Any]:
+    """What the audit of a task, or of the first run of a line, has to say."""
+    recipe = recipes.load(plan.tasks[line]) if line in plan.tasks else load(plan.runs[line][0]).recipe
+    found = audit_recipe(recipe)
+    return {"audit": {"verdict": found.verdict, "sentence": found.sentence, "text": str(found)}}
 
 
 def _steps(whole: int, cell: Cell) -> int:

@@ -45,6 +45,7 @@ def write_page(found: Comparison) -> Path:
         best=title_of(found.ranked[0]) if found.ranked else "",
         notes=found.notes(),
         figures=list(_figures(found)),
+        audits=[audit["text"] for audit in found.audits.values()],
     )
     path = found.out / "report.html"
     write_text(path, page)

@@ -56,6 +56,7 @@ class Plan:
         probe: that learns from few labels, and its depth.
         shots: labels a class; none asks with all labels.
         finetune: whether the encoder is tuned on few labels as well.
+        audit: whether each task is asked where there is nothing to see.
         limit: rows of training and of test that probes read, each.
         baselines: lines next to the tasks.
         pretrained: encoder of others that is a line as well.
@@ -78,6 +79,7 @@ class Plan:
     probe: str = "logistic"
     shots: tuple[int, ...] = (10, 100)
     finetune: bool = False
+    audit: bool = True
     limit: int | None = 10000
     baselines: tuple[str, ...] = (UNTRAINED, RAW, SUPERVISED)
     pretrained: dict[str, Any] | None = None

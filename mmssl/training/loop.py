@@ -190,9 +190,8 @@ def fit(
                     checkpoint.save(directory, objective, optimizer.optimizer, state, accelerator.is_main_process)
                     accelerator.wait_for_everyone()
                 if ending and now < training.steps:
-                    raise Interrupted(
-                        f"stopped at step {now} of {training.steps}" + ("; go on with --resume" if directory else "")
-                    )
+                    way_on = "; go on with --resume" if directory else ""
+                    raise Interrupted(f"stopped at step {now} of {training.steps}{way_on}")
     return history.records
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -35,6 +36,7 @@ FEW = {
     "shots": [4],
     "rates": [1.0, 3.0],
     "limit": 100,
+    "audit": False,
     "quiet": True,
 }
 
@@ -234,3 +236,14 @@ def test_rows_that_are_held_out_are_the_same_for_all_lines_and_seeds(tmp_path):
         for line, seed in (("rotation", 0), ("rotation", 1), ("supervised", 1))
     ]
     assert all(torch.equal(one.test.ids, splits[0].test.ids) for one in splits)
+
+
+def test_a_task_is_audited_and_the_table_says_what_came_out(tmp_path):
+    few = {**FEW, "tasks": ["simclr"], "seeds": 1, "rates": [1.0], "supervised": False, "audit": True}
+    found = mmssl.compare("toy", out=tmp_path / "audited", **few)
+    head, lines = found.table()
+    assert [line[head.index("audit")] for line in lines] == ["no arm holds", "", "", ""]
+    assert found.audits["simclr"]["text"].startswith("audit of simclr")
+    assert found.audits["simclr"]["sentence"] in (tmp_path / "audited" / "report.html").read_text()
+    left = replace(found, audits={"simclr": {"verdict": "leaks", "sentence": "simclr can be answered", "text": ""}})
+    assert "audit: simclr can be answered" in left.notes()
