@@ -75,17 +75,17 @@ def adapt(
         label: column of the labels. Rows without one are left out: null, NaN, and -1 where the data set names its
             classes, or in batches.
         target: what the labels are, as `mmssl list` names it: `classes` (names or whole numbers), `labels` (lists of
-            these), `values` (real numbers, or lists of them), `masks` (class numbers of pixels); by the column's
-            cells where left out.
-        probe: `knn`, `ridge`, `logistic`, `svm`, `mlp`, `attentive`, `finetune`, `segmentation`, `retrieval` or
-            `zero_shot`; `mmssl list` says what each is.
+            these), `values` (real numbers, or lists of them), `masks` (class numbers of pixels), `boxes`; by the
+            column's cells where left out.
+        probe: `knn`, `ridge`, `logistic`, `svm`, `mlp`, `attentive`, `finetune`, `segmentation`, `detection`,
+            `retrieval` or `zero_shot`; `mmssl list` says what each is.
         layers: probe every depth as well.
         baseline: score the same network, random-initialized, as well.
         seed: the first of `seeds` consecutive seeds.
-        seeds: random-initialized encoders; also draws of `shots`, and trainings of `finetune`, `mlp` and
-            `attentive`.
-        shots: learn from only so many rows a class or label, of values and masks from so many in all; no others are
-            read.
+        seeds: random-initialized encoders; also draws of `shots`, and trainings of `finetune`, of heads and
+            of detectors.
+        shots: learn from only so many rows a class or label, of values, masks and boxes from so many in all; no others
+            are read.
         groups: column (of batches: key) of what a split made here must not divide, such as drawings of one thing; for
             `retrieval`, of rows whose two sides all belong together (without it those of one row, and equal items).
         data: how to decode and name columns, its source is not read; as the run does where left out.

@@ -6,6 +6,7 @@ fit, and otherwise computed anew, batch by batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -41,10 +42,14 @@ def as_map(features: Features) -> Tensor:
     return features.tokens.transpose(1, 2).unflatten(2, features.grid)
 
 
-def resolutions(layers: Mapping[str, Features]) -> list[str]:
+def resolutions(layers: Mapping[str, Features], most: float = math.inf) -> list[str]:
     """The deepest of the depths of each resolution, shallow to deep.
 
     Of a plain transformer that is the last block alone, of a convolutional network the end of each stage.
+
+    Args:
+        layers: of `Encoder.layers`.
+        most: places in a row; finer depths are left out, unless all are.
 
     Raises:
         RecipeError: where tokens have no places in the picture.
@@ -55,12 +60,13 @@ def resolutions(layers: Mapping[str, Features]) -> list[str]:
             raise RecipeError(f"depth '{name}' has tokens of a grid {features.grid}, and maps take two dimensions")
         deepest.pop(features.grid, None)
         deepest[features.grid] = name
-    return list(deepest.values())
+    coarse = [name for grid, name in deepest.items() if grid[-1] <= most]
+    return coarse or list(deepest.values())[-1:]
 
 
-def choose_depths(layers: Mapping[str, Features], named: Sequence[str]) -> list[str]:
+def choose_depths(layers: Mapping[str, Features], named: Sequence[str], most: float) -> list[str]:
     """The depths of these names, or else `resolutions`; raises RecipeError for one that is not there."""
-    usual = resolutions(layers)
+    usual = resolutions(layers, most)
     for name in named:
         if name not in layers:
             raise RecipeError(
@@ -117,6 +123,7 @@ def read_maps(
     *,
     layers: bool = False,
     keep: bool = True,
+    finest: float = 0.0,
     batch_size: int = 256,
 ) -> tuple[list[dict[str, MapRows]], Tensor]:
     """Rows as each encoder sees them, in one pass: those of several depths together, and of each depth where asked for.
@@ -128,6 +135,7 @@ def read_maps(
         depths: that are probed together; `resolutions` where left out.
         layers: every depth as well.
         keep: keep the maps, where they fit.
+        finest: least distance of the places of those that are not named, in pixels.
         batch_size: rows that are encoded at a time.
 
     Returns:
@@ -146,7 +154,7 @@ def read_maps(
             if not groups:
                 key, _ = inputs_of(encoders[0])
                 first = encoders[0].layers(batch[key][:1].to(next(encoders[0].parameters()).device))
-                groups = [tuple(choose_depths(first, depths))]
+                groups = [tuple(choose_depths(first, depths, batch[key].shape[-1] / max(finest, 1e-9)))]
                 groups += [(name,) for name in first if layers and (name,) != groups[0]]
                 wanted = list(dict.fromkeys(name for group in groups for name in group))
                 row = sum(4 * first[name].tokens.numel() for name in wanted)

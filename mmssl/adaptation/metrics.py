@@ -36,6 +36,9 @@ MEAN_ABSOLUTE_ERROR = Metric("mean_absolute_error", "mean |error|", percent=Fals
 MEAN_IOU = Metric("mean_iou", "mIoU")
 PIXEL_ACCURACY = Metric("pixel_accuracy", "pixels")
 BOUNDARY_IOU = Metric("boundary_iou", "boundary IoU")
+AP = Metric("average_precision", "AP")
+AP50 = Metric("average_precision_50", "AP50")
+AP75 = Metric("average_precision_75", "AP75")
 
 
 def balanced_accuracy(right: Tensor, labels: Tensor) -> float:

@@ -37,16 +37,29 @@ class Placed:
         Raises:
             DataError: where there is no picture.
         """
+        (cell, *_), frame = self.read_with()
+        return cell, frame
+
+    def read_with(self, *columns: str) -> tuple[list[Any], Frame | None]:
+        """Likewise, and the cells of other columns of the row; None for a column that is not there.
+
+        Raises:
+            DataError: where there is no picture.
+        """
         split = self.split
         if isinstance(split, BatchSplit):
             number = int(np.searchsorted(split.ends, self.row, side="right"))
             first = split.ends[number - 1] if number else 0
-            return split.batches[number][self.column][self.row - first].cpu().numpy(), None
+            cell = split.batches[number][self.column][self.row - first].cpu().numpy()
+            return [cell, *(None for _ in columns)], None
         assert isinstance(split, SourceSplit)  # there are no others
         assert not isinstance(split.source, StreamSource)  # `placed_cells` takes none
-        (picture,), name = split.columns, split.spec.columns.get(self.column, self.column)
-        cells, how = split.source.select([picture, name]).row(self.row), split.spec.image
-        return cells[name], Frame.of(cells[picture], how.size, "pad" if how.fit == "pad" else "crop")
+        (picture,), how = split.columns, split.spec.image
+        names = [split.spec.columns.get(self.column, self.column), *columns]
+        there = [name for name in names if name in split.source.columns]
+        cells = split.source.select([picture, *there]).row(self.row)
+        frame = Frame.of(cells[picture], how.size, "pad" if how.fit == "pad" else "crop")
+        return [cells[name] if name in there else None for name in names], frame
 
     @property
     def where(self) -> str:

@@ -1,4 +1,4 @@
-"""Class numbers of pixels in the square in which an encoder sees their picture.
+"""Class numbers of pixels, and boxes, in the square in which an encoder sees their picture.
 
 Nothing is interpolated: the class of a pixel of the square is that of the pixel of the mask at its center.
 """
@@ -54,6 +54,12 @@ class Frame(NamedTuple):
     def placement(self) -> Placement:
         """Where it stands in the square."""
         return placement(self.width, self.height, self.size, self.fit)
+
+    def place(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (N, 4), left, top, right, bottom, in pixels of the picture -> in those of the square, uncut."""
+        source, extent, corner = self.placement
+        scale = np.array(extent) / (np.array(source[2:]) - source[:2])
+        return boxes * np.tile(scale, 2) + np.tile(corner - np.array(source[:2]) * scale, 2)
 
 
 def decode_mask(cell: Any, frame: Frame | None = None, *, max_pixels: int = MAX_PIXELS) -> Tensor:

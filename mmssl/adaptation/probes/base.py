@@ -229,7 +229,7 @@ class Learner(Probe, Generic[X]):
             picks = [target.draw_shots(train.labels, request.shots, seed) for seed in seeds]
             some = torch.cat(picks).unique()
             train, drawn = train[some], [torch.searchsorted(some, pick) for pick in picks]
-        target.look(train.labels, test.labels)
+        told = target.look(train.labels, test.labels)
         # Of labels that would have to be read for it, those that are not learned from say nothing.
         known = train.labels if target.placed else question.train.labels
 
@@ -253,7 +253,7 @@ class Learner(Probe, Generic[X]):
         constant = constant.expand(len(test), *constant.shape)
         rows.append(Row.of_seeds(CONSTANT, "", [target.score(constant, test.labels)], **_shares(target, test)))
         depths = list(views[0])
-        warnings = [*question.warnings, *([f"{lost} rows cannot be decoded and are left out"] if lost else [])]
+        warnings = [*question.warnings, *told, *([f"{lost} rows cannot be decoded and are left out"] if lost else [])]
         return Table(
             rows=tuple(sorted(rows, key=lambda row: depths.index(row.part or depths[0]))),
             metrics=target.metrics,

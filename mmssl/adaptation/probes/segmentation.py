@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +12,14 @@ from torch.nn import functional as F
 
 from mmssl.adaptation.features import inputs_of
 from mmssl.adaptation.labeled import Question
-from mmssl.adaptation.maps import MapRows, maps_of, read_maps
+from mmssl.adaptation.maps import MapRows, maps_of
 from mmssl.adaptation.probes import _trained
-from mmssl.adaptation.probes.base import Learner, RawRows, Setting
-from mmssl.adaptation.probes.finetune import scale_by_depth
+from mmssl.adaptation.probes._dense import DenseLearner, LabelsOf
+from mmssl.adaptation.probes.base import RawRows, Setting
 from mmssl.adaptation.request import Model, Request
-from mmssl.adaptation.rows import Split
 from mmssl.adaptation.targets.masks import Masks
 from mmssl.batch import Batch, to_device
 from mmssl.encoders.base import Encoder
-from mmssl.errors import RecipeError
 from mmssl.media.mask import IGNORED
 from mmssl.modules.dense import ConvolutionalMaps, LinearMaps
 from mmssl.modules.mode import evaluating
@@ -44,9 +40,8 @@ class PixelClasses(Objective):
     """
 
     def __init__(self, head: nn.Module, classes: Tensor, depths: Sequence[str], encoder: Encoder | None = None) -> None:
-        super().__init__({} if encoder is None else {encoder.modality: encoder})
-        self.head, self.depths = head, tuple(depths)
-        self.tuned = encoder
+        super().__init__({})
+        self.head, self.depths, self.tuned = head, tuple(depths), encoder
         self.inputs = self.depths if encoder is None else (inputs_of(encoder)[0],)
         self.needs = (*self.inputs, "label")
         # Class number -> number of the logit; the classes that no training row has are never learned.
@@ -78,22 +73,7 @@ class PixelClasses(Objective):
         return {"loss": total / (target != IGNORED).sum().clamp(min=1)}
 
 
-class MasksOf:
-    """Masks of rows that are decoded when a step wants them.
-
-    Args:
-        target: that reads them.
-        labels: of the rows, int64 (N,).
-    """
-
-    def __init__(self, target: Masks, labels: Tensor) -> None:
-        self.target, self.labels = target, labels
-
-    def __getitem__(self, index: Tensor) -> Tensor:
-        return self.target.masks(self.labels[index])
-
-
-class Segmentation(Learner[MapRows]):
+class Segmentation(DenseLearner):
     """AdamW with a cosine schedule; without augmentation, and at the size to which pictures are decoded.
 
     Of the maps of all depths the deepest of each resolution are read together, or those of `depths`. Settings are
@@ -113,8 +93,6 @@ class Segmentation(Learner[MapRows]):
         width: of the convolutions.
     """
 
-    frozen: ClassVar[bool] = False
-    trains: ClassVar[bool] = True
     learns = ("masks",)
 
     def __init__(
@@ -131,29 +109,19 @@ class Segmentation(Learner[MapRows]):
         weight_decay: float = 1e-4,
         width: int = 64,
     ) -> None:
-        super().__init__()
-        if decay and not tune:
-            raise RecipeError("segmentation: decay is for the layers of an encoder that is tuned; set tune: true")
-        self.head, self.tune, self.depths, self.boundary, self.width = head, tune, depths, boundary, width
-        self.lr = lr or ((3e-4, 1e-3) if tune else (1e-3, 1e-2))
-        self.decay = (decay or (0.75, 1.0)) if tune else ()
-        self.steps, self.batch_rows, self.weight_decay = steps, batch_rows, weight_decay
-
-    @property
-    def tells_depths(self) -> bool:
-        """Where the encoder stays as it is."""
-        return not self.tune
-
-    def settings(self) -> Sequence[Setting]:
-        """Learning rates, and decays where the encoder is tuned, the least change first."""
-        if not self.tune:
-            return [{"lr": lr} for lr in sorted(self.lr)]
-        return [{"lr": lr, "decay": decay} for lr, decay in itertools.product(sorted(self.lr), sorted(self.decay))]
+        super().__init__(
+            tune=tune,
+            depths=depths,
+            lr=lr or ((3e-4, 1e-3) if tune else (1e-3, 1e-2)),
+            decay=decay,
+            steps=steps,
+            batch_rows=batch_rows,
+            weight_decay=weight_decay,
+        )
+        self.head, self.boundary, self.width = head, boundary, width
 
     def ask(self, model: Model, request: Request) -> Question:
         """See `Learner.ask`."""
-        if model.encoder.modality != "image":
-            raise RecipeError(f"{self.name} reads pictures, and encoder '{model.name}' reads {model.encoder.modality}")
         question = super().ask(model, request)
         assert isinstance(question.target, Masks)  # the one that it learns
         return replace(question, target=question.target.scored(boundary=self.boundary))
@@ -166,61 +134,21 @@ class Segmentation(Learner[MapRows]):
         (first,) = train.read([torch.arange(1)])
         widths = {depth: first[depth].shape[1] for depth in train.depths}
         size = target.masks(labels[:1]).shape[-2:]
+        device = next(train.encoder.parameters()).device
+        # Maps, or pictures where the encoder is trained.
+        seen, unseen = (RawRows(x.encoder, x.split, x.ids) if self.tune else x for x in (train, test))
         for setting in settings:
-            objective = self._train(target, train, labels, classes, widths, setting, seed)
-            yield _answers(objective, self._seen(test), size, 4 * self.batch_rows)
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                head = self._head(widths, len(classes))
+            encoder = self.copy_of(train.encoder, setting) if self.tune else None
+            objective = PixelClasses(head, classes, train.depths, encoder).to(device)
+            reads = LabelsOf(target.masks, labels)
+            _trained.train(objective, seen, reads, lr=setting["lr"], seed=seed, **self.options)
+            yield _answers(objective, unseen, size, 4 * self.options["batch_rows"])
 
-    def _train(
-        self,
-        target: Masks,
-        rows: MapRows,
-        labels: Tensor,
-        classes: Tensor,
-        widths: Mapping[str, int],
-        setting: Setting,
-        seed: int,
-    ) -> PixelClasses:
-        device = next(rows.encoder.parameters()).device
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            head = (
-                LinearMaps(widths, len(classes))
-                if self.head == "linear"
-                else ConvolutionalMaps(widths, len(classes), self.width)
-            )
-        encoder = copy.deepcopy(rows.encoder).freeze(False) if self.tune else None
-        if encoder is not None:
-            scale_by_depth(encoder, setting["decay"])
-        objective = PixelClasses(head, classes, rows.depths, encoder).to(device)
-        _trained.train(
-            objective,
-            self._seen(rows),
-            MasksOf(target, labels),
-            lr=setting["lr"],
-            weight_decay=self.weight_decay,
-            steps=self.steps,
-            batch_rows=self.batch_rows,
-            seed=seed,
-        )
-        return objective
-
-    def _seen(self, rows: MapRows) -> RawRows:
-        """Maps, or pictures where the encoder is trained."""
-        return RawRows(rows.encoder, rows.split, rows.ids) if self.tune else rows
-
-    def _read(
-        self, encoders: Sequence[Encoder], split: Split, ids: Tensor, request: Request
-    ) -> tuple[list[dict[str, MapRows]], Tensor]:
-        """See `Learner`."""
-        return read_maps(
-            encoders,
-            split,
-            ids,
-            self.depths,
-            layers=request.layers,
-            keep=not self.tune,
-            batch_size=min(request.batch_size, 4 * self.batch_rows),
-        )
+    def _head(self, widths: Mapping[str, int], classes: int) -> nn.Module:
+        return LinearMaps(widths, classes) if self.head == "linear" else ConvolutionalMaps(widths, classes, self.width)
 
 
 def _answers(objective: PixelClasses, rows: RawRows, size: Sequence[int], batch_size: int) -> Tensor:

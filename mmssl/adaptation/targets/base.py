@@ -103,8 +103,8 @@ class Target:
         """
         raise TypeError(f"{type(self).__name__} checks nothing")
 
-    def look(self, labels: Tensor, truth: Tensor) -> None:
-        """Read what is about to be learned and scored, where that is kept undecoded.
+    def look(self, labels: Tensor, truth: Tensor) -> list[str]:
+        """Read what is about to be learned and scored, where that is kept undecoded; warnings for the table's reader.
 
         Args:
             labels: of the training rows that are learned from.
@@ -113,6 +113,7 @@ class Target:
         Raises:
             DataError: for the first that cannot be read.
         """
+        return []
 
     def counts(self, labels: Tensor) -> dict[str, int]:
         """What the head of the table says of the training labels besides their number."""

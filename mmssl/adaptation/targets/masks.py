@@ -80,7 +80,7 @@ class Masks(InPicture):
             self._kept[number] = mask
         return mask
 
-    def look(self, labels: Tensor, truth: Tensor) -> None:
+    def look(self, labels: Tensor, truth: Tensor) -> list[str]:
         """Masks that can be read, of two classes at least in the training rows."""
         classes = self.classes(labels)
         for _ in self._parts(truth):
@@ -91,6 +91,7 @@ class Masks(InPicture):
                 f"{self.cells[int(labels[0])].where}: all pixels of the {len(labels)} training rows are of {only}; 255 "
                 "says that a pixel has none, and the foreground of a mask of two classes is 1"
             )
+        return []
 
     def pixels(self, labels: Tensor) -> Tensor:
         """Number of pixels of each class number, int64 (256,); those of 255 do not count."""

@@ -1,0 +1,117 @@
+"""What probes share that answer for places of a picture from feature maps."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mmssl.adaptation.labeled import Question
+from mmssl.adaptation.maps import MapRows, read_maps
+from mmssl.adaptation.probes.base import Learner, Setting
+from mmssl.adaptation.probes.finetune import scale_by_depth
+from mmssl.adaptation.request import Model, Request
+from mmssl.adaptation.rows import Split
+from mmssl.encoders.base import Encoder
+from mmssl.errors import RecipeError
+
+
+class LabelsOf:
+    """Labels of rows that are read when a step wants them.
+
+    Args:
+        read: numbers of labels, int64 -> a tensor, rows first.
+        labels: of the rows, int64 (N,).
+    """
+
+    def __init__(self, read: Callable[[Tensor], Tensor], labels: Tensor) -> None:
+        self.read, self.labels = read, labels
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return self.read(self.labels[index])
+
+
+class DenseLearner(Learner[MapRows]):
+    """Learns a head on maps of a frozen encoder, or of a copy that is trained along.
+
+    Args:
+        tune: train the encoder.
+        depths: names of `Encoder.layers`; the deepest of each resolution where there are none.
+        lr: candidates for the peak learning rate.
+        decay: candidates for the factor between a layer of a tuned encoder and the next; 0.75 and 1.0 where there are
+            none.
+        steps: optimizer steps.
+        batch_rows: rows of a step, at most all of them.
+        weight_decay: of AdamW.
+
+    Attributes:
+        keeps: whether maps of a frozen encoder are kept where they fit; else rows are pictures.
+        finest: least distance of places, in pixels, of depths that are not named.
+    """
+
+    frozen: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
+    keeps: ClassVar[bool] = True
+    finest: ClassVar[float] = 0.0
+
+    def __init__(
+        self,
+        *,
+        tune: bool,
+        depths: tuple[str, ...],
+        lr: tuple[float, ...],
+        decay: tuple[float, ...],
+        steps: int,
+        batch_rows: int,
+        weight_decay: float,
+    ) -> None:
+        super().__init__()
+        if decay and not tune:
+            raise RecipeError(f"{self.name}: decay is for the layers of an encoder that is tuned; set tune: true")
+        self.tune, self.depths, self.lr = tune, depths, lr
+        self.decay = (decay or (0.75, 1.0)) if tune else ()
+        self.options: dict[str, Any] = {"steps": steps, "batch_rows": batch_rows, "weight_decay": weight_decay}
+
+    @property
+    def tells_depths(self) -> bool:
+        """Where the encoder stays as it is."""
+        return not self.tune
+
+    def settings(self) -> Sequence[Setting]:
+        """Learning rates, and decays where the encoder is tuned, the least change first."""
+        if not self.tune:
+            return [{"lr": lr} for lr in sorted(self.lr)]
+        return [{"lr": lr, "decay": decay} for lr, decay in itertools.product(sorted(self.lr), sorted(self.decay))]
+
+    def ask(self, model: Model, request: Request) -> Question:
+        """See `Learner.ask`."""
+        if model.encoder.modality != "image":
+            raise RecipeError(f"{self.name} reads pictures, and encoder '{model.name}' reads {model.encoder.modality}")
+        return super().ask(model, request)
+
+    def copy_of(self, encoder: Encoder, setting: Setting) -> Encoder:
+        """The encoder that is trained, or one that learns nothing."""
+        with torch.random.fork_rng():
+            own = copy.deepcopy(encoder).freeze(not self.tune)
+        if self.tune:
+            scale_by_depth(own, setting["decay"])
+        return own
+
+    def _read(
+        self, encoders: Sequence[Encoder], split: Split, ids: Tensor, request: Request
+    ) -> tuple[list[dict[str, MapRows]], Tensor]:
+        """See `Learner`."""
+        return read_maps(
+            encoders,
+            split,
+            ids,
+            self.depths,
+            layers=request.layers,
+            keep=self.keeps and not self.tune,
+            finest=self.finest,
+            batch_size=min(request.batch_size, 4 * self.options["batch_rows"]),
+        )
