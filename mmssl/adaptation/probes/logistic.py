@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmssl.adaptation.probes.base import Learner, Setting
+from mmssl.adaptation.probes.ridge import standardize
 from mmssl.adaptation.targets.base import Target
+from mmssl.ops.logistic import Fit, fit_logistic
 
 
 class Logistic(Learner[Tensor]):
-    """scikit-learn's LogisticRegression (L-BFGS, L2 penalty) in float64.
+    """scikit-learn's LogisticRegression (L-BFGS, L2 penalty) in float64, on the accelerator where there is one.
 
     Args:
         c: candidates for C, the inverse of the penalty on the sum of the rows' losses.
@@ -35,36 +35,34 @@ class Logistic(Learner[Tensor]):
         self, target: Target, train: Tensor, labels: Tensor, test: Tensor, settings: Sequence[Setting], seed: int
     ) -> Iterator[Tensor]:
         """See `Learner.predict`."""
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.preprocessing import StandardScaler
-
-        scaler = StandardScaler().fit(train.double().numpy())
-        x, y = scaler.transform(train.double().numpy()), scaler.transform(test.double().numpy())
-        matrix = target.matrix(labels) > 0.5
+        device = _device()
+        x, y = (rows.to(device) for rows in standardize(train, test))
         several = labels.ndim > 1
         # One problem for all classes, or one for each label.
-        problems = [own.numpy() for own in matrix.T] if several else [labels.numpy()]
+        problems = list((target.matrix(labels) > 0.5).long().T) if several else [labels]
         # Each is convex: starting from the previous candidate's weights changes the time, not the answer.
-        models = [LogisticRegression(max_iter=self.max_iter, warm_start=True) for _ in problems]
+        fits: list[Fit | None] = [None] * len(problems)
         for setting in settings:
             answers = torch.zeros(len(test), target.width, dtype=torch.float64)
-            for place, (model, problem) in enumerate(zip(models, problems, strict=True)):
-                if problem.min() == problem.max():  # there is one answer
-                    answers[:, place if several else int(problem[0])] = float(problem[0]) if several else 1.0
+            for place, problem in enumerate(problems):
+                kinds, numbers = problem.unique(return_inverse=True)
+                if len(kinds) == 1:  # there is one answer
+                    answers[:, place if several else int(kinds)] = float(kinds) if several else 1.0
                     continue
-                self._fit(model.set_params(C=setting["C"]), x, problem)
-                chances = torch.from_numpy(model.predict_proba(y))
+                before = fits[place]
+                start = None if before is None else before.weights
+                fit = fit_logistic(x, numbers.to(device), setting["C"], start=start, max_iter=self.max_iter)
+                if not fit.converged:
+                    self.warnings.append(f"logistic regression with C={setting['C']:g} did not converge")
+                fits[place], chances = fit, fit.chances(y).cpu()
                 if several:
                     answers[:, place] = chances[:, 1]
                 else:
-                    answers[:, torch.from_numpy(model.classes_)] = chances
+                    answers[:, kinds] = chances
             yield answers
 
-    def _fit(self, model: Any, x: Any, problem: Any) -> None:
-        from sklearn.exceptions import ConvergenceWarning
 
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            model.fit(x, problem)
-        if any(issubclass(w.category, ConvergenceWarning) for w in caught):
-            self.warnings.append(f"logistic regression with C={model.C:g} did not converge")
+def _device() -> torch.device:
+    """The accelerator, unless it has no float64."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if found is None or found.type == "mps" else found
