@@ -58,7 +58,7 @@ class Placed:
         names = [split.spec.columns.get(self.column, self.column), *columns]
         there = [name for name in names if name in split.source.columns]
         cells = split.source.select([picture, *there]).row(self.row)
-        frame = Frame.of(cells[picture], how.size, "pad" if how.fit == "pad" else "crop")
+        frame = Frame.of(cells[picture], how.size, "pad" if how.fit == "pad" else "crop", how.extent)
         return [cells[name] if name in there else None for name in names], frame
 
     @property

@@ -295,7 +295,7 @@ def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: 
         if "://" not in where:
             parents = [Path(file).parent for own in asked.values() for file in own]
             base = Path(os.path.commonpath(parents)).absolute()
-            folders = {spec.columns.get(key, key): base for key in EXTENSIONS}
+            folders = {spec.columns.get(key, key): base for key in (*EXTENSIONS, "mask")}
     with _explained(where):
         if builder == "csv":
             arguments["sep"] = separator(next(iter(asked.values()))[0])

@@ -39,13 +39,13 @@ class Frame(NamedTuple):
     fit: Fit
 
     @classmethod
-    def of(cls, cell: Any, size: int, fit: Fit) -> Self:
-        """Of an encoded or decoded picture, of which no more than the head is read.
+    def of(cls, cell: Any, size: int, fit: Fit, extent: tuple[float, float] | None = None) -> Self:
+        """Of an encoded or decoded picture, of which no more than the head is read; see `decode_image`.
 
         Raises:
             DataError: where there is no picture.
         """
-        image, _ = open_image(cell)
+        image, _ = open_image(cell, extent)
         turned = image.getexif().get(0x0112) in _TURNED
         width, height = image.size[::-1] if turned else image.size
         return cls(width, height, size, fit)

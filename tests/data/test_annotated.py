@@ -76,19 +76,18 @@ def voc(tmp_path):
 
 def test_voc_has_boxes_masks_and_lists_of_splits(voc, tmp_path):
     source = opened(tmp_path)
-    assert source.notes == (
-        "PASCAL VOC: 2 pictures with boxes, 1 with masks, 1 pictures without either or in no list left out",
-    )
+    assert source.notes == ("PASCAL VOC: 2 pictures with boxes, 1 with masks, 1 without either",)
     row = source.row(1)
     assert row["boxes"] == [[0, 1, 5, 6], [0, 0, 8, 6]]  # all 8 x 6 pixels
     assert (row["classes"], row["crowd"]) == (["dog", "cat"], [True, False])
     assert decode_mask(row["mask"]).unique().tolist() == [15]
     assert source.row(0)["mask"] is None
+    assert source.present(["boxes"]).tolist() == [0, 1]
     for kind, names in {"Main/train": "a", "Main/val": "b", "Main/trainval": "ab", "Main/dog_val": "b"}.items():
         file = voc / "ImageSets" / f"{kind}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(f"{name}  1\n" for name in names))
-    assert [len(opened(voc, split)) for split in ("train", "validation")] == [1, 1]
+    assert [len(opened(voc, split)) for split in ("train", "validation", "unlabeled")] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -149,6 +148,8 @@ def test_coco_has_boxes_names_and_masks_as_pycocotools_draws_them(coco_folder):
         expected = np.where(BLOB.astype(bool), 1, np.where(inside, 2, 0))  # the smaller one is in front
         assert np.array_equal(decode_mask(row["mask"]), expected)
         assert decode_mask(crowd["mask"])[:, 0].tolist() == [255] * 6
+    picture(coco_folder / "unlabeled2017" / "z.jpg")
+    assert opened(coco_folder, "unlabeled").row(0)["boxes"] is None
     assert source.notes[0].startswith("COCO: 6 boxes of 2 categories in 4 pictures, from annotations/instances_train")
 
 
@@ -199,3 +200,28 @@ def test_segmentation_reads_such_a_folder_and_says_what_it_found(tmp_path):
     )  # fmt: skip
     assert (table.train_rows, table.test_rows, table.counts) == (8, 4, {"classes": 2})
     assert "pictures and masks of the same name: 12 pairs" in str(table)
+
+
+def test_a_table_may_name_the_files_of_masks(tmp_path):
+    lines = ["image,mask"]
+    for i in range(6):
+        picture(tmp_path / f"{i}.jpg", value=40 * (i % 2))
+        picture(tmp_path / f"{i}.png", value=i % 2)
+        lines.append(f"{i}.jpg,{i}.png")
+    (tmp_path / "train.csv").write_text("\n".join(lines))
+    encoder = mmssl.encoder("timm/test_resnet", modality="image")
+    table = mmssl.adapt(
+        encoder, tmp_path / "train.csv", label="mask", probe="segmentation", baseline=False, seeds=1, steps=2,
+        data=Data(source="x", image=ImageDecode(size=32)), lr=(1e-2,),
+    )  # fmt: skip
+    assert table.counts == {"classes": 2}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layout", ["voc", "coco_folder"])
+def test_such_a_folder_is_checked_and_trained_on(layout, request, tmp_path):
+    request.getfixturevalue(layout)
+    assert list(mmssl.check(tmp_path).columns) == ["image", "mask", "boxes", "classes", "crowd"]
+    settings = {"data.source": str(tmp_path), "data.limit": None, "training.steps": 1, "training.batch_size": 2}
+    run = mmssl.run("rotation_toy", settings | {"probe": None}, tmp_path / "out", quiet=True)
+    assert run.directory.is_dir()

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmssl import registry
 from mmssl.adaptation.features import POOLED
 from mmssl.adaptation.labeled import LabeledRows, Question
 from mmssl.adaptation.request import Model, Request
@@ -211,6 +212,7 @@ class Learner(Probe, Generic[X]):
         if kinds.isdisjoint(self.learns):
             raise RecipeError(
                 f"{self.name} learns {' or '.join(self.learns)}, and '{request.label}' holds {question.target.name}"
+                f"{_who_learns(question.target)}"
             )
         return question
 
@@ -341,6 +343,14 @@ class Learner(Probe, Generic[X]):
                 if request.listen is not None:
                     request.listen(Answers(encoder, depth, seed, target, answers, test))
             yield Row.of_seeds(encoder, depth, scores, setting=setting, validation=validation, **_shares(target, test))
+
+
+def _who_learns(target: Target) -> str:
+    """The probes that learn a target which most do not."""
+    if not target.placed:
+        return ""
+    kinds = {name: registry.find("probe", name) for name in registry.components("probe")}
+    return "; ask " + " or ".join(name for name, kind in kinds.items() if target.name in getattr(kind, "learns", ()))
 
 
 def _shares(target: Target, test: LabeledRows) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,11 @@ from mmssl.adaptation.probes import _trained
 from mmssl.adaptation.probes._dense import DenseLearner, LabelsOf
 from mmssl.adaptation.probes.base import RawRows, Setting
 from mmssl.adaptation.request import Model, Request
-from mmssl.adaptation.targets.boxes import Boxes, Form
+from mmssl.adaptation.targets.boxes import Boxes
 from mmssl.batch import Batch, to_device
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
-from mmssl.modules.detectors import BEST, Kind, make_detector
+from mmssl.modules.detectors import BEST, make_detector
 from mmssl.modules.mode import evaluating
 from mmssl.modules.pyramid import Pyramid, SimplePyramid
 from mmssl.objectives.base import Chance, Objective
@@ -114,10 +114,10 @@ class Detection(DenseLearner):
     def __init__(
         self,
         *,
-        detector: Kind = "fcos",
+        detector: Literal["fcos", "retinanet", "faster_rcnn"] = "fcos",
         tune: bool = False,
         classes: str = "classes",
-        form: Form | None = None,
+        form: Literal["corners", "extents"] | None = None,
         depths: tuple[str, ...] = (),
         lr: tuple[float, ...] = (1e-3,),
         decay: tuple[float, ...] = (),

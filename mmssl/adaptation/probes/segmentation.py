@@ -26,8 +26,6 @@ from mmssl.modules.mode import evaluating
 from mmssl.objectives.base import Chance, Objective
 from mmssl.ops.draws import Draws
 
-Head = Literal["linear", "conv"]
-
 
 class PixelClasses(Objective):
     """Cross-entropy of every pixel that has a class. It reads labels, which no pretext task does.
@@ -98,7 +96,7 @@ class Segmentation(DenseLearner):
     def __init__(
         self,
         *,
-        head: Head = "linear",
+        head: Literal["linear", "conv"] = "linear",
         tune: bool = False,
         depths: tuple[str, ...] = (),
         boundary: bool = False,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmssl.data.annotated.layout import Annotations, shown
+from mmssl.data.annotated.layout import UNLABELED, Annotations, shown
 from mmssl.data.base import Row
 from mmssl.data.files import split_in, split_of
 from mmssl.errors import DataError
@@ -18,7 +18,7 @@ OTHER_KINDS = ("captions", "person_keypoints", "panoptic", "image_info", "stuff"
 
 
 def read_coco(root: Path, files: Sequence[Path], pictures: Sequence[Path]) -> Annotations | None:
-    """Rows of the pictures that annotation files list; None where there is no such file.
+    """Rows of all pictures, of which those that no annotation file lists are `unlabeled`; None where there is no file.
 
     Class numbers of masks are 1 for the category with the lowest number and so on, 0 where there is nothing, and 255
     where a crowd is.
@@ -57,8 +57,14 @@ def read_coco(root: Path, files: Sequence[Path], pictures: Sequence[Path]) -> An
         return None
     if not splits:
         raise DataError(f"{root}: none of the {missing} pictures that the json files of COCO list is there")
+    listed = {row["image"] for rows in splits.values() for row in rows}
     note = f"COCO: {counted} boxes of {len(names)} categories in {sum(map(len, splits.values()))} pictures"
     left = f"; {missing} pictures that are listed are not there" if missing else ""
+    spare = [str(picture) for picture in pictures if str(picture) not in listed]
+    if spare:
+        splits[UNLABELED] = [
+            {"image": picture, **dict.fromkeys(("mask", "boxes", "classes", "crowd"))} for picture in spare
+        ]
     return Annotations(splits, f"{note}, from {', '.join(named)}{left}")
 
 

@@ -8,6 +8,9 @@ from typing import NamedTuple
 from mmssl.data.base import Row
 from mmssl.data.files import split_of
 
+UNLABELED = "unlabeled"
+"""The split of pictures that no annotations are about: good for pretraining."""
+
 
 class Annotations(NamedTuple):
     """What a folder holds.

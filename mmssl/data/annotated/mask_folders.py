@@ -31,7 +31,11 @@ def read_mask_folders(root: Path, pictures: Sequence[Path]) -> Annotations | Non
         row = {"image": str(file), "mask": None if mask is None else stored(mask)}
         splits.setdefault(split_among(folders), []).append(row)
     note = f"pictures and masks of the same name: {len(paired)} pairs"
-    spare = {"pictures without mask": len(images) - len(paired), "masks without picture": len(masks) - len(paired)}
+    spare = {
+        "pictures without mask": len(images) - len(paired),
+        "masks without picture": len(masks) - len(paired),
+        "files in other folders left out": len(pictures) - len(images) - len(masks),
+    }
     return Annotations(splits, ", ".join([note, *(f"{number} {what}" for what, number in spare.items() if number)]))
 
 

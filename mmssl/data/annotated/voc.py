@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from mmssl.data.annotated.layout import Annotations, shown, stored
+from mmssl.data.annotated.layout import UNLABELED, Annotations, shown, stored
 from mmssl.data.base import Row
 from mmssl.data.files import KINDS, SPLITS
 from mmssl.errors import DataError
@@ -16,7 +16,7 @@ IMAGES, BOXES, MASKS, SETS = "JPEGImages", "Annotations", "SegmentationClass", "
 
 
 def read_voc(root: Path, files: Sequence[Path]) -> Annotations | None:
-    """Rows of pictures that have boxes or masks; None where there is no such folder.
+    """Rows of all pictures; None where there is no such folder. Those that no list names are `unlabeled`.
 
     Args:
         root: above all of them.
@@ -44,16 +44,13 @@ def read_voc(root: Path, files: Sequence[Path]) -> Annotations | None:
         listed = _splits(base)
         for stem, picture in kinds[IMAGES].items():
             boxes, mask = kinds.get(BOXES, {}).get(stem), kinds.get(MASKS, {}).get(stem)
-            split = listed.get(stem) if listed else "train"
-            if split is None or (boxes is None and mask is None):
-                bare += 1
-                continue
+            split = listed.get(stem, UNLABELED) if listed else "train"
             boxed, masked = boxed + (boxes is not None), masked + (mask is not None)
+            bare += boxes is mask is None
             row: dict[str, Any] = {"image": str(picture), "mask": None if mask is None else stored(mask)}
             row |= dict.fromkeys(("boxes", "classes", "crowd")) if boxes is None else _objects(root, boxes)
             splits.setdefault(split, []).append(row)
-    left = f", {bare} pictures without either or in no list left out" if bare else ""
-    return Annotations(splits, f"PASCAL VOC: {boxed} pictures with boxes, {masked} with masks{left}")
+    return Annotations(splits, f"PASCAL VOC: {boxed} pictures with boxes, {masked} with masks, {bare} without either")
 
 
 def _splits(base: Path) -> dict[str, str]:
