@@ -217,7 +217,7 @@ class Comparison:
             if order := rank_by(self.cells, self.ranked, measure):
                 told = f"{measure.title} ({value_of(self.cells, order[0], measure):.{measure.digits}f})"
                 firsts.setdefault(order[0], []).append(told)
-        return "; ".join(f"{title_of(line)} comes first by {' and '.join(by)}" for line, by in firsts.items())
+        return "; ".join(f"{title_of(line)} comes first by {', '.join(by)}" for line, by in firsts.items())
 
     def _run(self, line: str) -> str:
         return str(self.cells[line][0].get("run", self.out / "runs" / Cell(line, self.plan.seeds[0]).name))

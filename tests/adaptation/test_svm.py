@@ -94,11 +94,11 @@ def test_a_class_of_one_row_takes_the_cost_of_the_others_and_no_class_of_two_is_
     assert Svm(c=(1.0,)).choose(Classes(range(3)), train[:3], torch.arange(3), 0) == ({"C": 1.0}, None)
 
 
-def test_fits_that_did_not_converge_are_counted():
+def test_fits_that_did_not_converge_are_told():
     train, labels = tagged(80, 0)
     probe = Svm(c=(100.0,), max_iter=1)
     list(probe.predict(Labels(["a", "b", "c"]), train, labels, train, probe.settings(), 0))
-    assert probe.warnings == ["3 of 3 SVMs did not converge in 1 iterations"]
+    assert set(probe.warnings) == {"some SVMs did not converge in 1 iterations"}
 
 
 def voc_precision(score: np.ndarray, truth: np.ndarray) -> float:

@@ -173,7 +173,7 @@ def test_without_labels_the_rank_of_features_is_all_there_is(tmp_path):
     found = mmssl.compare(str(folder), out=tmp_path / "out", **settings)
     assert found.measures == []
     assert list(found.cells) == ["rotation", "untrained", "raw input"]
-    assert re.match(r"Without labels rotation comes first by RankMe \([\d.]+\) and LiDAR \([\d.]+\)", found.sentence)
+    assert re.match(r"Without labels rotation comes first by RankMe \([\d.]+\), LiDAR \([\d.]+\)", found.sentence)
     assert "labels of a hundred rows would" in found.sentence
 
 

@@ -34,7 +34,7 @@ class Svm(Learner[Tensor]):
     Args:
         c: candidates for the cost, the factor of the hinge losses; the default is the paper's.
         positive_weight: of errors on rows of the class, where that of the rest is 1.
-        max_iter: of liblinear; a fit that needs more is counted under the table.
+        max_iter: of liblinear; that some fits need more is said under the table.
     """
 
     learns = ("classes", "labels")
@@ -86,16 +86,14 @@ class Svm(Learner[Tensor]):
         for setting in settings:
             costs = list(setting.values()) * (target.width if len(setting) == 1 else 1)
             answers = torch.empty(len(y), target.width, dtype=torch.float64)
-            late = 0
             for place, (truth, cost) in enumerate(zip(matrix.T, costs, strict=True)):
                 if truth.all() or not truth.any():  # there is one answer
                     answers[:, place] = float(truth[0])
                     continue
                 decision, converged = self._decide(x, truth, y, cost, seed)
                 answers[:, place] = torch.from_numpy(decision).sigmoid()
-                late += not converged
-            if late:
-                self.warnings.append(f"{late} of {target.width} SVMs did not converge in {self.max_iter} iterations")
+                if not converged:
+                    self.warnings.append(f"some SVMs did not converge in {self.max_iter} iterations")
             yield answers
 
     def _cross_validate(
