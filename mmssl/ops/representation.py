@@ -46,7 +46,7 @@ def spectrum_decay(x: Tensor) -> Tensor:
 def lidar(views: Tensor, delta: float = 1e-4) -> Tensor:
     """How many directions tell rows apart more than views of one row differ, 0-dim: 1 to min(N - 1, D).
 
-    LiDAR (Thilak, Huang, Saremi, Dinh, Goh, Nakkiran, Susskind & Littwin 2024, arXiv 2312.04000, section 4): the
+    LiDAR (Thilak, Huang, Saremi, Dinh, Goh, Nakkiran, Susskind & Littwin 2024, arXiv 2312.04000): the
     exponential of the entropy of the normalized eigenvalues of W^-1/2 B W^-1/2, where B is the covariance of the rows'
     means, and W that of views around the mean of their row, plus `delta` on the diagonal. Unlike an effective rank it
     does not grow with what augmentation changes. 1 where all rows are one.

@@ -53,6 +53,7 @@ def test_the_sentence(best, other, difference, half, percent, words):
     assert sentence_of(best, other, difference, half, percent=percent) == expected
 
 
+@pytest.mark.long
 def test_a_table_of_depths_ends_in_the_sentence_and_draws_them(tmp_path):
     encoder = create("timm/test_resnet", modality="image")
     settings = {"label": "shape", "probe": "ridge", "seeds": 2, "limit": 60}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -12,10 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from sklearn.decomposition import PCA
 
 import mmssl
+from mmssl.adaptation.features import features
 from mmssl.adaptation.labeled import Question
 from mmssl.adaptation.request import Model
+from mmssl.adaptation.rows import open_rows
 from mmssl.comparison.cells import cells_of, factor_of, read_cell
 from mmssl.comparison.measure import Cell, request_of, untrained_encoder
 from mmssl.comparison.monitors import look
@@ -138,6 +142,22 @@ def test_views_are_the_same_for_every_encoder_and_a_blind_one_tells_no_rows_apar
     for parameter in encoder.parameters():
         parameter.data.zero_()
     assert look(plan, encoder, {})["lidar"] == 1
+
+
+@pytest.mark.parametrize("kind", ["PCA", "t-SNE"])
+def test_a_map_says_how_it_was_made_and_without_opentsne_is_that_of_pca(compared, monkeypatch, kind):
+    if kind == "t-SNE":
+        pytest.importorskip("openTSNE")
+    real, missing = importlib.util.find_spec, "openTSNE" if kind == "PCA" else ""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == missing else real(name, *rest))
+    answered, encoder = {}, untrained_encoder(compared.plan, 0)
+    look(compared.plan, encoder, answered, first=True)
+    assert str(answered["map_kind"]) == kind
+    reads = Model.of(encoder).reads(("image",), 0)
+    x, _, _ = features(encoder, open_rows(compared.plan.rows, reads, None, None, 100, "train").read())
+    flat = PCA(2).fit_transform(x.double().numpy())
+    likeness = np.abs(np.corrcoef(answered["map"].T, flat.T)[:2, 2:]).diagonal()
+    assert (likeness > 0.999).all() == (kind == "PCA")
 
 
 def test_it_is_written_in_four_forms(compared):

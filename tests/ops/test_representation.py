@@ -76,7 +76,7 @@ def test_too_few_directions_have_no_decay(directions):
 
 @pytest.mark.parametrize("delta", [1e-4, 0.1])
 def test_lidar_is_that_of_the_paper(delta: float) -> None:
-    """Thilak et al. 2024, section 4, matrix by matrix with numpy and their epsilon."""
+    """Thilak et al. 2024, matrix by matrix with numpy and their epsilon."""
     random = np.random.default_rng(0)
     rows = random.normal(size=(30, 1, 6)) * np.arange(1, 7)
     views = rows + random.normal(size=(30, 5, 6)) * [0.1, 2, 0.5, 1, 3, 0.2] + 4

@@ -1,7 +1,7 @@
 """A learned query that attends over all tokens, and a linear head: what pooling may have averaged away.
 
-Chen et al. 2024, "Context Autoencoder for Self-Supervised Representation Learning", arXiv 2202.03026, section 4.1, and
-Bardes et al. 2024 (V-JEPA), arXiv 2404.08471: masked tasks train no pooled vector, so that a linear probe of one
+Chen et al. 2024, "Context Autoencoder for Self-Supervised Representation Learning", arXiv 2202.03026, and Bardes
+et al. 2024 (V-JEPA), arXiv 2404.08471: masked tasks train no pooled vector, so that a linear probe of one
 understates them. One layer of cross-attention, no residual branch, no further block.
 """
 

@@ -1,9 +1,9 @@
 """Linear SVMs, each class against the rest with a cost of its own: how features are compared on VOC07.
 
 Goyal, Mahajan, Gupta & Misra 2019, "Scaling and Benchmarking Self-Supervised Visual Representation Learning", arXiv
-1905.01235, section 6.1 and its code, fair_self_supervision_benchmark: vectors of unit length, squared hinge loss,
-errors on a class count twice those on the rest, and the cost is the best of three folds of the training rows by average
-precision. Compare their mAP with `mAP, interpolated`.
+1905.01235, and its code, fair_self_supervision_benchmark: vectors of unit length, squared hinge loss, errors on a class
+count twice those on the rest, and the cost is the best of three folds of the training rows by average precision.
+Compare their mAP with `mAP, interpolated`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from mmssl.adaptation.probes.base import Learner, Setting
 from mmssl.adaptation.targets.base import Target
 from mmssl.errors import DataError
+from mmssl.ranges import AboveZero, Positive
 
 FOLDS = 3
 SMALLEST_NORM = 1e-5  # is added to the length of a vector before it is divided by it, as the paper's code does
@@ -40,7 +41,9 @@ class Svm(Learner[Tensor]):
     learns = ("classes", "labels")
     chosen_on = f"{FOLDS} folds of the training rows, a cost for each class"
 
-    def __init__(self, *, c: tuple[float, ...] = COSTS, positive_weight: float = 2.0, max_iter: int = 2000) -> None:
+    def __init__(
+        self, *, c: tuple[float, ...] = COSTS, positive_weight: AboveZero = 2.0, max_iter: Positive = 2000
+    ) -> None:
         super().__init__()
         self.c, self.positive_weight, self.max_iter = c, positive_weight, max_iter
 
