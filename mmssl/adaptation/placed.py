@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -12,9 +13,23 @@ from torch import Tensor
 
 from mmssl.adaptation.rows import BatchSplit, SourceSplit, Split
 from mmssl.adaptation.targets.base import Target
+from mmssl.data.base import MapSource
 from mmssl.data.sources import StreamSource
 from mmssl.errors import DataError, nearest
 from mmssl.media.mask import Frame
+
+# Selecting columns of a table takes a hundred times as long as reading a row.
+_SELECTED: WeakKeyDictionary[MapSource, dict[tuple[str, ...], MapSource]] = WeakKeyDictionary()
+
+
+def _selected(source: MapSource, columns: tuple[str, ...]) -> MapSource:
+    known = _SELECTED.setdefault(source, {})
+    if columns not in known:
+        some = source.select(columns)
+        if some is source:  # which would keep itself alive
+            return source
+        known[columns] = some
+    return known[columns]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +72,7 @@ class Placed:
         (picture,), how = split.columns, split.spec.image
         names = [split.spec.columns.get(self.column, self.column), *columns]
         there = [name for name in names if name in split.source.columns]
-        cells = split.source.select([picture, *there]).row(self.row)
+        cells = _selected(split.source, (picture, *there)).row(self.row)
         frame = Frame.of(cells[picture], how.size, "pad" if how.fit == "pad" else "crop", how.extent)
         return [cells[name] if name in there else None for name in names], frame
 

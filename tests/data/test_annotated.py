@@ -1,6 +1,7 @@
 """Annotated folders: masks by name, VOC and COCO, in splits; what is broken is one sentence."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -150,6 +151,8 @@ def test_coco_has_boxes_names_and_masks_as_pycocotools_draws_them(coco_folder):
         assert decode_mask(crowd["mask"])[:, 0].tolist() == [255] * 6
     picture(coco_folder / "unlabeled2017" / "z.jpg")
     assert opened(coco_folder, "unlabeled").row(0)["boxes"] is None
+    sent = pickle.loads(pickle.dumps(source.select(["image"])))
+    assert [list(row) for row in sent.rows] == [["image"]] * 2
     assert source.notes[0].startswith("COCO: 6 boxes of 2 categories in 4 pictures, from annotations/instances_train")
 
 

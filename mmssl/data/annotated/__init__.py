@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,10 @@ class AnnotatedSource(MapSource):
     def present(self, columns: Sequence[str]) -> np.ndarray:
         """See `MapSource`."""
         return np.flatnonzero([all(row[column] is not None for column in columns) for row in self.rows])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For workers, which are sent the columns that they read and not all outlines of a data set."""
+        return self.__dict__ | {"rows": [self.row(i) for i in range(len(self))]}
 
     def select(self, columns: Sequence[str]) -> AnnotatedSource:
         """See `MapSource`."""
