@@ -24,7 +24,7 @@ class LinearMaps(nn.Module):
         super().__init__()
         self.depths = tuple(widths)
         self.maps = nn.ModuleList(
-            nn.Sequential(nn.BatchNorm2d(width, affine=False), nn.Conv2d(width, outputs, 1))
+            nn.Sequential(nn.BatchNorm2d(width, affine=False), start_small(nn.Conv2d(width, outputs, 1)))
             for width in widths.values()
         )
 
@@ -48,12 +48,20 @@ class ConvolutionalMaps(nn.Module):
         super().__init__()
         self.side = LinearMaps(widths, width)
         self.body = nn.Sequential(*(layer for _ in range(2) for layer in _convolution(width)))
-        self.answer = nn.Conv2d(width, outputs, 1)
+        self.answer = start_small(nn.Conv2d(width, outputs, 1))
 
     def forward(self, maps: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
         """See `LinearMaps.forward`."""
         finest = max((one.shape[-2:] for one in maps.values()), key=lambda extent: extent[0] * extent[1])
         return _enlarged(self.answer(self.body(self.side(maps, finest))), size)
+
+
+def start_small(linear: nn.Conv2d) -> nn.Conv2d:
+    """With weights of N(0, 0.01^2) and without bias, so that all classes are about as likely at first (DINOv2)."""
+    nn.init.normal_(linear.weight, std=0.01)
+    assert linear.bias is not None
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 def _convolution(width: int) -> tuple[nn.Module, ...]:

@@ -217,6 +217,12 @@ def test_heads_answer_at_the_size_of_the_picture(head):
     assert answer.shape == (2, 4, 32, 24)
 
 
+def test_all_classes_are_about_as_likely_at_first():
+    for head in (LinearMaps({"a": 96}, 5), ConvolutionalMaps({"a": 96}, 5)):
+        chances = head({"a": 10 * torch.randn(4, 96, 6, 6)}, (6, 6)).softmax(1)
+        assert (chances - 0.2).abs().max() < 0.1
+
+
 def test_a_linear_head_is_linear_on_the_enlarged_maps_side_by_side():
     maps_ = {"a": torch.randn(3, 2, 8, 8), "b": torch.randn(3, 5, 4, 4)}
     head = LinearMaps({"a": 2, "b": 5}, 4)

@@ -26,6 +26,9 @@ from mmssl.modules.mode import evaluating
 from mmssl.objectives.base import Chance, Objective
 from mmssl.ops.draws import Draws
 
+HEAD_RATE = 10.0
+"""Of the head next to a tuned encoder: it starts from nothing, as the segmentation heads of MMSegmentation do."""
+
 
 class PixelClasses(Objective):
     """Cross-entropy of every pixel that has a class. It reads labels, which no pretext task does.
@@ -79,7 +82,8 @@ class Segmentation(DenseLearner):
 
     Args:
         head: `linear`: normalization and a linear map, enlarged; `conv`: two 3 x 3 convolutions of `width` as well.
-        tune: train a copy of the encoder along, with layer-wise learning rates as `finetune` does.
+        tune: train a copy of the encoder along, with layer-wise learning rates as `finetune` does; the head's is ten
+            times as high.
         depths: names of `Encoder.layers`.
         boundary: score Boundary IoU as well.
         lr: candidates for the peak learning rate; 1e-3 and 1e-2 where left out, 3e-4 and 1e-3 where the encoder is
@@ -140,6 +144,8 @@ class Segmentation(DenseLearner):
                 torch.manual_seed(seed)
                 head = self._head(widths, len(classes))
             encoder = self.copy_of(train.encoder, setting) if self.tune else None
+            for parameter in head.parameters() if self.tune else ():
+                parameter.lr_scale = HEAD_RATE  # type: ignore[attr-defined]
             objective = PixelClasses(head, classes, train.depths, encoder).to(device)
             reads = LabelsOf(target.masks, labels)
             _trained.train(objective, seen, reads, lr=setting["lr"], seed=seed, **self.options)
