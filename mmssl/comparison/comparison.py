@@ -83,11 +83,20 @@ class Comparison:
         probed = [measure for measure in self.measures if measure.startswith(self.plan.probe)]
         return (probed or self.measures)[0]
 
+    def judge(self, measure: str) -> str:
+        """The measure whose validation rows decide for `measure`: of the same probe, that with the most labels.
+
+        Ten labels a class leave two a class to choose a depth by, which is chance.
+        """
+        most = f"{self.plan.probe}, {max(self.plan.shots, default=0)} a class"
+        return most if measure.startswith(f"{self.plan.probe}, ") and most in self.measures else measure
+
     def depth(self, line: str, measure: str) -> str:
         """The depth that is best on validation rows, averaged over the seeds: of training rows, never of test rows."""
-        depths = self.cells[line][0]["validation"][measure]
+        judge = self.judge(measure)
+        depths = self.cells[line][0]["validation"][judge]
         scores = {
-            depth: statistics.fmean(cell["validation"][measure][depth] for cell in self.cells[line])
+            depth: statistics.fmean(cell["validation"][judge][depth] for cell in self.cells[line])
             for depth, score in depths.items()
             if score is not None
         }
@@ -121,7 +130,7 @@ class Comparison:
         """Whether the last layer is a line's best, and by how much beyond the spread; empty for a line of one depth."""
         cells, depths = self.cells[line], list[Depth]()
         for name in cells[0]["scores"][measure]:
-            known = [cell["validation"][measure][name] for cell in cells]
+            known = [cell["validation"][self.judge(measure)][name] for cell in cells]
             validation = None if None in known else statistics.fmean(known)
             depths.append(Depth(name, tuple(self.values(line, measure, name)), None, validation))
         pair = compare_depths(depths)
@@ -167,8 +176,8 @@ class Comparison:
         return {measure: one for measure, one in found.items() if one is not None}
 
     def _validation(self, line: str) -> float:
-        depth = self.depth(line, self.main)
-        scores = [cell["validation"][self.main][depth] for cell in self.cells[line]]
+        judge, depth = self.judge(self.main), self.depth(line, self.main)
+        scores = [cell["validation"][judge][depth] for cell in self.cells[line]]
         if None in scores:
             return statistics.fmean(self.values(line, self.main))
         return statistics.fmean(scores)
@@ -302,10 +311,12 @@ class Comparison:
             train, test = cells[0]["rows"][self.measures[0]]
             if "held out" in cells[0]["test"]:
                 notes.append("the tasks saw the test rows, without labels: name other rows with test (--test)")
+            judge = self.judge(self.main)
             notes += [
                 f"test rows: {cells[0]['test']} ({test}); probes learn from at most {train} training rows",
-                f"± one standard deviation over seeds {', '.join(map(str, plan.seeds))}; the best depth is chosen on "
-                "validation rows, which are training rows",
+                f"± one standard deviation over seeds {', '.join(map(str, plan.seeds))}; best depths, and the order of "
+                f"the tasks, are chosen on validation rows{f' of {judge}' * (judge != self.main)}, which are training "
+                "rows",
                 f"over untrained: {self.main}, each at its best depth, paired by seed; in brackets 95 % intervals over "
                 f"seeds and {'groups of ' if plan.groups else ''}test rows",
             ]

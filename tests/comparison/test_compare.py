@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,7 +25,7 @@ from mmssl.comparison.cells import cells_of, factor_of, read_cell
 from mmssl.comparison.measure import Cell, request_of, untrained_encoder
 from mmssl.comparison.monitors import look
 from mmssl.comparison.page import write_page
-from mmssl.comparison.plan import make_plan
+from mmssl.comparison.plan import Plan, make_plan
 from mmssl.errors import RecipeError, RunError
 from mmssl.recipe import Data
 
@@ -98,6 +99,15 @@ def test_the_best_depth_is_that_of_validation_rows_not_of_test_rows(compared):
     for cell in cells:
         cell["scores"][measure] = dict.fromkeys(cell["scores"][measure], 0.0)
     assert validation[compared.depth("simclr", measure)] == max(validation.values())
+
+
+def test_the_most_labels_choose_the_depth_of_the_fewest():
+    measures = ["knn", "logistic, 4 a class", "logistic, 40 a class"]
+    few = {key: {"stem": 0.9, "pooled": 0.1} for key in measures} | {measures[2]: {"stem": 0.2, "pooled": 0.8}}
+    cell = {"scores": few, "validation": few}
+    plan = Plan({"source": "toy"}, "shape", "image", tasks={"rotation": {}}, shots=(4, 40))
+    found = mmssl.Comparison(plan, Path("here"), {"rotation": [cell]}, {}, {})
+    assert [found.depth("rotation", measure) for measure in measures] == ["stem", "pooled", "pooled"]
 
 
 def test_a_comparison_that_was_cut_short_ends_in_the_same_table(compared):
