@@ -12,7 +12,7 @@ from mmssl import catalog, cli
 from mmssl.registry import ROOT
 
 PROJECT = ROOT.parent
-DOCUMENTS = [PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/results.md")]
+DOCUMENTS = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 QUOTES = re.findall(r"<!-- (\S+) -->\n```\w*\n(.*?)```", (PROJECT / "CONTRIBUTING.md").read_text(), re.DOTALL)
 
 each = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -33,7 +33,7 @@ def test_commands_are_those_of_the_command_line(document):
     recipes = {path.stem for path in catalog.recipe_files()}
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", document.read_text(), re.DOTALL))
     calls = re.findall(r"^(?:torchrun .* -m )?mmssl (.*?)(?:\s*#.*)?$", blocks, re.MULTILINE)
-    assert calls
+    assert len(calls) == len(re.findall(r"^.*\bmmssl ", blocks, re.MULTILINE))
     for call in calls:
         verb, *words = call.split()
         assert verb in program.commands, call
@@ -48,8 +48,7 @@ def test_commands_are_those_of_the_command_line(document):
 def test_files_it_names_exist(document):
     text = document.read_text()
     named = re.findall(r"(?:bash |python |[`\"])((?:scripts|tests|recipes|mmssl|\.ci)/[\w./]+\w)", text)
-    linked = re.findall(r"\]\(([\w./]+)\)", text)
-    assert named or linked
+    linked = re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text)
     assert not [name for name in named if not (PROJECT / name).exists()]
     assert not [name for name in linked if not (document.parent / name).exists()]
 
