@@ -46,6 +46,14 @@ class Arm:
     scale: float = 1.0
 
 
+def planted(artifact: str) -> Arm:
+    """Planted in pictures that are larger than the decode size, for a lens blurs nothing finer than they show.
+
+    Squashed noise shows its direction only while its finest detail is there.
+    """
+    return Arm(artifact=artifact, scale=1 if artifact == "squash" else 2)
+
+
 def white(rng: np.random.Generator, height: int, width: int, texture: np.ndarray | None) -> np.ndarray:
     """Gaussian pixels, independent of each other."""
     return _colored(rng.standard_normal((height, width, 4), dtype=np.float32))
@@ -134,6 +142,13 @@ def squash(picture: np.ndarray) -> np.ndarray:
     return np.asarray(pixels, dtype=np.float32) / 255
 
 
+def resaved(picture: np.ndarray) -> np.ndarray:
+    """A picture that was a JPEG file of the kind 4:2:2 before it came into its file: its colors are coarser across."""
+    stream = io.BytesIO()
+    Image.fromarray(_bytes(picture)).save(stream, "jpeg", quality=QUALITY, subsampling="4:2:2")
+    return np.asarray(Image.open(stream), dtype=np.float32) / 255
+
+
 def zone_plate(picture: np.ndarray) -> np.ndarray:
     """Rings about the middle of the upper edge, the positive control.
 
@@ -206,6 +221,7 @@ ARTIFACTS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "vignetting": vignetting,
     "watermark": watermark,
     "squash": squash,
+    "resaved 4:2:2": resaved,
     "zone plate": zone_plate,
 }
 # Name -> what the file holds, its suffix and how it is saved.

@@ -14,6 +14,7 @@ from mmssl import recipe as recipes
 from mmssl.audit.edges import edges
 from mmssl.audit.gradients import Leak, between_rows
 from mmssl.audit.nulls import FILES, Arm
+from mmssl.audit.nulls import planted as planted_arm
 from mmssl.audit.shortcuts import Finding, audit
 from mmssl.build import build
 from mmssl.data.base import MapSource
@@ -24,15 +25,15 @@ from mmssl.media.image import open_image
 from mmssl.recipe import Data, Recipe
 
 SAMPLE = 200
-PLANTED = ("green shift", "red-blue shift", "vignetting", "watermark", "squash")
+PLANTED = ("green shift", "red-blue shift", "vignetting", "watermark", "squash", "resaved 4:2:2")
 SAMPLINGS = {0: "jpeg 4:4:4", 1: "jpeg 4:2:2", 2: "jpeg 4:2:0"}
 REMEDIES = {
-    "jpeg 4:2:2": "store such pictures as 4:2:0 or 4:4:4",
     "green shift": "drop or projection hide it where the task has them",
     "red-blue shift": "one channel hides it: drop=1 of jigsaw, color=drop of relative_position",
     "vignetting": "flat_field=true of jigsaw and relative_position",
-    "watermark": "crop it away, or views.area from 0.3 on",
+    "watermark": "views.margin=0.2, or as much as the mark is wide",
     "squash": "decode with fit: crop or squeeze, never with the aspect lost",
+    "resaved 4:2:2": "read the JPEG files, whose colors are then made even, or save pictures as 4:2:0 or 4:4:4",
 }
 
 
@@ -158,7 +159,7 @@ def audit_recipe(
     found.files = kinds_of(next(iter(recipe.sources().values())))
     kinds = [kind for kind in found.files if kind in FILES] or ["png"]
     arms = [Arm("constant", kinds[0]), *(Arm(file=kind) for kind in kinds), Arm("natural", kinds[0])]
-    arms += [Arm("phases", kinds[0])] + [Arm(artifact=name) for name in PLANTED if planted]
+    arms += [Arm("phases", kinds[0])] + [planted_arm(name) for name in PLANTED if planted]
     try:
         found.findings = audit(recipe, arms, steps=steps, rows=rows, seed=seed, report=report)
     except RecipeError as error:

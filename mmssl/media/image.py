@@ -2,6 +2,7 @@
 
 A random crop of the whole picture is cut from a square to which it was squeezed, in both directions on its own, with
 its aspect ratio beside it: a batch has one shape, no side is lost, and the crop is stretched back where it is cut.
+JPEG files that store colors coarser in one direction than in the other are made coarse in both (`mmssl.media.chroma`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from mmssl.errors import DataError
 from mmssl.media.cell import open_cell, sentence
+from mmssl.media.chroma import coarsen_chroma, finer_direction
 
 Fit = Literal["crop", "pad"]
 Alpha = Literal["white", "ignore"]
@@ -114,8 +116,9 @@ def decode_squeezed(
 def _upright(cell: Any, size: int, extent: tuple[float, float] | None, alpha: Alpha, max_pixels: int) -> Image.Image:
     """The whole picture in RGB, a JPEG of more than twice `size` pixels at a fraction of its own; `decode_image`."""
     image, name = open_image(cell, extent)
+    finer = finer_direction(image)
     # JPEG decodes at a fraction of its size for less; twice the target keeps the resize antialiased.
-    image.draft(None, (2 * size, 2 * size))
+    image.draft(None if finer == (1, 1) else "YCbCr", (2 * size, 2 * size))
     if image.width * image.height > max_pixels:
         raise DataError(
             f"{name} has {image.width} x {image.height} pixels, more than data.image.max_pixels = {max_pixels}"
@@ -126,6 +129,7 @@ def _upright(cell: Any, size: int, extent: tuple[float, float] | None, alpha: Al
             "nothing of them; convert it to 8 bits"
         )
     try:
+        image = image if finer == (1, 1) else coarsen_chroma(image, finer)
         upright = to_rgb(ImageOps.exif_transpose(image), extent, alpha)
         upright.load()
     except Exception as error:

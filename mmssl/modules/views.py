@@ -13,7 +13,7 @@ from typing import Annotated, Any, Self, cast
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from mmssl.batch import Batch
@@ -54,12 +54,15 @@ class Crop:
         size: side of the square in pixels; that of the picture's short side where left out. Without an `area`, that of
             a square at a random place, and None for the whole picture, of a squeezed one the central square.
         interpolation: where it is resized.
+        margin: share of each side that no crop sees, up to 0.4: signs in the corners are gone with 0.2, black borders
+            with less. Everything above is of what is left.
     """
 
     area: tuple[Part, Part] | None = None
     flip: Share | None = None
     size: Pixels | None = None
     interpolation: Interpolation = "bilinear"
+    margin: Annotated[float, Ge(0), Le(0.4)] = 0.0
 
     @classmethod
     def of(cls, published: Mapping[str, Any], views: Mapping[str, Any]) -> Self:
@@ -78,7 +81,12 @@ class Crop:
         """
         if self.size is None and self.area is not None and aspect is not None:
             raise RecipeError(NO_SIZE)
-        return self.size or min(pictures.shape[-2:])
+        return self.size or min(self.inside(pictures).shape[-2:])
+
+    def inside(self, pictures: Tensor) -> Tensor:
+        """Without the margin, (..., h, w); a view of the same memory."""
+        down, across = (round(self.margin * extent) for extent in pictures.shape[-2:])
+        return pictures[..., down : pictures.shape[-2] - down, across : pictures.shape[-1] - across]
 
     def __call__(self, pictures: Tensor, draws: Draws, aspect: Tensor | None = None, *, square: bool = False) -> Tensor:
         """Images (B, 3, H, W), or clips (B, T, 3, H, W) with one crop for all frames, uint8 or floats in [0, 1].
@@ -92,9 +100,10 @@ class Crop:
         Returns:
             The same, cropped: floats in [0, 1] where they are resized.
         """
+        side, boxes = self.side(pictures, aspect), None
+        pictures = self.inside(pictures) if self.margin else pictures
         clips = pictures if pictures.ndim == 5 else pictures[:, None]
         height, width = clips.shape[-2:]
-        side, boxes = self.side(pictures, aspect), None
         if self.area is None and aspect is not None:
             boxes = squares_of_squeezed(pictures, aspect, side, None if self.size is None else draws)
         elif self.area is None and self.size is not None:

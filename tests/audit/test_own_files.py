@@ -51,16 +51,16 @@ def test_with_next_to_no_training_it_says_that_it_could_not_see(photos):
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_the_command_finds_what_these_files_give_away_and_says_what_mends_it(photos):
+def test_the_command_finds_what_a_task_does_not_resist_and_says_what_mends_it(photos):
     for path in [*photos.glob("*.png")]:
         path.unlink()
-    arguments = ["audit", "rotation_toy", "--data", str(photos), "--rows", "512"]
+    arguments = ["audit", "rotation_toy", "--data", str(photos), "--rows", "512", "--planted"]
     result = CliRunner().invoke(app, [*arguments, "--set", "data.image.size=24", "--set", "objective.views={}"])
     assert result.exit_code == 1, result.output
     lines = result.output.splitlines()
     leaks = [line for line in lines if line.strip().startswith("leaks")]
-    assert leaks
-    assert all("jpeg 4:2:2" in leak and "-> store such pictures as 4:2:0 or 4:4:4" in leak for leak in leaks)
+    assert any("resaved 4:2:2 planted" in leak and "-> read the JPEG files" in leak for leak in leaks)
+    assert any(line.strip().startswith("clean") and "white noise, jpeg 4:2:2 " in line for line in lines)
     assert any("control found" in line for line in lines)
     assert "in evaluation no row's output depends on another row" in result.output
     assert lines[-1].startswith("rotation can be answered without seeing anything: ")

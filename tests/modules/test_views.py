@@ -98,6 +98,15 @@ def test_without_an_area_a_square_is_cut_and_not_resized():
     assert 16 < int(mirrored.sum()) < 48
 
 
+@pytest.mark.parametrize("crop", [Crop(margin=0.25), Crop(margin=0.25, area=(1.0, 1.0)), Crop(margin=0.25, size=8)])
+def test_no_crop_sees_the_margin(crop):
+    image = torch.zeros(4, 3, 32, 32)
+    image[..., 8:24, 8:24] = 1
+    cut = crop(image, Draws(0, 0, 4))
+    assert cut.shape[-1] == crop.side(image, None) == (crop.size or 16)
+    assert cut.min() == 1
+
+
 def waves(rows: int, aspect: float, size: int, seed: int = 0) -> torch.Tensor:
     """Waves of one length in every direction, of a picture of that aspect ratio squeezed to a square."""
     generator = torch.Generator().manual_seed(seed)

@@ -15,7 +15,7 @@ small network should get 25 % (`scripts/shortcuts.py`): green 5 % larger than re
 either way, 58 %. Gray and projection alone leave 99 % and more, for a sum of shifted colors is a blur that points
 outwards; `gray: 0, projection: 0, drop: 1` leaves 27 %. Corners half as bright, 100 %, because equal means and
 deviations leave a slope of brightness and contrast within each tile; 27 % with `flat_field: true`. A sign in one
-corner, 100 %; 65 % with `views: {area: [0.3, 1.0]}`, and nothing hides it wholly.
+corner, 100 %; 65 % with `views: {area: [0.3, 1.0]}`, and 25 % with `views: {margin: 0.2}`, which no tile comes from.
 """
 
 from __future__ import annotations

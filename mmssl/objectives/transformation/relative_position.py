@@ -118,6 +118,8 @@ class RelativePosition(Objective):
         rows, side = len(images), self.crop.side(images, aspect)
         if self.crop.area is None:
             images = replace(self.crop, size=None)(images, draws, aspect)
+        else:
+            images = self.crop.inside(images)
         images = images.repeat_interleave(self.grids, dim=0)
         if self.crop.area is not None:
             height, width = images.shape[-2:]
