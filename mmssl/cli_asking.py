@@ -103,7 +103,7 @@ def audit(
     seed: Annotated[int, typer.Option(help="Of pictures, weights and draws.")] = 0,
     set_: Set = None,
 ) -> None:
-    """Ask whether the task can be answered where there is nothing to see; exit code 1 where it can."""
+    """Ask whether the task can be answered where there is nothing to see; exit code 1 where it leaks."""
     from mmssl.audit.own_files import audit_recipe
     from mmssl.recipe import Data, load
 
@@ -112,4 +112,4 @@ def audit(
         resolved, None if data is None else Data(source=data), planted=planted, steps=steps, rows=rows, seed=seed
     )
     typer.echo(str(found))
-    raise typer.Exit(1 if found.leaking else 0)
+    raise typer.Exit(1 if found.verdict == "leaks" else 0)

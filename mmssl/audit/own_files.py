@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image, JpegImagePlugin
 
 from mmssl import recipe as recipes
-from mmssl.audit.edges import edges
-from mmssl.audit.gradients import Leak, between_rows
+from mmssl.audit.edges import CutsTiles, edges
+from mmssl.audit.gradients import Leak, leaks
 from mmssl.audit.nulls import FILES, Arm
 from mmssl.audit.nulls import planted as planted_arm
-from mmssl.audit.shortcuts import Finding, audit
+from mmssl.audit.shortcuts import Finding, accuracy_of, audit
 from mmssl.build import build
 from mmssl.data.base import MapSource
 from mmssl.data.columns import find_column
@@ -46,7 +45,7 @@ class Audit:
         files: kind of file -> how many rows of the sample are such.
         findings: of structure-free pictures, controls among them.
         edges: of the solver by hand; None where the task lays no tiles.
-        leaks: gradients between rows.
+        leaks: what answers depend on, of what they should not: other rows, what is hidden, later tokens.
         notes: what could not be asked, a sentence each.
     """
 
@@ -58,10 +57,15 @@ class Audit:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def leaking(self) -> list[Finding]:
+    def answered(self) -> list[Finding]:
         """Arms that are answered above chance, without the control, which should be."""
         found = [one for one in self.findings if one.verdict == "leaks" and one.arm.artifact != "zone plate"]
         return found + ([self.edges] if self.edges and self.edges.verdict == "leaks" else [])
+
+    @property
+    def seen(self) -> list[Leak]:
+        """What answers depend on and should not."""
+        return [leak for leak in self.leaks if leak.leaks]
 
     def __str__(self) -> str:
         """Plain text."""
@@ -76,30 +80,33 @@ class Audit:
             lines.append(
                 f"  {self.edges.verdict:<18}{'edges that continue each other, by hand':<52}{_numbers(self.edges)}"
             )
-        lines += [f"  gradient  {leak.text}" for leak in self.leaks]
+        lines += [f"  {'leaks' if leak.leaks else 'clean':<18}{leak.text}" for leak in self.leaks]
         lines += [f"  note      {note}" for note in self.notes]
         return "\n".join([*lines, self.sentence])
 
     @property
     def verdict(self) -> str:
-        """In a word or three: `leaks`, `no power`, `at chance`, or `no arm holds`."""
-        if self.leaking:
+        """In a few words: `leaks`, `no power`, `at chance`, or `clean by gradients`, where no other arm holds."""
+        if self.answered or self.seen:
             return "leaks"
         if any(one.verdict == "no power" for one in self.findings):
             return "no power"
-        return "at chance" if self.findings else "no arm holds"
+        return "at chance" if self.findings else "clean by gradients"
 
     @property
     def sentence(self) -> str:
         """The verdict on all arms."""
-        blind = [one for one in self.findings if one.verdict == "no power"]
-        if self.leaking:
-            arms = "; ".join(_words(one.arm) for one in self.leaking)
-            return f"{self.task} can be answered without seeing anything: {arms}"
-        if blind:
+        parts = []
+        if self.answered:
+            parts.append(f"can be answered without seeing anything: {'; '.join(_words(o.arm) for o in self.answered)}")
+        if self.seen:
+            parts.append("; ".join(leak.text for leak in self.seen))
+        if parts:
+            return f"{self.task} leaks: {'; and '.join(parts)}"
+        if any(one.verdict == "no power" for one in self.findings):
             return f"{self.task}: nothing was found, and the control was not either, which says little; more --steps"
         if not self.findings:
-            return f"{self.task}: no arm for structure-free pictures holds for it"
+            return f"{self.task}: no arm for structure-free data holds for it; no answer depends on what it should not"
         return f"{self.task}: at chance in all {len(self.findings)} arms but the control, which is found"
 
     def _remedy(self, one: Finding) -> str:
@@ -131,7 +138,7 @@ def audit_recipe(
 
     Structure-free pictures go through files of the kinds that the source has, decoder, crop and transform; a small
     network must stay at chance on them, and find rings that are planted. Tiles are also compared edge by edge, and
-    gradients tell whether rows of a batch see each other.
+    gradients tell, exactly, whether an answer depends on other rows of the batch, on what is hidden or on later tokens.
 
     Args:
         recipe: a name, a file, a run's directory, or the recipe.
@@ -155,22 +162,24 @@ def audit_recipe(
         own = next(iter(recipe.sources().values()))
         given = data.model_dump(include={"source", "split", "config", "columns", "limit"})
         recipe = recipe.model_copy(update={"data": own.model_copy(update=given)})
-    found = Audit(recipe.objective["name"])
-    found.files = kinds_of(next(iter(recipe.sources().values())))
-    kinds = [kind for kind in found.files if kind in FILES] or ["png"]
-    arms = [Arm("constant", kinds[0]), *(Arm(file=kind) for kind in kinds), Arm("natural", kinds[0])]
-    arms += [Arm("phases", kinds[0])] + [planted_arm(name) for name in PLANTED if planted]
-    try:
-        found.findings = audit(recipe, arms, steps=steps, rows=rows, seed=seed, report=report)
-    except RecipeError as error:
-        found.notes.append(str(error))
-    with suppress(RecipeError):  # of a task that lays no tiles
-        found.edges = edges(recipe, rows=rows, seed=seed)
     few = recipes.load(
         recipe.model_dump(mode="json", exclude_none=True), {"training.batch_size": 4, "training.workers": 0}
     )
     objective, loader = build(few)
-    found.leaks = between_rows(objective, next(loader.batches(0, 1)))
+    found = Audit(recipe.objective["name"])
+    if "image" in objective.needs:
+        found.files = kinds_of(next(iter(recipe.sources().values())))
+    kinds = [kind for kind in found.files if kind in FILES] or ["png"]
+    arms = [Arm("constant", kinds[0]), *(Arm(file=kind) for kind in kinds), Arm("natural", kinds[0])]
+    arms += [Arm("phases", kinds[0])] + [planted_arm(name) for name in PLANTED if planted]
+    try:
+        accuracy_of(objective)
+        found.findings = audit(recipe, arms, steps=steps, rows=rows, seed=seed, report=report)
+        if isinstance(objective, CutsTiles):
+            found.edges = edges(recipe, rows=rows, seed=seed)
+    except RecipeError as error:
+        found.notes.append(str(error))
+    found.leaks = leaks(objective, next(loader.batches(0, 1)))
     return found
 
 

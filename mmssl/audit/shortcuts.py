@@ -160,7 +160,7 @@ def measure(
         RecipeError: for a task that reads something else than images of one source, or logs no accuracy.
     """
     objective = small(recipe, seed)
-    metric, chance = _accuracy(objective)
+    metric, chance = accuracy_of(objective)
     training = Training(
         steps=steps,
         batch_size=batch_size,
@@ -226,8 +226,12 @@ def table(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def _accuracy(objective: Objective) -> tuple[str, float]:
-    """Name and level of the entry that counts right answers."""
+def accuracy_of(objective: Objective) -> tuple[str, float]:
+    """Name and level of the entry that counts right answers.
+
+    Raises:
+        RecipeError: for a task that has none, or whose answers are about other pictures.
+    """
     found = [item for item in objective.chance(2).metrics.items() if item[0].startswith("accuracy")]
     if objective.meets == "loss" or not found:
         raise RecipeError(

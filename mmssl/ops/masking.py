@@ -9,6 +9,8 @@ from torch import Tensor
 
 from mmssl.ops.draws import Draws
 
+MASKED, REPLACED, KEPT = 0.8, 0.1, 0.1  # what becomes of BERT's chosen tokens
+
 
 def choose_places(candidates: Tensor, counts: Tensor, slots: int, draws: Draws) -> tuple[Tensor, Tensor]:
     """A uniform choice without replacement of `counts` places among each row's candidates.
@@ -41,8 +43,8 @@ def corrupt_tokens(
     *,
     mask_id: int,
     vocabulary: Tensor,
-    masked: float = 0.8,
-    replaced: float = 0.1,
+    masked: float = MASKED,
+    replaced: float = REPLACED,
     together: Tensor | None = None,
 ) -> Tensor:
     """Chosen tokens become `mask_id`, a random token or stay as they are, each decided on its own.

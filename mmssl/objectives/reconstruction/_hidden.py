@@ -97,6 +97,12 @@ class HiddenPatches(nn.Module):
         hidden_ones = {"hidden": hidden, "places": places, "constant_mistakes": mistakes} | targets
         return side.entries(picture, valid) | prefixed(side.key, hidden_ones)
 
+    def covered(self, picture: Tensor, hidden: Tensor) -> Tensor:
+        """Bool like the picture that is read, True in its patches that are `hidden` (B, N)."""
+        extents = (picture.shape[-2], picture.shape[-1])
+        patches = hidden[:, :, None].to(torch.get_default_dtype()).expand(-1, -1, math.prod(self.patch))
+        return (unpatchify(patches, self.patch, extents) > 0).view(len(picture), *[1] * (picture.ndim - 3), *extents)
+
     def forward(self, tokens: Tensor, inputs: Batch) -> Tensor:
         """Logits (N, K) at all N hidden places, row by row."""
         logits: Tensor = self.head(take(tokens, inputs["places"])[inputs["chosen"]])

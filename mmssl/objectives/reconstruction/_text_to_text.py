@@ -15,6 +15,7 @@ from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.modules.vocabulary import decode_rows
 from mmssl.objectives._causal import blank_misses
+from mmssl.objectives._concealed import Concealed, Later
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.losses import mean_over, score_tokens
 
@@ -88,6 +89,10 @@ class TextToText(Objective):
             "loss": mean_over(math.log(self.tokens) - outputs["log_likelihood_ratio"], said, count),
             "accuracy": mean_over(outputs["right"], said, count),
         }
+
+    def concealed(self, inputs: Batch) -> Concealed:
+        """Of each token that is said itself and all after it."""
+        return Concealed(self.logits, later=Later.of("target", inputs["target_mask"]))
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """The corrupted text, what should be said, the same with `_` for what the decoder did not predict, its choices.

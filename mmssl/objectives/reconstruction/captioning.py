@@ -38,6 +38,7 @@ from mmssl.modules.unigram import Unigram
 from mmssl.modules.views import Crop
 from mmssl.modules.vocabulary import TiedHead
 from mmssl.objectives._causal import prove_causal, prove_fusion_causal
+from mmssl.objectives._concealed import Concealed, Later
 from mmssl.objectives._two_sides import TwoSides
 from mmssl.objectives.base import Chance, Panel, Step
 from mmssl.ops.draws import Draws
@@ -183,6 +184,10 @@ class Captioning(TwoSides):
             ended = (ids == self.end).any(1)
             ids = torch.cat([ids, torch.where(ended, self.tokenizer.pad_id, new)[:, None]], 1)
         return ids
+
+    def concealed(self, inputs: Batch) -> Concealed:
+        """Of each next token itself and all after it."""
+        return Concealed(self.logits, later=Later.of("b", self._next(inputs)[1], first=1))
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """What is seen, its caption, and the one that the network writes."""

@@ -30,6 +30,7 @@ from mmssl.encoders.text import TextEncoder
 from mmssl.modules.unigram import Unigram
 from mmssl.modules.vocabulary import decode_rows
 from mmssl.objectives._causal import blank_misses, prove_causal
+from mmssl.objectives._concealed import Concealed, Later
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import score_tokens, token_losses
@@ -92,6 +93,10 @@ class CausalLanguage(Objective):
     def after_step(self, progress: float) -> None:
         """Count the step's tokens."""
         self.unigram.update()
+
+    def concealed(self, inputs: Batch) -> Concealed:
+        """Of each next token itself and all after it."""
+        return Concealed(self.logits, later=Later.of("text", inputs["text_mask"][:, 1:], first=1))
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """The text, the same with `_` for what the network did not predict, and its choices, given the true text."""

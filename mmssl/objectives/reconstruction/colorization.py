@@ -34,6 +34,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
 from mmssl.modules.decoders import DenseDecoder, feature_map
 from mmssl.modules.views import Crop
+from mmssl.objectives._concealed import Concealed
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.color import annealed_mean, as_floats, bins_nearby, color_bins, lab_to_rgb, rgb_to_lab, soft_encode
 from mmssl.ops.draws import Draws
@@ -172,6 +173,13 @@ class Colorization(Objective):
             "loss": mean_over(boosted, weight > 0, inputs["colored_pixels"]),
             "relative_error": mean_over((weight * error).detach(), weight > 0, inputs["constant_error"]),
         }
+
+    def concealed(self, inputs: Batch) -> Concealed:
+        """The colors, of which nothing is left in the picture."""
+        image = inputs["image"]
+        kept = {"image", "colored_pixels", "constant_error"}
+        hidden = {key: torch.ones_like(value, dtype=torch.bool) for key, value in inputs.items() if key not in kept}
+        return Concealed(lambda inputs: self.predict(inputs)["answer"], hidden, shown=image.amax(1) != image.amin(1))
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """The gray picture, its colors as fine as they are asked for, and those of the network."""

@@ -37,6 +37,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
 from mmssl.modules.decoders import DenseDecoder, feature_map
 from mmssl.modules.views import Crop
+from mmssl.objectives._concealed import Concealed
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import mean_over
@@ -183,6 +184,15 @@ class Inpainting(Objective):
             "discriminator": discriminator,
             **losses,
         }
+
+    def concealed(self, inputs: Batch) -> Concealed:
+        """The hole, of which nothing is left in the picture."""
+        image, target = inputs["image"], inputs["target"]
+        return Concealed(
+            lambda inputs: self.predict(inputs)["image"],
+            {"target": torch.ones_like(target, dtype=torch.bool)},
+            shown=(image == target).all(1, keepdim=True)[inputs["weight"] == 1],
+        )
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """The image with its hole, the hole as the network paints it, and what was there."""

@@ -38,6 +38,7 @@ from mmssl.errors import RecipeError
 from mmssl.modules.decoders import PatchDecoder
 from mmssl.modules.pictures import read_picture
 from mmssl.modules.views import Crop
+from mmssl.objectives._concealed import Concealed
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
@@ -216,6 +217,18 @@ class MaskedAutoencoder(Objective):
             "loss": mean_over(error, scored, inputs["scored_patches"]),
             "relative_error": mean_over(error.detach(), scored, inputs["constant_error"]),
         }
+
+    def concealed(self, inputs: Batch) -> Concealed:
+        """The pixels of hidden patches, and what is made of them."""
+        picture, hidden, target = inputs[self.modality], inputs["hidden"], inputs["target"]
+        extents = tuple(self._channels_first(picture).shape[2:])
+        patches = target.new_zeros(len(target), math.prod(self._grid(extents)), target.shape[2])
+        mask = unpatchify(patches.scatter(1, hidden[:, :, None].expand_as(target), 1.0), self.patch, extents) > 0
+        mask = mask[:, 0] if self.modality == "audio" else mask.transpose(1, -3)
+        return Concealed(
+            lambda inputs: self.predict(inputs)["pixels"],
+            {self.modality: mask, "target": torch.ones_like(target, dtype=torch.bool)},
+        )
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """What is seen, what the network makes of it, and what was there; normalized if the task is."""

@@ -35,10 +35,11 @@ from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.modules.unigram import Unigram
 from mmssl.modules.vocabulary import TiedHead, Vocabulary
+from mmssl.objectives._concealed import Concealed
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import score_tokens, token_losses
-from mmssl.ops.masking import take
+from mmssl.ops.masking import KEPT, take
 from mmssl.ops.transfers import upload
 from mmssl.ops.words import as_places, choose_spans, choose_words, run_of
 from mmssl.ranges import Positive, Ratio
@@ -151,6 +152,12 @@ class MaskedLanguage(Objective):
     def after_step(self, progress: float) -> None:
         """Count the step's tokens."""
         self.unigram.update()
+
+    def concealed(self, inputs: Batch) -> Concealed:
+        """The chosen tokens, a tenth of which stays in the text."""
+        target, seen = inputs["target"], inputs["text"].gather(1, inputs["places"])
+        hidden = {"target": torch.ones_like(target, dtype=torch.bool)}
+        return Concealed(self.logits, hidden, shown=(seen == target)[inputs["chosen"]], allowed=KEPT)
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """The corrupted text, the original, and the text with the network's choices filled in."""

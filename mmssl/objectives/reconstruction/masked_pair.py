@@ -36,10 +36,12 @@ from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.modules.side import SIDES, Side, find_fusion
 from mmssl.modules.views import Crop
+from mmssl.objectives._concealed import Concealed
 from mmssl.objectives.base import Chance, Objective, Panel, Step
 from mmssl.objectives.reconstruction._hidden import HiddenPatches, HiddenWords, learn
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import score_tokens
+from mmssl.ops.masking import KEPT
 
 PATCHES = {"flava": 75 / 196, "beit3": 0.4}
 WORDS = {"flava": (0.15, 0.15), "beit3": (0.5, 0.15)}  # in a pair, alone
@@ -181,6 +183,21 @@ class MaskedPair(Objective):
         for key, own in scores.items():
             logs |= prefixed(self.sides[key].name, own)
         return {"loss": torch.stack([own["loss"] for own in scores.values()]).sum(), **logs}
+
+    def concealed(self, inputs: Batch) -> Concealed:
+        """Hidden patches and the chosen tokens, a tenth of which stays in the text, and what is made of both."""
+        hidden = {f"{key}/target": torch.ones_like(inputs[f"{key}/target"], dtype=torch.bool) for key in self.heads}
+        shown = None
+        if self.patches is not None:
+            hidden["a"] = self.patches.covered(inputs["a"], inputs["a/hidden"])
+        if self.words is not None:
+            target, seen = inputs["b/target"], inputs["b"].gather(1, inputs["b/places"])
+            shown = (seen == target)[inputs["b/chosen"]]
+
+        def answers(inputs: Batch) -> Tensor:
+            return torch.cat([logits.flatten() for logits in self.logits(inputs).values()])
+
+        return Concealed(answers, hidden, shown, allowed=KEPT if self.words is not None else 0.0)
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Of each side what is seen, what the network makes of it, and what was there."""

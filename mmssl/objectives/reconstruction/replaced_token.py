@@ -33,6 +33,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.modules.vocabulary import TiedHead, Vocabulary, decode_rows, mark_rows, tie_embeddings
+from mmssl.objectives._concealed import Concealed
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import mean_over, score_tokens, token_ranking
@@ -142,6 +143,17 @@ class ReplacedToken(Objective):
             "replaced": mean_over(changed.to(replaced.dtype), mask, inputs["valid_tokens"]),
             "ranking": token_ranking(replaced, mask & changed, mask & ~changed),
         }
+
+    def concealed(self, inputs: Batch) -> Concealed:
+        """From the encoder the chosen tokens, and from the generator the same but for those it sees as they are."""
+        text, places, chosen = inputs["text"], inputs["places"], inputs["chosen"]
+        hidden = torch.zeros_like(inputs["text_mask"]).scatter(1, places, chosen)
+        return Concealed(
+            lambda inputs: self.predict(inputs)["replaced"],
+            {"text": hidden},
+            shown=(inputs["hidden"].gather(1, places) == text.gather(1, places))[chosen],
+            allowed=1 - self.masked,
+        )
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """What the generator sees, the text with its «replaced» tokens, and with the encoder's guess at them."""

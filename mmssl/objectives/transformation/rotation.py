@@ -9,9 +9,9 @@ shows which way it went. Crops are squares resized alike in both directions, bec
 
 What stays in the data stays in the task, as noise shows, on which a small network should get 25 %
 (`scripts/shortcuts.py`): pictures that were squashed to squares before, 49 %; 4:3 photographs under `fit: pad`, by
-their white bars, 43 % (take `fit: crop`); pictures that once were JPEG files of the kind 4:2:2, whose colors are coarser
-across than down, 50 % (such files themselves are mended where they are decoded: see `mmssl.media.chroma`); a sign in one
-corner, 100 % without a crop, 53 % with the default, and 25 % with `views: {margin: 0.2}`.
+their white bars, 43 % (take `fit: crop`); pictures that once were JPEG files of the kind 4:2:2, whose colors are
+coarser across than down, 50 % (the files themselves are mended where they are decoded, see `mmssl.media.chroma`); a
+sign in one corner, 100 % without a crop, 53 % with the default, and 25 % with `views: {margin: 0.2}`.
 """
 
 from __future__ import annotations
