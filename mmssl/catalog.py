@@ -109,7 +109,7 @@ def _facts(kind: str, name: str) -> dict[str, Any]:
     meanings = _meanings(inspect.getdoc(component) or "")
     hyper = {
         parameter.name: {
-            "type": inspect.formatannotation(parameter.annotation).replace("'", ""),
+            "type": str(parameter.annotation),  # as it is written: annotations are not evaluated
             "default": None if parameter.default is inspect.Parameter.empty else parameter.default,
             "required": parameter.default is inspect.Parameter.empty,
             "meaning": meanings.get(parameter.name, ""),

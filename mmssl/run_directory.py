@@ -51,7 +51,7 @@ class Run:
 
     @property
     def verdict(self) -> list[Verdict]:
-        """Learned, at chance since step s, or collapsed, with the number that decided it: one for each task."""
+        """Learned, at chance since step s, or collapsed, with the number that decided it; one for each task."""
         from mmssl.audit.verdict import judge  # its distributions take a second to import
 
         return judge(self.history, self.chance, self.recipe.training.batch_size)

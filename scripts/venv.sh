@@ -1,4 +1,4 @@
-# Sourced by quickstart.sh and test.sh: makes and enters .venv with Python 3.11 to 3.13, and installs the project in it.
+# Sourced by quickstart.sh, test.sh and docs.sh: makes and enters .venv with Python 3.11 to 3.13, and installs the project in it.
 #
 #     install EXTRAS      for instance `install "[test]"`; $PYTHON names the interpreter where the right one is not found
 

@@ -134,7 +134,7 @@ class Table:
 
     @property
     def score(self) -> float:
-        """The main metric of the first row: of the pretrained network, pooled or in the first direction."""
+        """The main metric of the first row, of the pretrained network, pooled or in the first direction."""
         return self.rows[0].metrics[self.main.name]
 
     @property
@@ -151,7 +151,7 @@ class Table:
 
     @property
     def question(self) -> str:
-        """`knn probe of 'shape'`: what was asked, for a heading."""
+        """What was asked, for a heading, such as `knn probe of 'shape'`."""
         return f"{self.probe} probe" + (f" of '{self.label}'" if self.label else "")
 
     @property

@@ -79,7 +79,7 @@ class Comparison:
 
     @property
     def main(self) -> str:
-        """The measure that tasks are ranked by: the probe of the fewest labels."""
+        """The measure that tasks are ranked by, the probe of the fewest labels."""
         probed = [measure for measure in self.measures if measure.startswith(self.plan.probe)]
         return (probed or self.measures)[0]
 
@@ -160,7 +160,7 @@ class Comparison:
 
     @cached_property
     def ranked(self) -> list[str]:
-        """Tasks or runs, the best first: on validation rows, or without labels by the effective rank (RankMe)."""
+        """Tasks or runs, the best first, on validation rows, or without labels by the effective rank (RankMe)."""
         lines = [line for line in (*self.plan.tasks, *self.plan.runs) if line in self.cells]
         if not self.measures:
             return rank_by(self.cells, lines, RANKME)
@@ -190,7 +190,7 @@ class Comparison:
 
     @cached_property
     def sentence(self) -> str:
-        """The answer: which task, at which depth, by how much, how sure, and the next command."""
+        """The answer, which task, at which depth, by how much, how sure, and the next command."""
         if not self.ranked:
             return "nothing was measured yet"
         best = self.ranked[0]

@@ -199,7 +199,7 @@ class Objective(nn.Module):
 
     @property
     def exported(self) -> dict[str, Encoder]:
-        """Name -> the encoder that leaves the run under it: is probed, exported and published. A teacher may do so."""
+        """Name -> the encoder that leaves the run under it, is probed, exported and published. A teacher may do so."""
         return {name: self.encoder(name) for name in self.encoders}
 
     @property
