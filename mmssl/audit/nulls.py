@@ -27,6 +27,8 @@ DEVIATION = 0.18
 CONTROL = 0.09
 RINGS = 2.0
 QUALITY = 75
+# What is planted in the positive controls, of pictures and of texts.
+PLATE, CUE = "zone plate", "topic cue"
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Arm:
     """One kind of structure-free data.
 
     Attributes:
-        null: how pictures are made, see `NULLS`.
+        null: how pictures are made, see `NULLS`; `words` of texts, see `mmssl.audit.texts`.
         file: how they are stored, see `FILES`.
         artifact: what is planted, see `ARTIFACTS`; `none` for nothing.
         scale: short side of the file's picture over the decode size; 1 is data that was resized to it beforehand.
@@ -44,6 +46,11 @@ class Arm:
     file: str = "png"
     artifact: str = "none"
     scale: float = 1.0
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it holds what has to be found."""
+        return self.artifact in (PLATE, CUE)
 
 
 def planted(artifact: str) -> Arm:
@@ -222,7 +229,7 @@ ARTIFACTS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "watermark": watermark,
     "squash": squash,
     "resaved 4:2:2": resaved,
-    "zone plate": zone_plate,
+    PLATE: zone_plate,
 }
 # Name -> what the file holds, its suffix and how it is saved.
 FILES: Mapping[str, tuple[Encode, str, Mapping[str, object]]] = {

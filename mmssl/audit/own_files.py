@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from PIL import Image, JpegImagePlugin
 
@@ -15,10 +16,12 @@ from mmssl.audit.gradients import Leak, leaks
 from mmssl.audit.nulls import FILES, Arm
 from mmssl.audit.nulls import planted as planted_arm
 from mmssl.audit.shortcuts import Finding, accuracy_of, audit
+from mmssl.audit.texts import audit_texts, reads_sentences
 from mmssl.build import build
 from mmssl.data.base import MapSource
 from mmssl.data.columns import find_column
 from mmssl.data.sources import open_source
+from mmssl.encoders.text import TextEncoder
 from mmssl.errors import DataError, RecipeError
 from mmssl.media.image import open_image
 from mmssl.recipe import Data, Recipe
@@ -59,7 +62,7 @@ class Audit:
     @property
     def answered(self) -> list[Finding]:
         """Arms that are answered above chance, without the control, which should be."""
-        found = [one for one in self.findings if one.verdict == "leaks" and one.arm.artifact != "zone plate"]
+        found = [one for one in self.findings if one.verdict == "leaks" and not one.arm.is_control]
         return found + ([self.edges] if self.edges and self.edges.verdict == "leaks" else [])
 
     @property
@@ -73,8 +76,8 @@ class Audit:
         if self.files:
             lines.append(f"  files     {', '.join(f'{name} {count}' for name, count in self.files.items())}")
         for one in self.findings:
-            control = one.arm.artifact == "zone plate"
-            verdict = f"control {'found' if one.verdict == 'leaks' else 'not found'}" if control else one.verdict
+            control = f"control {'found' if one.verdict == 'leaks' else 'not found'}"
+            verdict = control if one.arm.is_control else one.verdict
             lines.append(f"  {verdict:<18}{_words(one.arm):<52}{_numbers(one)}{self._remedy(one)}")
         if self.edges is not None:
             lines.append(
@@ -107,7 +110,9 @@ class Audit:
             return f"{self.task}: nothing was found, and the control was not either, which says little; more --steps"
         if not self.findings:
             return f"{self.task}: no arm for structure-free data holds for it; no answer depends on what it should not"
-        return f"{self.task}: at chance in all {len(self.findings)} arms but the control, which is found"
+        count = sum(not one.arm.is_control for one in self.findings)
+        arms = f"in all {count} arms" if count > 1 else "in its arm"
+        return f"{self.task}: at chance {arms}, and what was planted in the same data is found"
 
     def _remedy(self, one: Finding) -> str:
         known = REMEDIES.get(one.arm.artifact) or REMEDIES.get(one.arm.file)
@@ -116,7 +121,12 @@ class Audit:
 
 def _words(arm: Arm) -> str:
     planted = f", {arm.artifact} planted" if arm.artifact != "none" else ""
-    null = {"constant": "one color", "natural": "1/f² noise", "phases": "own pictures, random phases"}
+    null = {
+        "constant": "one color",
+        "natural": "1/f² noise",
+        "phases": "own pictures, random phases",
+        "words": "own words in random order",
+    }
     return f"{null.get(arm.null, 'white noise')}, {arm.file}{' larger' if arm.scale > 1 else ''}{planted}"
 
 
@@ -136,6 +146,7 @@ def audit_recipe(
 ) -> Audit:
     """Every arm that holds for the task of a recipe or of a run's directory.
 
+    Of a task on the order of sentences the data are the user's own words in random order: see `mmssl.audit.texts`.
     Structure-free pictures go through files of the kinds that the source has, decoder, crop and transform; a small
     network must stay at chance on them, and find rings that are planted. Tiles are also compared edge by edge, and
     gradients tell, exactly, whether an answer depends on other rows of the batch, on what is hidden or on later tokens.
@@ -174,7 +185,11 @@ def audit_recipe(
     arms += [Arm("phases", kinds[0])] + [planted_arm(name) for name in PLANTED if planted]
     try:
         accuracy_of(objective)
-        found.findings = audit(recipe, arms, steps=steps, rows=rows, seed=seed, report=report)
+        if reads_sentences(objective):
+            tokenizers = {name: cast(TextEncoder, encoder).tokenizer for name, encoder in objective.exported.items()}
+            found.findings = audit_texts(recipe, tokenizers, steps=steps, rows=rows, seed=seed, report=report)
+        else:
+            found.findings = audit(recipe, arms, steps=steps, rows=rows, seed=seed, report=report)
         if isinstance(objective, CutsTiles):
             found.edges = edges(recipe, rows=rows, seed=seed)
     except RecipeError as error:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,10 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmssl.audit.nulls import FILES, Arm, write
+from mmssl.audit.nulls import FILES, PLATE, Arm, write
 from mmssl.batch import Batch, count_rows, to_device
 from mmssl.data.loader import Loader, read
 from mmssl.encoders.base import Encoder, Features
+from mmssl.encoders.text import tokenizers_of
 from mmssl.errors import RecipeError
 from mmssl.objectives import create
 from mmssl.objectives.base import Objective
@@ -100,7 +101,7 @@ def audit(
     seed: int = 0,
     report: Callable[[Finding], None] = lambda finding: None,
 ) -> list[Finding]:
-    """Measure each kind of structure-free pictures, and for each null and scale among them the control.
+    """Measure each kind of structure-free data, and for each null and scale among them the control.
 
     Args:
         recipe: see `measure`.
@@ -133,7 +134,7 @@ def audit(
 
 def control_of(arm: Arm) -> Arm:
     """The same pictures in lossless files, with the rings planted."""
-    return Arm(null=arm.null, artifact="zone plate", scale=arm.scale)
+    return Arm(null=arm.null, artifact=PLATE, scale=arm.scale)
 
 
 def with_control(finding: Finding, control: Finding) -> Finding:
@@ -160,7 +161,14 @@ def measure(
         RecipeError: for a task that reads something else than images of one source, or logs no accuracy.
     """
     objective = small(recipe, seed)
-    metric, chance = accuracy_of(objective)
+    with tempfile.TemporaryDirectory() as folder:
+        data = files(recipe, arm, Path(folder) / "train", rows, mix_seed(seed, "train"))
+        train(objective, data, steps=steps, batch_size=batch_size, seed=seed)
+    return judge(arm, objective, unseen(recipe, objective, arm, rows, seed))
+
+
+def train(objective: Objective, data: Data, *, steps: int, batch_size: int, seed: int) -> None:
+    """The small training of every arm, by the one loop; see `measure`."""
     training = Training(
         steps=steps,
         batch_size=batch_size,
@@ -169,15 +177,23 @@ def measure(
         optimizer=Optimizer(lr=2e-3),
         schedule=Schedule(warmup=steps // 10),
     )
-    with tempfile.TemporaryDirectory() as folder:
-        data = files(recipe, arm, Path(folder) / "train", rows, mix_seed(seed, "train"))
-        fit(objective, Loader({"": data}, objective.needs, batch_size=batch_size, seed=seed), training, quiet=True)
+    tokenizers = tokenizers_of(objective.exported)
+    loader = Loader({"": data}, objective.needs, batch_size=batch_size, seed=seed, tokenizers=tokenizers)
+    fit(objective, loader, training, quiet=True)
+
+
+@torch.no_grad()
+def judge(arm: Arm, objective: Objective, unseen: Iterable[Batch]) -> Finding:
+    """What a task that was trained gets right of inputs that it was not trained on."""
+    metric, chance = accuracy_of(objective)
     objective.eval()
-    right = 0.0
-    with torch.no_grad():
-        for inputs in unseen(recipe, objective, arm, rows, seed):
-            right += objective(inputs)[metric].item() * count_rows(inputs)
-    return finding(arm, right / rows, chance, rows)
+    right, count = 0.0, 0
+    for inputs in unseen:
+        # Of a task that asks nothing of some rows, those that it asks.
+        asked = int(inputs[objective.divisors[0]]) if objective.divisors else count_rows(inputs)
+        right += objective(inputs)[metric].item() * asked
+        count += asked
+    return finding(arm, right / max(count, 1), chance, max(count, 1))
 
 
 def small(recipe: Recipe, seed: int) -> Objective:
