@@ -17,7 +17,7 @@ from sklearn.metrics import r2_score
 import mmssl
 from mmssl.adaptation.probes.finetune import Trained
 from mmssl.errors import DataError, MmsslError, RecipeError, RunError
-from mmssl.hub import export_classifier, load_classifier
+from mmssl.hub import load_classifier
 from mmssl.hub.classifier import save_classifier
 from mmssl.media.text import Tokenizer
 from mmssl.recipe import Data
@@ -181,27 +181,6 @@ def test_the_folder_says_what_it_is(saved):
     assert loaded.encoder.reading().image.size == 16
 
 
-def test_plain_timm_gives_the_same_outputs(saved, root, tmp_path, monkeypatch):
-    classifier = load_classifier(saved["kind"][0])
-    out = export_classifier(classifier, tmp_path / "native")
-    (program,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
-    assert "mmssl" not in program
-    assert len(program.strip().splitlines()) <= 16
-    monkeypatch.chdir(out)
-    names = {}
-    exec(program, names)
-    pictures = classifier.encoder.read([str(path) for path in sorted((root / "train").glob("*.png"))]).x
-    assert pictures.shape[1:] == (3, 16, 16)
-    with torch.no_grad():
-        expected = classifier.objective.predict({"image": pictures})["outputs"]
-    torch.testing.assert_close(names["outputs"](pictures), expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(names["outputs"](pictures).softmax(1), classifier.answer({"image": pictures}))
-    assert json.loads((out / "names.json").read_text()) == ["gray, or so", "red"]
-    export_classifier(classifier, out)  # over its own, and nothing else
-    with pytest.raises(RunError, match="was not written by this command"):
-        export_classifier(classifier, saved["kind"][0])
-
-
 def test_what_cannot_be_saved_is_said_before_anything_is_trained(encoder, root, tmp_path):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "mine.txt").write_text("mine")
@@ -252,7 +231,7 @@ def change(folder, *keys, to):
         (("target", "name"), ["classes"], "is none of"),
         (("target", "names"), "ab", "should be a list of names"),
         (("target", "names"), [["a"], "b"], "should be a list of names"),
-        (("target", "names"), ["a", "b", "c"], "head.1.weight has shape"),
+        (("target", "names"), ["a", "b", "c"], "head.weight has shape"),
         (("target", "names"), None, "no classifier can be built"),
         (("decoding", "image", "size"), -3, "size"),
         (("decoding", "shell"), "rm", "shell"),
@@ -285,7 +264,7 @@ def test_damaged_folders(folder, tmp_path):
         load_classifier(folder)
     weights.write_bytes(whole)
     tensors = load_file(weights)
-    save_file({name: value for name, value in tensors.items() if name != "head.1.bias"}, weights)
+    save_file({name: value for name, value in tensors.items() if name != "head.bias"}, weights)
     with pytest.raises(RunError, match="1 tensors missing"):
         load_classifier(folder)
     weights.unlink()

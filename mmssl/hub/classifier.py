@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmssl.adaptation.features import inputs_of
 from mmssl.adaptation.probes.finetune import Supervised, Trained
@@ -72,13 +72,6 @@ class Classifier:
     def target(self) -> Target:
         """What the answers are; `target.decode(answers)` puts them in words."""
         return self.objective.target
-
-    @property
-    def head(self) -> nn.Linear:
-        """From normalized pooled features to outputs."""
-        linear = self.objective.head[1]
-        assert isinstance(linear, nn.Linear)
-        return linear
 
     def answer(self, batch: Batch) -> Tensor:
         """Chances of classes or labels, or values in their units, float32 (B, width) on the CPU.
@@ -175,7 +168,7 @@ def _readme(name: str, target: Target, table: Table, tree: dict[str, Any]) -> st
         [
             HEADING,
             "",
-            f"`{tree['encoder']['model']}` with a linear head on its normalized pooled features, trained together on "
+            f"`{tree['encoder']['model']}` with a linear head on its pooled features, trained together on "
             f"the column `{table.label}` ({table.target}{': ' if shown else ''}{shown}).",
             f"The encoder's origin: {origin or 'not stated'}. Rows are decoded with `{json.dumps(decoding)}`.",
             "",

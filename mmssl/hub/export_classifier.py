@@ -1,76 +1,141 @@
-"""A classifier for those who have no mmssl: timm's native files, the head, and the lines that put the two together.
-
-A classifier of timm is a linear layer; that of fine-tuning normalizes its input first, so it stays outside the network.
-"""
+"""A classifier for those who have no mmssl: the class that its network's library has, or the network and the head."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 
-from mmssl.encoders.backbones.timm import TimmNetwork
+from mmssl.encoders.base import Encoder
 from mmssl.errors import RunError
 from mmssl.hub.classifier import Classifier
-from mmssl.hub.export import fill
+from mmssl.hub.export import Native, fill
+from mmssl.hub.native_heads import AUTO, Unsaid, with_head
+from mmssl.hub.space import pooled_lines, resampling
 
 HEADING = "# A native classifier, exported by mmssl"
-NETWORK, HEAD, NAMES = "image", "head.safetensors", "names.json"
-LINES = """\
-```python
-import timm
+HEAD, NAMES = "head.safetensors", "names.json"
+LIBRARIES = ("timm", "torchvision", "transformers", "open_clip")
+PROGRAM = """\
 import torch
-from safetensors.torch import load_file
-
-model = timm.create_model("local-dir:image", pretrained=True).eval()
-head = load_file("head.safetensors")
-mean, std = (torch.tensor(model.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
-
+{loading}
+model.eval()
+{constants}
 
 @torch.no_grad()
-def outputs(pictures):  # uint8 (B, {channels}, {height}, {width}) -> (B, {outputs})
-    features = model.forward_features((pictures / 255 - mean) / std)
-    pooled = model.forward_head(features, pre_logits=True)
-    normalized = torch.nn.functional.layer_norm(pooled, pooled.shape[1:])
-    return normalized @ head["weight"].T + head["bias"]
-```
+def outputs({given}):
+{body}
+    return {result}
 """
 MEANING = {
-    "classes": "`outputs(pictures).softmax(1)` are the probabilities of the classes that `names.json` lists.",
-    "labels": "`outputs(pictures).sigmoid()` are the probabilities of the labels that `names.json` lists.",
-    "values": '`outputs(pictures) * head["scale"] + head["shift"]` are the values.',
+    "classes": "`outputs({given}).softmax(1)` are the probabilities of the classes that `names.json` lists.",
+    "labels": "`outputs({given}).sigmoid()` are the probabilities of the labels that `names.json` lists.",
+    "values": "`outputs({given})` are the values, in the units of the labels.",
 }
 
 
 def export_classifier(classifier: Classifier, directory: str | Path) -> Path:
-    """Write the encoder as timm loads it, the head, and README.md with the lines that give the same answers.
+    """Write files that the network's library loads, and README.md with the lines that give the same outputs.
+
+    Where the library has a class for classifiers that pools as this one was trained, that holds the head, with the
+    names of the classes: of timm and torchvision the network itself, of transformers `...ForImageClassification` and
+    `...ForSequenceClassification`. Else the head is a file of its own, and README.md says why.
 
     Args:
-        classifier: whose encoder is an image network of timm.
+        classifier: of pictures or texts.
         directory: made; replaced where an earlier export wrote it.
 
     Raises:
-        RunError: for another encoder, where the directory holds something else, or the disk refuses.
+        RunError: for another modality, where the directory holds something else, or the disk refuses.
     """
-    encoder, objective = classifier.encoder, classifier.objective
-    network = getattr(encoder, "backbone", None)
-    if encoder.modality != "image" or not isinstance(network, TimmNetwork):
+    encoder = classifier.encoder
+    modality, model = encoder.modality, encoder.spec["model"]
+    if modality not in ("image", "text") or str(model).partition("/")[0] not in LIBRARIES:
         raise RunError(
-            f"a classifier leaves with its head where its encoder is an image network of timm, and this one is "
-            f"{encoder.spec['model']} of {encoder.modality}; mmssl predict uses it as it is"
+            f"a classifier leaves with its head where it reads pictures or texts by a network of another library, and "
+            f"this one is {model} of {modality}; mmssl predict uses it as it is"
         )
-    height = width = classifier.decoding.image.for_probes.size
-    lines = LINES.format(channels=network.channels, height=height, width=width, outputs=classifier.target.width)
 
     def write(folder: Path) -> None:
-        encoder.export(folder / NETWORK)
-        head = {**classifier.head.state_dict(), "shift": objective.shift, "scale": objective.scale}
-        save_file({key: value.detach().cpu().contiguous() for key, value in head.items()}, folder / HEAD)
-        (folder / NAMES).write_text(json.dumps(list(classifier.target.names), ensure_ascii=False), encoding="utf-8")
-        about = f"It answers for `{classifier.label}`; run the lines in this folder."
-        how = "`image/preprocessing.json` says how pictures were decoded."
-        text = [HEADING, "", f"{about} {how}", "", lines, MEANING[classifier.target.name], ""]
+        try:
+            whole, about = with_head(classifier), ""
+        except Unsaid as reason:
+            whole, about = None, f"The head is a file of its own, for {reason}."
+        (whole or encoder).export(folder / modality)
+        names = list(classifier.target.names)
+        (folder / NAMES).write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
+        if whole is None:
+            weight, bias = classifier.objective.linear()
+            save_file({"weight": weight, "bias": bias}, folder / HEAD)
+        elif str(model).startswith("timm/") and names:
+            config = json.loads((folder / modality / "config.json").read_text(encoding="utf-8"))
+            config["label_names"] = list(map(str, names))
+            (folder / modality / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
+        given = "texts" if modality == "text" else "pictures"
+        text = [
+            HEADING,
+            "",
+            f"It answers for `{classifier.label}`; run the lines in this folder. "
+            f"`{modality}/preprocessing.json` says how rows were decoded. {about}".strip(),
+            "",
+            f"```python\n{_program(encoder, whole)}```",
+            "",
+            MEANING[classifier.target.name].format(given=given),
+            "",
+        ]
         (folder / "README.md").write_text("\n".join(text), encoding="utf-8")
 
-    return fill(Path(directory), write, {"README.md", NETWORK, HEAD, NAMES}, HEADING)
+    return fill(Path(directory), write, {"README.md", modality, HEAD, NAMES}, HEADING)
+
+
+def _program(encoder: Encoder, whole: Encoder | None) -> str:
+    """The lines of README.md.
+
+    Args:
+        encoder: of the classifier.
+        whole: with the head in its network; None where the head is a file.
+    """
+    modality = encoder.modality
+    if whole is None:
+        _, lines, pooled = pooled_lines(encoder, "model")
+        loading, constants = Native(modality, (encoder,)).loading(modality), f'head = load_file("{HEAD}")\n'
+        if "import load_file" not in loading:
+            loading = f"from safetensors.torch import load_file\n{loading}"
+        result = f'torch.nn.functional.linear({pooled}, head["weight"], head["bias"])'
+    else:
+        loading, lines, result = _whole(whole)
+        constants = ""
+    if modality == "text":
+        return PROGRAM.format(loading=loading, constants=constants, given="texts", body=_body(lines), result=result)
+    values: Any = encoder
+    kept = values.normalization()
+    constants += f"mean, std = (torch.tensor(v)[:, None, None] for v in ({kept['mean']}, {kept['std']}))\n"
+    lines = [f"# uint8 (B, {', '.join(map(str, values.input_size()))})", "x = (pictures / 255 - mean) / std", *lines]
+    return PROGRAM.format(loading=loading, constants=constants, given="pictures", body=_body(lines), result=result)
+
+
+def _whole(encoder: Encoder) -> tuple[str, list[str], str]:
+    """Lines that load a network with its head, lines of `outputs`, and the expression that they end in."""
+    network: Any = encoder.backbone
+    modality = encoder.modality
+    library, _, name = str(encoder.spec["model"]).partition("/")
+    if library == "torchvision":
+        arguments = "".join(f", {key}={value!r}" for key, value in network.kwargs.items())
+        load = f'model = torchvision.models.get_model("{name}"{arguments})'
+        weights = f'model.load_state_dict(load_file("{modality}/model.safetensors"))'
+        return f"import torchvision\nfrom safetensors.torch import load_file\n\n{load}\n{weights}", [], "model(x)"
+    if library == "timm":
+        return Native(modality, (encoder,)).loading(modality), [], "model(x)"
+    auto = AUTO[modality].__name__
+    load = f'model = {auto}.from_pretrained("{modality}")'
+    if modality == "image":
+        return f"from transformers import {auto}\n\n{load}", [], f"model(x{resampling(encoder)}).logits"
+    load += f'\ntokenizer = AutoTokenizer.from_pretrained("{modality}")'
+    lines = ['tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")']
+    return f"from transformers import {auto}, AutoTokenizer\n\n{load}", lines, "model(**tokens).logits"
+
+
+def _body(lines: list[str]) -> str:
+    return "\n".join(f"    {line}" for line in lines)

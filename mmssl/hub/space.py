@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torchvision.models import VGG, AlexNet
 
+from mmssl.encoders._network import NetworkEncoder
+from mmssl.encoders.backbones._transformers_patches import pair as both_sides
 from mmssl.encoders.base import Encoder
 from mmssl.objectives.base import Pair
 
@@ -92,14 +95,25 @@ def _variable(name: str) -> str:
 
 def _function(pair: Pair, name: str, encoders: Mapping[str, Encoder]) -> str:
     """`embed_<name>`, from what the network reads to the space."""
-    given, lines, pooled = _pooled(encoders[name], _variable(name))
+    given, lines, pooled = pooled_lines(encoders[name], _variable(name))
     body = [*lines, f'return to_space("{_title(pair)}.{name}", {pooled})']
     return f"def embed_{_variable(name)}({given}):\n" + "\n".join(f"    {line}" for line in body)
 
 
-def _pooled(encoder: Encoder, model: str) -> tuple[str, list[str], str]:
-    """Argument, lines and expression of the pooled features of a native network."""
+def resampling(encoder: Encoder) -> str:
+    """The argument with which a network of transformers takes pictures of another size than it was built for."""
+    network: Any = encoder.backbone
+    config = network.net.config
+    assert isinstance(encoder, NetworkEncoder)  # as all of transformers are
+    asks = config.model_type in ("vit", "siglip_vision_model")  # others need not be told
+    other = asks and both_sides(config.image_size) != encoder.input_size()[1:]
+    return ", interpolate_pos_encoding=True" if other else ""
+
+
+def pooled_lines(encoder: Encoder, model: str) -> tuple[str, list[str], str]:
+    """Argument, lines and expression of the pooled features of a native network, whose variable is `model`."""
     library = str(encoder.spec["model"]).partition("/")[0]
+    network: Any = encoder.backbone
     if encoder.modality == "text":
         if library == "open_clip":
             return "texts", [], f"{model}.encode_text(tokenizer(texts))"
@@ -111,11 +125,18 @@ def _pooled(encoder: Encoder, model: str) -> tuple[str, list[str], str]:
             return "texts", lines, "hidden[:, 0]"
         mask = 'mask = tokens["attention_mask"].unsqueeze(2)'
         return "texts", [*lines, mask], "(hidden * mask).sum(1) / mask.sum(1)"
-    call = {"timm": model, "torchvision": model, "open_clip": f"{model}.encode_image"}.get(library)
-    if call is None:
+    if library == "transformers" and encoder.modality == "image":
+        attends = getattr(network.net, "head", None) is not None
+        siglip = "pooler_output" if attends else "last_hidden_state.mean(1)"
+        pooled = {"convnext": "pooler_output", "siglip_vision_model": siglip}
+        where = pooled.get(network.net.config.model_type, "last_hidden_state[:, 0]")
+        return "x", [], f"{model}(x{resampling(encoder)}).{where}"
+    calls = {"timm": f"{model}(x)", "torchvision": f"{model}(x)", "open_clip": f"{model}.encode_image(x)"}
+    if library not in calls:
         return "pooled", ["# (B, D): see `pooled` of mmssl's Features for what this network's is"], "pooled"
-    network: Any = encoder.backbone
     if network.native is not network:  # a network of pictures over the frames of a clip
         over = "mean(1)" if network.temporal == "mean" else "amax(1)"
-        return "x", [], f"{call}(x.flatten(0, 1)).unflatten(0, x.shape[:2]).{over}"
-    return "x", [], f"{call}(x)"
+        return "x", [], f"{calls[library].replace('(x)', '(x.flatten(0, 1))')}.unflatten(0, x.shape[:2]).{over}"
+    if isinstance(network.net, AlexNet | VGG):  # their classifier sees several places
+        return "x", [], f"{model}.features(x).mean((2, 3))"
+    return "x", [], calls[library]

@@ -9,6 +9,7 @@ from mmssl.adaptation.probes.base import RawRows
 from mmssl.adaptation.probes.finetune import Finetune, scale_by_depth
 from mmssl.adaptation.rows import BatchSplit, Reads
 from mmssl.adaptation.targets.classes import Classes
+from mmssl.adaptation.targets.values import Values
 from mmssl.training.optim import parameter_groups
 
 
@@ -57,7 +58,26 @@ def test_a_decay_of_zero_trains_the_head_alone(small):
     objective = probe.train(Classes(range(2)), raw(small, x), labels, {"lr": 0.1, "decay": 0.0}, 0)
     after = dict(objective.encoder("image").named_parameters())
     assert all(torch.equal(value, after[key].cpu()) for key, value in small.named_parameters())
-    assert objective.head[1].weight.abs().max() > 0.2
+    assert objective.head.weight.abs().max() > 0.2
+
+
+def test_the_head_is_one_linear_map_of_features_in_units_of_the_first_step(small):
+    x, labels = tinted(32, 0)
+    small.eval()
+    target = Values(1)
+    objective = Finetune(steps=2, batch_rows=32).train(
+        target, raw(small, x), 100.0 + labels[:, None], {"lr": 0.01, "decay": 0.0}, 0
+    )
+    objective.train()  # statistics of BatchNorm are those of the batch, as in training
+    with torch.no_grad():
+        features = objective.encoder("image")(x.to(objective.center.device)).pooled
+        seen = (features - objective.center) / objective.spread
+        torch.testing.assert_close(seen.mean(0), torch.zeros_like(seen[0]), atol=1e-4, rtol=0)
+        torch.testing.assert_close(seen.square().mean(), torch.ones_like(objective.spread))
+        weight, bias = objective.linear()
+        outputs = objective.answer({"image": x.to(objective.center.device)}).cpu()
+    torch.testing.assert_close(features.cpu() @ weight.T + bias, outputs)
+    assert (outputs - 100.5).abs().max() < 5
 
 
 def scales(encoder, decay: float) -> dict[str, float]:

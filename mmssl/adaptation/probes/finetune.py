@@ -18,26 +18,61 @@ from mmssl.adaptation.rows import Split
 from mmssl.adaptation.targets.base import Target
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
+from mmssl.objectives.base import Step
+from mmssl.ops.gather import average
+from mmssl.training.step import unchanged
 
 
 class Supervised(LabeledTask):
-    """A linear head on normalized pooled features.
+    """A linear head on pooled features.
+
+    They are centered and divided by their spread over the first step's rows, so that a learning rate means the same for
+    every encoder. Both are constants from then on, so that it all is one linear map, which a library's own class holds.
 
     Args:
         encoder: trained along.
         target: what the labels are.
         units: see `LabeledTask`.
+
+    Attributes:
+        center: of the features, (D,).
+        spread: their standard deviation, one number; 0 before it is known.
     """
 
     def __init__(self, encoder: Encoder, target: Target, units: tuple[Tensor, Tensor]) -> None:
         super().__init__({encoder.modality: encoder}, inputs_of(encoder), target, units)
-        norm = nn.LayerNorm(encoder.dim, elementwise_affine=False)
-        self.head = nn.Sequential(norm, nn.Linear(encoder.dim, target.width))
+        self.center, self.spread = nn.Buffer(torch.zeros(encoder.dim)), nn.Buffer(torch.zeros(()))
+        self.head = nn.Linear(encoder.dim, target.width)
+
+    def before_step(self, step: Step) -> None:
+        """Look at the first step's features, as that step sees them."""
+        if step.number or self.spread > 0:
+            return
+        with torch.no_grad():
+            with unchanged(self):
+                torch.manual_seed(0)  # of dropout
+                pooled = self._pooled(step.inputs)
+            self.center.copy_(average(pooled.mean(0)))
+            self.spread.copy_(average((pooled - self.center).square().mean()).sqrt().clamp(min=1e-6))
+
+    def _pooled(self, inputs: Batch) -> Tensor:
+        key, valid_key = self.inputs
+        pooled: Tensor = self.encoder(key)(inputs[key], inputs.get(valid_key)).pooled
+        return pooled
 
     def predict(self, inputs: Batch) -> Batch:
         """`outputs` (B, width)."""
-        key, valid_key = self.inputs
-        return {"outputs": self.head(self.encoder(key)(inputs[key], inputs.get(valid_key)).pooled)}
+        return {"outputs": self.head((self._pooled(inputs) - self.center) / self.spread)}
+
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """Weight (width, D) and bias (width,) from pooled features as they are to logits, or to values in their units.
+
+        float32, on the CPU.
+        """
+        parts = (*self.head.parameters(), self.center, self.spread, self.shift, self.scale)
+        weight, bias, center, spread, shift, scale = (part.detach().double().cpu() for part in parts)
+        weight = weight / spread
+        return (weight * scale[:, None]).float(), ((bias - weight @ center) * scale + shift).float()
 
 
 class Trained(NamedTuple):

@@ -93,7 +93,8 @@ class TorchvisionNetwork(Backbone):
             config = read_config(directory, "config.json")
             if config.get("builder") != name:
                 raise RecipeError(f"{self.model}: pretrained: {directory} holds a {config.get('builder')}")
-            self.kwargs = {**config.get("kwargs", {}), **self.kwargs}
+            stored = {key: value for key, value in config.get("kwargs", {}).items() if key != "num_classes"}
+            self.kwargs = {**stored, **self.kwargs}
             return None, read_weights(directory / "model.safetensors")
         if Path(pretrained).is_file():
             return None, read_weights(pretrained)
@@ -166,14 +167,13 @@ class TorchvisionNetwork(Backbone):
         """`model.safetensors`, and `config.json` that says how torchvision loads it."""
         directory.mkdir(parents=True, exist_ok=True)
         save_file(native_state(self.net), directory / "model.safetensors")
-        config = {
-            "library": "torchvision",
-            "builder": self.model.partition("/")[2],
-            "kwargs": self.kwargs,
-            "without": self.head,
-            "load": "net = torchvision.models.get_model(builder, **kwargs); net.load_state_dict(weights, strict=False) "
-            f"misses nothing but the classifier in '{self.head}', which was not trained",
-        }
+        config = {"library": "torchvision", "builder": self.model.partition("/")[2], "kwargs": self.kwargs}
+        load = "net = torchvision.models.get_model(builder, **kwargs); net.load_state_dict(weights"
+        if "num_classes" in self.kwargs:  # the whole network, with a classifier
+            config |= {"load": f"{load})"}
+        else:
+            missing = f"misses nothing but the classifier in '{self.head}', which was not trained"
+            config |= {"without": self.head, "load": f"{load}, strict=False) {missing}"}
         write_json(directory / "config.json", config)
 
 
