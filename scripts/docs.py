@@ -225,7 +225,9 @@ def main() -> int:
     out = parser.parse_args().out
     pages = out.with_name(f"{out.name}-pages")
     write_pages(pages)
-    return to_html(pages, out)
+    code = to_html(pages, out)
+    print(out / "index.html" if code == 0 else f"{out}: not whole, see above")
+    return code
 
 
 if __name__ == "__main__":

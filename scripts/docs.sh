@@ -4,4 +4,3 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 install "[docs]"
 .venv/bin/python scripts/docs.py "$@"
-echo "build/docs/index.html"

@@ -32,7 +32,7 @@ def test_commands_are_those_of_the_command_line(document):
     program = get_command(cli.app)
     recipes = {path.stem for path in catalog.recipe_files()}
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", document.read_text(), re.DOTALL))
-    calls = re.findall(r"^(?:torchrun .* -m )?mmssl (.*?)(?:\s*#.*)?$", blocks, re.MULTILINE)
+    calls = re.findall(r"^\s*(?:exec |torchrun .* -m )?mmssl (.*?)(?:\s*#.*)?$", blocks, re.MULTILINE)
     assert len(calls) == len(re.findall(r"^.*\bmmssl ", blocks, re.MULTILINE))
     for call in calls:
         verb, *words = call.split()

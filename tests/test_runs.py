@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -186,6 +188,41 @@ def test_torchrun_on_two_processes_is_the_same_run(finished: Path, tmp_path: Pat
     assert result.returncode == 0, result.stderr[-3000:]
     for one, two in zip(losses(finished), losses(tmp_path / "two"), strict=True):
         assert two == pytest.approx(one, abs=1e-9, rel=0)
+
+
+@pytest.mark.long
+def test_processes_of_slurm_end_with_a_checkpoint_on_sigterm_and_go_on(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    (line,) = re.findall(r"srun bash -c '(.*?)'", (ROOT / "docs/guides/scaling.md").read_text("utf-8"), re.DOTALL)
+    tree = {**together(steps=150, save_every=1000), "objective": {"name": "rotation"}, "encoders": {"image": VIT}}
+    recipe = write(tmp_path / "turns.yaml", tree)
+    call = line.replace("mmssl run", f"{sys.executable} -m mmssl run").replace("simclr_imagenet", str(recipe))
+    call = call.replace("runs/x", str(tmp_path / "run"))
+
+    def start() -> list[subprocess.Popen[bytes]]:
+        """Two tasks, as srun starts them."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "SLURM_NTASKS": "2"}
+        ranks = ({"SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in "01")
+        return [
+            subprocess.Popen(["bash", "-c", call], env=environment | shared | rank, stdout=subprocess.DEVNULL)
+            for rank in ranks
+        ]
+
+    tasks = start()
+    deadline = time.monotonic() + 200
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") > 2):
+        time.sleep(0.01)
+    tasks[1].send_signal(signal.SIGTERM)
+    assert [task.wait(timeout=100) for task in tasks] == [130, 130]
+    state = checkpoint.newest(tmp_path / "run")
+    assert state is not None
+    assert 0 < checkpoint.read_state(state)["step"] < 150
+    assert [task.wait(timeout=300) for task in start()] == [0, 0]
+    assert mmssl.load(tmp_path / "run").step == 150
 
 
 @pytest.mark.long
