@@ -19,8 +19,9 @@ from mmssl.catalog import recipe_files
 from mmssl.comparison.budget import Budget, encoder_samples, step_seconds
 from mmssl.data.base import MapSource
 from mmssl.data.columns import find_column
+from mmssl.data.duplicates import across_splits
 from mmssl.data.loader import Loader, read
-from mmssl.data.sources import open_source
+from mmssl.data.sources import Source, open_source
 from mmssl.encoders.text import tokenizers_of
 from mmssl.errors import DataError, RecipeError, RunError
 from mmssl.hub.load import load
@@ -222,6 +223,7 @@ def make_plan(
         decoding = decoding or decode
     if not trees or decoding is None:
         raise RecipeError("; ".join(notes))
+    notes += _shared(given, source, modality)
     if label is None:
         notes.append("there are no labels, so that tasks are ranked by what needs none, and rates are not tuned")
     baselines = (UNTRAINED, RAW, *([SUPERVISED] if supervised and label else []))
@@ -236,6 +238,15 @@ def make_plan(
         notes=tuple(notes),
         **others,
     )
+
+
+def _shared(given: Data, source: Source, modality: str) -> list[str]:
+    """Rows of the source's own test split that are training rows as well."""
+    if modality not in ("image", "text") or given.split != "train" or "test" not in source.splits:
+        return []
+    splits = {"train": source, "test": open_source(given.model_copy(update={"split": "test"}))}
+    whole = {name: one for name, one in splits.items() if isinstance(one, MapSource)}
+    return across_splits(whole, find_column(given, modality, source.columns), images=modality == "image")
 
 
 def _without_steps(tree: dict[str, Any]) -> dict[str, Any]:

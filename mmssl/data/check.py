@@ -13,6 +13,7 @@ import numpy as np
 
 from mmssl.data.base import MapSource
 from mmssl.data.columns import find_column
+from mmssl.data.duplicates import across_splits
 from mmssl.data.features import name_of
 from mmssl.data.files import KINDS
 from mmssl.data.sources import Source, open_source
@@ -81,7 +82,8 @@ def check(source: str | Path | Data, *, split: str | None = None, rows: int = 20
         DataError: where nothing can be opened.
     """
     spec = source if isinstance(source, Data) else Data(source=str(source), **settings)
-    opened, splits = _open_all(spec, split)
+    opened, every = _open_all(spec, split)
+    splits = {name: len(one) if isinstance(one, MapSource) else None for name, one in every.items()}
     found = Check(spec.source, splits, _columns(spec, opened), notes=list(opened.notes))
     fed = {key: name for name, keys in found.columns.items() for key in keys.split(", ") if key}
     keys = {key: fed[key] for key in KEYS if key in fed}
@@ -99,6 +101,9 @@ def check(source: str | Path | Data, *, split: str | None = None, rows: int = 20
         found.facts[key] = lines
     if "image" in keys and "label" in keys:
         _aspects(cells, keys, found)
+    whole = {name: one for name, one in every.items() if isinstance(one, MapSource)}
+    for key in [key for key in ("image", "text") if key in keys][:1]:
+        found.traps += across_splits(whole, keys[key], images=key == "image")
     spare = [name for name, key in found.columns.items() if not key]
     for _, row in _sample(opened.select(spare), 1) if spare else ():
         hints = _hints({name: row[name] for name in spare})
@@ -134,16 +139,15 @@ def _fits(opens: Callable[[Any], Any], cell: Any) -> bool:
     return True
 
 
-def _open_all(spec: Data, split: str | None) -> tuple[Source, dict[str, int | None]]:
-    """The source of the split to be sampled, and the size of each that there is."""
+def _open_all(spec: Data, split: str | None) -> tuple[Source, dict[str, Source]]:
+    """The source of the split to be sampled, and of each that there is."""
     first = _open_some(spec, [split] if split else [spec.split, "train", "validation", "test"])
-    splits: dict[str, int | None] = {}
     known = ("train", "validation", "test")
     names = sorted(first.splits, key=lambda name: known.index(name) if name in known else len(known))
-    for name in names or (split or spec.split,):
-        opened = open_source(spec.model_copy(update={"split": name})) if first.splits else first
-        splits[name] = len(opened) if isinstance(opened, MapSource) else None
-    return first, splits
+    return first, {
+        name: open_source(spec.model_copy(update={"split": name})) if first.splits else first
+        for name in names or (split or spec.split,)
+    }
 
 
 def _open_some(spec: Data, names: Sequence[str]) -> Source:
