@@ -1,15 +1,23 @@
 """Fine-tuning: it learns what frozen features lack, on a copy, with the learning rates it says."""
 
+import sys
+
 import pytest
 import torch
+from torch import nn
 
 from mmssl import encoder as create
+from mmssl.adaptation.probes import finetune, make_probe
+from mmssl.adaptation.probes._layers import scale_by_depth
+from mmssl.adaptation.probes._lora import add_adapters, merge
 from mmssl.adaptation.probes._trained import Shuffled
 from mmssl.adaptation.probes.base import RawRows
-from mmssl.adaptation.probes.finetune import Finetune, scale_by_depth
+from mmssl.adaptation.probes.finetune import Finetune, Supervised
 from mmssl.adaptation.rows import BatchSplit, Reads
 from mmssl.adaptation.targets.classes import Classes
 from mmssl.adaptation.targets.values import Values
+from mmssl.errors import RecipeError
+from mmssl.media.text import Tokenizer
 from mmssl.training.optim import parameter_groups
 
 
@@ -117,3 +125,132 @@ def test_shuffled_rows_come_once_an_epoch_and_in_a_new_order():
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert seen[:10] != seen[10:]
     assert torch.cat([batch["id"] for batch in loader.batches(3, 5)]).tolist() == seen[12:]
+
+
+def trained(monkeypatch, probe, encoder, setting, rows=16):
+    """What one training leaves, and of each of its steps whether the encoder learned."""
+    steps, before = [], Supervised.before_step
+
+    def look(self, step):
+        before(self, step)
+        steps.append(any(p.requires_grad for p in self.encoder("image").parameters()))
+
+    monkeypatch.setattr(Supervised, "before_step", look)
+    x, labels = tinted(rows, 0)
+    return probe.train(Classes(range(2)), raw(encoder, x), labels, setting, 0), steps
+
+
+def test_frozen_blocks_stay_as_they_are_with_their_statistics(small, monkeypatch):
+    before = {key: value.clone() for key, value in small.state_dict().items()}
+    # The stem has three convolutions and two norms with a number, then comes a block a stage.
+    objective, _ = trained(monkeypatch, Finetune(steps=3, freeze=7), small, {"lr": 0.01, "decay": 1.0})
+    after = objective.encoder("image").cpu().state_dict()
+    same = {key for key, value in before.items() if torch.equal(value, after[key])}
+    frozen = {key for key in before if any(part in key for part in ("net.conv1", "net.bn1", "layer1.", "layer2."))}
+    assert any("running_mean" in key for key in frozen)
+    assert same - {"normalize.mean", "normalize.std"} == frozen
+    with pytest.raises(RecipeError, match=r"freeze = 99: timm/test_resnet has \d+ blocks"):
+        trained(monkeypatch, Finetune(steps=3, freeze=99), small, {"lr": 0.01, "decay": 1.0})
+
+
+def test_the_head_learns_first(small, monkeypatch):
+    probe = Finetune(steps=2, head_steps=3)
+    objective, steps = trained(monkeypatch, probe, small, {"lr": 0.01, "decay": 1.0})
+    assert steps == [False] * 3 + [True] * 2
+    alone, _ = trained(monkeypatch, Finetune(steps=2), small, {"lr": 0.01, "decay": 1.0})
+    assert not torch.equal(objective.head.weight, alone.head.weight)
+    assert all(p.requires_grad for p in objective.encoder("image").parameters())
+
+
+def test_early_stopping_looks_at_held_out_rows_and_ends_the_last_training_there(small, monkeypatch):
+    x, labels = tinted(40, 0)
+    probe = Finetune(steps=40, batch_rows=16, lr=(3e-3,), decay=(1.0,), early_stop=2)
+    scores, seen = iter([0.5, 0.9, 0.7, 0.9, 1.0]), []
+
+    def score(self, said, truth):
+        return {"accuracy": next(scores)}
+
+    def read(objective, rows, size):
+        seen.append(rows.ids.tolist())
+        return answers(objective, rows, size)
+
+    answers = finetune.answers
+    monkeypatch.setattr(finetune, "answers", read)
+    monkeypatch.setattr(Classes, "score", score)
+    setting, best = probe.choose(Classes(range(2)), raw(small, x), labels, 0)
+    assert (setting, best) == ({"lr": 3e-3, "decay": 1.0, "steps": 4}, 0.9)
+    assert next(scores) == 1.0  # the fourth evaluation was the last
+    held = Classes(range(2)).hold_out(labels, 0.2, 0)
+    assert seen == [held.nonzero()[:, 0].tolist()] * 4
+    _, steps = trained(monkeypatch, probe, small, setting)
+    assert len(steps) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"mixup": -1}, "mixup = -1 should be float from 0"),
+        ({"freeze": 1.5}, "freeze = 1.5 should be int from 0"),
+        ({"early_stop": -1}, "early_stop = -1 should be int from 0"),
+        ({"decay": [2.0]}, r"decay = \[2.0\] should be"),
+        ({"lora": 2, "freeze": 1}, "with lora no block learns; leave freeze out"),
+    ],
+)
+def test_options_out_of_range(options, said):
+    with pytest.raises(RecipeError, match=said):
+        make_probe("finetune", options)
+
+
+def vit():
+    return create("timm/test_vit", modality="image", img_size=16, patch_size=8)
+
+
+def bert():
+    tokenizer = Tokenizer.train(["a red circle", "two small blue squares"] * 3, 300)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    return create("transformers/bert", modality="text", tokenizer=tokenizer, **size)
+
+
+@pytest.mark.parametrize("make", [vit, bert])
+def test_adapters_alone_learn_and_merge_into_equal_outputs(make):
+    torch.manual_seed(0)
+    encoder = make().double().eval()
+    pictures = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
+    x = encoder.read(["two squares", "a circle"]).x if make is bert else pictures
+    names, start = set(encoder.state_dict()), encoder(x).pooled
+    objective = Supervised(encoder, Classes(range(2)), (torch.zeros(2), torch.ones(2)))
+    adapters = add_adapters(encoder, 2)
+    torch.testing.assert_close(encoder(x).pooled, start)
+    learning = {name for name, p in objective.named_parameters() if p.requires_grad}
+    assert all("lora_" in name or name.startswith("head.") for name in learning)
+    assert sum("lora_A" in name for name in learning) == sum(
+        isinstance(module, nn.Linear) for module in make().backbone.net.modules()
+    )
+    for name, parameter in encoder.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    apart = encoder(x).pooled
+    merge(adapters)
+    assert set(encoder.state_dict()) == names
+    torch.testing.assert_close(encoder(x).pooled, apart, atol=1e-6, rtol=1e-6)
+    assert (apart - start).abs().max() > 1e-3
+
+
+def test_lora_as_an_option(monkeypatch):
+    torch.manual_seed(0)
+    encoder = vit()
+    before = encoder.state_dict()
+    objective, _ = trained(monkeypatch, Finetune(steps=2, lora=2), encoder, {"lr": 0.1, "decay": 1.0})
+    after = objective.encoder("image").cpu().state_dict()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {key for key in before if key.endswith("weight") and any(n in key for n in ("attn.", "mlp."))}
+    with pytest.raises(RecipeError, match="lora = 2: timm/test_resnet has no linear layers; lora is for transformers"):
+        add_adapters(create("timm/test_resnet", modality="image"), 2)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(RecipeError, match=r'lora takes the library peft: pip install "mmssl\[lora\]"'):
+        Finetune(lora=2)
+
+
+def test_mixing_is_for_pictures_and_clips():
+    with pytest.raises(RecipeError, match="mixup and cutmix mix pictures and clips, and this encoder reads text"):
+        Supervised(bert(), Classes(range(2)), (torch.zeros(2), torch.ones(2)), mixup=0.2)

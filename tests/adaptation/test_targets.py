@@ -1,5 +1,6 @@
 """Targets: what cells mean, how rows are divided, and probes of labels and values against scikit-learn."""
 
+import hashlib
 import io
 
 import datasets
@@ -103,6 +104,20 @@ def test_a_group_is_never_divided_whatever_the_target(kind):
     held = target.hold_out(target.encode(cells), 0.2, 0, groups)
     assert 40 < held.sum() < 80
     assert not set(groups[held].tolist()) & set(groups[~held].tolist())
+
+
+@pytest.mark.parametrize(
+    ("target", "labels", "digest"),
+    [
+        (Classes(range(7)), torch.arange(1000) % 7, "43d552999bae2c1d"),
+        (Labels(range(3)), torch.arange(1000)[:, None] % torch.tensor([2, 3, 5]) == 0, "3db28606de5eda30"),
+        (Values(1), torch.linspace(0, 1, 1000)[:, None], "334477b3b6706de9"),
+    ],
+    ids=["classes", "labels", "values"],
+)
+def test_the_rows_of_a_seed_are_the_same_on_every_machine(target, labels, digest):
+    rows = target.draw_shots(labels, 5, 0).numpy().astype("<i8")
+    assert hashlib.sha256(rows.tobytes()).hexdigest()[:16] == digest
 
 
 def test_shots_are_rows_of_each_label_and_of_values_rows_in_all():

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mmssl.adaptation.labeled import Question
 from mmssl.adaptation.maps import MapRows, read_maps
+from mmssl.adaptation.probes._layers import scale_by_depth
 from mmssl.adaptation.probes.base import Learner, Setting
-from mmssl.adaptation.probes.finetune import scale_by_depth
 from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.rows import Split
 from mmssl.encoders.base import Encoder

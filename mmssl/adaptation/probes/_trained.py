@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import ClassVar, Protocol
+from contextlib import suppress
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -120,6 +121,20 @@ class Shuffled:
         return torch.tensor([epochs[place // total][place % total] for place in places])
 
 
+class Watcher(Protocol):
+    """What may stop a training."""
+
+    every: int
+
+    def is_enough(self, objective: Any) -> bool:
+        """Is asked every so many steps."""
+        ...
+
+
+class _Enough(Exception):
+    """Leaves the loop before its last step."""
+
+
 def train(
     objective: Objective,
     rows: Readable,
@@ -130,6 +145,8 @@ def train(
     steps: int,
     batch_rows: int,
     seed: int,
+    stop: int = 0,
+    watch: Watcher | None = None,
 ) -> None:
     """Train in place: AdamW, a tenth of the steps to warm up, then a cosine.
 
@@ -141,7 +158,9 @@ def train(
         weight_decay: of AdamW.
         steps: of the optimizer; few rows are passed through more often.
         batch_rows: of a step, at most N.
-        seed: of the order.
+        seed: of the order and of every draw.
+        stop: after so many of the steps; 0 for the last.
+        watch: may stop it before.
     """
     training = Training(
         steps=steps,
@@ -150,7 +169,16 @@ def train(
         optimizer=Optimizer(lr=lr, weight_decay=weight_decay),
         schedule=Schedule(warmup=steps // 10),
     )
-    fit(objective, Shuffled(rows, labels, training.batch_size, seed), training, quiet=True)
+
+    def look() -> dict[str, float]:
+        if watch is None or watch.is_enough(objective):
+            raise _Enough
+        return {}
+
+    every = stop if watch is None else watch.every
+    with suppress(_Enough):
+        loader = Shuffled(rows, labels, training.batch_size, seed)
+        fit(objective, loader, training, probe=look if every else None, probe_every=every, quiet=True)
 
 
 def answers(objective: LabeledTask, rows: Readable, batch_size: int) -> Tensor:
@@ -208,6 +236,14 @@ class HeadLearner(Learner[X]):
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
                 task = HeadTask(network(), inputs, target, target.units(labels))
-            matrix, options = target.matrix(labels), {"steps": self.steps, "batch_rows": self.batch_rows, "seed": seed}
-            train(task, rows, matrix, lr=setting["lr"], weight_decay=self.weight_decay, **options)
+            train(
+                task,
+                rows,
+                target.matrix(labels),
+                lr=setting["lr"],
+                weight_decay=self.weight_decay,
+                steps=self.steps,
+                batch_rows=self.batch_rows,
+                seed=seed,
+            )
             yield answers(task, test, 4 * self.batch_rows)

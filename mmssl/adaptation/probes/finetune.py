@@ -5,22 +5,32 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, NamedTuple
+from functools import partial
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from mmssl.adaptation.features import POOLED, inputs_of
+from mmssl.adaptation.probes._layers import freeze_blocks, rest, scale_by_depth
+from mmssl.adaptation.probes._lora import add_adapters, check_peft, merge
 from mmssl.adaptation.probes._trained import LabeledTask, answers, train
 from mmssl.adaptation.probes.base import Learner, RawRows, Setting
 from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.rows import Split
-from mmssl.adaptation.targets.base import Target
+from mmssl.adaptation.targets.base import HELD_OUT, Target
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
+from mmssl.errors import DataError, RecipeError
 from mmssl.objectives.base import Step
+from mmssl.ops.draws import Draws
 from mmssl.ops.gather import average
+from mmssl.ops.mixing import mix_rows
+from mmssl.ranges import AboveZero, Count, Positive, Share, Weight
 from mmssl.training.step import unchanged
+
+EVALUATIONS = 20
+"""In a training that may be stopped early."""
 
 
 class Supervised(LabeledTask):
@@ -33,16 +43,46 @@ class Supervised(LabeledTask):
         encoder: trained along.
         target: what the labels are.
         units: see `LabeledTask`.
+        mixup: see `Finetune`.
+        cutmix: see `Finetune`.
 
     Attributes:
         center: of the features, (D,).
         spread: their standard deviation, one number; 0 before it is known.
     """
 
-    def __init__(self, encoder: Encoder, target: Target, units: tuple[Tensor, Tensor]) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        target: Target,
+        units: tuple[Tensor, Tensor],
+        *,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+    ) -> None:
         super().__init__({encoder.modality: encoder}, inputs_of(encoder), target, units)
+        if (mixup or cutmix) and encoder.modality not in ("image", "video"):
+            raise RecipeError(f"mixup and cutmix mix pictures and clips, and this encoder reads {encoder.modality}")
+        self.mixup, self.cutmix = mixup, cutmix
+        self.meets = "transform" if mixup or cutmix else "nowhere"
         self.center, self.spread = nn.Buffer(torch.zeros(encoder.dim)), nn.Buffer(torch.zeros(()))
         self.head = nn.Linear(encoder.dim, target.width)
+
+    def train(self, mode: bool = True) -> Self:
+        """See `torch.nn.Module.train`; what learns nothing stays in evaluation mode."""
+        super().train(mode)
+        rest(self)
+        return self
+
+    def transform(self, batch: Batch, draws: Draws) -> Batch:
+        """Rows as they are, or mixed."""
+        inputs = super().transform(batch, draws)
+        if self.mixup or self.cutmix:
+            key = self.inputs[0]
+            x = inputs[key] if inputs[key].is_floating_point() else inputs[key] / 255
+            mixed = mix_rows(x, inputs["label"], draws, by_mixup=self.mixup, by_cutmix=self.cutmix)
+            inputs[key], inputs["label"] = mixed
+        return inputs
 
     def before_step(self, step: Step) -> None:
         """Look at the first step's features, as that step sees them."""
@@ -87,11 +127,46 @@ class Trained(NamedTuple):
     split: Split
 
 
+class Watch:
+    """What early stopping saw: scores of held-out rows while their network learned.
+
+    Args:
+        target: whose first metric counts.
+        rows: held out.
+        labels: of them.
+        patience: evaluations without a better score before it is enough.
+        every: steps between two evaluations.
+        batch_size: rows that are answered at a time.
+
+    Attributes:
+        scores: of each evaluation, in order.
+    """
+
+    def __init__(
+        self, target: Target, rows: RawRows, labels: Tensor, patience: int, every: int, batch_size: int
+    ) -> None:
+        self.target, self.rows, self.labels = target, rows, labels
+        self.patience, self.every, self.batch_size = patience, every, batch_size
+        self.scores: list[float] = []
+
+    @property
+    def best(self) -> tuple[float, int]:
+        """The highest score, and after how many steps it came first."""
+        score = max(self.scores)
+        return score, (self.scores.index(score) + 1) * self.every
+
+    def is_enough(self, objective: LabeledTask) -> bool:
+        """Score the network as it is now, and say whether to stop."""
+        said = answers(objective, self.rows, self.batch_size)
+        self.scores.append(self.target.score(said, self.labels)[self.target.metrics[0].name])
+        return len(self.scores) - self.best[1] // self.every >= self.patience
+
+
 class Finetune(Learner[RawRows]):
     """AdamW with a cosine schedule and layer-wise learning rates, decay^(depth from the head) (He et al. 2022, A.1).
 
     The paper's decay is 0.75 for ViT-L; 1.0 is there because a random-initialized encoder must train its first
-    layers, and a baseline deserves settings of its own. There is no augmentation.
+    layers, and a baseline deserves settings of its own. There is no augmentation but mixing.
 
     Args:
         lr: candidates for the peak learning rate.
@@ -99,6 +174,16 @@ class Finetune(Learner[RawRows]):
         steps: optimizer steps; a subset of few rows is passed through more often.
         batch_rows: rows of a step, at most all of them.
         weight_decay: of AdamW.
+        mixup: alpha of the Beta distribution that says how much of each picture is another one's (Zhang et al. 2018;
+            0.2 there, 0.8 for transformers), its label likewise; 0 for none. With `cutmix`, one of both by a coin.
+        cutmix: likewise of the area that is another picture's (Yun et al. 2019; 1.0 there).
+        freeze: so many blocks, and the embeddings before them, stay as they are.
+        head_steps: steps in which the head alone learns, before the others (Kumar et al. 2022, arXiv 2202.10054).
+        early_stop: evaluations without a better score, of 20 in a training, after which a candidate is given up. They
+            are of the held-out rows that choose among candidates, and the best one's step is chosen with it: the
+            training on all rows ends there (Goodfellow et al. 2016, algorithm 7.2). 0 for never.
+        lora: rank of adapters next to all linear layers, which learn in place of these and are merged at the end; 0 for
+            none. It takes `pip install "mmssl[lora]"`.
 
     Attributes:
         trained: what `predict` trained last.
@@ -111,18 +196,55 @@ class Finetune(Learner[RawRows]):
     def __init__(
         self,
         *,
-        lr: tuple[float, ...] = (3e-4, 1e-3),
-        decay: tuple[float, ...] = (0.75, 1.0),
-        steps: int = 300,
-        batch_rows: int = 64,
-        weight_decay: float = 0.05,
+        lr: tuple[AboveZero, ...] = (3e-4, 1e-3),
+        decay: tuple[Share, ...] = (0.75, 1.0),
+        steps: Positive = 300,
+        batch_rows: Positive = 64,
+        weight_decay: Weight = 0.05,
+        mixup: Weight = 0.0,
+        cutmix: Weight = 0.0,
+        freeze: Count = 0,
+        head_steps: Count = 0,
+        early_stop: Count = 0,
+        lora: Count = 0,
     ) -> None:
         super().__init__()
+        if lora:
+            check_peft()
+            if freeze:
+                raise RecipeError(f"freeze = {freeze} and lora = {lora}: with lora no block learns; leave freeze out")
         self.lr, self.decay, self.steps, self.batch_rows, self.weight_decay = lr, decay, steps, batch_rows, weight_decay
+        self.mixup, self.cutmix = mixup, cutmix
+        self.freeze, self.head_steps, self.early_stop, self.lora = freeze, head_steps, early_stop, lora
 
     def settings(self) -> Sequence[Setting]:
         """Every pair of learning rate and decay, the least change of the encoder first."""
         return [{"lr": lr, "decay": decay} for lr, decay in itertools.product(sorted(self.lr), sorted(self.decay))]
+
+    def choose(
+        self,
+        target: Target,
+        train: RawRows,
+        labels: Tensor,
+        seed: int,
+        groups: Tensor | None = None,
+        *,
+        always: bool = False,
+    ) -> tuple[Setting, float | None]:
+        """See `Learner.choose`; with `early_stop` the setting says at which of the steps to stop."""
+        if not self.early_stop:
+            return super().choose(target, train, labels, seed, groups, always=always)
+        held = target.hold_out(labels, HELD_OUT, seed, groups)
+        if not held.any():
+            raise DataError("no class has two training rows to spare, so early_stop has none to look at; leave it out")
+        every = max(1, self.steps // EVALUATIONS)
+        chosen: list[tuple[float, int, Setting]] = []
+        for setting in self.settings():
+            watch = Watch(target, train[held], labels[held], self.early_stop, every, 4 * self.batch_rows)
+            self.train(target, train[~held], labels[~held], setting, seed, watch)
+            chosen.append((*watch.best, setting))
+        score, step, setting = max(chosen, key=lambda one: one[0])
+        return {**setting, "steps": step}, score
 
     def predict(
         self, target: Target, train: RawRows, labels: Tensor, test: RawRows, settings: Sequence[Setting], seed: int
@@ -139,46 +261,49 @@ class Finetune(Learner[RawRows]):
         (view,), read = self._read([model.encoder], question.train.split, question.train.ids, request)
         return question.target, view[POOLED], question.train.labels[torch.isin(question.train.ids, read)]
 
-    def train(self, target: Target, rows: RawRows, labels: Tensor, setting: Setting, seed: int) -> Supervised:
-        """One training on all of `rows`."""
+    def train(
+        self, target: Target, rows: RawRows, labels: Tensor, setting: Setting, seed: int, watch: Watch | None = None
+    ) -> Supervised:
+        """One training on all of `rows`.
+
+        Args:
+            target: what the labels are.
+            rows: N of them.
+            labels: of them.
+            setting: learning rate, decay, and where to stop before the end of the schedule `steps`.
+            seed: of the head, of the order and of every draw.
+            watch: may stop it.
+        """
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             encoder = copy.deepcopy(rows.encoder)
             if encoder.frozen:
                 encoder.freeze(False)
-            objective = Supervised(encoder, target, target.units(labels))
-        scale_by_depth(objective.encoder(rows.encoder.modality), setting["decay"])
-        train(
+            objective = Supervised(encoder, target, target.units(labels), mixup=self.mixup, cutmix=self.cutmix)
+        fit = partial(
+            train,
             objective,
             rows,
             target.matrix(labels),
             lr=setting["lr"],
             weight_decay=self.weight_decay,
-            steps=self.steps,
             batch_rows=self.batch_rows,
             seed=seed,
         )
+        if self.head_steps:
+            learning = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+            encoder.requires_grad_(False)
+            fit(steps=self.head_steps)
+            for parameter in learning:
+                parameter.requires_grad_(True)
+        adapters = None
+        if self.lora:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                adapters = add_adapters(encoder, self.lora)
+        freeze_blocks(encoder, self.freeze)
+        scale_by_depth(encoder, setting["decay"])
+        fit(steps=self.steps, stop=int(setting.get("steps", 0)), watch=watch)
+        if adapters is not None:
+            merge(adapters)
         return objective
-
-
-def scale_by_depth(encoder: Encoder, decay: float) -> None:
-    """Set `lr_scale` of every parameter to decay^(n + 1 - i), i the number of its block of n (MAE's rule).
-
-    Depth is the order in which blocks appear: a block is named by a parameter's name up to its first number, as
-    in `blocks.3` or `layer2.0`. What lies between blocks belongs to the one before; what comes before all of them, and
-    every embedding, has i = 0; what follows the last, n + 1.
-    """
-    embeddings = {p for m in encoder.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    blocks: dict[str, int] = {}
-    depths: list[tuple[nn.Parameter, float]] = []
-    for name, parameter in encoder.named_parameters():
-        parts = name.split(".")
-        number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-        if number is not None:
-            depths.append((parameter, blocks.setdefault(".".join(parts[: number + 1]), len(blocks) + 1)))
-        else:
-            depths.append((parameter, 0 if parameter in embeddings else len(blocks) + 0.5))
-    last = len(blocks)
-    for parameter, depth in depths:
-        i = last + 1 if depth > last else int(depth)
-        parameter.lr_scale = decay ** (last + 1 - i)  # type: ignore[attr-defined]
