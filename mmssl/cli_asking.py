@@ -106,10 +106,13 @@ def audit(
     """Ask whether the task can be answered where there is nothing to see; exit code 1 where it leaks."""
     from mmssl.audit.own_files import audit_recipe
     from mmssl.recipe import Data, load
+    from mmssl.run_directory import Audited, keep_audit
 
     resolved = load(recipe / "recipe.yaml" if recipe.is_dir() else recipe, overrides(set_))
     found = audit_recipe(
         resolved, None if data is None else Data(source=data), planted=planted, steps=steps, rows=rows, seed=seed
     )
     typer.echo(str(found))
+    if recipe.is_dir() and not set_:
+        keep_audit(recipe, Audited(found.verdict, str(found)))
     raise typer.Exit(1 if found.verdict == "leaks" else 0)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from mmssl.atomic import write_text
 from mmssl.encoders.base import Encoder
@@ -20,8 +22,37 @@ if TYPE_CHECKING:
     from mmssl.audit.verdict import Verdict
 
 PROBES = "probes.json"
+AUDIT = "audit.json"
+MACHINES = "machines.json"
+T = TypeVar("T")
 FEATURES = "features"
 """Folder in which features of probed rows are kept."""
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What an audit said.
+
+    Attributes:
+        verdict: `leaks`, `at chance` ...
+        text: every arm, and the closing sentence.
+    """
+
+    verdict: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a part of a training ran on.
+
+    Attributes:
+        device: the name of the GPU, or `CPU`.
+        processes: how many there were.
+    """
+
+    device: str
+    processes: int
 
 
 @dataclass
@@ -88,6 +119,24 @@ class Run:
             raise RunError(f"{path} is damaged: {error}; remove it, and probe again") from error
         return found
 
+    @property
+    def audit(self) -> Audited | None:
+        """What the last `mmssl audit` of the run said; None where there was none.
+
+        Raises:
+            RunError: where it cannot be read.
+        """
+        return _record(self.directory / AUDIT, Audited)
+
+    @property
+    def machines(self) -> list[Machine]:
+        """Where it was trained, in order; empty where that is not known.
+
+        Raises:
+            RunError: where it cannot be read.
+        """
+        return _record(self.directory / MACHINES, list[Machine]) or []
+
     def add_probe(self, table: Mapping[str, Any]) -> None:
         """Write a table of `mmssl.adapt` into probes.json, in the place of the one that answers the same question."""
         new = {**table, "step": self.step}
@@ -103,3 +152,22 @@ class Run:
 def _question(table: Mapping[str, Any]) -> tuple[str, ...]:
     keys = ("probe", "target", "label", "encoder", "shots", "test", "train_rows")
     return tuple(str(table.get(key)) for key in keys)
+
+
+def keep_audit(directory: Path, audited: Audited) -> None:
+    """Write audit.json of a run."""
+    write_text(directory / AUDIT, json.dumps(asdict(audited), indent=1))
+
+
+def keep_machine(directory: Path, machine: Machine) -> None:
+    """Add to machines.json of a run, unless it is what the training was on before."""
+    before = _record(directory / MACHINES, list[Machine]) or []
+    if before[-1:] != [machine]:
+        write_text(directory / MACHINES, json.dumps([asdict(one) for one in (*before, machine)], indent=1))
+
+
+def _record(path: Path, kind: type[T]) -> T | None:
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True) if path.exists() else None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is damaged: {' '.join(str(error).split())}; remove it") from error

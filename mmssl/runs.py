@@ -29,9 +29,9 @@ from mmssl.objectives.base import Objective, Panel
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import alone
 from mmssl.recipe import Recipe, Training
-from mmssl.run_directory import FEATURES, Run
+from mmssl.run_directory import FEATURES, Machine, Run, keep_machine
 from mmssl.training import checkpoint
-from mmssl.training.launch import check_trackers, start_processes
+from mmssl.training.launch import check_trackers, device_name, start_processes
 from mmssl.training.lock import locked
 from mmssl.training.loop import fit
 from mmssl.training.optim import lr_factor
@@ -105,6 +105,7 @@ def _run(
     if state.is_main_process:
         write_text(directory / DATA, json.dumps(digests, indent=1))
         write_text(directory / "recipe.yaml", _complete(resolved, objective).dump())
+        keep_machine(directory, Machine(device_name(state.device), state.num_processes))
         _say([] if quiet else loader.found())
     last = checkpoint.newest(directory) if resume else None
     complete = last is not None and checkpoint.read_state(last)["step"] == resolved.training.steps

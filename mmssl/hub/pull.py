@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
 from mmssl import recipe as recipes
 from mmssl.adaptation.table import Table
@@ -22,9 +23,10 @@ from mmssl.errors import RunError
 from mmssl.hub.bounds import check_numbers
 from mmssl.recipe import Recipe
 from mmssl.registry import components
+from mmssl.run_directory import AUDIT, MACHINES, Audited, Machine
 
 WEIGHTS = "model.safetensors"
-RECORDS = ("metrics.jsonl", "probes.json")
+RECORDS = ("metrics.jsonl", "probes.json", AUDIT, MACHINES)
 TOKENIZER_FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
@@ -167,7 +169,13 @@ def _read_recipe(path: Path) -> dict[str, Any]:
 
 
 def _check_records(folder: Path) -> None:
-    for name, check in {"metrics.jsonl": _check_metrics, "probes.json": _check_probes}.items():
+    checks: dict[str, Callable[[str], Any]] = {
+        "metrics.jsonl": _check_metrics,
+        "probes.json": _check_probes,
+        AUDIT: TypeAdapter(Audited).validate_json,
+        MACHINES: TypeAdapter(list[Machine]).validate_json,
+    }
+    for name, check in checks.items():
         path = folder / name
         if not path.exists():
             continue

@@ -12,10 +12,12 @@ from safetensors import safe_open
 
 from mmssl.errors import RunError
 from mmssl.hub.bounds import check_finite
-from mmssl.hub.card import model_card, publishable, read_probes
+from mmssl.hub.card import model_card, read_probes
 from mmssl.hub.client import explain
 from mmssl.hub.export import export, fill
+from mmssl.hub.privacy import publishable
 from mmssl.hub.pull import WEIGHTS, check_folder
+from mmssl.run_directory import AUDIT, MACHINES
 
 if TYPE_CHECKING:
     from mmssl.run_directory import Run
@@ -27,11 +29,13 @@ CONTENT = {
     "tokenizers",
     "metrics.jsonl",
     "probes.json",
+    AUDIT,
+    MACHINES,
     "figures",
     "native",
 }
 # What a later push of the same run no longer has is removed from the repository; other files there are left alone.
-OURS = ["native/*", "tokenizers/*", "figures/*", "probes.json"]
+OURS = ["native/*", "tokenizers/*", "figures/*", "probes.json", AUDIT, MACHINES]
 
 
 def push(
@@ -90,8 +94,9 @@ def assemble(run: Run, folder: Path, repo: str | None = None) -> None:
         tokenizer = getattr(encoder, "tokenizer", None)
         if tokenizer is not None:
             tokenizer.save(folder / "tokenizers" / name)
-    if (run.directory / "metrics.jsonl").exists():
-        shutil.copyfile(run.directory / "metrics.jsonl", folder / "metrics.jsonl")
+    for name in ("metrics.jsonl", AUDIT, MACHINES):
+        if (run.directory / name).exists():
+            shutil.copyfile(run.directory / name, folder / name)
     probes = read_probes(run)
     if probes:
         (folder / "probes.json").write_text(json.dumps(probes, indent=1), encoding="utf-8")

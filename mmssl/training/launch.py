@@ -35,6 +35,11 @@ def start_processes() -> PartialState:
     return PartialState(cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available())
 
 
+def device_name(device: torch.device) -> str:
+    """The name of a GPU; `CPU` and the like elsewhere."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+
+
 def check_trackers(training: Training) -> None:
     """Raise RecipeError for a tracker that is not installed, which accelerate would leave out without a word."""
     available = {str(name) for name in get_available_trackers()}

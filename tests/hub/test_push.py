@@ -15,6 +15,7 @@ from small_runs import CLIP, PAIRS, ROTATION, make_run, outputs
 import mmssl
 from mmssl.errors import RunError
 from mmssl.hub import push
+from mmssl.run_directory import Audited, Machine, keep_audit, keep_machine
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +75,11 @@ def test_nothing_private_is_published(tmp_path) -> None:
         "probe": {"data": f"{secret}/labels.csv"},
         "training": {"trackers": ["wandb"], "steps": 20},
     }
-    probes = {**json.loads(json.dumps(make_probes(secret)))}
-    run = make_run(tmp_path / "run", tree, probes)
+    elsewhere = tmp_path / "somebody" / "other labels"  # of `mmssl adapt --data`, which no recipe names
+    elsewhere.mkdir()
+    run = make_run(tmp_path / "run", tree, make_probes(elsewhere))
+    keep_machine(run.directory, Machine("CPU", 2))
+    keep_audit(run.directory, Audited("at chance", "audit of rotation"))
     # Weights from a place on this machine are told by the last part of its name.
     first = make_run(secret / "first", ROTATION)
     image = {**run.recipe.encoders["image"], "pretrained": str(first.directory)}
@@ -87,12 +91,15 @@ def test_nothing_private_is_published(tmp_path) -> None:
     (run.directory / "wandb").mkdir()
     (run.directory / "wandb" / "settings").write_text("WANDB_API_KEY=secret")
     push(run, "me/turns", dry_run=tmp_path / "out")
+    assert files(tmp_path / "out") >= {"machines.json", "audit.json"}
     assert files(tmp_path / "out").isdisjoint({"tensorboard/events", "wandb/settings", "errors.jsonl"})
     for path in (tmp_path / "out").rglob("*"):
         if path.is_file():
             assert b"somebody" not in path.read_bytes(), path
             assert b"secret" not in path.read_bytes(), path
-    assert mmssl.load(tmp_path / "out").recipe.data.source == "photos"
+    again = mmssl.load(tmp_path / "out")
+    assert again.recipe.data.source == "photos"
+    assert (again.audit, again.machines) == (run.audit, run.machines)
 
 
 def make_probes(place: Path) -> dict:
