@@ -160,7 +160,14 @@ def measure(
     Raises:
         RecipeError: for a task that reads something else than images of one source, or logs no accuracy.
     """
-    objective = small(recipe, seed)
+    return measure_task(small(recipe, seed), recipe, arm, steps=steps, batch_size=batch_size, rows=rows, seed=seed)
+
+
+def measure_task(
+    objective: Objective, recipe: Recipe, arm: Arm, *, steps: int, batch_size: int, rows: int, seed: int
+) -> Finding:
+    """`measure` of a task as it is, over whatever networks it has."""
+    accuracy_of(objective)  # before anything is written or trained
     with tempfile.TemporaryDirectory() as folder:
         data = files(recipe, arm, Path(folder) / "train", rows, mix_seed(seed, "train"))
         train(objective, data, steps=steps, batch_size=batch_size, seed=seed)
@@ -243,12 +250,13 @@ def table(findings: Sequence[Finding]) -> str:
 
 
 def accuracy_of(objective: Objective) -> tuple[str, float]:
-    """Name and level of the entry that counts right answers.
+    """Name and level of the entry that counts right answers; `ranking` where there is one, which needs no threshold.
 
     Raises:
         RecipeError: for a task that has none, or whose answers are about other pictures.
     """
-    found = [item for item in objective.chance(2).metrics.items() if item[0].startswith("accuracy")]
+    levels = objective.chance(2).metrics
+    found = [(key, level) for name in ("ranking", "accuracy") for key, level in levels.items() if key.startswith(name)]
     if objective.meets == "loss" or not found:
         raise RecipeError(
             f"the shortcut audit is for tasks that predict what was done to an image; {type(objective).__name__} "

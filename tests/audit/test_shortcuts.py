@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import io
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from leaks import BlackCorners
 from PIL import Image, JpegImagePlugin
 
 from mmssl import recipe
 from mmssl.audit.nulls import ARTIFACTS, FILES, NULLS, Arm, encode, write
-from mmssl.audit.shortcuts import Finding, audit, control_of, measure, table, with_control
+from mmssl.audit.shortcuts import Finding, audit, control_of, measure, measure_task, small, table, with_control
 from mmssl.errors import RecipeError
 from mmssl.media.image import decode_image
 from mmssl.recipe import Recipe
@@ -142,14 +142,20 @@ def test_a_planted_mark_is_found_and_constant_pictures_tell_nothing():
 
 
 @pytest.mark.long
-def test_turning_before_cropping_is_found_and_a_run_repeats(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent))
-    wrong = task(32, name="audit.rotate_before_crop")
-    finding = measure(wrong, Arm(), steps=100, rows=512)
+def test_turning_before_cropping_is_found():
+    given = rotation(32)
+    wrong = small(given, seed=0)
+    wrong.__class__ = BlackCorners
+    finding = measure_task(wrong, given, Arm(), steps=100, batch_size=16, rows=512, seed=0)
     assert finding.verdict == "leaks"
     assert finding.accuracy > 0.3
     assert 0.25 < finding.low < finding.accuracy < finding.high
-    assert measure(wrong, Arm("constant"), steps=3, rows=32) == measure(wrong, Arm("constant"), steps=3, rows=32)
+
+
+def test_a_measurement_repeats():
+    assert measure(rotation(32), Arm("constant"), steps=3, rows=32) == measure(
+        rotation(32), Arm("constant"), steps=3, rows=32
+    )
 
 
 def test_clean_means_that_the_control_was_found():
