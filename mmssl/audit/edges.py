@@ -1,7 +1,9 @@
 """Do tiles show where they belong by edges that continue each other? A solver that looks at nothing else.
 
 A small network misses this shortcut where a large one that trains for weeks may find it, so it is asked by hand: the
-last line of pixels of a tile is compared with the first of every other. In 1/f² noise nothing else tells their places.
+last line of pixels of a tile is compared with the first of every other. In noise that is a little out of focus nothing
+else tells their places, and a gap of some pixels hides them; in 1/f² noise, as in photographs, large shapes reach over
+any gap, which is what the task is about.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from mmssl.errors import RecipeError
 from mmssl.objectives.transformation._puzzle import Puzzle, solve
 from mmssl.recipe import Recipe
 
-NATURAL = Arm("natural")
+BLURRED = Arm("blurred")
 
 
 @runtime_checkable
@@ -30,10 +32,10 @@ class CutsTiles(Protocol):
 
 
 @torch.no_grad()
-def edges(recipe: Recipe, arm: Arm = NATURAL, *, rows: int = 1024, seed: int = 0) -> Finding:
+def edges(recipe: Recipe, arm: Arm = BLURRED, *, rows: int = 1024, seed: int = 0) -> Finding:
     """What the solver gets right of a jigsaw, or of the relative position of patches side by side (chance 1/4).
 
-    There is no control: the solver is one where tiles touch, and 1/f² noise is what it needs.
+    There is no control: the solver is one where tiles touch.
 
     Args:
         recipe: of a task that cuts tiles; see `mmssl.audit.shortcuts.measure`.

@@ -54,6 +54,13 @@ class Leak(NamedTuple):
     why: str = ""
 
     @property
+    def verdict(self) -> str:
+        """`leaks`, `clean`, or `explained` where answers depend on what they may."""
+        if self.leaks:
+            return "leaks"
+        return "clean" if self.largest == 0 or self.what.startswith(LEFT) else "explained"
+
+    @property
     def text(self) -> str:
         """One sentence."""
         if self.what.startswith(LEFT):

@@ -9,6 +9,7 @@ picture would then be closed in one direction only, which is a structure.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ DEVIATION = 0.18
 CONTROL = 0.09
 RINGS = 2.0
 QUALITY = 75
+BLUR = 1.5  # standard deviation, in pixels
 # What is planted in the positive controls, of pictures and of texts.
 PLATE, CUE = "zone plate", "topic cue"
 
@@ -64,6 +66,14 @@ def planted(artifact: str) -> Arm:
 def white(rng: np.random.Generator, height: int, width: int, texture: np.ndarray | None) -> np.ndarray:
     """Gaussian pixels, independent of each other."""
     return _colored(rng.standard_normal((height, width, 4), dtype=np.float32))
+
+
+def blurred(rng: np.random.Generator, height: int, width: int, texture: np.ndarray | None) -> np.ndarray:
+    """White noise out of focus: neighbors are alike, as in any photograph, and places some pixels apart are not."""
+    reach = 4 * math.ceil(BLUR)
+    noise = rng.standard_normal((height + 2 * reach, width + 2 * reach, 4), dtype=np.float32)
+    noise = ndimage.gaussian_filter(noise, BLUR, axes=(0, 1))[reach:-reach, reach:-reach]
+    return _colored(noise / noise.std((0, 1)))
 
 
 def natural(rng: np.random.Generator, height: int, width: int, texture: np.ndarray | None) -> np.ndarray:
@@ -220,7 +230,13 @@ def _alpha(picture: np.ndarray, rng: np.random.Generator) -> Image.Image:
 Draw = Callable[[np.random.Generator, int, int, np.ndarray | None], np.ndarray]
 Encode = Callable[[np.ndarray, np.random.Generator], Image.Image]
 
-NULLS: Mapping[str, Draw] = {"white": white, "natural": natural, "phases": phases, "constant": constant}
+NULLS: Mapping[str, Draw] = {
+    "white": white,
+    "blurred": blurred,
+    "natural": natural,
+    "phases": phases,
+    "constant": constant,
+}
 ARTIFACTS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "none": lambda picture: picture,
     "green shift": green_shift,

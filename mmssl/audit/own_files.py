@@ -11,7 +11,7 @@ from typing import cast
 from PIL import Image, JpegImagePlugin
 
 from mmssl import recipe as recipes
-from mmssl.audit.edges import CutsTiles, edges
+from mmssl.audit.edges import BLURRED, CutsTiles, edges
 from mmssl.audit.gradients import Leak, leaks
 from mmssl.audit.nulls import FILES, Arm
 from mmssl.audit.nulls import planted as planted_arm
@@ -29,7 +29,9 @@ from mmssl.recipe import Data, Recipe
 SAMPLE = 200
 PLANTED = ("green shift", "red-blue shift", "vignetting", "watermark", "squash", "resaved 4:2:2")
 SAMPLINGS = {0: "jpeg 4:4:4", 1: "jpeg 4:2:2", 2: "jpeg 4:2:0"}
+EDGES = "edges that continue each other, by hand"
 REMEDIES = {
+    "blurred": "a gap of some pixels between tiles: gap of jigsaw and relative_position",
     "green shift": "drop or projection hide it where the task has them",
     "red-blue shift": "one channel hides it: drop=1 of jigsaw, color=drop of relative_position",
     "vignetting": "flat_field=true of jigsaw and relative_position",
@@ -78,12 +80,10 @@ class Audit:
         for one in self.findings:
             control = f"control {'found' if one.verdict == 'leaks' else 'not found'}"
             verdict = control if one.arm.is_control else one.verdict
-            lines.append(f"  {verdict:<18}{_words(one.arm):<52}{_numbers(one)}{self._remedy(one)}")
+            lines.append(f"  {verdict:<18}{_words(one.arm):<58}{_numbers(one)}{self._remedy(one)}")
         if self.edges is not None:
-            lines.append(
-                f"  {self.edges.verdict:<18}{'edges that continue each other, by hand':<52}{_numbers(self.edges)}"
-            )
-        lines += [f"  {'leaks' if leak.leaks else 'clean':<18}{leak.text}" for leak in self.leaks]
+            lines.append(f"  {self.edges.verdict:<18}{EDGES:<58}{_numbers(self.edges)}{self._remedy(self.edges)}")
+        lines += [f"  {leak.verdict:<18}{leak.text}" for leak in self.leaks]
         lines += [f"  note      {note}" for note in self.notes]
         return "\n".join([*lines, self.sentence])
 
@@ -115,11 +115,13 @@ class Audit:
         return f"{self.task}: at chance {arms}, and what was planted in the same data is found"
 
     def _remedy(self, one: Finding) -> str:
-        known = REMEDIES.get(one.arm.artifact) or REMEDIES.get(one.arm.file)
+        known = REMEDIES.get(one.arm.artifact) or REMEDIES.get(one.arm.null)
         return f"  -> {known}" if one.verdict == "leaks" and known else ""
 
 
 def _words(arm: Arm) -> str:
+    if arm == BLURRED:
+        return EDGES
     planted = f", {arm.artifact} planted" if arm.artifact != "none" else ""
     null = {
         "constant": "one color",

@@ -211,7 +211,7 @@ def small(recipe: Recipe, seed: int) -> Objective:
     """
     modalities = {given.get("modality", name) for name, given in recipe.encoders.items()}
     if len(recipe.sources()) > 1 or modalities != {"image"}:
-        raise RecipeError("the shortcut audit takes a recipe with one source of images and encoders that read them")
+        raise RecipeError("structure-free pictures stand for one source of images, and encoders that read them")
     torch.manual_seed(seed)
     hyper = {key: value for key, value in recipe.objective.items() if key != "name"}
     return create(recipe.objective["name"], {name: SmallNetwork() for name in recipe.encoders}, **hyper)
@@ -259,8 +259,8 @@ def accuracy_of(objective: Objective) -> tuple[str, float]:
     found = [(key, level) for name in ("ranking", "accuracy") for key, level in levels.items() if key.startswith(name)]
     if objective.meets == "loss" or not found:
         raise RecipeError(
-            f"the shortcut audit is for tasks that predict what was done to an image; {type(objective).__name__} "
-            + ("compares images, and two pictures of noise are easily told apart" if found else "logs no accuracy")
+            f"structure-free data ask tasks that predict what was done to them; {type(objective).__name__} "
+            + ("compares rows, and two rows of noise are easily told apart" if found else "logs no accuracy")
         )
     return found[0]
 

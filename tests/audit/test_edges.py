@@ -36,11 +36,22 @@ def task(name: str, **options: Any) -> Recipe:
     ],
 )
 def test_tiles_that_touch_are_put_together_and_a_gap_makes_it_harder(name, touching, apart):
-    close, far = (edges(task(name, standardize=False, **options), rows=64) for options in (touching, apart))
+    close, far = (
+        edges(task(name, standardize=False, **options), Arm("natural"), rows=64) for options in (touching, apart)
+    )
     assert close.accuracy > 0.95
     assert close.verdict == "leaks"
     assert close.chance + 0.02 < far.accuracy < close.accuracy - 0.1
     assert close.chance == pytest.approx(1 / 24 if name == "jigsaw" else 1 / 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "apart"), [("jigsaw", {"tile": 8, "gap": 8}), ("relative_position", {"patch": 8, "gap": 8})]
+)
+def test_what_is_out_of_focus_continues_over_no_gap(name, apart):
+    touching = {"tile": 16, "gap": 0} if name == "jigsaw" else {"patch": 16, "gap": 0}
+    assert edges(task(name, standardize=False, **touching), rows=64).accuracy > 0.95
+    assert edges(task(name, standardize=False, **apart), rows=256).verdict == "clean"
 
 
 @pytest.mark.parametrize(("name", "cut"), [("jigsaw", {"tile": 8, "gap": 8}), ("relative_position", {"patch": 8})])

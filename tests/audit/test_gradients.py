@@ -126,8 +126,8 @@ def test_what_every_task_hides_stays_hidden(name):
 def test_batch_normalization_explains_what_training_mixes():
     objective, batch = built("rotation")
     evaluated, trained = between_rows(objective, batch)
-    assert (evaluated.largest, evaluated.leaks) == (0, False)
-    assert (trained.largest > 0, trained.leaks) == (True, False)
+    assert (evaluated.largest, evaluated.verdict) == (0, "clean")
+    assert (trained.largest > 0, trained.verdict) == (True, "explained")
     assert "BatchNorm layers" in trained.text
     transformer, batch = built("masked_autoencoder")
     assert [leak.largest for leak in between_rows(transformer, batch)] == [0, 0]

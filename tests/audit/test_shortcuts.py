@@ -13,7 +13,18 @@ from PIL import Image, JpegImagePlugin
 
 from mmssl import recipe
 from mmssl.audit.nulls import ARTIFACTS, FILES, NULLS, Arm, encode, write
-from mmssl.audit.shortcuts import Finding, audit, control_of, measure, measure_task, small, table, with_control
+from mmssl.audit.shortcuts import (
+    Finding,
+    accuracy_of,
+    audit,
+    control_of,
+    measure,
+    measure_task,
+    small,
+    table,
+    with_control,
+)
+from mmssl.build import build
 from mmssl.errors import RecipeError
 from mmssl.media.image import decode_image
 from mmssl.recipe import Recipe
@@ -64,7 +75,7 @@ def test_files_are_a_function_of_seed_and_row(tmp_path):
     assert len({*stored, encode(Arm(file="jpeg 4:2:0"), 24, 8, 0)}) == 4
 
 
-@pytest.mark.parametrize("null", ["white", "natural", "phases"])
+@pytest.mark.parametrize("null", ["white", "blurred", "natural", "phases"])
 def test_no_direction_and_no_border_of_a_null_is_special(null):
     stripes = np.zeros((24, 24, 3), np.uint8)
     stripes[::4] = 255  # a texture with a direction
@@ -170,7 +181,7 @@ def test_clean_means_that_the_control_was_found():
 @pytest.mark.parametrize(
     ("hyper", "message"),
     [
-        ({"name": "simclr"}, "SimCLR compares images"),
+        ({"name": "simclr"}, "SimCLR compares rows"),
         ({"name": "masked_language", "encoder": "text"}, "one source of images"),
         ({"name": "autoencoder"}, "Autoencoder logs no accuracy"),
     ],
@@ -178,6 +189,11 @@ def test_clean_means_that_the_control_was_found():
 def test_refuses_what_predicts_nothing_of_an_image(hyper, message):
     with pytest.raises(RecipeError, match=message):
         measure(task(32, **hyper), Arm())
+
+
+def test_of_pairs_it_is_asked_which_scores_higher():
+    assert accuracy_of(build(recipe.load("temporal_alignment_toy"))[0]) == ("ranking", 0.5)
+    assert accuracy_of(build(recipe.load("rotation_toy"))[0]) == ("accuracy", 0.25)
 
 
 TASKS: dict[str, dict[str, Any]] = {
