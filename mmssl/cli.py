@@ -276,10 +276,14 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
     trust: Trust = False,
 ) -> None:
-    """Upload card, weights and recipe to the Hub."""
+    """Upload card, weights and recipe of a run, or a fine-tuned classifier, to the Hub."""
     from mmssl import hub
 
-    out.print(str(hub.push(hub.load(run, trust=trust), repo, dry_run=dry_run, private=private)))
+    if hub.is_classifier(run):
+        address = hub.push_classifier(run, repo, dry_run=dry_run, private=private, trust=trust)
+    else:
+        address = hub.push(hub.load(run, trust=trust), repo, dry_run=dry_run, private=private)
+    out.print(address)
 
 
 @app.command()

@@ -279,7 +279,7 @@ def test_what_finetune_trained_is_kept_and_answers(monkeypatch, capsys, tmp_path
     assert ",answer,probability,probability_" in head
     assert len(lines) == 5
     assert call(monkeypatch, "export", str(folder), "--to", str(tmp_path / "native")) == 0
-    assert (tmp_path / "native" / "head.safetensors").is_file()
+    assert (tmp_path / "native" / "names.json").is_file()
     assert call(monkeypatch, "predict", str(tmp_path), "toy", "--to", str(tmp_path / "x.csv")) == 2
     assert "holds no classifier" in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ from mmssl.hub.export import export
 from mmssl.hub.export_classifier import export_classifier
 from mmssl.hub.load import load
 from mmssl.hub.pull import check_folder, download
-from mmssl.hub.push import push
+from mmssl.hub.push import push, push_classifier
 
 __all__ = [
     "check_folder",
@@ -20,4 +20,5 @@ __all__ = [
     "load_classifier",
     "model_card",
     "push",
+    "push_classifier",
 ]

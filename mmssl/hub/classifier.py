@@ -29,8 +29,11 @@ from mmssl.encoders import create
 from mmssl.encoders.base import Encoder
 from mmssl.errors import MmsslError, RecipeError, RunError
 from mmssl.hub.bounds import check_finite, check_numbers, no_larger_than
+from mmssl.hub.classifier_card import HEADING, classifier_card
 from mmssl.hub.export import fill
-from mmssl.hub.pull import WEIGHTS, check_arguments, check_files
+from mmssl.hub.privacy import public_table
+from mmssl.hub.pull import WEIGHTS, check_arguments, check_files, download
+from mmssl.hub.scores import HUB_NAME
 from mmssl.media.text import Tokenizer
 from mmssl.modules.mode import evaluating
 from mmssl.recipe import Data
@@ -41,7 +44,6 @@ from mmssl.training.checkpoint import load_weights, tensors
 from mmssl.version import __version__
 
 FILE = "classifier.json"
-HEADING = "# A classifier, fine-tuned by mmssl"
 TOKENIZER = "tokenizers/encoder"
 LARGEST = 1 << 26
 
@@ -144,7 +146,7 @@ def save_classifier(folder: str | Path, trained: Trained, table: Table, decoding
         "decoding": {"source": "files", "columns": columns, **decoded},
         "label": table.label,
         "origin": dict(encoder.origin),
-        "table": table.to_json(),
+        "table": public_table(table.to_json()),
     }
 
     def write(temporary: Path) -> None:
@@ -153,52 +155,25 @@ def save_classifier(folder: str | Path, trained: Trained, table: Table, decoding
         if tokenizer is not None:
             tokenizer.save(temporary / TOKENIZER)
         (temporary / FILE).write_text(json.dumps(tree, indent=1, ensure_ascii=False), encoding="utf-8")
-        (temporary / "README.md").write_text(_readme(Path(folder).name, objective.target, table, tree), "utf-8")
+        card = classifier_card(Path(folder).name, tree, objective.target.names, license=encoder.origin.get("license"))
+        (temporary / "README.md").write_text(card, "utf-8")
 
     return fill(Path(folder), write, (), HEADING)
-
-
-def _readme(name: str, target: Target, table: Table, tree: dict[str, Any]) -> str:
-    shown = ", ".join(f"`{one}`" for one in target.names[:50]) + (" ..." if len(target.names) > 50 else "")
-    head, lines = table.cells()
-    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in [head, *lines]]
-    origin = "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in tree["origin"].items())
-    decoding = {key: value for key, value in tree["decoding"].items() if key != "source"}
-    return "\n".join(
-        [
-            HEADING,
-            "",
-            f"`{tree['encoder']['model']}` with a linear head on its pooled features, trained together on "
-            f"the column `{table.label}` ({table.target}{': ' if shown else ''}{shown}).",
-            f"The encoder's origin: {origin or 'not stated'}. Rows are decoded with `{json.dumps(decoding)}`.",
-            "",
-            "```bash",
-            f"mmssl predict {name} DATA --to answers.csv",
-            "```",
-            "",
-            f"Scores: {table.extent}; test rows: {table.test}. The network in this folder is that of seed "
-            f"{table.seeds[0]}, the first of those in the line `pretrained`.",
-            "",
-            rows[0],
-            "|" + "---|" * len(head),
-            *rows[1:],
-            *("\n" + note for note in table.warnings),
-            "",
-        ]
-    )
 
 
 def load_classifier(folder: str | Path, *, trust: bool = False) -> Classifier:
     """Read back what `save_classifier` wrote.
 
     Args:
-        folder: may be somebody else's; it is checked before anything is built from it.
+        folder: may be somebody else's; it is checked before anything is built from it. Or a name on the Hub.
         trust: let it name an encoder of your own, whose code is then imported.
 
     Raises:
         RunError: for a folder that is missing, damaged or not allowed.
         RecipeError: for a key or a value that no classifier has.
     """
+    if not Path(folder).exists() and HUB_NAME.fullmatch(str(folder)):
+        folder = download(str(folder), needed=FILE)
     folder = Path(folder)
     where = folder / FILE
     if not is_classifier(folder):

@@ -52,7 +52,7 @@ def export_classifier(classifier: Classifier, directory: str | Path) -> Path:
     """
     encoder = classifier.encoder
     modality, model = encoder.modality, encoder.spec["model"]
-    if modality not in ("image", "text") or str(model).partition("/")[0] not in LIBRARIES:
+    if not leaves_whole(encoder):
         raise RunError(
             f"a classifier leaves with its head where it reads pictures or texts by a network of another library, and "
             f"this one is {model} of {modality}; mmssl predict uses it as it is"
@@ -88,6 +88,12 @@ def export_classifier(classifier: Classifier, directory: str | Path) -> Path:
         (folder / "README.md").write_text("\n".join(text), encoding="utf-8")
 
     return fill(Path(directory), write, {"README.md", modality, HEAD, NAMES}, HEADING)
+
+
+def leaves_whole(encoder: Encoder) -> bool:
+    """Whether a classifier on it leaves with its head: of pictures or texts, by a network of another library."""
+    library = str(encoder.spec["model"]).partition("/")[0]
+    return encoder.modality in ("image", "text") and library in LIBRARIES
 
 
 def _program(encoder: Encoder, whole: Encoder | None) -> str:

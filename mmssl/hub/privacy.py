@@ -11,7 +11,8 @@ from urllib.parse import urlsplit, urlunsplit
 from mmssl import recipe as recipes
 from mmssl.recipe import Recipe
 
-LOCAL = re.compile(r"""(?<![\w:/\\])(?:[A-Za-z]:\\|(?:~|\.{1,2})?[/\\])[^\s,;'"]+""")
+LOCAL = re.compile(r"""(?<![^\s('"])(?:file://|[A-Za-z]:\\|(?:~|\.{1,2})?[/\\])[^\s,;'"]+""")
+SPOKEN = ("test", "validation", "notes", "warnings")  # of a table; the others are names that the user gave
 
 
 def publishable(recipe: Recipe) -> Recipe:
@@ -55,8 +56,10 @@ def public_table(tree: Mapping[str, Any]) -> Any:
     place = place_of(str(tree.get("test", "")))
     local = "://" not in place and Path(place).exists()
     known = {place: _last_part(place) if local else _reduce(place)} if place else {}
-    found = {part: _last_part(part) for text in _strings(tree) for part in LOCAL.findall(text)}
-    return replace_all(tree, {text: public for text, public in (found | known).items() if text != public})
+    spoken = {key: tree[key] for key in SPOKEN if key in tree}
+    found = {part: _last_part(part) for text in _strings(spoken) for part in LOCAL.findall(text)}
+    public = {text: public for text, public in (found | known).items() if text != public}
+    return dict(tree) | replace_all(spoken, public)
 
 
 def _strings(tree: Any) -> Iterator[str]:

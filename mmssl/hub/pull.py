@@ -40,16 +40,18 @@ LARGEST_TOKENIZER = 1 << 27
 LARGEST_RECORD = 1 << 28
 MOST_FILES = 10_000
 DEEPEST = 20
+KINDS = {"recipe.yaml": "run", "classifier.json": "classifier"}
 WAY_OUT = "load it with trust=True if you trust its author"
 
 
-def download(repo_id: str, revision: str | None = None, token: str | None = None) -> Path:
-    """Fetch a published run into the Hub cache: what loading reads, and the pictures; nothing else.
+def download(repo_id: str, revision: str | None = None, token: str | None = None, needed: str = "recipe.yaml") -> Path:
+    """Fetch a published run or classifier into the Hub cache: what loading reads, and the pictures; nothing else.
 
     Args:
         repo_id: `user/name`; the endpoint is that of `HF_ENDPOINT`.
         revision: branch, tag or commit.
         token: for private repositories; the stored one where left out.
+        needed: the file that says what it is.
 
     Returns:
         The local folder, not yet checked: see `check_folder`.
@@ -62,7 +64,7 @@ def download(repo_id: str, revision: str | None = None, token: str | None = None
     from mmssl.hub.client import explain
 
     wanted = [
-        "recipe.yaml",
+        needed,
         WEIGHTS,
         *RECORDS,
         "figures/*.png",
@@ -70,8 +72,8 @@ def download(repo_id: str, revision: str | None = None, token: str | None = None
     ]
     with explain(f"there is no folder '{repo_id}', and it cannot be downloaded from the Hub"):
         folder = Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=wanted))
-    if not (folder / "recipe.yaml").exists():
-        raise RunError(f"'{repo_id}' on the Hub is not an mmssl run: it has no recipe.yaml")
+    if not (folder / needed).exists():
+        raise RunError(f"'{repo_id}' on the Hub is not an mmssl {KINDS[needed]}: it has no {needed}")
     return folder
 
 

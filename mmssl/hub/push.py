@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,13 @@ from safetensors import safe_open
 from mmssl.errors import RunError
 from mmssl.hub.bounds import check_finite
 from mmssl.hub.card import model_card, read_probes
+from mmssl.hub.classifier import FILE, Classifier, load_classifier
+from mmssl.hub.classifier_card import PUBLISHED, classifier_card
 from mmssl.hub.client import explain
 from mmssl.hub.export import export, fill
-from mmssl.hub.privacy import publishable
+from mmssl.hub.export_classifier import export_classifier, leaves_whole
+from mmssl.hub.markdown import one_line
+from mmssl.hub.privacy import public_table, publishable
 from mmssl.hub.pull import WEIGHTS, check_folder
 from mmssl.run_directory import AUDIT, MACHINES
 
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
 CONTENT = {
     "README.md",
     "recipe.yaml",
+    FILE,
     WEIGHTS,
     "tokenizers",
     "metrics.jsonl",
@@ -34,6 +40,7 @@ CONTENT = {
     "figures",
     "native",
 }
+MADE = "pretrained without labels by the pretext task"  # words of every card of a run
 # What a later push of the same run no longer has is removed from the repository; other files there are left alone.
 OURS = ["native/*", "tokenizers/*", "figures/*", "probes.json", AUDIT, MACHINES]
 
@@ -60,23 +67,84 @@ def push(
         RunError: where weights are not finite, the folder is in use, the name is not valid, the token may not write or
             the Hub is not reached.
     """
+    return _publish(lambda folder: assemble(run, folder, repo), repo, f"Step {run.step}", MADE, dry_run, private, token)
+
+
+def push_classifier(
+    source: str | Path,
+    repo: str,
+    *,
+    dry_run: str | Path | None = None,
+    private: bool = False,
+    token: str | None = None,
+    trust: bool = False,
+) -> str:
+    """Write the card of a fine-tuned classifier and upload it, or write the same files to a folder.
+
+    Args:
+        source: folder that `mmssl.adapt(..., probe="finetune", save=folder)` wrote.
+        repo: see `push`.
+        dry_run: see `push`.
+        private: see `push`.
+        token: see `push`.
+        trust: let the folder name an encoder of your own, whose code is then imported.
+
+    Returns:
+        Address of the repository, or path of the folder.
+
+    Raises:
+        RunError: as `push`, and for a folder that holds no classifier or a damaged one.
+    """
+    classifier = load_classifier(source, trust=trust)
+
+    def write(folder: Path) -> None:
+        _assemble_classifier(Path(source), classifier, folder, repo)
+
+    return _publish(write, repo, f"Classifier of {one_line(classifier.label)}", PUBLISHED, dry_run, private, token)
+
+
+def _publish(
+    write: Callable[[Path], None],
+    repo: str,
+    message: str,
+    mark: str,
+    dry_run: str | Path | None,
+    private: bool,
+    token: str | None,
+) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     with explain(f"'{repo}' is not a name for a repository (expected user/name)"):
         validate_repo_id(repo)
     if dry_run is not None:
-        return str(fill(Path(dry_run), lambda folder: assemble(run, folder, repo), CONTENT, "library_name: mmssl"))
+        return str(fill(Path(dry_run), write, CONTENT, mark))
     if "/" not in repo:
         raise RunError(f"'{repo}' is not a name for a repository: expected user/name")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        assemble(run, folder, repo)
+        write(folder)
         api = HfApi(token=token)
         with explain(f"cannot push to '{repo}'"):
             address = api.create_repo(repo, private=private or None, exist_ok=True)
-            api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Step {run.step}", delete_patterns=OURS)
+            api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message, delete_patterns=OURS)
     return str(address)
+
+
+def _assemble_classifier(source: Path, classifier: Classifier, folder: Path, repo: str) -> None:
+    check_finite(classifier.objective.state_dict().items(), source / WEIGHTS)
+    tree = json.loads((source / FILE).read_text(encoding="utf-8"))
+    tree["table"] = public_table(tree["table"])
+    (folder / FILE).write_text(json.dumps(tree, indent=1, ensure_ascii=False), encoding="utf-8")
+    shutil.copyfile(source / WEIGHTS, folder / WEIGHTS)
+    if (source / "tokenizers").is_dir():
+        shutil.copytree(source / "tokenizers", folder / "tokenizers")
+    native = leaves_whole(classifier.encoder)
+    if native:
+        export_classifier(classifier, folder / "native")
+    names, license = classifier.target.names, tree["origin"].get("license")
+    card = classifier_card(repo, tree, names, license=license, published=True, native=native)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def assemble(run: Run, folder: Path, repo: str | None = None) -> None:

@@ -6,10 +6,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+import mmssl
+from mmssl.adaptation.probes.finetune import Supervised, Trained
+from mmssl.adaptation.table import Table
+from mmssl.adaptation.targets.classes import Classes
 from mmssl.build import build_objective
 from mmssl.hub import load
+from mmssl.hub.classifier import save_classifier
 from mmssl.media.text import Tokenizer
-from mmssl.recipe import Recipe, validate
+from mmssl.recipe import Data, Recipe, validate
 from mmssl.run_directory import Run
 from mmssl.training.checkpoint import tensors
 
@@ -119,3 +124,20 @@ def outputs(run: Run) -> dict[str, torch.Tensor]:
     }
     with torch.no_grad():
         return {name: encoder.eval()(*inputs[encoder.modality]).pooled for name, encoder in run.encoders.items()}
+
+
+def make_classifier(
+    folder: Path,
+    encoder: dict = VIT | {"modality": "image"},
+    names: tuple[str, ...] = ("a", "b"),
+    probes: dict = PROBES,
+) -> Path:
+    """What fine-tuning leaves, of a network that was not trained."""
+    torch.manual_seed(0)
+    own = {"tokenizer": Tokenizer.train(TEXTS, 300)} if encoder["modality"] == "text" else {}
+    target = Classes(names=names)
+    plain = torch.zeros(target.width), torch.ones(target.width)
+    objective = Supervised(mmssl.encoder(**encoder | own), target, plain)
+    objective.spread.fill_(1.0)
+    how = Data(source="files", image={"size": 32}, text={"length": 16})
+    return save_classifier(folder, Trained(objective, None), Table.from_json(probes), how)

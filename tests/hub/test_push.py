@@ -10,7 +10,7 @@ import pytest
 import torch
 from fake_hub import FakeHub
 from safetensors.torch import load_file
-from small_runs import CLIP, PAIRS, ROTATION, make_run, outputs
+from small_runs import CLIP, PAIRS, ROTATION, make_classifier, make_run, outputs
 
 import mmssl
 from mmssl.errors import RunError
@@ -164,7 +164,7 @@ SCRIPT = """
 import json, sys, torch
 import mmssl
 from mmssl.errors import RunError
-from mmssl.hub import push
+from mmssl.hub import load_classifier, push, push_classifier
 
 def fails(call, *args, **kwargs):
     try:
@@ -181,12 +181,15 @@ said = {
     "bare": fails(push, run, "pairs", token="hf_right"),
     "names": fails(mmssl.load, "me/names"),
     "objective": fails(mmssl.load, "me/objective"),
+    "classifier": fails(load_classifier, "me/other"),
 }
+push_classifier(sys.argv[2], "me/shapes", token="hf_right")
+names = load_classifier("me/shapes").target.names
 first = push(run, "me/pairs", token="hf_right")
 again = mmssl.load("me/pairs")
 equal = all(torch.equal(v, again.objective.state_dict()[k]) for k, v in run.objective.state_dict().items())
 second = push(again, "me/fresh", token="hf_right", private=True)
-print(json.dumps({"said": said, "equal": equal, "addresses": [first, second], "step": again.step}))
+print(json.dumps({"said": said, "equal": equal, "names": names, "addresses": [first, second], "step": again.step}))
 """
 
 
@@ -212,7 +215,8 @@ def talk(run, tmp_path_factory):
             "HF_HUB_DISABLE_XET": "1",
             "PYTHONPATH": os.pathsep.join(sys.path),
         }
-        command = [sys.executable, "-c", SCRIPT, str(run.directory)]
+        shapes = make_classifier(place / "shapes", names=("dark", "light"))
+        command = [sys.executable, "-c", SCRIPT, str(run.directory), str(shapes)]
         result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     return hub, json.loads(result.stdout.splitlines()[-1]), place
@@ -229,6 +233,7 @@ def test_pushed_over_http(run, talk) -> None:
     assert hub.repos["me/pairs"]["model.safetensors"] == (run.directory / "model.safetensors").read_bytes()
     assert "model.safetensors" in hub.large
     assert hub.private == {"me/fresh"}
+    assert {"classifier.json", "native/names.json"} <= set(hub.repos["me/shapes"])
 
 
 @pytest.mark.long
@@ -236,6 +241,7 @@ def test_loaded_over_http(run, talk) -> None:
     hub, told, _ = talk
     assert told["equal"]
     assert told["step"] == run.step
+    assert told["names"] == ["dark", "light"]
     got = {
         path.partition("/resolve/")[2].partition("/")[2] for _, path in hub.log if path.startswith("/me/pairs/resolve")
     }
@@ -251,6 +257,7 @@ def test_loaded_over_http(run, talk) -> None:
         ("absent", "no such repository"),
         ("other", "is not an mmssl run: it has no recipe.yaml"),
         ("bare", "expected user/name"),
+        ("classifier", "is not an mmssl classifier: it has no classifier.json"),
         ("objective", "objective 'os.path' is not part of mmssl"),
         ("names", ""),
     ],
