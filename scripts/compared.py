@@ -21,7 +21,7 @@ from tables import RESULTS, write_tables
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / "build" / "compared"
 CNN = {"model": "timm/resnet10t", "channels": [32, 64, 128, 256], "stem_width": 16}
-FASHION = {"data": "$MMSSL_DATA/fashion", "label": "category", "size": 28, "budget": "steps=400"}
+FASHION = {"data": "$MMSSL_DATA/fashion", "label": "category", "size": 28, "budget": "steps=400", "audit": False}
 COMPARISONS: dict[str, dict[str, Any]] = {
     "fashion_cnn": {**FASHION, "encoder": CNN},
     "fashion_vit": {
@@ -46,7 +46,10 @@ def command(name: str) -> str:
     """The comparison as `mmssl compare` is called."""
     words = ["mmssl", "compare"]
     for key, value in COMPARISONS[name].items():
-        words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+        if value is False:
+            words.append(f"--no-{key}")
+        else:
+            words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
     return " ".join(word if word.startswith("$") else shlex.quote(word) for word in words)
 
 
