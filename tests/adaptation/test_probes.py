@@ -153,7 +153,7 @@ def test_groups_remove_the_reward_of_remembering():
 
 
 def test_choose_takes_the_best_candidate_of_the_held_out_rows():
-    train, labels = blobs(300, noise=3.0)
+    train, labels = blobs(1500, noise=3.0)
     probe = Knn()
     chosen, _ = probe.choose(classes(labels), train, labels, 0)
     held = hold_out(labels, 0.2, 0)
@@ -169,6 +169,22 @@ def test_choose_needs_rows_to_spare_or_one_candidate():
     with pytest.raises(DataError, match="k cannot be chosen"):
         Knn().choose(Classes(range(4)), train, torch.arange(4), 0)
     assert Knn(k=(3,)).choose(Classes(range(4)), train, torch.arange(4), 0) == ({"k": 3}, None)
+
+
+@pytest.mark.parametrize(("rows", "times"), [(20, 10), (500, 3), (2000, 1)])
+def test_few_validation_rows_are_held_out_again(rows, times):
+    labels = torch.arange(rows) % 2
+    held: list[torch.Tensor] = []
+
+    class Watched(Knn):
+        def predict(self, target, train, labels, test, settings, seed):
+            held.append(test[:, 0])
+            for setting in settings:  # right of one class for the first setting, and of all rows for the second
+                yield target.matrix((test[:, 0].long() % 2) * (setting["k"] == 3))
+
+    train = torch.stack([torch.arange(rows), torch.zeros(rows)], 1).float()
+    assert Watched(k=(5, 3)).choose(classes(labels), train, labels, 0) == ({"k": 3}, 1.0)
+    assert len({tuple(one.tolist()) for one in held}) == len(held) == times
 
 
 def test_shots_are_drawn_per_class():

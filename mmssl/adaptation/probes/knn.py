@@ -27,6 +27,8 @@ class Knn(Learner[Tensor]):
         temperature: of the weights; `inf` gives each neighbor one vote.
     """
 
+    hold_outs = 10
+
     def __init__(self, *, k: tuple[Positive, ...] = (200, 50, 20, 10, 5, 1), temperature: Temperature = 0.07) -> None:
         super().__init__()
         self.k, self.temperature = k, temperature

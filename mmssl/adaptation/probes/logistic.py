@@ -22,6 +22,7 @@ class Logistic(Learner[Tensor]):
     """
 
     learns = ("classes", "labels")
+    hold_outs = 10
 
     def __init__(self, *, c: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 1.0), max_iter: int = 1000) -> None:
         super().__init__()

@@ -21,6 +21,8 @@ class Ridge(Learner[Tensor]):
             (X'X / N + alpha)^-1 X'Y / N.
     """
 
+    hold_outs = 10
+
     def __init__(self, *, alpha: tuple[float, ...] = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)) -> None:
         super().__init__()
         self.alpha = alpha
