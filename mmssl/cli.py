@@ -135,11 +135,15 @@ def adapt(
     trust: Trust = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
-    """Score a run's encoder on labeled rows, or its task on pairs, with its baselines; the run keeps the table."""
+    """Score a run's encoder on labeled rows, or its task on pairs, with its baselines; the run keeps the table.
+
+    Fine-tuning on several processes: torchrun --nproc_per_node 4 -m mmssl adapt RUN --probe finetune
+    """
     import yaml
 
     import mmssl
     from mmssl.errors import RecipeError
+    from mmssl.ops.gather import process_share
 
     if figure is not None and not layers:
         raise RecipeError(f"{figure} would show the score by depth; add --layers")
@@ -164,6 +168,8 @@ def adapt(
         trust=trust,
         **{key: yaml.safe_load(value) for key, value in overrides(set_).items()},
     )
+    if process_share()[0]:
+        return
     if figure is not None:
         figure.parent.mkdir(parents=True, exist_ok=True)
         table.figure(figure)

@@ -27,6 +27,8 @@ MACHINES = "machines.json"
 T = TypeVar("T")
 FEATURES = "features"
 """Folder in which features of probed rows are kept."""
+UNFINISHED = "unfinished"
+"""Folder in which fine-tuning keeps its checkpoints until its table is there."""
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,22 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from mmssl.adaptation.cache import FeatureCache
 from mmssl.adaptation.probes import make_probe
+from mmssl.adaptation.probes._unfinished import Unfinished
 from mmssl.adaptation.probes.base import Answers
 from mmssl.adaptation.probes.finetune import Finetune, Trained
 from mmssl.adaptation.request import Model, Request
-from mmssl.adaptation.rows import Labeled, where
+from mmssl.adaptation.rows import Labeled, are_batches, where
 from mmssl.adaptation.table import PRETRAINED, Table
 from mmssl.encoders.base import Encoder
-from mmssl.errors import RecipeError
-from mmssl.hub.classifier import check_room, save_classifier
+from mmssl.errors import Interrupted, RecipeError
+from mmssl.hub.classifier import UNDECODED, check_room, save_classifier
 from mmssl.hub.load import load
 from mmssl.objectives.base import Objective
+from mmssl.ops.gather import process_share, wait_for_everyone
 from mmssl.recipe import Data
 from mmssl.report.page import write_report
-from mmssl.run_directory import FEATURES, Run
+from mmssl.run_directory import FEATURES, UNFINISHED, Run
+from mmssl.training.launch import start_processes
 
 
 def adapt(
@@ -62,6 +65,10 @@ def adapt(
     then the probe learns from all training rows. Test rows are looked at once, at the end. The network stays as it was.
 
     The table of a run is written into it (probes.json, and the report where there is one).
+
+    Where `finetune` was killed, the same call goes on from its last checkpoint and ends in the same bits; checkpoints
+    are in the run's directory, or next to `save`, until the table is there. On several processes (torchrun) each learns
+    from its part of every batch, and one of them writes.
 
     Args:
         model: a run, its directory, its name on the Hub, an encoder, or a task.
@@ -108,11 +115,15 @@ def adapt(
     """
     if not isinstance(probe, str):
         raise RecipeError(f"probe = {probe!r} should be a name, and its options arguments: probe='knn', k=[5]")
+    if "LOCAL_RANK" in os.environ:
+        start_processes()  # before the device is asked for
     asked = make_probe(probe, options)
     trained: list[Trained] = []
     if save is not None:
         if not isinstance(asked, Finetune):
             raise RecipeError(f"save keeps what the probe finetune trained, and {probe} leaves the encoder as it is")
+        if data is None and are_batches(train):
+            raise RecipeError(UNDECODED)
         check_room(save)
     if isinstance(model, str | Path):
         model = load(model, trust=trust)
@@ -146,17 +157,31 @@ def adapt(
         cache=FeatureCache(folder),
         listen=None if save is None else keep,
     )
-    table = asked.score(Model.of(model, encoder), request)
+    place = run.directory / UNFINISHED if run else _next_to(save)
+    if isinstance(asked, Finetune) and place is not None:
+        asked.unfinished = Unfinished(place)
+    try:
+        table = asked.score(Model.of(model, encoder), request)
+    except Interrupted as stopped:
+        raise Interrupted("stopped; the same call, made again, goes on from the last checkpoint") from stopped
     if isinstance(model, Run) and table.test in {where(data) for data in model.recipe.sources().values()}:
         seen = "the run was trained on these rows, so that they say nothing of new ones; give test rows (--test)"
         table = replace(table, warnings=(*table.warnings, seen))
-    if run:
-        run.add_probe(table.to_json())
-        if (run.directory / "report.html").exists():
-            write_report(run)
-    if save is not None:
-        save_classifier(save, trained[0], table, data)
+    if process_share()[0] == 0:
+        if run:
+            run.add_probe(table.to_json())
+            if (run.directory / "report.html").exists():
+                write_report(run)
+        if save is not None:
+            save_classifier(save, trained[0], table, data)
+        if isinstance(asked, Finetune) and asked.unfinished is not None:
+            asked.unfinished.clear()
+    wait_for_everyone()
     return table
+
+
+def _next_to(save: str | Path | None) -> Path | None:
+    return None if save is None else Path(save).with_name(f".{Path(save).name}.{UNFINISHED}")
 
 
 def _may_write(directory: Path) -> bool:

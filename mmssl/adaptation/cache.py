@@ -57,7 +57,7 @@ class FeatureCache:
             {"pooled" or depth: float32 (N, D)} for each encoder, and the numbers of the rows that could be decoded,
             int64 (N,).
         """
-        content = None if self.folder is None else _of_rows(split, rows)
+        content = None if self.folder is None else digest_of_rows(split, rows)
         keys = [None if content is None else _digest(digest_of(encoder), content) for encoder in encoders]
         found = [None if key is None else self._load(key, layers) for key in keys]
         missing = [i for i, one in enumerate(found) if one is None]
@@ -85,7 +85,7 @@ class FeatureCache:
                     tensors = {name: file.get_tensor(name).clone() for name in json.loads(metadata["names"])}
             except (OSError, SafetensorError, KeyError, ValueError):
                 continue
-            if metadata.get("content") == _of_tensors(tensors):
+            if metadata.get("content") == digest_of_tensors(tensors):
                 ids = tensors.pop(IDS)
                 return (tensors if layers else {POOLED: tensors[POOLED]}), ids
         return None
@@ -94,7 +94,7 @@ class FeatureCache:
         path = self._path(key, layers)
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {IDS: ids, **features}
-        metadata = {"names": json.dumps(list(tensors)), "content": _of_tensors(tensors)}
+        metadata = {"names": json.dumps(list(tensors)), "content": digest_of_tensors(tensors)}
         temporary = path.with_name(f".writing_{os.getpid()}_{path.name}")
         save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
         temporary.replace(path)
@@ -104,7 +104,7 @@ def _digest(*parts: str) -> str:
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=20).hexdigest()
 
 
-def _of_tensors(tensors: Mapping[str, Tensor]) -> str:
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Names, types, shapes and bits."""
     content = hashlib.blake2b(digest_size=20)
     for name, value in tensors.items():
@@ -118,11 +118,11 @@ def digest_of(encoder: nn.Module) -> str:
     kind = type(encoder)
     spec: Mapping[str, Any] = getattr(encoder, "spec", {})
     arguments = {key: repr(value) for key, value in spec.items() if key != "tokenizer"}
-    state = _of_tensors(dict(encoder.state_dict()))
+    state = digest_of_tensors(dict(encoder.state_dict()))
     return _digest(__version__, f"{kind.__module__}.{kind.__qualname__}", json.dumps(arguments, sort_keys=True), state)
 
 
-def _of_rows(split: Split, rows: np.ndarray) -> str | None:
+def digest_of_rows(split: Split, rows: np.ndarray) -> str | None:
     """What is read of these rows and how it is decoded; None for a stream, which would have to be read for that."""
     content = hashlib.blake2b(rows.tobytes(), digest_size=20)
     for tokenizer in split.reads.tokenizers.values():
@@ -130,7 +130,7 @@ def _of_rows(split: Split, rows: np.ndarray) -> str | None:
     if isinstance(split, BatchSplit):
         for batch in split.batches:
             keys = [key for need in split.reads.needs for key in (need, f"{need}_mask") if key in batch]
-            content.update(_of_tensors({key: batch[key] for key in keys}).encode())
+            content.update(digest_of_tensors({key: batch[key] for key in keys}).encode())
         return content.hexdigest()
     if not isinstance(split, SourceSplit) or isinstance(split.source, StreamSource):
         return None

@@ -304,6 +304,12 @@ def _open_test(given: Any, opened: Callable[..., Split]) -> Split:
     return (_own_test(found) or found) if isinstance(given, str | Path) and isinstance(found, SourceSplit) else found
 
 
+def are_batches(given: Any) -> bool:
+    """Whether rows are given as batches, which say nothing of how they were decoded."""
+    named = given is None or isinstance(given, str | Path | Data)
+    return not named and type(given).__module__.partition(".")[0] != "datasets"
+
+
 def open_rows(
     given: Any,
     reads: Reads,
@@ -341,7 +347,7 @@ def open_rows(
         return replace(opened, spec=opened.spec.model_copy(update={"columns": named}))
     if isinstance(given, Mapping):
         raise DataError(f"one split is needed, not all of {', '.join(map(str, given))}; give train[...] and test[...]")
-    if type(given).__module__.partition(".")[0] != "datasets":
+    if are_batches(given):
         return BatchSplit(given, reads, limit)
     import datasets
 

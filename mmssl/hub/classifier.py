@@ -46,6 +46,7 @@ from mmssl.version import __version__
 FILE = "classifier.json"
 TOKENIZER = "tokenizers/encoder"
 LARGEST = 1 << 26
+UNDECODED = "batches do not say how rows are decoded for it; give a source, or a recipe's data section (data=)"
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,7 @@ def save_classifier(folder: str | Path, trained: Trained, table: Table, decoding
     (encoder,) = objective.exported.values()
     how = split.spec if isinstance(split, SourceSplit) else decoding
     if how is None:
-        raise RecipeError(
-            "batches do not say how rows are decoded for it; give a source, or a recipe's data section (data=)"
-        )
+        raise RecipeError(UNDECODED)
     if objective.target.name not in components("target"):
         raise RecipeError(f"'{table.label}' is read by a target outside mmssl, of which no classifier can be saved")
     check_room(folder)

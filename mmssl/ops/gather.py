@@ -79,3 +79,9 @@ def average(value: Tensor) -> Tensor:
     """Mean over the processes, without gradient; the value itself on one process."""
     world = process_share()[1]
     return value.detach() if world == 1 else total(value) / world
+
+
+def wait_for_everyone() -> None:
+    """Go on when all processes are here."""
+    if process_share()[1] > 1:
+        dist.barrier()

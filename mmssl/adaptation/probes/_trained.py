@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -14,11 +15,16 @@ from mmssl.adaptation.probes.base import Learner, Setting, X
 from mmssl.adaptation.targets.base import Target
 from mmssl.batch import Batch, to_device
 from mmssl.encoders.base import Encoder
+from mmssl.errors import RecipeError
 from mmssl.modules.mode import evaluating
 from mmssl.objectives.base import Chance, Objective
 from mmssl.ops.draws import Draws, mix_seed
+from mmssl.ops.gather import average, process_share
 from mmssl.recipe import Optimizer, Schedule, Training
 from mmssl.training.loop import fit
+
+CHECKPOINTS = 10
+"""Of a training that can be resumed."""
 
 
 class Readable(Protocol):
@@ -109,8 +115,10 @@ class Shuffled:
         self.rows, self.labels, self.batch_size, self.seed = rows, labels, batch_size, seed
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches `start` to `stop - 1`; an epoch may end inside of one."""
-        chosen = [self._choose(step) for step in range(start, stop)]
+        """This process's rows of batches `start` to `stop - 1`; an epoch may end inside of one."""
+        share, shares = process_share()
+        rows = self.batch_size // shares
+        chosen = [self._choose(step)[share * rows : (share + 1) * rows] for step in range(start, stop)]
         for index, batch in zip(chosen, self.rows.read(chosen), strict=True):
             yield {**batch, "label": self.labels[index]}
 
@@ -147,6 +155,7 @@ def train(
     seed: int,
     stop: int = 0,
     watch: Watcher | None = None,
+    directory: Path | None = None,
 ) -> None:
     """Train in place: AdamW, a tenth of the steps to warm up, then a cosine.
 
@@ -161,10 +170,18 @@ def train(
         seed: of the order and of every draw.
         stop: after so many of the steps; 0 for the last.
         watch: may stop it before.
+        directory: of checkpoints, from the last of which it goes on; None writes none.
+
+    Raises:
+        RecipeError: where the rows of a step cannot be divided among the processes.
     """
+    batch_size, processes = min(batch_rows, len(rows)), process_share()[1]
+    if batch_size % processes:
+        raise RecipeError(f"{batch_size} rows of a step cannot be divided among {processes} processes; set batch_rows")
     training = Training(
         steps=steps,
-        batch_size=min(batch_rows, len(rows)),
+        batch_size=batch_size,
+        save_every=max(1, steps // CHECKPOINTS),
         seed=seed,
         optimizer=Optimizer(lr=lr, weight_decay=weight_decay),
         schedule=Schedule(warmup=steps // 10),
@@ -178,7 +195,16 @@ def train(
     every = stop if watch is None else watch.every
     with suppress(_Enough):
         loader = Shuffled(rows, labels, training.batch_size, seed)
-        fit(objective, loader, training, probe=look if every else None, probe_every=every, quiet=True)
+        options: dict[str, Any] = {
+            "resume": directory is not None,
+            "probe": look if every else None,
+            "probe_every": every,
+        }
+        fit(objective, loader, training, directory, quiet=True, **options)
+    with torch.no_grad():
+        for buffer in objective.buffers():  # statistics of BatchNorm, which a CPU does not synchronize
+            if buffer.is_floating_point():
+                buffer.copy_(average(buffer))
 
 
 def answers(objective: LabeledTask, rows: Readable, batch_size: int) -> Tensor:

@@ -140,6 +140,11 @@ class Learner(Probe, Generic[X]):
         """Whether it can be asked of every depth."""
         return self.frozen
 
+    @property
+    def chooses(self) -> bool:
+        """Whether anything is chosen on held-out rows."""
+        return len(self.settings()) > 1
+
     def settings(self) -> Sequence[Setting]:
         """Candidate hyper-parameters, the smoothest model first: of equals on the validation rows it is taken."""
         raise TypeError(f"{type(self).__name__} has no settings")
@@ -282,7 +287,7 @@ class Learner(Probe, Generic[X]):
             counts=target.counts(known),
             shots=request.shots,
             test=question.where,
-            validation=f"{self.chosen_on}{question.undivided}" if len(self.settings()) > 1 else "",
+            validation=f"{self.chosen_on}{question.undivided}" if self.chooses else "",
             seeds=seeds,
             notes=question.notes,
             warnings=tuple(dict.fromkeys([*warnings, *self.warnings])),

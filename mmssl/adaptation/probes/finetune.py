@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import ClassVar, NamedTuple, Self
@@ -11,10 +12,12 @@ from typing import ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from mmssl.adaptation.cache import digest_of, digest_of_rows, digest_of_tensors
 from mmssl.adaptation.features import POOLED, inputs_of
 from mmssl.adaptation.probes._layers import freeze_blocks, rest, scale_by_depth
 from mmssl.adaptation.probes._lora import add_adapters, check_peft, merge
 from mmssl.adaptation.probes._trained import LabeledTask, answers, train
+from mmssl.adaptation.probes._unfinished import Place, Unfinished
 from mmssl.adaptation.probes.base import Learner, RawRows, Setting
 from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.rows import Split
@@ -29,6 +32,8 @@ from mmssl.ops.mixing import mix_rows
 from mmssl.ranges import AboveZero, Count, Positive, Share, Weight
 from mmssl.training.step import unchanged
 
+HEAD, WHOLE = "head", "whole"
+"""Parts of a training."""
 EVALUATIONS = 20
 """In a training that may be stopped early."""
 
@@ -137,17 +142,25 @@ class Watch:
         patience: evaluations without a better score before it is enough.
         every: steps between two evaluations.
         batch_size: rows that are answered at a time.
+        place: where a call that was killed left scores, and where they are kept.
 
     Attributes:
         scores: of each evaluation, in order.
     """
 
     def __init__(
-        self, target: Target, rows: RawRows, labels: Tensor, patience: int, every: int, batch_size: int
+        self,
+        target: Target,
+        rows: RawRows,
+        labels: Tensor,
+        patience: int,
+        every: int,
+        batch_size: int,
+        place: Place | None = None,
     ) -> None:
-        self.target, self.rows, self.labels = target, rows, labels
+        self.target, self.rows, self.labels, self.place = target, rows, labels, place
         self.patience, self.every, self.batch_size = patience, every, batch_size
-        self.scores: list[float] = []
+        self.scores = [] if place is None else place.scores(WHOLE, every)
 
     @property
     def best(self) -> tuple[float, int]:
@@ -155,10 +168,14 @@ class Watch:
         score = max(self.scores)
         return score, (self.scores.index(score) + 1) * self.every
 
-    def is_enough(self, objective: LabeledTask) -> bool:
+    def is_enough(self, objective: Supervised) -> bool:
         """Score the network as it is now, and say whether to stop."""
         said = answers(objective, self.rows, self.batch_size)
-        self.scores.append(self.target.score(said, self.labels)[self.target.metrics[0].name])
+        score = self.target.score(said, self.labels)[self.target.metrics[0].name]
+        # All processes have to agree on when it is enough.
+        self.scores.append(average(objective.spread.new_tensor(score, dtype=torch.float64)).item())
+        if self.place is not None:
+            self.place.keep_scores(self.scores)
         return len(self.scores) - self.best[1] // self.every >= self.patience
 
 
@@ -186,12 +203,14 @@ class Finetune(Learner[RawRows]):
             none. It takes `pip install "mmssl[lora]"`.
 
     Attributes:
-        trained: what `predict` trained last.
+        trained: what `predict` trained last with one setting.
+        unfinished: where trainings are kept, so that the same call goes on after it was killed; None keeps none.
     """
 
     frozen: ClassVar[bool] = False
     trains: ClassVar[bool] = True
     trained: Trained | None = None
+    unfinished: Unfinished | None = None
 
     def __init__(
         self,
@@ -217,6 +236,11 @@ class Finetune(Learner[RawRows]):
         self.mixup, self.cutmix = mixup, cutmix
         self.freeze, self.head_steps, self.early_stop, self.lora = freeze, head_steps, early_stop, lora
 
+    @property
+    def chooses(self) -> bool:
+        """See `Learner`; with `early_stop` at least the step."""
+        return super().chooses or self.early_stop > 0
+
     def settings(self) -> Sequence[Setting]:
         """Every pair of learning rate and decay, the least change of the encoder first."""
         return [{"lr": lr, "decay": decay} for lr, decay in itertools.product(sorted(self.lr), sorted(self.decay))]
@@ -240,9 +264,17 @@ class Finetune(Learner[RawRows]):
         every = max(1, self.steps // EVALUATIONS)
         chosen: list[tuple[float, int, Setting]] = []
         for setting in self.settings():
-            watch = Watch(target, train[held], labels[held], self.early_stop, every, 4 * self.batch_rows)
-            self.train(target, train[~held], labels[~held], setting, seed, watch)
-            chosen.append((*watch.best, setting))
+            some, rest_of = train[~held], train[held]
+            place = self._place(target, some, labels[~held], rest_of, setting, seed, "watched")
+            ended = None if place is None else place.result()
+            if ended is None:
+                watch = Watch(target, rest_of, labels[held], self.early_stop, every, 4 * self.batch_rows, place)
+                self.train(target, some, labels[~held], setting, seed, watch, place)
+                ended = {"best": torch.tensor(watch.best, dtype=torch.float64)}
+                if place is not None:
+                    place.end(ended)
+            score, step = ended["best"].tolist()
+            chosen.append((score, int(step), setting))
         score, step, setting = max(chosen, key=lambda one: one[0])
         return {**setting, "steps": step}, score
 
@@ -250,10 +282,34 @@ class Finetune(Learner[RawRows]):
         self, target: Target, train: RawRows, labels: Tensor, test: RawRows, settings: Sequence[Setting], seed: int
     ) -> Iterator[Tensor]:
         """See `Learner.predict`; the encoder of `train` is copied, never changed."""
+        last = len(settings) == 1  # and no choice among them
         for setting in settings:
-            objective = self.train(target, train, labels, setting, seed)
-            self.trained = Trained(objective, train.split)
-            yield answers(objective, test, 4 * self.batch_rows)
+            place = self._place(target, train, labels, test, setting, seed)
+            ended = None if place is None else place.result()
+            if place is None or ended is None:
+                objective = self.train(target, train, labels, setting, seed, place=place)
+                ended = {"answers": answers(objective, test, 4 * self.batch_rows)}
+                if place is not None:
+                    place.end(ended, objective if last else None)
+            elif last:
+                objective = self._untrained(target, train, labels, seed)
+                place.load(objective)
+            if last:
+                self.trained = Trained(objective, train.split)
+            yield ended["answers"]
+
+    def _place(
+        self, target: Target, rows: RawRows, labels: Tensor, others: RawRows, setting: Setting, seed: int, *how: str
+    ) -> Place | None:
+        """Where a training is kept; None where it is not, as of the rows of a stream."""
+        if self.unfinished is None:
+            return None
+        content = [digest_of_rows(some.split, some.ids.numpy()) for some in (rows, others)]
+        if None in content:
+            return None
+        options = {key: value for key, value in vars(self).items() if isinstance(value, int | float)}
+        said = json.dumps([target.name, target.arguments, dict(setting), options, seed, *content, *how], sort_keys=True)
+        return self.unfinished.place(said, digest_of(rows.encoder), digest_of_tensors({"labels": labels}))
 
     def training_rows(self, model: Model, request: Request) -> tuple[Target, RawRows, Tensor]:
         """What `train` takes, of the training rows that can be decoded; raises as `score` does."""
@@ -262,7 +318,14 @@ class Finetune(Learner[RawRows]):
         return question.target, view[POOLED], question.train.labels[torch.isin(question.train.ids, read)]
 
     def train(
-        self, target: Target, rows: RawRows, labels: Tensor, setting: Setting, seed: int, watch: Watch | None = None
+        self,
+        target: Target,
+        rows: RawRows,
+        labels: Tensor,
+        setting: Setting,
+        seed: int,
+        watch: Watch | None = None,
+        place: Place | None = None,
     ) -> Supervised:
         """One training on all of `rows`.
 
@@ -273,13 +336,10 @@ class Finetune(Learner[RawRows]):
             setting: learning rate, decay, and where to stop before the end of the schedule `steps`.
             seed: of the head, of the order and of every draw.
             watch: may stop it.
+            place: of checkpoints, from the last of which it goes on.
         """
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            encoder = copy.deepcopy(rows.encoder)
-            if encoder.frozen:
-                encoder.freeze(False)
-            objective = Supervised(encoder, target, target.units(labels), mixup=self.mixup, cutmix=self.cutmix)
+        objective = self._untrained(target, rows, labels, seed)
+        encoder = objective.encoder(rows.encoder.modality)
         fit = partial(
             train,
             objective,
@@ -293,7 +353,7 @@ class Finetune(Learner[RawRows]):
         if self.head_steps:
             learning = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
             encoder.requires_grad_(False)
-            fit(steps=self.head_steps)
+            fit(steps=self.head_steps, directory=None if place is None else place.part(HEAD))
             for parameter in learning:
                 parameter.requires_grad_(True)
         adapters = None
@@ -303,7 +363,17 @@ class Finetune(Learner[RawRows]):
                 adapters = add_adapters(encoder, self.lora)
         freeze_blocks(encoder, self.freeze)
         scale_by_depth(encoder, setting["decay"])
-        fit(steps=self.steps, stop=int(setting.get("steps", 0)), watch=watch)
+        directory = None if place is None else place.part(WHOLE)
+        fit(steps=self.steps, stop=int(setting.get("steps", 0)), watch=watch, directory=directory)
         if adapters is not None:
             merge(adapters)
         return objective
+
+    def _untrained(self, target: Target, rows: RawRows, labels: Tensor, seed: int) -> Supervised:
+        """A copy of the encoder, with a new head."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            encoder = copy.deepcopy(rows.encoder)
+            if encoder.frozen:
+                encoder.freeze(False)
+            return Supervised(encoder, target, target.units(labels), mixup=self.mixup, cutmix=self.cutmix)
