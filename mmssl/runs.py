@@ -325,6 +325,7 @@ def _finish(run: Run, loader: Loader) -> None:
     draw_history(run.history, run.chance, figures / "history.png")
     draw_conflicts(run.history, figures / "conflicts.png")
     cache = FeatureCache(run.directory / FEATURES)
-    for spec in run.recipe.every_probe():
-        run.add_probe(probe_at_end(run, spec, seed=run.recipe.training.seed, cache=cache).to_json())
+    with alone():  # the others wait
+        for spec in run.recipe.every_probe():
+            run.add_probe(probe_at_end(run, spec, seed=run.recipe.training.seed, cache=cache).to_json())
     write_report(run)

@@ -178,8 +178,10 @@ def test_a_run_in_epochs_is_the_run_of_their_steps_and_can_be_resumed(tmp_path: 
 def test_torchrun_on_two_processes_is_the_same_run(finished: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     recipe = write(tmp_path / "together.yaml", together(accumulate=2))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    # One process trains this probe at the end while the other one waits.
+    probe = "probe={label: shape, probe: finetune, limit: 16, steps: 2, lr: [0.001], decay: [1.0]}"
     result = subprocess.run(
-        [*launch, "-m", "mmssl", "run", str(recipe), "--out", str(tmp_path / "two")],
+        [*launch, "-m", "mmssl", "run", str(recipe), "--out", str(tmp_path / "two"), "--set", probe],
         env=environment,
         capture_output=True,
         text=True,
@@ -188,6 +190,7 @@ def test_torchrun_on_two_processes_is_the_same_run(finished: Path, tmp_path: Pat
     assert result.returncode == 0, result.stderr[-3000:]
     for one, two in zip(losses(finished), losses(tmp_path / "two"), strict=True):
         assert two == pytest.approx(one, abs=1e-9, rel=0)
+    assert [table["probe"] for table in json.loads((tmp_path / "two" / "probes.json").read_text())] == ["finetune"]
 
 
 @pytest.mark.long

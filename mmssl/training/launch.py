@@ -104,9 +104,12 @@ def prepare(objective: Objective, training: Training, accelerator: Accelerator) 
     passes = ForwardPass(objective)
     if training.compile:
         passes.compile()
+    optimizer = make_optimizer(objective, training.optimizer)
+    if process_share()[1] == 1 and accelerator.num_processes > 1:  # a probe that one process trains while others wait
+        return passes, passes, accelerator.prepare(optimizer)
     with warnings.catch_warnings():  # torch 2.13 renames it, and 2.11 does not know the new name
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-        wrapped, optimizer = accelerator.prepare(passes, make_optimizer(objective, training.optimizer))
+        wrapped, optimizer = accelerator.prepare(passes, optimizer)
     if accelerator.is_fsdp2:
         wrapped.collect_shards()
     return passes, wrapped, optimizer

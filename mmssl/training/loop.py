@@ -16,7 +16,7 @@ from mmssl.batch import Batch, count_rows, to_device
 from mmssl.errors import Interrupted, RunError
 from mmssl.objectives.base import Objective, Step
 from mmssl.ops.draws import Draws, mix_seed
-from mmssl.ops.gather import average, gather, process_share
+from mmssl.ops.gather import average, gather, process_share, wait_for_everyone
 from mmssl.recipe import Training
 from mmssl.training import checkpoint
 from mmssl.training.history import History
@@ -188,7 +188,7 @@ def fit(
                     finite.check(loader, directory)
                     state = {"step": now, "scaler": scaler.state_dict() if scaler is not None else None}
                     checkpoint.save(directory, objective, optimizer.optimizer, state, accelerator.is_main_process)
-                    accelerator.wait_for_everyone()
+                    wait_for_everyone()
                 if ending and now < training.steps:
                     way_on = "; go on with --resume" if directory else ""
                     raise Interrupted(f"stopped at step {now} of {training.steps}{way_on}")

@@ -96,7 +96,7 @@ class DenseLearner(Learner[MapRows]):
     def copy_of(self, encoder: Encoder, setting: Setting) -> Encoder:
         """The encoder that is trained, or one that learns nothing."""
         with torch.random.fork_rng():
-            own = copy.deepcopy(encoder).freeze(not self.tune)
+            own = copy.deepcopy(encoder).float().freeze(not self.tune)
         if self.tune:
             scale_by_depth(own, setting["decay"])
         return own

@@ -373,7 +373,7 @@ class Finetune(Learner[RawRows]):
         """A copy of the encoder, with a new head."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            encoder = copy.deepcopy(rows.encoder)
+            encoder = copy.deepcopy(rows.encoder).float()  # of a run in float64, too
             if encoder.frozen:
                 encoder.freeze(False)
             return Supervised(encoder, target, target.units(labels), mixup=self.mixup, cutmix=self.cutmix)
