@@ -163,7 +163,7 @@ def test_weights_are_cut_in_the_usual_order_of_memory():
         handed.extend(passes.parameters())
         return SimpleNamespace(collect_shards=lambda: None), optimizer
 
-    accelerator: Any = SimpleNamespace(device=torch.device("cpu"), is_fsdp2=True, prepare=cut)
+    accelerator: Any = SimpleNamespace(device=torch.device("cpu"), is_fsdp2=True, num_processes=1, prepare=cut)
     launch.prepare(task, Training(steps=1, batch_size=4), accelerator)
     assert handed
     assert all(parameter.is_contiguous() for parameter in handed)
