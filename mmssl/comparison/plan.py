@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 import yaml
 from pydantic import TypeAdapter
 
 from mmssl import recipe as recipes
 from mmssl.atomic import write_text
-from mmssl.batch import MODALITIES
+from mmssl.batch import MODALITIES, Batch, count_rows
 from mmssl.build import build
 from mmssl.catalog import recipe_files
 from mmssl.comparison.budget import Budget, encoder_samples, step_seconds
@@ -26,6 +27,7 @@ from mmssl.encoders.text import tokenizers_of
 from mmssl.errors import DataError, RecipeError, RunError
 from mmssl.hub.load import load
 from mmssl.objectives.base import Objective
+from mmssl.ops.draws import Draws
 from mmssl.recipe import Data, Recipe
 from mmssl.run_directory import Run
 
@@ -344,7 +346,10 @@ def _measured(
     decoding = recipe.decoding(objective.needs, modality)
     decoding = decoding.model_copy(update={"image": decoding.image.model_copy(update={"size": side})})
     plain = next(iter(read(decoding, (modality,), tokenizers=tokenizers_of(objective.exported), batch_size=2)))
-    cost = encoder_samples(objective, encoder, next(loader.batches(0, 1)), plain)
+    samples = list(loader.batches(0, 4))
+    if not any(_loss(objective, sample) for sample in samples):  # colors of gray pictures, say
+        raise RecipeError("its loss on these rows is 0 before any training: they hold nothing to predict")
+    cost = encoder_samples(objective, encoder, samples[0], plain)
     rows = max(2, round(batch / cost))
     seconds = 0.0
     if budget.unit == "minutes":
@@ -352,6 +357,11 @@ def _measured(
         task, source = build(timed, where=name)
         seconds = _seconds(task, source)
     return rows, cost, seconds, decoding
+
+
+@torch.no_grad()
+def _loss(objective: Objective, batch: Batch) -> float:
+    return float(objective(objective.transform(batch, Draws(0, 0, count_rows(batch))))["loss"])
 
 
 def _seconds(task: Objective, loader: Loader) -> float:

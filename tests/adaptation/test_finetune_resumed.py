@@ -62,6 +62,7 @@ def test_what_was_killed_ends_in_the_same_bits(name, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]
 
 
+@pytest.mark.long
 def test_another_call_goes_on_with_nothing_of_this_one(tmp_path, monkeypatch):
     places = []
     place = Unfinished.place

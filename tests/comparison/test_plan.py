@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mmssl.comparison.plan import Plan, make_plan
 from mmssl.errors import RecipeError, RunError
@@ -69,3 +71,14 @@ def test_a_step_of_more_rows_than_there_are_names_the_way_out():
     ):
         make_plan(few, **given)
     assert make_plan(few, **given, batch=80).tasks["simclr"]["training"]["batch_size"] == 40
+
+
+def test_a_task_that_has_nothing_to_predict_on_these_rows_is_left_out(tmp_path):
+    for i in range(32):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    given = {"budget": "steps=4", "batch": 16, "encoder": "timm/test_resnet", "size": 32}
+    found = make_plan(Data(source=str(tmp_path)), **given)
+    assert {"rotation", "simclr"} <= set(found.tasks)
+    assert any(note.startswith("colorization is left out: its loss on these rows is 0 before") for note in found.notes)
+    with pytest.raises(RecipeError, match="nothing to predict"):
+        make_plan(Data(source=str(tmp_path)), tasks=["colorization"], **given)

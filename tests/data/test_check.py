@@ -30,6 +30,7 @@ def noise(seed, height=16, width=16):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+@pytest.mark.long
 def test_the_toy_world_has_no_trap():
     found = check("toy", rows=20)
     assert found.splits == {"train": 4096, "validation": 4096, "test": 4096}
