@@ -42,6 +42,8 @@ class Data(Section):
         config: configuration name of a Hub data set.
         streaming: read in order without keeping the data set on disk.
         columns: batch key -> column, for instance `{image: img}`; a key that is left out means a column of that name.
+            `center` names a column of seconds: windows of sounds and clips lie around them, as far as the clip reaches,
+            and where the column is empty as `start` says.
         image, text, audio, video: decode settings; a modality that the objective does not need is not decoded.
         start: which part of a longer sound or clip is taken: one random window a row and epoch, the middle, the start.
         shuffle_buffer: rows that a stream permutes at a time.

@@ -135,14 +135,15 @@ def digest_of_rows(split: Split, rows: np.ndarray) -> str | None:
     if not isinstance(split, SourceSplit) or isinstance(split.source, StreamSource):
         return None
     decoding = split.spec.model_dump(mode="json", include={"image", "text", "audio", "video", "start"})
-    content.update(json.dumps([split.reads.needs, split.columns, decoding], sort_keys=True).encode())
+    columns = list(dict.fromkeys([*split.columns, *split.centers]))
+    content.update(json.dumps([split.reads.needs, split.columns, split.centers, decoding], sort_keys=True).encode())
     if split.source.fingerprint is not None:
         content.update(split.source.fingerprint.encode())
         return content.hexdigest()
-    source = split.source.select(split.columns)
+    source = split.source.select(columns)
     for row in rows.tolist():
         cells = source.row(row)
-        for column in split.columns:
+        for column in columns:
             _add_cell(content, cells[column])
     return content.hexdigest()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmssl.batch import Batch, count_rows
 from mmssl.data.base import MapSource, Row
-from mmssl.data.columns import TextToIds, find_column
+from mmssl.data.columns import CENTER, TextToIds, find_column
 from mmssl.data.features import name_of
 from mmssl.data.files import expand
 from mmssl.data.loader import read
@@ -106,6 +106,11 @@ class SourceSplit(Split):
         """Those that are decoded."""
         return [find_column(self.spec, key, self.source.columns) for key in self.reads.needs]
 
+    @property
+    def centers(self) -> list[str]:
+        """The column of seconds that windows lie around, where there is one."""
+        return [self.spec.columns[CENTER]] if CENTER in self.spec.columns else []
+
     def present(self, total: int) -> np.ndarray:
         """See `Split`; of a stream all rows, for what they lack is seen when they are read."""
         columns = self.columns
@@ -139,7 +144,7 @@ class SourceSplit(Split):
         """See `Split`."""
         if not isinstance(self.source, StreamSource):
             return self
-        wanted, columns = set(rows), self.columns
+        wanted, columns = set(rows), list(dict.fromkeys([*self.columns, *self.centers]))
         kept = {i: row for i, row in enumerate(self.source.select(columns).rows()) if i in wanted}
         return replace(self, source=_Kept(kept, columns, self.source.name))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any, Protocol, cast
 
 import torch
@@ -17,6 +18,8 @@ from mmssl.recipe import Data
 Classes = Sequence[str] | Sequence[int]
 
 WINDOWS = {"first": 0.0, "middle": 0.5}
+CENTER = "center"
+"""Key of `data.columns` that names a column of seconds, which windows of sounds and clips lie around."""
 
 
 class TextToIds(Protocol):
@@ -114,8 +117,8 @@ class Decoder:
     ) -> None:
         self.spec = spec
         for key in spec.columns:
-            if key not in (*MODALITIES, "label"):
-                raise RecipeError(f"data.columns: unknown key '{key}'{nearest(key, (*MODALITIES, 'label'))}")
+            if key not in (*MODALITIES, "label", CENTER):
+                raise RecipeError(f"data.columns: unknown key '{key}'{nearest(key, (*MODALITIES, 'label', CENTER))}")
         for key in needs:
             if key == "fusion":
                 raise RecipeError(
@@ -128,12 +131,19 @@ class Decoder:
         if "text" in needs and "text" not in (tokenizers or {}):
             raise RecipeError("text needs a tokenizer: add a text encoder to the recipe")
         if columns is None:
-            columns = [spec.columns.get(key, key) for key in needs] + ([label] if label else [])
+            columns = [spec.columns.get(key, key) for key in (*needs, *({CENTER} & spec.columns.keys()))]
+            columns += [label] if label else []
         self.needs = needs
         self.columns = {key: find_column(spec, key, columns) for key in needs}
         self.tokenizer = (tokenizers or {}).get("text")
         if self.parts and self.tokenizer is not None:
             self.tokenizer.divide("", spec.text.length, self.parts)  # refuses what it cannot do now and not at step 1
+        self.center = spec.columns.get(CENTER) if {"audio", "video"} & set(needs) else None
+        if self.center is not None and self.center not in columns:
+            have = ", ".join(columns)
+            raise DataError(
+                f"{spec.source} has no column '{self.center}' of seconds{nearest(self.center, columns)}; it has: {have}"
+            )
         self.label = label
         if label is not None and label not in columns:
             have = ", ".join(columns)
@@ -145,6 +155,11 @@ class Decoder:
     @property
     def reads(self) -> tuple[str, ...]:
         """Columns that decoding touches, without repetition."""
+        return tuple(dict.fromkeys([*self.requires, *([self.center] if self.center else [])]))
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Those that no row may lack."""
         return tuple(dict.fromkeys([*self.columns.values(), *([self.label] if self.label else [])]))
 
     @property
@@ -159,8 +174,8 @@ class Decoder:
         Args:
             row: raw, from a source.
             window: in [0, 1): where in a sound, clip or text that is longer than asked for the part taken begins, near
-                1 at its end. Sounds and clips use it where `spec.start` is `random`, texts where `spec.text.start` is
-                not `first`.
+                1 at its end. Sounds and clips use it where `spec.start` is `random` and the row names no center, texts
+                where `spec.text.start` is not `first`.
 
         Returns:
             One row of each key of `mmssl.batch` (no `id`), with `text_mask`, `audio_mask` and, of squeezed pictures,
@@ -170,29 +185,30 @@ class Decoder:
             DataError: naming the column that is empty or cannot be decoded.
         """
         row = {column: row[column] for column in self.reads}  # once: the toy world renders a cell whenever it is read
-        for column, cell in row.items():
-            if cell is None:
+        center = None if self.center is None else _seconds(self.center, row[self.center])
+        for column in self.requires:
+            if row[column] is None:
                 raise DataError(f"column '{column}' is empty, or was read as missing (NA, None, null)")
         decoded: dict[str, Tensor] = {}
         timed = WINDOWS.get(self.spec.start, window)
         if {"audio", "video"} <= set(self.needs):
-            decoded |= self._decode_clip({key: row[self.columns[key]] for key in ("audio", "video")}, timed)
+            decoded |= self._decode_clip({key: row[self.columns[key]] for key in ("audio", "video")}, timed, center)
         for key in self.needs:
             if key not in decoded:
-                decoded |= self._decode(key, row[self.columns[key]], window if key == "text" else timed)
+                decoded |= self._decode(key, row[self.columns[key]], window if key == "text" else timed, center)
         if self.label is not None:
             decoded["label"] = self._class(row[self.label])
         return decoded
 
-    def _decode_clip(self, cells: Row, window: float) -> dict[str, Tensor]:
+    def _decode_clip(self, cells: Row, window: float, center: float | None) -> dict[str, Tensor]:
         """Sound and pictures on one clock."""
         from mmssl.media.clip import decode_clip
 
-        decoded = decode_clip(cells, audio=self.spec.audio, video=self.spec.video, window=window)
+        decoded = decode_clip(cells, audio=self.spec.audio, video=self.spec.video, window=window, center=center)
         sound, mask, frames = cast(tuple[Tensor, Tensor, Tensor], decoded)
         return {"audio": sound, "audio_mask": mask, "video": frames}
 
-    def _decode(self, key: str, cell: Any, window: float) -> dict[str, Tensor]:
+    def _decode(self, key: str, cell: Any, window: float, center: float | None) -> dict[str, Tensor]:
         if key == "image":
             from mmssl.media.image import decode_image, decode_squeezed
 
@@ -205,13 +221,13 @@ class Decoder:
         if key == "audio":
             from mmssl.media.audio import decode_audio
 
-            sound, mask = decode_audio(cell, self.spec.audio.rate, self.spec.audio.seconds, window)
+            sound, mask = decode_audio(cell, self.spec.audio.rate, self.spec.audio.seconds, window, center)
             return {"audio": sound, "audio_mask": mask}
         if key == "video":
             from mmssl.media.video import decode_video
 
             video = self.spec.video
-            return {"video": decode_video(cell, video.size, video.fps, video.frames, window, video.fit)}
+            return {"video": decode_video(cell, video.size, video.fps, video.frames, window, video.fit, center)}
         if self.spec.text.pack and isinstance(cell, Mapping):
             return _packed(cell)
         if not isinstance(cell, str):
@@ -236,6 +252,15 @@ class Decoder:
         elif not isinstance(value, int | list):
             raise DataError(f"label {value!r} is no class number")
         return torch.tensor(value, dtype=torch.int64)
+
+
+def _seconds(column: str, cell: Any) -> float | None:
+    """Where a window is centered; None for a row that does not say."""
+    if cell is None or cell != cell:
+        return None
+    if isinstance(cell, bool) or not isinstance(cell, Real):
+        raise DataError(f"column '{column}' should hold seconds, it holds {type(cell).__name__}")
+    return float(cell)
 
 
 def _packed(cell: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:

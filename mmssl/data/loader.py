@@ -87,7 +87,7 @@ class Loader:
             )
             source = source.select(decoder.reads)
             if isinstance(source, StreamSource):
-                source = source.present(decoder.reads)
+                source = source.present(decoder.requires)
             if spec.text.pack:
                 source = _packed(source, decoder)
             self.sources[name] = source
@@ -96,7 +96,7 @@ class Loader:
             self._orders[name] = (
                 StreamOrder(source, spec.shuffle_buffer, batch_size, own)
                 if isinstance(source, StreamSource)
-                else MapOrder(source, decoder.reads, batch_size, own)
+                else MapOrder(source, decoder.requires, batch_size, own)
             )
 
         self._rows = Rows(readers, workers)
@@ -226,7 +226,7 @@ def read(
     if picks is not None:
         return _read(source, decoder, spec, _picked(source, decoder, picks), workers)
     if isinstance(source, StreamSource):
-        source = source.present(decoder.reads)
+        source = source.present(decoder.requires)
     return _read(source, decoder, spec, _in_order(source, decoder, batch_size), workers)
 
 
@@ -280,7 +280,7 @@ def _picked(source: Source, decoder: Decoder, picks: Iterable[Sequence[int]]) ->
         else:
             needed = set(ids)
             some = islice((pair for pair in rows if pair[0] in needed), len(ids))
-            whole = {number: row for number, row in some if all(row[column] is not None for column in decoder.reads)}
+            whole = {number: row for number, row in some if all(row[column] is not None for column in decoder.requires)}
             yield list(whole), list(whole.values())
 
 
@@ -292,7 +292,7 @@ def _in_order(source: Source, decoder: Decoder, batch_size: int) -> Numbered:
             yield list(range(first, first + len(some))), some
             first += len(some)
     else:
-        present = find_present(source, decoder.reads)
+        present = find_present(source, decoder.requires)
         for first in range(0, len(present), batch_size):
             yield present[first : first + batch_size].tolist(), None
 

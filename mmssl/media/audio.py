@@ -25,7 +25,9 @@ AAC_STRAIGHT = 120.0
 WOBBLE = 0.01
 
 
-def decode_audio(cell: Any, rate: int, seconds: float, window: float = 0.0) -> tuple[Tensor, Tensor]:
+def decode_audio(
+    cell: Any, rate: int, seconds: float, window: float = 0.0, center: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Decode a window of a sound; channels are averaged.
 
     Args:
@@ -34,6 +36,7 @@ def decode_audio(cell: Any, rate: int, seconds: float, window: float = 0.0) -> t
         rate: sample rate wanted, in Hz.
         seconds: length of the window, S = round(rate · seconds) samples.
         window: which part of a longer sound, in [0, 1): 0 is the start, 0.5 the middle.
+        center: the second that is in the middle of the window, in place of `window`; see `window_start`.
 
     Returns:
         float32 (S,) in [-1, 1], zero after the sound's end, and a mask bool (S,), True where there is sound.
@@ -42,7 +45,7 @@ def decode_audio(cell: Any, rate: int, seconds: float, window: float = 0.0) -> t
         DataError: naming the file and what is wrong with it.
     """
     with open_sound(cell) as sound:
-        return sound.read(window_start([sound], seconds, window), rate, seconds)
+        return sound.read(window_start([sound], seconds, window, center), rate, seconds)
 
 
 def open_sound(cell: Any) -> Sound:

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 
 def decode_clip(
-    cell: Any, *, audio: AudioDecode | None = None, video: VideoDecode | None = None, window: float = 0.0
+    cell: Any,
+    *,
+    audio: AudioDecode | None = None,
+    video: VideoDecode | None = None,
+    window: float = 0.0,
+    center: float | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Decode a window of a clip: sample `s` and frame `t` happen `s / rate` and `t / fps` seconds after one instant.
 
@@ -40,6 +45,7 @@ def decode_clip(
         video: decode settings; None leaves the pictures out.
         window: which part of a longer clip, in [0, 1): 0 is the start, 0.5 the middle. The window is as long as the
             longer of the two.
+        center: the second that is in the middle of the window, in place of `window`; see `window_start`.
 
     Returns:
         audio float32 (S,), audio mask bool (S,) and video uint8 (T, 3, size, size); None where not wanted.
@@ -55,7 +61,7 @@ def decode_clip(
         if video:
             tracks.append(pictures := opened.enter_context(open_pictures(cell["video"] if paired else cell)))
         lengths = [audio.seconds if audio else 0.0, video.frames / video.fps if video else 0.0]
-        start = window_start(tracks, max(lengths), window)
+        start = window_start(tracks, max(lengths), window, center)
         samples, mask = sound.read(start, audio.rate, audio.seconds) if audio else (None, None)
         frames = pictures.read(start, video.size, video.fps, video.frames, video.fit) if video else None
     return samples, mask, frames

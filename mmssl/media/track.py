@@ -39,13 +39,15 @@ class Timed(Protocol):
     end: float
 
 
-def window_start(tracks: Sequence[Timed], seconds: float, window: float) -> float:
+def window_start(tracks: Sequence[Timed], seconds: float, window: float, center: float | None = None) -> float:
     """Start of a window inside the time that all tracks share.
 
     Args:
         tracks: of one clock.
         seconds: length of the window.
         window: in [0, 1): 0 is the start, 0.5 the middle.
+        center: seconds on their clock that lie in the middle of the window, as far as the tracks reach; what `window`
+            says where None.
 
     Raises:
         DataError: where the tracks do not overlap.
@@ -53,7 +55,10 @@ def window_start(tracks: Sequence[Timed], seconds: float, window: float) -> floa
     start, end = max(t.start for t in tracks), min(t.end for t in tracks)
     if end <= start:
         raise DataError(f"{tracks[0].name}: its sound and its pictures do not overlap in time")
-    return start + window * max(0.0, end - start - seconds)
+    spare = max(0.0, end - start - seconds)
+    if center is not None:
+        return start + min(max(center - seconds / 2 - start, 0.0), spare)
+    return start + window * spare
 
 
 class Track:

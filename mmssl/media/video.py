@@ -20,7 +20,15 @@ from mmssl.media.track import PREROLL, Track, window_start
 MISSING = 0.5
 
 
-def decode_video(cell: Any, size: int, fps: float, frames: int, window: float = 0.0, fit: Fit = "crop") -> Tensor:
+def decode_video(
+    cell: Any,
+    size: int,
+    fps: float,
+    frames: int,
+    window: float = 0.0,
+    fit: Fit = "crop",
+    center: float | None = None,
+) -> Tensor:
     """Decode a window of a video: at each instant the picture that is on the screen.
 
     Args:
@@ -30,6 +38,7 @@ def decode_video(cell: Any, size: int, fps: float, frames: int, window: float = 
         frames: number of frames, T; past the end of the video the last picture stays.
         window: which part of a longer video, in [0, 1): 0 is the start, 0.5 the middle.
         fit: `crop` scales the short side to `size` and cuts the center; `pad` scales the long side and adds white.
+        center: the second that is in the middle of the window, in place of `window`; see `window_start`.
 
     Returns:
         uint8 (T, 3, size, size), RGB, turned and stretched as the container says.
@@ -38,7 +47,7 @@ def decode_video(cell: Any, size: int, fps: float, frames: int, window: float = 
         DataError: naming the file and what is wrong with it.
     """
     with open_pictures(cell) as pictures:
-        return pictures.read(window_start([pictures], frames / fps, window), size, fps, frames, fit)
+        return pictures.read(window_start([pictures], frames / fps, window, center), size, fps, frames, fit)
 
 
 def open_pictures(cell: Any) -> Pictures:

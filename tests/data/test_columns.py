@@ -125,6 +125,29 @@ def test_bad_cells_are_data_errors():
         Decoder(SPEC, [], label="kind")({"kind": "a"}, 0.0)
 
 
+def test_windows_lie_around_the_second_that_a_row_names():
+    rising = np.linspace(0, 0.8, 16_000, dtype=np.float32)
+    spec = mapped(center="hit").model_copy(update={"audio": AudioDecode(rate=8000, seconds=0.5)})
+    frames = np.arange(20, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
+    row = {"audio": {"array": rising, "sampling_rate": 8000}, "video": {"frames": frames, "fps": 10}}
+    columns = ("audio", "video", "hit")
+    both = Decoder(spec, ["audio", "video"], columns=columns)
+    assert set(both.reads) == set(columns)
+    assert "hit" not in both.requires  # a row without is not left out
+    for hit, start in ((1.0, 0.75), (0.1, 0.0), (1.9, 1.5), (None, 0.75), (float("nan"), 0.75), (9, 1.5)):
+        found = both(row | {"hit": hit}, 0.5)
+        sound, pictures = (Decoder(spec, [key], columns=columns)(row | {"hit": hit}, 0.5) for key in columns[:2])
+        assert torch.equal(found["audio"], torch.from_numpy(rising[round(start * 8000) :][:4000]))
+        if hit is not None and hit == hit:
+            assert torch.equal(sound["audio"], found["audio"])
+            middle = min(max(hit, 0.1), 1.9)  # of the two frames that are read alone
+            assert pictures["video"][0, 0, 0, 0] == int((middle - 0.1 + 1e-6) * 10)
+    with pytest.raises(DataError, match="column 'hit' should hold seconds, it holds str"):
+        both(row | {"hit": "now"}, 0.5)
+    with pytest.raises(DataError, match="has no column 'hit' of seconds \\(did you mean 'hits'"):
+        Decoder(spec, ["audio"], columns=("audio", "hits"))
+
+
 def test_labels_become_class_numbers():
     decoder = Decoder(SPEC, [], label="kind", classes=("b", "a"))
     assert [decoder({"kind": kind}, 0.0)["label"].item() for kind in "ab"] == [1, 0]
