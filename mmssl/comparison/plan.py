@@ -21,7 +21,7 @@ from mmssl.comparison.budget import Budget, encoder_samples, step_seconds
 from mmssl.data.base import MapSource
 from mmssl.data.columns import find_column
 from mmssl.data.duplicates import across_splits
-from mmssl.data.loader import Loader, read
+from mmssl.data.loader import read
 from mmssl.data.sources import Source, open_source
 from mmssl.encoders.text import tokenizers_of
 from mmssl.errors import DataError, RecipeError, RunError
@@ -355,17 +355,13 @@ def _measured(
     if budget.unit == "minutes":
         timed = recipes.load(few, {"training.batch_size": rows})
         task, source = build(timed, where=name)
-        seconds = _seconds(task, source)
+        seconds = step_seconds(task, next(source.batches(0, 1)))
     return rows, cost, seconds, decoding
 
 
 @torch.no_grad()
 def _loss(objective: Objective, batch: Batch) -> float:
     return float(objective(objective.transform(batch, Draws(0, 0, count_rows(batch))))["loss"])
-
-
-def _seconds(task: Objective, loader: Loader) -> float:
-    return step_seconds(task, next(loader.batches(0, 1)))
 
 
 def plan_of_runs(runs: Sequence[str], data: Data | None, *, label: str | None, **others: Any) -> Plan:
