@@ -93,6 +93,8 @@ CASES = {
     "matching_multiway": ("matching", {"a": "video", "b": "audio", "width": 7}),
     "matching_distilled": ("matching", {"width": 7, "momentum": 0.9, "queue": 21, "ramp": 2}),
     "temporal_alignment": ("temporal_alignment", ALIGNMENT),
+    "correspondence": ("correspondence", {"visual": "video", "window": 0.5, "width": 8}),
+    "correspondence_distance": ("correspondence", {"form": "distance", "width": 8}),
     "combine": (
         "combine",
         {

@@ -28,6 +28,7 @@ from mmssl.encoders.base import Encoder, Features
 from mmssl.errors import RecipeError
 from mmssl.modules.views import Crop
 from mmssl.objectives.base import Chance, Objective, Pair, Panel
+from mmssl.ops.clock import samples_per_frame
 from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
 from mmssl.ops.transfers import upload
@@ -80,11 +81,7 @@ class TemporalAlignment(Objective):
 
     def _frames(self, frames: int, samples: int) -> tuple[int, int, int]:
         """Samples a frame, frames of the window, frames of the smallest shift."""
-        if samples % frames:
-            raise RecipeError(
-                f"temporal_alignment needs a whole number of samples for each frame, here are {samples} for {frames}: "
-                "set data.audio.seconds to data.video.frames / data.video.fps, and fps to a divisor of the audio rate"
-            )
+        per_frame = samples_per_frame("temporal_alignment", frames, samples)
         fps = self.rate * frames / samples
         window, shift = max(1, round(self.window * fps)), math.ceil(self.min_shift * fps - 1e-6)
         if window + shift > frames:
@@ -92,7 +89,7 @@ class TemporalAlignment(Objective):
                 f"temporal_alignment: window {self.window:g} s and min_shift {self.min_shift:g} s are {window + shift} "
                 f"frames, the clips have {frames} ({frames / fps:g} s): take longer clips or lower either"
             )
-        return samples // frames, window, shift
+        return per_frame, window, shift
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
