@@ -293,10 +293,18 @@ def push(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    media: Annotated[
+        bool, typer.Option("--media", help="Try the clocks of all containers and codecs instead; half a minute.")
+    ] = False,
+) -> None:
     """Versions, devices and codecs: what does not work here, and how to mend it."""
     from mmssl.doctor import examine
+    from mmssl.doctor import media as clocks
 
+    if media:
+        typer.echo(clocks())
+        return
     report, usable = examine()
     typer.echo(report)
     raise typer.Exit(0 if usable else 1)

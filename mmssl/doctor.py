@@ -150,6 +150,36 @@ def formats() -> list[str]:
     return lines
 
 
+def media() -> str:
+    """Of every container and pair of codecs: whether sound and pictures come back in time. Takes half a minute."""
+    from mmssl.media.clocks import AUDIO, RATE, clocks
+
+    os.environ.setdefault("SVT_LOG", "-1")  # AV1's encoder writes a page for every clip
+    cells: dict[tuple[str, str], list[str]] = {}
+    faults: dict[tuple[str, str, str], list[str]] = {}
+    for clock in clocks():
+        cells.setdefault((clock.container, clock.video), []).append(clock.verdict)
+        if clock.fault:
+            faults.setdefault((clock.container, clock.audio, clock.fault), []).append(clock.video)
+    lines = [
+        f"A click and a flash, read straight and by seeking, at {RATE:,} samples and 25 frames a second, of streams",
+        "that start at zero and later. exact: to one sample and one frame; at zero: only where all streams start so;",
+        "refused: the container does not take these codecs, or FFmpeg has none of that name here.",
+        "",
+        f"{'':<18}" + "".join(f"{name:<9}" for name in AUDIO).rstrip(),
+    ]
+    for (container, video), row in cells.items():
+        lines.append(f"{container + ' ' + video:<18}" + "".join(f"{cell:<9}" for cell in row).rstrip())
+    lines.append("")
+    for (container, audio, fault), pictures in faults.items():
+        lines.append(f"{container}, {audio} with {', '.join(pictures)}: {fault}")
+    if any(container == "avi" for container, *_ in faults):
+        lines.append(
+            "avi has no field for the start of a stream or the delay of an encoder: its files themselves are off."
+        )
+    return "\n".join(lines)
+
+
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)

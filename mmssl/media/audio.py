@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 from math import ceil, gcd
 from numbers import Real
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -101,7 +101,7 @@ class Sound:
             raise DataError(f"{self.name} holds values that are not finite")
         return torch.from_numpy(window.clip(-1, 1)), torch.arange(length) < valid
 
-    def __enter__(self) -> Sound:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -135,13 +135,18 @@ class ArraySound(Sound):
 
 
 class ContainerSound(Sound):
-    """The audio track of a container."""
+    """The audio track of a container.
+
+    Attributes:
+        straight_for: windows that begin in the first so many seconds are decoded straight, without a seek.
+    """
 
     def __init__(self, cell: Any) -> None:
         self._track = track = Track(cell, "audio")
         self.name, self.start, self.end = track.name, track.start, track.end
         self.source_rate = track.head[0].sample_rate
         self.samples = max(1, round((self.end - self.start) * self.source_rate))
+        self.straight_for = AAC_STRAIGHT if track.stream.codec_context.name == "aac" else PREROLL
 
     def close(self) -> None:
         """Free the decoder."""
@@ -151,7 +156,7 @@ class ContainerSound(Sound):
         """See `Sound.take`."""
         track, preroll = self._track, round(PREROLL * self.source_rate)
         frames = None
-        least = round(AAC_STRAIGHT * self.source_rate) if track.stream.codec_context.name == "aac" else preroll
+        least = max(PREROLL, self.straight_for) * self.source_rate
         if seek and track.seekable and first > least:
             frames = self._resume(track.seek(self.start + first / self.source_rate - PREROLL), first - preroll // 2)
         if frames is None:

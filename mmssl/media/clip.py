@@ -85,7 +85,7 @@ def write_clip(
         path: to write.
         frames: uint8 (T, H, W, 3) with even H and W, or None for sound alone.
         fps: frame rate, in 1/s.
-        samples: float32 (S,) in [-1, 1], or None for pictures alone.
+        samples: float32 (S,), or (2, S) for left and right, in [-1, 1]; None for pictures alone.
         rate: sample rate in Hz; Opus takes 48000, 24000, 16000, 12000 or 8000.
         audio_codec: name of FFmpeg's encoder.
         video_codec: name of FFmpeg's encoder.
@@ -106,7 +106,7 @@ def write_clip(
         with av.open(str(path), "w", options=options) as container:
             # All streams have to be there before the first packet is written.
             picture: Any = _add_video(container, video_codec, frames, fps) if frames is not None else None
-            sound: Any = container.add_stream(audio_codec, rate=rate, layout="mono") if samples is not None else None
+            sound: Any = _add_audio(container, audio_codec, samples, rate) if samples is not None else None
             if picture is not None and frames is not None:
                 tick = Fraction(picture.codec_context.time_base)
                 for k, array in enumerate(frames):
@@ -116,8 +116,8 @@ def write_clip(
                     container.mux(picture.encode(frame))
                 container.mux(picture.encode(None))
             if sound is not None and samples is not None:
-                plane = np.ascontiguousarray(samples, np.float32)[None]
-                whole = av.AudioFrame.from_ndarray(plane, format="fltp", layout="mono")
+                planes = np.ascontiguousarray(np.atleast_2d(samples), np.float32)
+                whole = av.AudioFrame.from_ndarray(planes, format="fltp", layout=_layout(samples))
                 whole.sample_rate, whole.time_base = rate, Fraction(1, rate)
                 whole.pts = round(audio_start * rate)
                 if suffix in (".mkv", ".webm") and audio_codec == "libopus" and whole.pts:
@@ -127,6 +127,16 @@ def write_clip(
                 container.mux(sound.encode(None))
     except (av.error.FFmpegError, ValueError) as error:
         raise DataError(f"cannot write {path} with {video_codec} and {audio_codec}: {sentence(error)}") from error
+
+
+def _layout(samples: np.ndarray) -> str:
+    return "mono" if samples.ndim == 1 else "stereo"
+
+
+def _add_audio(container: Any, codec: str, samples: np.ndarray, rate: int) -> Any:
+    # FFmpeg calls its own encoder of Vorbis experimental, and asks to be told that this is known.
+    options = {"strict": "experimental"} if codec == "vorbis" else {}
+    return container.add_stream(codec, rate=rate, layout=_layout(samples), options=options)
 
 
 def _add_video(container: Any, codec: str, frames: np.ndarray, fps: float) -> Any:
