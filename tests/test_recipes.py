@@ -19,7 +19,11 @@ from mmssl.runs import preview
 from mmssl.training.launch import start_processes
 
 FILES = sorted((ROOT.parent / "recipes").rglob("*.yaml"))
-PUBLISHED = [path for path in FILES if re.search(r"_(imagenet|cc12m|wikipedia|audioset|finevideo|c4)$", path.stem)]
+PUBLISHED = [
+    path
+    for path in FILES
+    if re.search(r"_(imagenet|cc12m|wikipedia|audioset|audiocaps|finevideo|webvid|c4)$", path.stem)
+]
 
 each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 

@@ -31,7 +31,7 @@ class Side:
         key: `a` or `b`.
         name: of the encoder.
         encoder: the network, whose parameters are the task's.
-        crop: of images.
+        crop: of images and clips.
     """
 
     def __init__(self, key: str, name: str, encoder: Encoder, crop: Crop) -> None:
@@ -39,10 +39,10 @@ class Side:
         self.modality = encoder.modality
 
     def read(self, batch: Batch, draws: Draws) -> Batch:
-        """What the encoder reads, images cropped, and what of it is valid."""
+        """What the encoder reads, images and clips cropped, and what of it is valid."""
         x = batch[self.modality]
-        if self.modality == "image":
-            x = self.crop(x, draws, batch.get("image_aspect"))
+        if self.modality in ("image", "video"):
+            x = self.crop(x, draws, batch.get(f"{self.modality}_aspect"))
         return self.entries(x, batch.get(f"{self.modality}_mask"))
 
     def entries(self, x: Tensor, valid: Tensor | None) -> Batch:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from scipy.optimize import minimize_scalar
 from tiny_encoders import tiny_batch, tiny_encoders, tiny_pairs
 
@@ -64,7 +65,7 @@ def test_temperature_is_clamped_after_the_step():
         assert math.isclose(task.logit_scale, expected, rel_tol=1e-6)
 
 
-@pytest.mark.parametrize("pair", [("image", "text"), ("audio", "text"), ("video", "audio")])
+@pytest.mark.parametrize("pair", [("image", "text"), ("audio", "text"), ("video", "audio"), ("video", "text")])
 def test_both_sides_and_their_masks_arrive(pair):
     a, b = pair
     task = create("contrastive", tiny_encoders(), a=a, b=b, width=7)
@@ -94,6 +95,38 @@ def test_images_are_cropped_lightly_or_not_at_all():
     cropped = create("contrastive", tiny_encoders()).transform(batch, Draws(0, 0, 4))["a"]
     assert cropped.shape == whole.shape
     assert cropped.is_floating_point()
+
+
+def test_all_frames_of_a_clip_are_cropped_alike():
+    batch = tiny_batch(4)
+    batch["video"][:] = batch["video"][:, :1].clone()
+    cropped = create("contrastive", tiny_encoders(), a="video", views={"area": (0.3, 0.5), "flip": 0.5}).transform(
+        batch, Draws(0, 0, 4)
+    )["a"]
+    assert cropped.shape == batch["video"].shape
+    assert (cropped == cropped[:, :1]).all()
+    assert not (cropped == batch["video"] / 255).flatten(1).all(1).any()
+
+
+def test_a_hidden_layer_before_the_shared_space():
+    task = create("contrastive", tiny_encoders(), a="audio", b="video", width=7, hidden=9)
+    for net, own in ((task.project_a, 5), (task.project_b, 6)):
+        assert [(layer.in_features, layer.out_features) for layer in (net[0], net[2])] == [(own, 9), (9, 7)]
+        assert isinstance(net[1], torch.nn.ReLU)
+    assert task.pairs[0].project is None
+    with pytest.raises(RecipeError, match="a hidden layer is before a shared space; set width"):
+        create("contrastive", tiny_encoders(), a="video", width=None, hidden=9)
+
+
+@pytest.mark.parametrize("form", ["clip", "siglip"])
+@pytest.mark.parametrize("pair", [("audio", "video"), ("audio", "text"), ("video", "text")])
+def test_on_noise_pairs_of_any_kind_are_found_at_chance(form, pair):
+    task = create("contrastive", tiny_encoders(), a=pair[0], b=pair[1], width=7, form=form)
+    with torch.no_grad():
+        found = [task(task.transform(tiny_batch(64, seed=k), Draws(0, k, 64))) for k in range(4)]
+    for name in task.accuracies:
+        hits = round(sum(float(losses[name]) for losses in found) * 64)
+        assert stats.binomtest(hits, 256, task.chance(64).metrics[name]).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("rows", [2, 9])

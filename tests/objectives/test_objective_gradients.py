@@ -77,6 +77,8 @@ CASES = {
     "dino_audio": ("dino", DINO | {"encoder": "audio"}),
     "clip": ("contrastive", {"width": 7}),
     "clip_audio_text": ("contrastive", {"a": "audio", "b": "text", "width": 7}),
+    "clip_audio_video": ("contrastive", {"a": "audio", "b": "video", "width": 7, "hidden": 9}),
+    "clip_video_text": ("contrastive", {"a": "video", "b": "text", "width": 7, "positives": "equal"}),
     "clip_chunked": ("contrastive", {"width": 7, "chunk": 3}),
     "clip_frozen": ("contrastive", {"width": 7}),
     "siglip": ("contrastive", {"form": "siglip", "width": 7}),

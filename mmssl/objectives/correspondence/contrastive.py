@@ -2,10 +2,12 @@
 
 Form `clip`, cross-entropy over rows and over columns: Radford et al. 2021, "Learning Transferable Visual Models From
 Natural Language Supervision", arXiv 2103.00020. With `smoothing` and a temperature of 1 it is ALIGN (Jia et al. 2021,
-arXiv 2102.05918), with equal positives UniCL (Yang et al. 2022, arXiv 2204.03610) and Florence (Yuan et al. 2021, arXiv
-2111.11432), with a frozen encoder LiT (Zhai et al. 2022, arXiv 2111.07991). Form `siglip`, one binary decision a
+arXiv 2102.05918), with equal positives UniCL (Yang et al. 2022, arXiv 2204.03610) and Florence (Yuan et al. 2021,
+arXiv 2111.11432), with a frozen encoder LiT (Zhai et al. 2022, arXiv 2111.07991). Form `siglip`, one binary decision a
 combination: Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", arXiv 2303.15343. Formulas: see
-`mmssl.ops.pairs`. Each process compares its own rows with everybody's.
+`mmssl.ops.pairs`. Of clips and their sound it is AVID with negatives from the batch (Morgado et al. 2021, arXiv
+2004.12943), of sounds and texts CLAP (Wu et al. 2023, arXiv 2211.06687). Each process compares its own rows with
+everybody's.
 
 Known traps. Gathering without gradient scales or turns the towers' gradient while the loss looks right. The learned
 temperature is kept at 0.01 or above, after the step. A small batch wants a bias nearer 0 than SigLIP's -10: the best
@@ -28,6 +30,7 @@ from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder, Features
 from mmssl.encoders.fusion import FusionEncoder
 from mmssl.errors import RecipeError
+from mmssl.modules.heads import mlp
 from mmssl.modules.views import Crop
 from mmssl.objectives._two_sides import TwoSides
 from mmssl.objectives.base import Chance, Pair, Panel
@@ -52,6 +55,7 @@ class Contrastive(TwoSides):
         form: `clip` or `siglip`.
         width: of the shared space; None for the encoders' own, where it is one: towers of open_clip then leave as a
             whole CLIP, with the logit scale and the bias.
+        hidden: width of a hidden layer with ReLU before the shared space, as in AVID and CLAP; None for a linear map.
         temperature: initial value of what divides the cosine, learned from 0.01 to 1; 0.07 for clip and 0.1 for siglip
             where left out.
         bias: initial bias of siglip's logits.
@@ -60,7 +64,7 @@ class Contrastive(TwoSides):
         smoothing: share of clip's targets that is spread over all rows; 0.1 in ALIGN.
         chunk: rows of logits at a time, in which memory then grows with the batch and not with its square, for a
             third more arithmetic in the loss; None for all at once.
-        views: of images: how they are cropped, see `Crop`.
+        views: of images and clips: how they are cropped, see `Crop`.
     """
 
     meets = "loss"
@@ -74,6 +78,7 @@ class Contrastive(TwoSides):
         fusion: str | None = None,
         form: Literal["clip", "siglip"] = "clip",
         width: Width | None = 512,
+        hidden: Width | None = None,
         temperature: Annotated[float, Ge(COLDEST), Le(1)] | None = None,
         bias: float = -10.0,
         positives: Literal["pair", "equal"] = "pair",
@@ -103,8 +108,11 @@ class Contrastive(TwoSides):
                 f"contrastive: width = null keeps the encoders' own, and '{a}' has {widths[0]} and '{b}' {widths[1]}; "
                 "set one, for instance width=512"
             )
+        if width is None and hidden is not None:
+            raise RecipeError("contrastive: a hidden layer is before a shared space; set width, or leave hidden out")
+        layers = () if hidden is None else (hidden,)
         self.project_a, self.project_b = (
-            nn.Identity() if width is None else nn.Linear(own, width, bias=False) for own in widths
+            nn.Identity() if width is None else _projection(own, *layers, width) for own in widths
         )
         # Of one entry each: FSDP2 shards no parameter without dimensions.
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / temperature)]))
@@ -177,3 +185,8 @@ class Contrastive(TwoSides):
             Panel(self.b, b, scale=second),
             Panel(f"nearest {self.b}", found, right, second),
         ]
+
+
+def _projection(*widths: int) -> nn.Module:
+    """A linear map, or one with a hidden layer."""
+    return nn.Linear(*widths, bias=False) if len(widths) == 2 else mlp(*widths, norm=False)
