@@ -109,7 +109,8 @@ def adapt(
     probe: Annotated[
         str,
         typer.Option(
-            help="knn, ridge, logistic, svm, mlp, attentive, finetune, segmentation, detection; retrieval, zero_shot."
+            help="knn, ridge, logistic, svm, mlp, attentive, finetune, segmentation, detection; retrieval, zero_shot, "
+            "localization."
         ),
     ] = "knn",
     layers: Annotated[bool, typer.Option("--layers", help="Probe every depth.")] = False,

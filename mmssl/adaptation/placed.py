@@ -14,6 +14,7 @@ from torch import Tensor
 from mmssl.adaptation.rows import BatchSplit, SourceSplit, Split
 from mmssl.adaptation.targets.base import Target
 from mmssl.data.base import MapSource
+from mmssl.data.columns import find_column
 from mmssl.data.sources import StreamSource
 from mmssl.errors import DataError, nearest
 from mmssl.media.mask import Frame
@@ -80,6 +81,24 @@ class Placed:
     def where(self) -> str:
         """For an error."""
         return f"{self.split.where}, column '{self.column}', row {self.row}"
+
+
+def frame_of(split: Split, row: int, modality: str) -> Frame | None:
+    """How the picture or clip of a row is seen; None where it is seen as it is.
+
+    Raises:
+        DataError: where there is none, or rows cannot be read in any order.
+    """
+    if not isinstance(split, SourceSplit):
+        return None
+    if isinstance(split.source, StreamSource):
+        raise DataError(f"{split.where}: places are read in any order, and a stream has one; download it")
+    column = find_column(split.spec, modality, split.source.columns)
+    cell = _selected(split.source, (column,)).row(row)[column]
+    if modality == "video":
+        return Frame.of_clip(cell, split.spec.video.size, split.spec.video.fit)
+    how = split.spec.image
+    return Frame.of(cell, how.size, "pad" if how.fit == "pad" else "crop", how.extent)
 
 
 def placed_cells(split: Split, column: str) -> list[Placed | None]:

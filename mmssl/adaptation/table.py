@@ -17,6 +17,9 @@ from mmssl.ops.intervals import wilson
 
 PRETRAINED, RANDOM, CONSTANT = "pretrained", "random", "constant"
 RERANKED, RAW, CHANCE = "re-ranked", "raw", "chance"
+CEILING, MISMATCHED = "ceiling", "mismatched"
+BASELESS = (PRETRAINED, RERANKED, CEILING)
+"""What is no baseline."""
 NAMES = {
     PRETRAINED: "pretrained",
     RERANKED: "pretrained, re-ranked",
@@ -24,6 +27,8 @@ NAMES = {
     RAW: "linear maps of raw inputs",
     CONSTANT: "constant answer",
     CHANCE: "chance",
+    CEILING: "ceiling: the best that any answer can do",
+    MISMATCHED: "pretrained, another row's sound",
 }
 SHOWN = 3  # hyper-parameters of a row that are spelled out
 
@@ -35,7 +40,8 @@ class Row:
     Attributes:
         encoder: `pretrained`, `re-ranked` (the same, its best candidates ordered anew by the network that sees both
             sides), `random` (the same network, random-initialized), `raw` (linear maps of raw inputs), `constant` (the
-            best answer that looks at no row) or `chance` (an answer at random).
+            best answer that looks at no row), `chance` (an answer at random), `mismatched` (the pretrained network,
+            given one side of another row) or `ceiling` (what no answer can exceed); others are called what they are.
         part: what of it: `pooled` or the depth that was probed; `image to text` of retrieval; else empty.
         metrics: name -> mean over the seeds.
         spread: name -> standard deviation over the seeds; empty for one seed, or where seeds change nothing.
@@ -141,8 +147,7 @@ class Table:
     def baseline(self) -> float:
         """The best of the baselines, for the same part as `score`; a constant or a chance answer has every part."""
         same = ("", self.rows[0].part)
-        own = (PRETRAINED, RERANKED)
-        return max(r.metrics[self.main.name] for r in self.rows if r.encoder not in own and r.part in same)
+        return max(r.metrics[self.main.name] for r in self.rows if r.encoder not in BASELESS and r.part in same)
 
     @property
     def margin(self) -> float:
@@ -248,7 +253,7 @@ class Table:
     def to_json(self) -> dict[str, Any]:
         """Everything, with `score` and, where there are baselines, `baseline` and `margin`, in types that JSON has."""
         found = {"score": self.score}
-        if any(row.encoder not in (PRETRAINED, RERANKED) for row in self.rows):
+        if any(row.encoder not in BASELESS for row in self.rows):
             found |= {"baseline": self.baseline, "margin": self.margin}
         return found | asdict(self) | {"metrics": [metric._asdict() for metric in self.metrics]}
 

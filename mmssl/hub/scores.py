@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from mmssl.adaptation.table import NAMES, PRETRAINED, RERANKED, Row, Table
+from mmssl.adaptation.table import BASELESS, NAMES, Row, Table
 from mmssl.hub.markdown import cell, code, markdown, one_line
 from mmssl.hub.privacy import place_of
 
@@ -88,5 +88,5 @@ def _metrics(table: Table) -> Iterator[tuple[str, float, str]]:
     for metric in table.metrics:
         yield metric.name, first.metrics[metric.name], label(metric.title, first)
     for row in table.rows[1:]:
-        if row.encoder not in (PRETRAINED, RERANKED) and row.part in ("", first.part):
+        if row.encoder not in BASELESS and row.part in ("", first.part):
             yield table.main.name, row.metrics[table.main.name], label(table.main.title, row)

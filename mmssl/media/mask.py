@@ -16,6 +16,7 @@ from mmssl.errors import DataError
 from mmssl.media.cell import sentence
 from mmssl.media.image import MAX_PIXELS, Fit, Placement, open_image, placement
 from mmssl.media.outlines import Outlines
+from mmssl.media.video import open_pictures
 
 IGNORED = 255
 """The class number of pixels that say nothing: as in PASCAL VOC those at outlines, here also those beyond a picture."""
@@ -49,6 +50,20 @@ class Frame(NamedTuple):
         turned = image.getexif().get(0x0112) in _TURNED
         width, height = image.size[::-1] if turned else image.size
         return cls(width, height, size, fit)
+
+    @classmethod
+    def of_clip(cls, cell: Any, size: int, fit: Fit) -> Self:
+        """Of a clip, whose first picture is decoded; see `decode_video`.
+
+        Raises:
+            DataError: where there is none.
+        """
+        with open_pictures(cell) as pictures:
+            first = next((picture for _, picture in pictures.timed(pictures.start, seek=False)), None)
+            if first is None:
+                raise DataError(f"{pictures.name} has no picture")
+            image, aspect = pictures.image(first)
+        return cls(max(1, round(image.width * aspect)), image.height, size, fit)
 
     @property
     def placement(self) -> Placement:
