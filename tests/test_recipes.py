@@ -19,11 +19,8 @@ from mmssl.runs import preview
 from mmssl.training.launch import start_processes
 
 FILES = sorted((ROOT.parent / "recipes").rglob("*.yaml"))
-PUBLISHED = [
-    path
-    for path in FILES
-    if re.search(r"_(imagenet|cc12m|wikipedia|audioset|audiocaps|finevideo|webvid|c4)$", path.stem)
-]
+SETS = r"_(imagenet|cc12m|wikipedia|audioset|audiocaps|finevideo|webvid|kinetics|ucf101|c4)$"
+PUBLISHED = [path for path in FILES if re.search(SETS, path.stem)]
 
 each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 

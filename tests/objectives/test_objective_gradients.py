@@ -38,6 +38,11 @@ CASES = {
     "rotation": ("rotation", {}),
     "jigsaw": ("jigsaw", {"views": {"area": [1.0, 1.0], "size": 36}, "orders": 30, "tile_width": 7, "hidden": 16}),
     "relative_position": ("relative_position", {"views": {"size": 40}, "grids": 1, "pairs": 2, "hidden": 16}),
+    "clip_order": ("clip_order", {"frames": 2, "gap": 1, "width": 8, "dropout": 0}),
+    "clip_order_verification": (
+        "clip_order",
+        {"form": "verification", "frames": 2, "gap": 0, "width": 8, "dropout": 0},
+    ),
     "masked_language": ("masked_language", {}),
     "masked_language_words": ("masked_language", {"unit": "word", "mask_ratio": 0.3}),
     "masked_language_spans": ("masked_language", {"unit": "span"}),
