@@ -11,6 +11,9 @@
 | `label` | int64 | (B,) or (B, C) | probes only; an objective that reads it is a bug |
 | `id` | int64 | (B,) | row number in the source |
 
+Where `data.windows` is more than 1, probes see so many windows of a row in the second dimension of `audio`,
+`audio_mask` and `video`. Objectives see one, without that dimension.
+
 Audio and video of one clip share one clock: sample `s` and frame `t` happen at `s / rate` and `t / fps` seconds after
 the same instant. Where several sources are mixed, keys carry the name of the source: `pairs/image`.
 
@@ -30,6 +33,7 @@ from torch import Tensor
 
 Batch = dict[str, Tensor]
 
+DIMENSIONS = {"image": 4, "text": 2, "audio": 2, "video": 5}
 MODALITIES = ("image", "text", "audio", "video")
 TEXT_PARTS = ("text_word", "text_sentence")
 
@@ -40,6 +44,11 @@ def count_rows(batch: Mapping[str, Tensor]) -> int:
     if len(set(sizes.values())) != 1:
         raise ValueError(f"a batch needs one number of rows in every tensor, found {sizes}")
     return next(iter(sizes.values()))
+
+
+def windows_of(key: str, value: Tensor) -> int | None:
+    """How many windows of each row a modality's tensor holds in its second dimension; None where that is not there."""
+    return value.shape[1] if value.ndim > DIMENSIONS.get(key, value.ndim) else None
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device | str) -> Batch:

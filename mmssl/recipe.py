@@ -46,6 +46,8 @@ class Data(Section):
             and where the column is empty as `start` says.
         image, text, audio, video: decode settings; a modality that the objective does not need is not decoded.
         start: which part of a longer sound or clip is taken: one random window a row and epoch, the middle, the start.
+        windows: how many windows of a sound or clip probes, `embed` and `predict` see, spread evenly from its start to
+            its end: features are averaged over them. A row of training is one window.
         shuffle_buffer: rows that a stream permutes at a time.
         limit: use only that many rows.
         max_bad: share of rows that may be undecodable before the run stops.
@@ -61,9 +63,18 @@ class Data(Section):
     audio: AudioDecode = AudioDecode()
     video: VideoDecode = VideoDecode()
     start: Literal["random", "middle", "first"] = "random"
+    windows: Annotated[int, Field(ge=1, le=100)] = 1
     shuffle_buffer: Positive = 4096
     limit: Positive | None = None
     max_bad: Share = 0.01
+
+    @model_validator(mode="after")
+    def _spreads_or_centers(self) -> Data:
+        if self.windows > 1 and "center" in self.columns:
+            raise ValueError(
+                f"windows = {self.windows} are spread over a clip, and columns.center places one; drop one"
+            )
+        return self
 
     @property
     def for_probes(self) -> Data:

@@ -134,7 +134,7 @@ def digest_of_rows(split: Split, rows: np.ndarray) -> str | None:
         return content.hexdigest()
     if not isinstance(split, SourceSplit) or isinstance(split.source, StreamSource):
         return None
-    decoding = split.spec.model_dump(mode="json", include={"image", "text", "audio", "video", "start"})
+    decoding = split.spec.model_dump(mode="json", include={"image", "text", "audio", "video", "start", "windows"})
     columns = list(dict.fromkeys([*split.columns, *split.centers]))
     content.update(json.dumps([split.reads.needs, split.columns, split.centers, decoding], sort_keys=True).encode())
     if split.source.fingerprint is not None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.adaptation.ranks import Relation, by_vectors, rank
+from mmssl.batch import windows_of
 
 PICTURE = 16
 WORDS = 1024
@@ -25,8 +26,10 @@ def raw_features(modality: str, x: Tensor, valid: Tensor | None) -> Tensor:
     """Rows of a batch as vectors, float32 (B, D); of text its ids (B, L), -1 where not valid, for `bag_of_words`.
 
     Images are shrunk to 16 x 16 colors, clips to 8 moments of 8 x 8, sounds to 8 moments of 64 linear bands of the log
-    spectrum.
+    spectrum; over windows of a row, where there are several, the mean is taken.
     """
+    if windows := windows_of(modality, x):
+        return raw_features(modality, x.flatten(0, 1), valid).unflatten(0, (-1, windows)).mean(1)
     if modality == "text":
         return x if valid is None else x.masked_fill(~valid, -1)
     if modality == "image":

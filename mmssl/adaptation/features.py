@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from mmssl.batch import MODALITIES, Batch, to_device
+from mmssl.batch import MODALITIES, Batch, to_device, windows_of
 from mmssl.encoders.base import Encoder, Features
 from mmssl.errors import DataError, RunError
 from mmssl.modules.mode import evaluating
@@ -94,5 +94,35 @@ def depths_of(encoder: Encoder, batch: Batch, layers: bool) -> dict[str, Feature
     if key not in batch:
         raise DataError(f"the encoder reads '{key}', the batches have: {', '.join(batch) or 'nothing'}")
     inputs = to_device({k: batch[k] for k in (key, valid_key) if k in batch}, next(encoder.parameters()).device)
-    valid = inputs.get(valid_key)
-    return {POOLED: encoder(inputs[key], valid), **(encoder.layers(inputs[key], valid) if layers else {})}
+    x, valid, windows = _one_by_one(encoder, inputs[key], inputs.get(valid_key))
+    found = {POOLED: encoder(x, valid), **(encoder.layers(x, valid) if layers else {})}
+    return {depth: _together(features, windows) for depth, features in found.items()}
+
+
+def encode(encoder: Encoder, x: Tensor, valid: Tensor | None = None) -> Features:
+    """What an encoder says of rows; of several windows a row, the mean of the pooled and all tokens one after another.
+
+    Args:
+        encoder: of a modality.
+        x: rows of it, or windows in a second dimension; see `mmssl.batch`.
+        valid: what is no padding in `x`.
+    """
+    x, valid, windows = _one_by_one(encoder, x, valid)
+    return _together(encoder(x, valid), windows)
+
+
+def _one_by_one(encoder: Encoder, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None, int | None]:
+    windows = windows_of(encoder.modality, x)
+    if windows is None:
+        return x, valid, None
+    return x.flatten(0, 1), None if valid is None else valid.flatten(0, 1), windows
+
+
+def _together(features: Features, windows: int | None) -> Features:
+    """Tokens of several windows are on no grid."""
+    if windows is None:
+        return features
+    tokens, pooled, _, valid = features
+    joined = None if valid is None else valid.unflatten(0, (-1, windows)).flatten(1, 2)
+    joint = tokens.unflatten(0, (-1, windows)).flatten(1, 2)
+    return Features(joint, pooled.unflatten(0, (-1, windows)).mean(1), (), joined)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmssl.adaptation.canonical_correlation import raw_features
-from mmssl.adaptation.features import inputs_of
+from mmssl.adaptation.features import encode, inputs_of
 from mmssl.adaptation.probes.base import Probe
 from mmssl.adaptation.ranks import Matcher, Relation, Scorer
 from mmssl.adaptation.request import Model, Request
@@ -258,7 +258,7 @@ def encode_side(network: Network, side: int, batch: Batch) -> tuple[Features, Te
     encoder = network.encoders[side]
     key, valid_key = inputs_of(encoder)
     inputs = to_device(batch, network.device)
-    features = encoder(inputs[key], inputs.get(valid_key))
+    features = encode(encoder, inputs[key], inputs.get(valid_key))
     vectors = None
     if network.pair.embed is not None:
         vectors = network.pair.embed[side](features).float().cpu()

@@ -138,6 +138,7 @@ class SourceSplit(Split):
             workers=self.reads.workers,
             source=self.source,
             picks=picks,
+            windows=self.spec.windows,
         )
 
     def random_access(self, rows: Sequence[int]) -> Split:

@@ -17,6 +17,7 @@ from mmssl.recipe import Data
 
 Classes = Sequence[str] | Sequence[int]
 
+Window = float | Sequence[float]
 WINDOWS = {"first": 0.0, "middle": 0.5}
 CENTER = "center"
 """Key of `data.columns` that names a column of seconds, which windows of sounds and clips lie around."""
@@ -96,6 +97,8 @@ class Decoder:
         tokenizers: one for `text`, where that is needed.
         label: column of the label, or None for none.
         classes: what the label may be, in the order of the class numbers; None takes labels as numbers.
+        windows: of a sound or clip, from its start to its end at equal distances, in a dimension after that of rows; of
+            1 there is no such dimension, and `spec.start` says where it lies.
 
     Attributes:
         columns: key -> column.
@@ -114,8 +117,9 @@ class Decoder:
         tokenizers: Mapping[str, TextToIds] | None = None,
         label: str | None = None,
         classes: Classes | None = None,
+        windows: int = 1,
     ) -> None:
-        self.spec = spec
+        self.spec, self.windows = spec, windows
         for key in spec.columns:
             if key not in (*MODALITIES, "label", CENTER):
                 raise RecipeError(f"data.columns: unknown key '{key}'{nearest(key, (*MODALITIES, 'label', CENTER))}")
@@ -166,7 +170,8 @@ class Decoder:
     def fixed(self) -> bool:
         """Whether a row decodes to the same tensors every time, for no window in it is drawn."""
         random_text = self.spec.text.start != "first" and "text" in self.needs
-        return not random_text and (self.spec.start != "random" or not {"audio", "video"} & set(self.needs))
+        random_window = self.spec.start == "random" and self.windows == 1
+        return not random_text and not (random_window and {"audio", "video"} & set(self.needs))
 
     def __call__(self, row: Row, window: float) -> dict[str, Tensor]:
         """Decode one row.
@@ -190,7 +195,9 @@ class Decoder:
             if row[column] is None:
                 raise DataError(f"column '{column}' is empty, or was read as missing (NA, None, null)")
         decoded: dict[str, Tensor] = {}
-        timed = WINDOWS.get(self.spec.start, window)
+        timed: Window = WINDOWS.get(self.spec.start, window)
+        if self.windows > 1:
+            timed = [number / (self.windows - 1) for number in range(self.windows)]
         if {"audio", "video"} <= set(self.needs):
             decoded |= self._decode_clip({key: row[self.columns[key]] for key in ("audio", "video")}, timed, center)
         for key in self.needs:
@@ -200,7 +207,7 @@ class Decoder:
             decoded["label"] = self._class(row[self.label])
         return decoded
 
-    def _decode_clip(self, cells: Row, window: float, center: float | None) -> dict[str, Tensor]:
+    def _decode_clip(self, cells: Row, window: Window, center: float | None) -> dict[str, Tensor]:
         """Sound and pictures on one clock."""
         from mmssl.media.clip import decode_clip
 
@@ -208,7 +215,7 @@ class Decoder:
         sound, mask, frames = cast(tuple[Tensor, Tensor, Tensor], decoded)
         return {"audio": sound, "audio_mask": mask, "video": frames}
 
-    def _decode(self, key: str, cell: Any, window: float, center: float | None) -> dict[str, Tensor]:
+    def _decode(self, key: str, cell: Any, window: Window, center: float | None) -> dict[str, Tensor]:
         if key == "image":
             from mmssl.media.image import decode_image, decode_squeezed
 
@@ -237,6 +244,7 @@ class Decoder:
         if text.start != "first":
             from mmssl.media.passage import passage
 
+            assert isinstance(window, float)
             cell = passage(cell, self.tokenizer.token_starts, text.length, text.start, window)
         if self.parts:
             return self.tokenizer.divide(cell, text.length, self.parts)

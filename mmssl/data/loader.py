@@ -192,11 +192,12 @@ def read(
     workers: int = 0,
     source: Source | None = None,
     picks: Iterable[Sequence[int]] | None = None,
+    windows: int = 1,
 ) -> Iterator[Batch]:
     """Every row once, in order; the last batch is short. Undecodable rows are left out: `id` tells which are there.
 
-    Longer sounds and clips give their middle, or their start where `spec.start` is `first`, and longer texts their
-    beginning, so that two readings agree.
+    Longer sounds and clips give their middle, or their start where `spec.start` is `first`, or `windows` of them, and
+    longer texts their beginning, so that two readings agree.
 
     Args:
         spec: decode settings and, unless `source` is given, where the rows are.
@@ -208,6 +209,7 @@ def read(
         workers: processes that decode; 0 decodes in this one.
         source: rows that are already open.
         picks: numbers of the rows of each batch, in place of all of them; of a stream in ascending order.
+        windows: of each sound and clip; see `Decoder`.
 
     Raises:
         DataError: for a column that is not there, a label that is none of `classes`, or more undecodable rows than
@@ -221,7 +223,9 @@ def read(
         unknown = sorted(set(found or ()) - set(classes or ()), key=str)
         if unknown:
             raise DataError(f"{source.name}: label {unknown[0]!r} in column '{label}' is none of the classes given")
-    decoder = Decoder(spec, needs, columns=source.columns, tokenizers=tokenizers, label=label, classes=classes)
+    decoder = Decoder(
+        spec, needs, columns=source.columns, tokenizers=tokenizers, label=label, classes=classes, windows=windows
+    )
     source = source.select(decoder.reads)
     if picks is not None:
         return _read(source, decoder, spec, _picked(source, decoder, picks), workers)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from math import ceil, gcd
 from numbers import Real
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -24,9 +24,12 @@ AAC_STRAIGHT = 120.0
 # Time stamps may wobble by this many seconds before a jump is taken for a gap in the sound.
 WOBBLE = 0.01
 
+# A frame: the number of its first sample, and its samples.
+Placed = tuple[int, np.ndarray]
+
 
 def decode_audio(
-    cell: Any, rate: int, seconds: float, window: float = 0.0, center: float | None = None
+    cell: Any, rate: int, seconds: float, window: float | Sequence[float] = 0.0, center: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """Decode a window of a sound; channels are averaged.
 
@@ -35,7 +38,8 @@ def decode_audio(
             an array (S,), (channels, S) or (S, channels) of floats in [-1, 1] or of signed integers.
         rate: sample rate wanted, in Hz.
         seconds: length of the window, S = round(rate · seconds) samples.
-        window: which part of a longer sound, in [0, 1): 0 is the start, 0.5 the middle.
+        window: which part of a longer sound, in [0, 1]: 0 is the start, 0.5 the middle. Several, ascending, are read in
+            one pass and give a first dimension of as many.
         center: the second that is in the middle of the window, in place of `window`; see `window_start`.
 
     Returns:
@@ -45,6 +49,8 @@ def decode_audio(
         DataError: naming the file and what is wrong with it.
     """
     with open_sound(cell) as sound:
+        if isinstance(window, Sequence):
+            return sound.read_windows([window_start([sound], seconds, one, center) for one in window], rate, seconds)
         return sound.read(window_start([sound], seconds, window, center), rate, seconds)
 
 
@@ -101,6 +107,11 @@ class Sound:
             raise DataError(f"{self.name} holds values that are not finite")
         return torch.from_numpy(window.clip(-1, 1)), torch.arange(length) < valid
 
+    def read_windows(self, starts: Sequence[float], rate: int, seconds: float) -> tuple[Tensor, Tensor]:
+        """Windows from ascending `starts`: float32 and bool (W, S); see `read`."""
+        waves, masks = zip(*(self.read(start, rate, seconds) for start in starts), strict=True)
+        return torch.stack(waves), torch.stack(masks)
+
     def __enter__(self) -> Self:
         return self
 
@@ -134,6 +145,14 @@ class ArraySound(Sound):
         return self._mono[first:last], self.samples
 
 
+class _Left(NamedTuple):
+    """Where a window ended: its own frames, those after them, and whether a seek led there."""
+
+    kept: list[Placed]
+    frames: Iterator[Placed]
+    sought: bool
+
+
 class ContainerSound(Sound):
     """The audio track of a container.
 
@@ -146,6 +165,7 @@ class ContainerSound(Sound):
         self.name, self.start, self.end = track.name, track.start, track.end
         self.source_rate = track.head[0].sample_rate
         self.samples = max(1, round((self.end - self.start) * self.source_rate))
+        self._left: _Left | None = None
         self.straight_for = AAC_STRAIGHT if track.stream.codec_context.name == "aac" else PREROLL
 
     def close(self) -> None:
@@ -153,25 +173,38 @@ class ContainerSound(Sound):
         self._track.close()
 
     def take(self, first: int, last: int, seek: bool) -> tuple[np.ndarray, int]:
-        """See `Sound.take`."""
-        track, preroll = self._track, round(PREROLL * self.source_rate)
-        frames = None
-        least = max(PREROLL, self.straight_for) * self.source_rate
-        if seek and track.seekable and first > least:
-            frames = self._resume(track.seek(self.start + first / self.source_rate - PREROLL), first - preroll // 2)
-        if frames is None:
-            frames = self._place(track.straight(), 0)
+        """See `Sound.take`; a window shortly after the last one is read on from there."""
         sound, held = np.zeros(last - first, np.float32), 0
+        frames, sought = self._frames(first, seek)
+        kept: list[Placed] = []
         for at, samples in frames:
             held = at + len(samples)
             begin, end = max(at, first), min(held, last)
             if begin < end:
                 sound[begin - first : end - first] = samples[begin - at : end - at]
+            if held > first:
+                kept.append((at, samples))
             if held >= last:
-                return sound, self.samples
-        return sound, min(held, self.samples)
+                break
+        self._left = _Left(kept, frames, sought)
+        return sound, self.samples if held >= last else min(held, self.samples)
 
-    def _resume(self, frames: Iterator[Any], latest: int) -> Iterator[tuple[int, np.ndarray]] | None:
+    def _frames(self, first: int, seek: bool) -> tuple[Iterator[Placed], bool]:
+        """Frames from before `first`, and whether a seek led there."""
+        track, preroll, left = self._track, round(PREROLL * self.source_rate), self._left
+        seek = seek and track.seekable and first > max(PREROLL, self.straight_for) * self.source_rate
+        if left is not None and left.kept and left.kept[0][0] <= first and (seek or not left.sought):
+            at, samples = left.kept[-1]
+            if not seek or first <= at + len(samples) + preroll:
+                return chain(left.kept, left.frames), left.sought
+        self._left = None
+        if seek:
+            frames = self._resume(track.seek(self.start + first / self.source_rate - PREROLL), first - preroll // 2)
+            if frames is not None:
+                return frames, True
+        return self._place(track.straight(), 0), False
+
+    def _resume(self, frames: Iterator[Any], latest: int) -> Iterator[Placed] | None:
         """Place frames after a seek; None where their place cannot be told, or they begin after `latest`."""
         frame = next(frames, None)
         if frame is None:
@@ -185,7 +218,7 @@ class ContainerSound(Sound):
             at = sizes[0] + round((at - sizes[0]) / sizes[1]) * sizes[1]
         return self._place(chain([frame], frames), round(at)) if at <= latest else None
 
-    def _place(self, frames: Iterator[Any], at: int) -> Iterator[tuple[int, np.ndarray]]:
+    def _place(self, frames: Iterator[Any], at: int) -> Iterator[Placed]:
         """(number of its first sample, samples) of each frame: counted on, until a time stamp tells of a gap."""
         for frame in frames:
             if frame.sample_rate != self.source_rate:

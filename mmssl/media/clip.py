@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
@@ -30,7 +30,7 @@ def decode_clip(
     *,
     audio: AudioDecode | None = None,
     video: VideoDecode | None = None,
-    window: float = 0.0,
+    window: float | Sequence[float] = 0.0,
     center: float | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Decode a window of a clip: sample `s` and frame `t` happen `s / rate` and `t / fps` seconds after one instant.
@@ -43,8 +43,8 @@ def decode_clip(
             cell}` of decoded arrays or files whose clocks agree.
         audio: decode settings; None leaves the sound out.
         video: decode settings; None leaves the pictures out.
-        window: which part of a longer clip, in [0, 1): 0 is the start, 0.5 the middle. The window is as long as the
-            longer of the two.
+        window: which part of a longer clip, in [0, 1]: 0 is the start, 0.5 the middle. The window is as long as the
+            longer of the two. Several, ascending, are read in one pass and give a first dimension of as many.
         center: the second that is in the middle of the window, in place of `window`; see `window_start`.
 
     Returns:
@@ -61,9 +61,14 @@ def decode_clip(
         if video:
             tracks.append(pictures := opened.enter_context(open_pictures(cell["video"] if paired else cell)))
         lengths = [audio.seconds if audio else 0.0, video.frames / video.fps if video else 0.0]
-        start = window_start(tracks, max(lengths), window, center)
-        samples, mask = sound.read(start, audio.rate, audio.seconds) if audio else (None, None)
-        frames = pictures.read(start, video.size, video.fps, video.frames, video.fit) if video else None
+        several = window if isinstance(window, Sequence) else [window]
+        starts = [window_start(tracks, max(lengths), one, center) for one in several]
+        samples, mask = sound.read_windows(starts, audio.rate, audio.seconds) if audio else (None, None)
+        frames = pictures.read_windows(starts, video.size, video.fps, video.frames, video.fit) if video else None
+    found = (samples, mask, frames)
+    if isinstance(window, Sequence):
+        return found
+    samples, mask, frames = (None if part is None else part[0] for part in found)
     return samples, mask, frames
 
 

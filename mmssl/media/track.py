@@ -45,7 +45,7 @@ def window_start(tracks: Sequence[Timed], seconds: float, window: float, center:
     Args:
         tracks: of one clock.
         seconds: length of the window.
-        window: in [0, 1): 0 is the start, 0.5 the middle.
+        window: in [0, 1]: 0 is the start, 0.5 the middle, 1 where the window ends with the tracks.
         center: seconds on their clock that lie in the middle of the window, as far as the tracks reach; what `window`
             says where None.
 

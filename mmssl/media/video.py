@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from numbers import Real
 from typing import Any, Self
@@ -25,7 +25,7 @@ def decode_video(
     size: int,
     fps: float,
     frames: int,
-    window: float = 0.0,
+    window: float | Sequence[float] = 0.0,
     fit: Fit = "crop",
     center: float | None = None,
 ) -> Tensor:
@@ -36,7 +36,8 @@ def decode_video(
         size: side of the square in pixels.
         fps: frame rate wanted, in 1/s.
         frames: number of frames, T; past the end of the video the last picture stays.
-        window: which part of a longer video, in [0, 1): 0 is the start, 0.5 the middle.
+        window: which part of a longer video, in [0, 1]: 0 is the start, 0.5 the middle. Several, ascending, are read in
+            one pass and give a first dimension of as many.
         fit: `crop` scales the short side to `size` and cuts the center; `pad` scales the long side and adds white.
         center: the second that is in the middle of the window, in place of `window`; see `window_start`.
 
@@ -47,6 +48,9 @@ def decode_video(
         DataError: naming the file and what is wrong with it.
     """
     with open_pictures(cell) as pictures:
+        if isinstance(window, Sequence):
+            starts = [window_start([pictures], frames / fps, one, center) for one in window]
+            return pictures.read_windows(starts, size, fps, frames, fit)
         return pictures.read(window_start([pictures], frames / fps, window, center), size, fps, frames, fit)
 
 
@@ -65,12 +69,14 @@ class Pictures:
     Attributes:
         start, end: seconds on the clock.
         tolerance: seconds by which a picture may come late and still count as on time.
+        seekable: whether pictures further on can be reached without those before them.
     """
 
     name = "video"
     start: float
     end: float
     tolerance: float = 1e-6
+    seekable: bool = True
 
     def timed(self, start: float, seek: bool) -> Iterator[tuple[float, Any]]:
         """(time, picture) in order, the first one not after `start`."""
@@ -85,20 +91,39 @@ class Pictures:
 
         `seek=False` decodes a container from its beginning; the result is the same.
         """
-        due = [start + k / fps + self.tolerance for k in range(frames)]
-        squares: list[np.ndarray] = []
+        return self._read([start], size, fps, frames, fit, seek)[0]
+
+    def read_windows(self, starts: Sequence[float], size: int, fps: float, frames: int, fit: Fit = "crop") -> Tensor:
+        """Windows from ascending `starts`: uint8 (W, T, 3, size, size); see `read`."""
+        parts, close = list[Tensor](), list[float]()
+        for start in starts:
+            # What lies between windows is decoded, too, where a seek would decode as much or is not to be trusted.
+            if close and self.seekable and start - PREROLL > close[-1] + frames / fps:
+                parts.append(self._read(close, size, fps, frames, fit, True))
+                close = []
+            close.append(start)
+        return torch.cat([*parts, self._read(close, size, fps, frames, fit, True)])
+
+    def _read(self, starts: Sequence[float], size: int, fps: float, frames: int, fit: Fit, seek: bool) -> Tensor:
+        """Windows from ascending `starts` in one pass, (W, T, 3, size, size)."""
+        due = sorted(
+            (start + k / fps + self.tolerance, w * frames + k) for w, start in enumerate(starts) for k in range(frames)
+        )
+        shown: list[np.ndarray] = []
         current: Any = None
         square: np.ndarray | None = None
-        for time, picture in chain(self.timed(start, seek), [(float("inf"), None)]):
-            while current is not None and len(squares) < frames and due[len(squares)] < time:
+        for time, picture in chain(self.timed(starts[0], seek), [(float("inf"), None)]):
+            while current is not None and len(shown) < len(due) and due[len(shown)][0] < time:
                 if square is None:
                     image, aspect = self.image(current)
                     square = fit_image(image, size, fit, aspect)
-                squares.append(square)
-            if len(squares) == frames:
+                shown.append(square)
+            if len(shown) == len(due):
                 break
             current, square = picture, None
-        return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
+        place = np.argsort([number for _, number in due])
+        squares = torch.from_numpy(np.stack(shown)[place]).unflatten(0, (len(starts), frames))
+        return squares.permute(0, 1, 4, 2, 3).contiguous()
 
     def __enter__(self) -> Self:
         return self
@@ -145,6 +170,7 @@ class ContainerPictures(Pictures):
         self._converter = VideoReformatter()
         # Time stamps are rounded, in Matroska to milliseconds.
         self.tolerance = track.tick / 2 + 1e-6
+        self.seekable = track.seekable
 
     def close(self) -> None:
         """Free the decoder."""

@@ -104,11 +104,12 @@ def test_what_a_seek_leaves_in_a_decoder_is_over_before_the_window(suffix, codec
     with ContainerSound(path) as sound:
         starts = (1.9, 2.50001, 2.987)
         straight = [sound.read(start, rate, 1.0, seek=False)[0] for start in starts]
-        monkeypatch.setattr(Track, "straight", lambda self: pytest.fail("did not seek"))
-        sound.straight_for = 0.0
-        for start, expected in zip(starts, straight, strict=True):
+    monkeypatch.setattr(Track, "straight", lambda self: pytest.fail("did not seek"))
+    for start, expected in zip(starts, straight, strict=True):
+        with ContainerSound(path) as sound:  # anew, for a window is read on from where the last one ended
+            sound.straight_for = 0.0
             assert torch.equal(sound.read(start, rate, 1.0)[0], expected)
-        assert mark < rate / 2
+    assert mark < rate / 2
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])

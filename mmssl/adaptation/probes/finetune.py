@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.adaptation.cache import digest_of, digest_of_rows, digest_of_tensors
-from mmssl.adaptation.features import POOLED, inputs_of
+from mmssl.adaptation.features import POOLED, encode, inputs_of
 from mmssl.adaptation.probes._layers import freeze_blocks, rest, scale_by_depth
 from mmssl.adaptation.probes._lora import add_adapters, check_peft, merge
 from mmssl.adaptation.probes._trained import LabeledTask, answers, train
@@ -102,8 +102,7 @@ class Supervised(LabeledTask):
 
     def _pooled(self, inputs: Batch) -> Tensor:
         key, valid_key = self.inputs
-        pooled: Tensor = self.encoder(key)(inputs[key], inputs.get(valid_key)).pooled
-        return pooled
+        return encode(self.encoder(key), inputs[key], inputs.get(valid_key)).pooled
 
     def predict(self, inputs: Batch) -> Batch:
         """`outputs` (B, width)."""
