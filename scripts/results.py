@@ -28,6 +28,7 @@ SEEDS = {
     "rotation_fashion": (0, 1, 2),
     "simclr_fashion": (0, 1, 2),
     "temporal_alignment_folder": (0,),
+    "temporal_alignment_skirmish": (0, 1, 2),
 }
 CLIPS = {"train": 400, "test": 150}
 # Labels a class that a probe of clothes learns from, and how many lists of them: the same for every recipe and seed.
@@ -50,7 +51,7 @@ def measure(name: str, seed: int) -> dict[str, float]:
         began = time.perf_counter()
         run = mmssl.run(name, set=changes, out=Path(folder) / name, quiet=True)
         minutes = (time.perf_counter() - began) / 60
-        if name == "temporal_alignment_folder":
+        if name.startswith("temporal_alignment"):
             numbers = alignment(run)
         elif name.endswith("_fashion"):
             numbers = few_labels(run)
@@ -119,9 +120,10 @@ def emoji_retrieval(run: Any) -> dict[str, float]:
 
 
 def alignment(run: Any) -> dict[str, float]:
-    """Pair ranking on unseen clips read back from mp4, and what is left of it without motion and without sound."""
+    """Pair ranking on unseen clips read back from mp4; without motion, of another clip, without sound, untrained."""
     import torch
 
+    from mmssl.build import build
     from mmssl.data.loader import read
     from mmssl.ops.draws import Draws
 
@@ -129,15 +131,19 @@ def alignment(run: Any) -> dict[str, float]:
     edits = {
         "pair ranking": lambda batch: {},
         "pair ranking, frozen frame": lambda batch: {"video": batch["video"][:, :1].expand_as(batch["video"])},
+        "pair ranking, another clip's picture": lambda batch: {"video": batch["video"].roll(1, dims=0)},
         "pair ranking, silence": lambda batch: {"audio": torch.zeros_like(batch["audio"])},
+        "pair ranking, untrained network": lambda batch: {},
     }
+    untrained = build(run.recipe)[0].eval()
     numbers: dict[str, float] = {}
     for name, edit in edits.items():
+        task = untrained if "untrained" in name else run.objective
         ranking = rows = 0.0
         for step, batch in enumerate(batches):
             with torch.no_grad():
-                inputs = run.objective.transform({**batch, **edit(batch)}, Draws(0, step, len(batch["id"])))
-                losses = run.objective.loss(run.objective.predict(inputs), inputs)
+                inputs = task.transform({**batch, **edit(batch)}, Draws(0, step, len(batch["id"])))
+                losses = task.loss(task.predict(inputs), inputs)
             ranking += losses["ranking"].item() * len(batch["id"])
             rows += len(batch["id"])
         numbers |= {name: ranking / rows, f"{name} chance": 0.5}

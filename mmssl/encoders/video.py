@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from mmssl.encoders._network import NetworkEncoder
@@ -23,6 +24,9 @@ class VideoEncoder(NetworkEncoder):
             or `timesformer`; or any image network, which sees each frame alone.
         pretrained: see `mmssl.encoders.create`.
         temporal: how the frames of an image network become one vector: `mean` (default) or `max` over time.
+        difference: whether the network sees what changed since the frame before in place of the frame; of the first
+            one, nothing. A clip's motion is then all there is, which tasks about time learn from much sooner (the
+            "RGB difference" of Wang et al. 2016, "Temporal Segment Networks", arXiv 1608.00859).
         mean: normalization, one value a channel; the library's constants for these weights where left out.
         std: likewise.
         **kwargs: of the network's constructor; for transformers of its configuration: `num_frames`, `image_size` ...
@@ -37,6 +41,7 @@ class VideoEncoder(NetworkEncoder):
         *,
         pretrained: Pretrained = False,
         temporal: Literal["mean", "max"] | None = None,
+        difference: bool = False,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         **kwargs: Any,
@@ -51,14 +56,19 @@ class VideoEncoder(NetworkEncoder):
         super().__init__(backbone)
         mean, std = mean or backbone.mean, std or backbone.std
         check_channels(model, backbone.channels, mean, std)
-        self.normalize = Normalize(mean, std)
+        self.normalize, self.difference = Normalize(mean, std), difference
         self.spec = {"model": model, "modality": "video", "mean": list(mean), "std": list(std), **backbone.kwargs}
         if temporal:
             self.spec["temporal"] = temporal
+        if difference:
+            self.spec["difference"] = True
 
     def prepare(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Normalized clips (B, 3, T, H, W); `valid` (B, W) is False where a column is padding."""
-        return self.normalize(x).transpose(1, 2), valid
+        frames = self.normalize(x)
+        if self.difference:
+            frames = torch.cat([torch.zeros_like(frames[:, :1]), frames.diff(dim=1)], dim=1)
+        return frames.transpose(1, 2), valid
 
     def built_for(self) -> dict[str, Any]:
         """See the base class."""
@@ -76,4 +86,5 @@ class VideoEncoder(NetworkEncoder):
 
     def preprocessing(self) -> dict[str, Any]:
         """See the base class."""
-        return {"input": f"RGB in [0, 1]: (x - mean) / std; {self.layout}", **self.normalization()}
+        change = ", of which each frame minus the one before it, the first 0" if self.difference else ""
+        return {"input": f"RGB in [0, 1]: (x - mean) / std{change}; {self.layout}", **self.normalization()}

@@ -136,7 +136,9 @@ def pooled_lines(encoder: Encoder, model: str) -> tuple[str, list[str], str]:
         return "pooled", ["# (B, D): see `pooled` of mmssl's Features for what this network's is"], "pooled"
     if network.native is not network:  # a network of pictures over the frames of a clip
         over = "mean(1)" if network.temporal == "mean" else "amax(1)"
-        return "x", [], f"{calls[library].replace('(x)', '(x.flatten(0, 1))')}.unflatten(0, x.shape[:2]).{over}"
+        lines = ["x = torch.cat([torch.zeros_like(x[:, :1]), x.diff(dim=1)], dim=1)"]
+        frames = calls[library].replace("(x)", "(x.flatten(0, 1))")
+        return "x", lines if encoder.spec.get("difference") else [], f"{frames}.unflatten(0, x.shape[:2]).{over}"
     if isinstance(network.net, AlexNet | VGG):  # their classifier sees several places
         return "x", [], f"{model}.features(x).mean((2, 3))"
     return "x", [], calls[library]

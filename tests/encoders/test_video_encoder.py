@@ -5,6 +5,7 @@ import torch
 import torchvision
 
 from mmssl.encoders import create
+from mmssl.hub.space import pooled_lines
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
@@ -53,6 +54,33 @@ def test_frames_are_seen_one_by_one():
         torch.testing.assert_close(value.tokens, torch.cat(apart, dim=1))
         assert value.grid == (4, 4, 4)
     assert mean(clip(6)).grid == (6, 4, 4)
+
+
+def test_the_lines_of_a_model_card_see_what_changed_too():
+    torch.manual_seed(0)
+    encoder = create("timm/test_resnet", "video", difference=True).eval()
+    given, lines, pooled = pooled_lines(encoder, "model")
+    names = {"torch": torch, "model": encoder.backbone.native.net, given: encoder.normalize(clip())}
+    exec("\n".join([*lines, f"pooled = {pooled}"]), names)
+    torch.testing.assert_close(names["pooled"], encoder(clip()).pooled)
+
+
+def test_differences_are_what_changed_since_the_frame_before():
+    torch.manual_seed(0)
+    frames = create("timm/vit_tiny_patch16_224", "video", **VIT).double().eval()
+    changes = create("timm/vit_tiny_patch16_224", "video", difference=True, **VIT).double().eval()
+    changes.load_state_dict(frames.state_dict())
+    x = clip().double() / 255
+    before = torch.cat([x[:, :1], x[:, :-1]], dim=1)
+    # A frame that equals the mean is 0 to the network, so a difference is what a frame of mean + difference would be.
+    shifted = x - before + changes.normalize.mean[:, None, None]
+    torch.testing.assert_close(changes(x).tokens, frames(shifted).tokens)
+    torch.testing.assert_close(changes.layers(x)["blocks.1"].pooled, frames.layers(shifted)["blocks.1"].pooled)
+    frozen = changes(x[:, :1].expand(-1, 4, -1, -1, -1)).pooled
+    torch.testing.assert_close(frozen[0], frozen[1])  # nothing of a clip that stands still
+    assert changes.spec["difference"] is True
+    assert "each frame minus the one before" in changes.preprocessing()["input"]
+    torch.testing.assert_close(create(**changes.spec).double().eval().normalize.mean, changes.normalize.mean)
 
 
 CLIP = {
