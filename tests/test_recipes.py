@@ -19,7 +19,7 @@ from mmssl.runs import preview
 from mmssl.training.launch import start_processes
 
 FILES = sorted((ROOT.parent / "recipes").rglob("*.yaml"))
-SETS = r"_(imagenet|cc12m|wikipedia|audioset|audiocaps|finevideo|webvid|kinetics|ucf101|c4)$"
+SETS = r"_(imagenet|cc12m|wikipedia|audioset|audiocaps|finevideo|librispeech|webvid|kinetics|ucf101|c4)$"
 PUBLISHED = [path for path in FILES if re.search(SETS, path.stem)]
 
 each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -114,7 +114,7 @@ class NetworkEncoder(Encoder):
 
     def embed(self, x: Tensor, hidden: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         """See the base class; places are in rows, from the lowest band of a sound and the first frame of a clip."""
-        if not self.subsets:
+        if self.width is None and not self.subsets:
             return super().embed(x, hidden, mask_token)
         return self.backbone.embed(self.checked(x)[0], hidden, mask_token)
 

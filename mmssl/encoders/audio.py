@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from mmssl.media.audio import decode_audio
 from mmssl.ranges import AboveZero, Positive, Weight
 from mmssl.recipe import Data
 
+if TYPE_CHECKING:
+    from mmssl.encoders.backbones._transformers_waves import WaveTransformer
+
 
 class AudioEncoder(NetworkEncoder):
     """Waveforms (B, S), float in [-1, 1] -> Features.
@@ -24,7 +27,8 @@ class AudioEncoder(NetworkEncoder):
     filter banks; what they read is `spectrogram`. `forward`, `embed` and `layers` of such encoders take spectrograms
     (B, M, T) as well and tell the two apart by their number of dimensions, so that a task may augment spectrograms:
     `encoder(augment(encoder.spectrogram(x)))`. `valid` is (B, S) with a waveform and (B, T) with a spectrogram.
-    Networks of waveforms have no spectrogram, and their grid is (1, frames).
+    Networks of waveforms have no spectrogram, and their grid is (1, frames); what their convolutions make of the sound
+    are `frames`, which `embed` takes as well as waveforms.
 
     The default normalization is that of log(power mel + 1e-6) with AST's constants: mean -4.2677, twice the standard
     deviation 4.569 (AudioMAE, SSAST and Synchformer divide by 2·std, CAV-MAE by std).
@@ -123,8 +127,30 @@ class AudioEncoder(NetworkEncoder):
         return spectrogram
 
     def valid_frames(self, valid: Tensor) -> Tensor:
-        """Which samples are no padding (B, S) -> which frames of `spectrogram` (B, T)."""
-        return self._front.frames(valid)
+        """Which samples are no padding (B, S) -> which frames of `spectrogram`, or `frames`, (B, T)."""
+        return self.waves.valid_frames(valid) if self.front is None else self._front.frames(valid)
+
+    @property
+    def waves(self) -> WaveTransformer:
+        """The network, of an encoder that reads waveforms.
+
+        Raises:
+            RecipeError: where it reads spectrograms.
+        """
+        if self.front is not None:
+            raise RecipeError(
+                f"{self.spec['model']} reads spectrograms; take a network of waveforms: transformers/wav2vec2, hubert "
+                "or wavlm"
+            )
+        return cast("WaveTransformer", self.backbone)
+
+    def frames(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Waveforms (B, S) -> what the transformer reads before it is projected, (B, N, C), and valid frames (B, N).
+
+        Raises:
+            RecipeError: for a network that reads spectrograms.
+        """
+        return self.waves.convolve(*self.checked(x, valid))
 
     def scale(self, row: Tensor) -> Scale:
         """See the base class: of a waveform (S,), or a spectrogram (M, T)."""
@@ -135,13 +161,16 @@ class AudioEncoder(NetworkEncoder):
     def prepare(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """What the network reads: pictures (B, C, M, T) with their valid columns (B, T), or waveforms."""
         if self.front is None:
-            return self._waveform(x, valid)
+            return (x, valid) if self._are_frames(x) else self._waveform(x, valid)
         if x.ndim == 2:
             valid = None if valid is None else self.valid_frames(valid)
             x = self.spectrogram(x)
         else:
             x, valid = self.front.fit(x, valid)
         return x.unsqueeze(1).expand(-1, self.backbone.channels, -1, -1), valid
+
+    def _are_frames(self, x: Tensor) -> bool:
+        return x.ndim == 3 and x.shape[2] == self.waves.frame_width
 
     def _waveform(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if x.ndim != 2:

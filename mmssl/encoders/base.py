@@ -74,7 +74,8 @@ class Encoder(nn.Module):
             not). A masked task asks this when it is built.
         patch_size: extent of a token, where tokens are patches that do not overlap: (h, w) in pixels, (frames, h, w)
             for video; else None.
-        width: of the mask token of `embed`, where there is one; a tower of open_clip has one apart from `dim`.
+        width: of the mask token of `embed`, where there is one; a tower of open_clip has one apart from `dim`. An
+            encoder with a width and without `subsets` can hide tokens, and leave none out.
         spec: the arguments of `mmssl.encoder` that build this network again with random weights.
         frozen: whether it learns nothing; see `freeze`.
         decoding: how the run that it is of reads files; None where it is of none.

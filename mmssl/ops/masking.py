@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.ops.draws import Draws
@@ -139,3 +140,34 @@ def mask_blocks(
         hidden |= block & taken[:, None, None]
         vain = torch.where(taken, 0, vain + 1)
     return hidden.flatten(1)
+
+
+def mask_spans(valid: Tensor, probability: float, length: int, draws: Draws) -> Tensor:
+    """Spans of `length` places in a sequence, which may overlap: wav2vec 2.0's (arXiv 2006.11477, section 3.1).
+
+    A row of n valid places has `probability * n / length` spans, one at least, rounded up or down at random; where each
+    starts is drawn without replacement. Of a long sequence a share 1 - (1 - probability / length) ** length is hidden.
+
+    Args:
+        valid: bool (B, N), the valid places of a row, which come first; a row of fewer than `length` has no span.
+        probability: share of the places that would be hidden if no two spans met.
+        length: of a span, in places.
+        draws: source of randomness.
+
+    Returns:
+        bool (B, N), True where hidden.
+    """
+    wanted = probability * valid.sum(1) / length + draws.uniform()
+    counts = wanted.long().clamp(1, max(1, valid.shape[1] // length))
+    # A span may start where its last place is valid, too.
+    starts = torch.zeros_like(valid)
+    starts[:, : max(0, valid.shape[1] - length + 1)] = valid[:, length - 1 :]
+    slots = most_spans(valid.shape[1], probability, length)
+    places, chosen = choose_places(starts, counts, slots, draws)
+    begun = torch.zeros_like(valid).scatter(1, places, chosen).long().cumsum(1)
+    return begun > F.pad(begun, (length, 0))[:, : valid.shape[1]]
+
+
+def most_spans(places: int, probability: float, length: int) -> int:
+    """How many spans `mask_spans` makes at most in a row of so many places."""
+    return min(max(1, int(probability * places / length) + 1), max(1, places // length))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer as Words
@@ -222,6 +224,22 @@ def tiny_text_to_text(kind: str = "t5", sentinels: int = 12) -> Encoder:
     model = WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
     tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=Words(model), **SPECIAL_TOKENS))
     return create(f"transformers/{kind}", "text", tokenizer=tokenizer, sentinels=sentinels, decoder=True, **sizes[kind])
+
+
+def tiny_waves(kind: str = "wav2vec2") -> Encoder:
+    """A network of waveforms without dropout: frames of 20 samples, every 8."""
+    sizes: dict[str, Any] = {
+        **{"conv_dim": [6, 6, 6], "conv_stride": [2, 2, 2], "conv_kernel": [4, 3, 4], "num_feat_extract_layers": 3},
+        **{"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "feat_extract_norm": "layer"},
+        **{"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12},
+        **{"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "feat_proj_dropout": 0.0},
+        **{"do_stable_layer_norm": True, "initializer_range": 0.5, "rate": 100},
+    }
+    encoder = create(f"transformers/{kind}", "audio", **sizes)
+    for name, parameter in encoder.named_parameters():
+        if name.endswith("k_proj.bias"):  # it moves all scores of a softmax alike and has no gradient
+            parameter.requires_grad_(False)
+    return encoder
 
 
 def tiny_batch(rows: int, seed: int = 0, length: int = 24, size: int = 12, frames: int = 12) -> dict[str, Tensor]:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmssl.encoders.backbones._transformers import TransformersNetwork, build, preprocessor
 from mmssl.encoders.backbones.base import Pretrained
-from mmssl.encoders.base import Features, at_depth, attendable, masked_mean
+from mmssl.encoders.base import Features, at_depth, attendable, hide, masked_mean
 from mmssl.errors import RecipeError
 
 # An encoder hides nothing on its own (SpecAugment), and drops no layer: one draw for the whole batch would make a run
@@ -28,10 +28,14 @@ class WaveTransformer(TransformersNetwork):
     configurations, the first norm is one over all time, so that padding shifts the valid frames, too; published weights
     of this form were trained like that. With `layer` padding has no influence.
 
-    A position is a convolution over the neighbors, so that no frame can be left out.
+    A position is a convolution over the neighbors, so that no frame can be left out: `embed` puts the mask token in
+    place of those that are hidden, before the positions, and `encode` takes all of them.
 
     Attributes:
         normalizes: whether the weights expect sounds of mean 0 and variance 1.
+        frame_width: width C of what `convolve` returns.
+        stride: samples from frame to frame.
+        reach: samples that a frame is made of.
     """
 
     reads = "waveforms"
@@ -43,36 +47,45 @@ class WaveTransformer(TransformersNetwork):
         config = self.net.config
         if getattr(config, "add_adapter", False):
             raise RecipeError(f"{self.model}: add_adapter shortens the output of the encoder; set it to false")
-        self.dim, self.channels = int(config.hidden_size), 1
+        self.dim, self.width, self.channels = int(config.hidden_size), int(config.hidden_size), 1
+        self.frame_width = int(config.conv_dim[-1])
         self.normalizes = bool(preprocessor(pretrained).get("do_normalize", True))
-        self._stride = math.prod(config.conv_stride)
+        self.stride = math.prod(config.conv_stride)
         reach, step = 1, 1
         for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
             reach, step = reach + (kernel - 1) * step, step * stride
-        self._reach = reach
+        self.reach = reach
 
-    def _frames(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What the transformer reads, (B, N, D), and which frames are made of valid samples alone, (B, N)."""
-        if x.shape[1] < self._reach:
-            raise RecipeError(f"{self.model} needs {self._reach} samples at least, got {x.shape[1]}")
-        projected = self.net.feature_projection(self.net.feature_extractor(x).mT)
-        frames: Tensor = projected[0] if isinstance(projected, tuple) else projected
-        if valid is None:
-            return frames, None
-        broken = F.max_pool1d((~valid).unsqueeze(1).to(x.dtype), self._reach, self._stride)[:, 0] > 0
-        return frames, ~broken
+    def valid_frames(self, valid: Tensor) -> Tensor:
+        """Which samples are no padding (B, S) -> which frames are made of such alone (B, N)."""
+        return F.max_pool1d((~valid).unsqueeze(1).float(), self.reach, self.stride)[:, 0] == 0
 
-    def _encode(self, frames: Tensor, valid: Tensor | None) -> Tensor:
-        if valid is not None:
-            frames, valid = frames.clone(), attendable(valid)  # the library writes zeros into what it is given
-        encoded: Tensor = self.net.encoder(frames, attention_mask=valid).last_hidden_state
-        return encoded
+    def convolve(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """What the convolutions make of waveforms, normalized, (B, N, C), and which frames are valid, (B, N)."""
+        if x.shape[1] < self.reach:
+            raise RecipeError(f"{self.model} needs {self.reach} samples at least, got {x.shape[1]}")
+        found: Tensor = self.net.feature_extractor(x).mT
+        # Networks of one family differ in whether they have this norm.
+        norm = getattr(self.net.feature_projection, "layer_norm", nn.Identity())
+        return norm(found), None if valid is None else self.valid_frames(valid)
+
+    def embed(self, x: Tensor, hidden: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+        """Waveforms, or what `convolve` makes of them -> what the transformer reads, (B, N, D); see the base class."""
+        frames = x if x.ndim == 3 else self.convolve(x)[0]
+        projection = self.net.feature_projection
+        return hide(projection.dropout(projection.projection(frames)), hidden, mask_token)
+
+    def encode(self, tokens: Tensor, valid: Tensor | None = None) -> Features:
+        """All tokens of `embed` -> Features, grid (1, frames)."""
+        # The library writes zeros into what it is given.
+        given, heard = (tokens, None) if valid is None else (tokens.clone(), attendable(valid))
+        encoded: Tensor = self.net.encoder(given, attention_mask=heard).last_hidden_state
+        return Features(encoded, masked_mean(encoded, valid), (1, encoded.shape[1]), valid)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """Waveforms -> Features, grid (1, frames); see the class."""
-        frames, valid = self._frames(x, valid)
-        tokens = self._encode(frames, valid)
-        return Features(tokens, masked_mean(tokens, valid), (1, tokens.shape[1]), valid)
+        frames, valid = self.convolve(x, valid)
+        return self.encode(self.embed(frames), valid)
 
     def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
         """Frames with their positions, and after every layer; see the base class."""
@@ -87,8 +100,7 @@ class WaveTransformer(TransformersNetwork):
                 )
             )
         try:
-            frames, valid = self._frames(x, valid)
-            self._encode(frames, valid)
+            valid = self(x, valid).valid
         finally:
             for handle in handles:
                 handle.remove()
