@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,47 @@ def test_processes_of_slurm_end_with_a_checkpoint_on_sigterm_and_go_on(
     assert 0 < checkpoint.read_state(state)["step"] < 150
     assert [task.wait(timeout=300) for task in start()] == [0, 0]
     assert mmssl.load(tmp_path / "run").step == 150
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc which processes live")
+def test_a_launcher_that_is_killed_takes_its_processes_along(tmp_path: Path, environment: dict[str, str]) -> None:
+    tree = together(steps=100_000, workers=1) | {"objective": {"name": "rotation"}, "encoders": {"image": VIT}}
+    recipe, out = write(tmp_path / "turns.yaml", tree), tmp_path / "run"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    mark = f"MMSSL_TEST={tmp_path}"
+    with (tmp_path / "log").open("w") as log:
+        launcher = subprocess.Popen(
+            [*launch, "-m", "mmssl", "run", str(recipe), "--out", str(out)],
+            env=environment | dict([mark.split("=")]),
+            stdout=log,
+            stderr=log,
+        )
+
+    def alive() -> list[str]:
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if mark.encode() in (process / "environ").read_bytes().split(b"\0"):
+                    found.append(process.name)
+        return found
+
+    try:
+        deadline = time.monotonic() + 200
+        while checkpoint.newest(out) is None and time.monotonic() < deadline and launcher.poll() is None:
+            time.sleep(0.01)
+        assert len(alive()) >= 5, (tmp_path / "log").read_text()[-2000:]
+        launcher.kill()
+        launcher.wait()
+        deadline = time.monotonic() + 30
+        while alive() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not alive()
+    finally:
+        launcher.kill()
+        for process in alive():
+            os.kill(int(process), signal.SIGKILL)
+    assert checkpoint.newest(out) is not None
 
 
 @pytest.mark.long

@@ -326,15 +326,24 @@ def _named(held: Sequence[tuple[int, Any]], names: Sequence[str] | None, found: 
 def _labels(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[str]:
     values = [cell for _, cell in held]
     if any(isinstance(value, list) for value in values):
-        counts = Counter(item for value in values if isinstance(value, list) for item in value)
+        items = [item for value in values if isinstance(value, list) for item in value]
+        counts = Counter(str(item) if isinstance(item, list | dict) else item for item in items)
         return [f"several a row, {len(counts)} different ones in the sample"]
     if any(isinstance(value, float) for value in values):
         numbers = np.array([float(value) for value in values])
+        endless = int((~np.isfinite(numbers)).sum())
+        if endless:
+            found.traps.append(f"{endless} of {len(values)} labels are NaN or infinite, which no probe learns from")
+            numbers = numbers[np.isfinite(numbers)]
+        if not len(numbers):
+            return ["none is a finite number"]
         whole = "; all are whole numbers, classes with adapt --target classes" if (numbers % 1 == 0).all() else ""
         return [f"values from {numbers.min():g} to {numbers.max():g}, mean {numbers.mean():g}{whole}"]
-    counts = Counter(values)
     if not values:
         return ["none"]
+    if any(isinstance(value, dict) for value in values):
+        return ["several columns in one, no class"]
+    counts = Counter(values)
     name, most = counts.most_common(1)[0]
     return [f"{len(counts)} classes in the sample, the largest ({name}) has {most / len(values):.0%}"]
 

@@ -78,6 +78,8 @@ def find_classes(values: Iterable[Any]) -> tuple[str, ...] | tuple[int, ...] | N
     for value in values:
         if isinstance(value, list):
             return None
+        if isinstance(value, dict):
+            raise DataError("labels should be names or whole numbers, the column holds dict")
         if value is not None:
             seen.add(value)
     kinds = {int if isinstance(value, bool) else type(value) for value in seen}

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 SEPARATORS = (",", "\t", ";", "|")
+HEAD = 1 << 16
+"""Letters of a file that are looked at."""
 
 
 def separator(file: str) -> str:
-    """The first of `SEPARATORS` that the head of a file holds; a comma where it holds none, and of files at addresses.
+    """The one of `SEPARATORS` that parts the head of a file into columns; a comma for files at addresses.
 
-    Spreadsheets write semicolons where a comma is the decimal point.
+    It is the one that gives most rows as many cells as the first one has, two at least: a comma may be in a name, as in
+    `text (free, short);label`. Spreadsheets write semicolons where a comma is the decimal point. Of equal ones it is
+    the first, or the tab in a file that is named for it.
     """
     if "://" in file or not Path(file).is_file():
         return SEPARATORS[0]
-    with Path(file).open(encoding="utf-8", errors="replace") as lines:
-        head = lines.readline(1 << 16)
-    return next((mark for mark in SEPARATORS if mark in head), SEPARATORS[0])
+    with Path(file).open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+        head = lines.read(HEAD)
+    marks = sorted(SEPARATORS, key=lambda mark: mark != "\t") if file.lower().endswith(".tsv") else SEPARATORS
+    found = max(marks, key=lambda mark: _share(head, mark))
+    return found if _share(head, found) else SEPARATORS[0]
+
+
+def _share(head: str, mark: str) -> float:
+    """Of rows that have as many cells as the first; 0 where that is one."""
+    try:
+        rows = [len(row) for row in csv.reader(head.splitlines(keepends=True), delimiter=mark) if row]
+    except csv.Error:
+        return 0.0
+    if not rows or rows[0] < 2:
+        return 0.0
+    whole = rows[:-1] if len(head) == HEAD and len(rows) > 1 else rows  # the last one is cut
+    return whole.count(rows[0]) / len(whole)

@@ -10,8 +10,6 @@ import json
 import math
 import multiprocessing
 import os
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from multiprocessing.connection import wait
@@ -24,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mmssl.alive import began, is_alive
+from mmssl.alive import began, end_with
 from mmssl.batch import Batch
 from mmssl.data.base import MapSource, Row
 from mmssl.data.columns import Decoder
@@ -200,17 +198,11 @@ def decode(rows: Rows, tasks: Iterator[dict[str, Task]]) -> Iterator[dict[str, D
 
 
 def _end_with(reader: int, since: str, worker: int) -> None:
-    """Have this worker end when the process that reads its batches does, even if that was killed.
+    """Have this worker end when the process that reads its batches does.
 
     The loader's own watch is on the fork server, which lives as long as its workers do.
     """
-    threading.Thread(target=_watch, args=(reader, since), daemon=True).start()
-
-
-def _watch(reader: int, since: str) -> None:
-    while is_alive(reader, since):
-        time.sleep(1)
-    os._exit(1)  # the main thread may hang in a queue that nobody empties
+    end_with(reader, since)
 
 
 def _as_it_is(batch: Any) -> Any:

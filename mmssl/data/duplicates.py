@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -87,10 +89,10 @@ def _content(cell: Any) -> bytes:
         return cell
     if not isinstance(cell, str | Path):
         return b""
-    try:
-        return Path(cell).read_bytes()
-    except (OSError, ValueError):  # a text, no file
-        return str(cell).encode("utf-8", "surrogateescape")
+    with suppress(OSError):
+        if os.path.isfile(cell):  # no pipe, which would never end
+            return Path(cell).read_bytes()
+    return str(cell).encode("utf-8", "surrogateescape")
 
 
 def _thumbnails(source: MapSource, column: str, rows: int) -> tuple[list[int], NDArray[np.float32]]:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from glob import escape, glob, has_magic
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from mmssl.errors import DataError
+
+T = TypeVar("T")
 
 EXTENSIONS = {
     "image": (
@@ -35,6 +38,8 @@ BUILDERS = {
 }
 MOST_FILES = 1_000_000
 TEXT = {".txt": "text"}
+# What unpacking and shared drives leave beside pictures: small copies, and files with the names of pictures.
+LEFT_BEHIND = {"__MACOSX", "@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -46,6 +51,8 @@ SPLITS = {
     "evaluation": "validation",
     "test": "test",
     "testing": "test",
+    "holdout": "test",
+    "trainval": "trainval",  # train, where there is no other
 }
 _SPLIT = re.compile(rf"({'|'.join(sorted(SPLITS, key=len, reverse=True))})[-_.]?\d*", re.IGNORECASE)
 # The word of a split anywhere in a name: my.train.small, trainA, Test Set.
@@ -111,36 +118,48 @@ def splits_alike(names: Iterable[str]) -> dict[str, str]:
     return {name: split for splits in alike for name, split in splits.items()}
 
 
-def walk(root: Path) -> list[Path]:
-    """All files below a folder, sorted, without those that are hidden.
+def walk(root: Path) -> tuple[list[Path], list[str]]:
+    """All files below a folder, sorted, without those that are hidden, and notes on what cannot be read.
 
     Links are followed, and each folder is read once however many links lead to it (told by device and inode), under
-    the name without links where it has one.
+    the name without links where it has one. Pipes and devices, whose reading may never end, are left out, and names
+    that are not UTF-8, which a table of paths cannot hold. A link that leads nowhere is a file: its row says so.
     """
     seen: set[tuple[int, int]] = set()
     files: list[Path] = []
+    closed: list[str] = []
+    odd: list[str] = []
     waiting = [root]
     while waiting:
         linked: list[Path] = []
         for start in waiting:
-            for folder, below, names in os.walk(start):
+            for folder, below, names in os.walk(start, onerror=lambda error: closed.append(str(error.filename))):
                 status = os.stat(folder)
                 if (status.st_dev, status.st_ino) in seen:
                     below.clear()
                     continue
                 seen.add((status.st_dev, status.st_ino))
-                below[:] = sorted(name for name in below if not name.startswith("."))
+                below[:] = sorted(name for name in below if not _is_hidden(name))
                 linked += [Path(folder, name) for name in below if Path(folder, name).is_symlink()]
-                files += [Path(folder, name) for name in names if not name.startswith(".")]
+                for path in (Path(folder, name) for name in names if not _is_hidden(name)):
+                    (odd if _is_endless(path) else files).append(path)
         waiting = linked
-    return sorted(files)
-
-
-def readable(files: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """Those whose names are text, and a note on those whose names are not: a table of paths cannot hold them."""
-    good = [file for file in files if _is_text(str(file))]
+    good = sorted(file for file in files if _is_text(str(file)))
+    notes = [f"folders that cannot be opened are left out: {_some(closed)}"] if closed else []
+    notes += [f"pipes and devices are left out: {_some([path.name for path in sorted(odd)])}"] if odd else []
     left = len(files) - len(good)
-    return good, [f"{left} files are left out, for their names are not UTF-8"] if left else []
+    return good, [*notes, *([f"{left} files are left out, for their names are not UTF-8"] if left else [])]
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in LEFT_BEHIND
+
+
+def _is_endless(path: Path) -> bool:
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def _is_text(name: str) -> bool:
@@ -177,6 +196,7 @@ def split_by_name(files: Sequence[str], root: Path, documents: bool = False) -> 
     splits: dict[str, list[str]] = {}
     for file in files:
         splits.setdefault(told[file] or "train", []).append(file)
+    splits = _settled(splits)
     return splits, [_which(splits, root)] if set(splits) != {"train"} else []
 
 
@@ -206,6 +226,7 @@ def media_layout(root: Path, files: Sequence[Path]) -> Layout:
         # A split's folder in itself, as in seg_test/seg_test/cat, is no class.
         twice = all(parts[depth + 1 : depth + 2] == parts[depth : depth + 1] for parts in placed.values())
         rest = {file: above[file] + parts[depth + 1 + twice :] for file, parts in placed.items()}
+        splits = _settled(splits)
         if stray:
             notes.append(f"left out, for they are in no split's folder: {_some([f.name for f in stray])}")
     classes = {file: parts[0] for file, parts in rest.items() if parts}
@@ -219,6 +240,13 @@ def media_layout(root: Path, files: Sequence[Path]) -> Layout:
     if set(splits) != {"train"}:
         notes.append(_which(splits, root))
     return Layout(splits, classes, notes)
+
+
+def _settled(splits: dict[str, list[T]]) -> dict[str, list[T]]:
+    """`trainval` as the split that is trained on, unless there is a `train`, which it would repeat."""
+    if "trainval" in splits and "train" not in splits:
+        return {"train" if name == "trainval" else name: own for name, own in splits.items()}
+    return splits
 
 
 def _split_depth(folders: Sequence[tuple[str, ...]]) -> tuple[int | None, Callable[[str], str | None]]:

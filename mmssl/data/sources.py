@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import tarfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -27,7 +29,6 @@ from mmssl.data.files import (
     expand,
     media_layout,
     others,
-    readable,
     split_by_name,
     split_names,
     walk,
@@ -39,6 +40,8 @@ from mmssl.recipe import Data
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
+# Where pandas puts the first cells of rows that have more of them than there are names: all others would be shifted.
+_INDEX = "__index_level_0__"
 Folders = Mapping[str, Path]
 Merged = Mapping[str, Sequence[str]]
 T = TypeVar("T")
@@ -211,7 +214,7 @@ def open_source(spec: Data) -> Source:
 
 
 def _open_folder(spec: Data, root: Path) -> Source:
-    files, unreadable = readable(walk(root))
+    files, unreadable = walk(root)
     annotations = find_annotations(root, files)
     if annotations is not None:
         return _open_annotated(spec, annotations, unreadable)
@@ -306,6 +309,8 @@ def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: 
         if builder == "text":
             dataset = dataset.filter(_not_blank, input_columns="text")
     source = _limited(spec, dataset, folders, notes, merged)
+    if builder == "csv" and _INDEX in source.columns:
+        raise DataError(f"{where}: rows have more cells than the first line has names (as by a comma at their end)")
     source.splits = tuple(splits)
     source.files = [file for own in asked.values() for file in own if "://" not in file]
     return source
@@ -339,7 +344,7 @@ def _explained(name: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, ImportError, DatasetsError) as error:
+    except (OSError, ValueError, ImportError, DatasetsError, tarfile.TarError, EOFError, zlib.error) as error:
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
         reason = " ".join(str(cause).split())
         if isinstance(cause, UnicodeDecodeError):

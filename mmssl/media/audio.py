@@ -23,6 +23,8 @@ FILTER_REACH = 64
 AAC_STRAIGHT = 120.0
 # Time stamps may wobble by this many seconds before a jump is taken for a gap in the sound.
 WOBBLE = 0.01
+# Floats may overshoot full scale a little, and are cut; beyond this they were written in other units.
+LOUDEST = 16.0
 
 # A frame: the number of its first sample, and its samples.
 Placed = tuple[int, np.ndarray]
@@ -105,6 +107,9 @@ class Sound:
         window[: min(valid, len(resampled))] = resampled[:valid]
         if not np.isfinite(window).all():
             raise DataError(f"{self.name} holds values that are not finite")
+        loudest = float(np.abs(window).max(initial=0))
+        if loudest > LOUDEST:
+            raise DataError(f"{self.name} holds values up to {loudest:.6g}, where full scale is 1: scale it to [-1, 1]")
         return torch.from_numpy(window.clip(-1, 1)), torch.arange(length) < valid
 
     def read_windows(self, starts: Sequence[float], rate: int, seconds: float) -> tuple[Tensor, Tensor]:

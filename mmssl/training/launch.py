@@ -19,6 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmssl.alive import end_with_launcher
 from mmssl.errors import RecipeError, nearest
 from mmssl.objectives.base import Objective
 from mmssl.ops.gather import average, process_share
@@ -31,6 +32,7 @@ PRECISION = {"fp32": "no", "fp64": "no", "bf16": "bf16", "fp16": "fp16"}
 
 def start_processes() -> PartialState:
     """Join the other processes of torchrun or accelerate launch, where there are any; call before the first gather."""
+    end_with_launcher()
     # Without an accelerator, accelerate forms a group of processes only when told that the CPU is meant.
     return PartialState(cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available())
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from mmssl.cli import app
 from mmssl.data.check import check
+from mmssl.data.columns import find_classes
 from mmssl.errors import DataError
 from mmssl.media.clip import write_clip
 from mmssl.media.image import decode_image
@@ -163,3 +164,18 @@ def test_columns_of_other_names_are_pointed_at(tmp_path):
     result = CliRunner().invoke(app, ["check", str(tmp_path), "--set", "columns.image=picture"])
     assert "picture (image)" in result.stdout
     assert "16 x 16 pixels" in result.stdout
+
+
+def test_labels_that_are_no_classes_are_told(tmp_path):
+    rows = {"text": ["a", "b", "c"], "label": [1.0, float("nan"), float("inf")]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "a.parquet")
+    found = check(tmp_path / "a.parquet")
+    assert found.traps == ["2 of 3 labels are NaN or infinite, which no probe learns from"]
+    assert found.facts["label"] == [
+        "values from 1 to 1, mean 1; all are whole numbers, classes with adapt --target classes"
+    ]
+    for cell, said in (({"a": 1}, "several columns in one, no class"), ([{"a": 1}], "several a row, 1 different ones")):
+        datasets.Dataset.from_dict({"text": ["a"], "label": [cell]}).to_parquet(tmp_path / "b.parquet")
+        assert check(tmp_path / "b.parquet").facts["label"][0].startswith(said)
+    with pytest.raises(DataError, match="the column holds dict"):
+        find_classes([{"a": 1}])

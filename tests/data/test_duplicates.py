@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -70,3 +72,10 @@ def test_check_says_so_of_pictures_and_texts(folder, tmp_path_factory):
     (texts / "train.csv").write_text("text\none thing\nanother thing\n")
     (texts / "test.csv").write_text("text\nanother thing\na third one\n")
     assert mmssl.check(texts).traps == ["test shares 1 of 2 rows with train: text of row 0 is that of row 1"]
+
+
+def test_a_pipe_among_paths_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for split in ("train", "test"):
+        datasets.Dataset.from_dict({"image": ["a.png"]}).to_parquet(tmp_path / f"{split}.parquet")
+    assert shared(tmp_path) == ["test shares 1 of 1 rows with train: image of row 0 is that of row 0"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import tarfile
+from pathlib import Path
 
 import datasets
 import pytest
@@ -56,6 +59,8 @@ def test_the_name_of_a_table_tells_its_split(stem):
         (("my.train.small.csv", "my.test.small.csv"), write_csv),
         (("2021_train_v2.csv", "2021_test_v2.csv"), write_csv),
         (("trainset.jsonl", "testset.jsonl"), write_jsonl),
+        (("trainval.csv", "test.csv"), write_csv),
+        (("cats_train.csv", "cats_holdout.csv"), write_csv),
         (("sub_train_a/x.csv", "sub_test_a/x.csv"), write_csv),
     ],
 )
@@ -66,7 +71,7 @@ def test_rows_of_another_split_are_not_trained_on(tmp_path, names, writer):
     source = open_source(Data(source=str(tmp_path)))
     assert list(source.values("text")) == texts(5)["text"]
     assert any(names[1].partition("/")[0] in note for note in source.notes)
-    other = "test" if "test" in names[1] else "validation"
+    other = "test" if "test" in names[1] or "holdout" in names[1] else "validation"
     assert list(open_source(Data(source=str(tmp_path), split=other)).values("text")) == texts(5, 100)["text"]
 
 
@@ -104,7 +109,7 @@ def test_titles_of_documents_are_splits_only_where_several_are(tmp_path):
 def layout(tmp_path, *names):
     for name in names:
         write(tmp_path / name, png(0))
-    found = media_layout(tmp_path, walk(tmp_path))
+    found = media_layout(tmp_path, walk(tmp_path)[0])
     splits = {split: [str(f.relative_to(tmp_path)) for f in files] for split, files in found.splits.items()}
     return splits, {str(f.relative_to(tmp_path)): name for f, name in found.classes.items()}, " ".join(found.notes)
 
@@ -145,6 +150,10 @@ def test_a_stray_file_is_named_and_left_out(tmp_path):
         (("train/0.png", "train_extra/1.png", "val/2.png"), {"train", "train_extra", "validation"}, set()),
         (("Train/a/0.png", "TEST/a/1.png"), {"train", "test"}, {"a"}),
         (("car/0.png", "train/1.png"), {"train"}, {"car", "train"}),
+        (("trainval/cat/0.png", "test/cat/1.png"), {"train", "test"}, {"cat"}),
+        (("train/cat/0.png", "holdout/cat/1.png"), {"train", "test"}, {"cat"}),
+        # What repeats another split is one of its own.
+        (("train/0.png", "val/1.png", "trainval/2.png"), {"train", "validation", "trainval"}, set()),
         (("test_tube/0.png", "beaker/1.png"), {"train"}, {"test_tube", "beaker"}),
         (("photo of a train.jpg", "a test.jpg"), {"train"}, set()),
         (("train/cat/0.png", "train/dog/1.png"), {"train"}, {"cat", "dog"}),
@@ -210,8 +219,34 @@ def test_a_folder_is_read_once_however_many_links_lead_to_it(tmp_path):
     elsewhere = tmp_path.parent / f"{tmp_path.name}_elsewhere"
     write(elsewhere / "3.png", png(3))
     (tmp_path / "0_linked").symlink_to(elsewhere, target_is_directory=True)
-    names = [str(file.relative_to(tmp_path)) for file in walk(tmp_path)]
+    names = [str(file.relative_to(tmp_path)) for file in walk(tmp_path)[0]]
     assert names == ["0_linked/3.png", "a/0.png", "a/1.png", "a/2.png"]
+
+
+def test_what_is_no_file_is_left_out_and_said(tmp_path, monkeypatch):
+    write(tmp_path / "cat" / "0.png", png(0))
+    os.mkfifo(tmp_path / "cat" / "1.png")
+    (tmp_path / "cat" / "2.png").symlink_to("/dev/zero")
+    (tmp_path / "cat" / "3.png").symlink_to(tmp_path / "nowhere")
+    write(tmp_path / "dog" / "0.png", png(1))
+    opened = os.scandir
+
+    def closed(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    source = open_source(Data(source=str(tmp_path)))
+    assert [Path(path).name for path in source.values("image")] == ["0.png", "3.png"]
+    assert f"folders that cannot be opened are left out: {tmp_path / 'dog'}" in source.notes
+    assert "pipes and devices are left out: 1.png, 2.png" in source.notes
+
+
+def test_what_unpacking_and_shared_drives_leave_behind_is_no_class(tmp_path):
+    for name in ("cat/0.png", "dog/0.png", "cat/@eaDir/0.png/SYNOPHOTO_THUMB_M.png", "__MACOSX/cat/0.png"):
+        write(tmp_path / name, png(0))
+    assert list(open_source(Data(source=str(tmp_path))).values("label")) == ["cat", "dog"]
 
 
 def test_kinds_of_files_that_are_read_and_those_that_are_counted(tmp_path):
@@ -301,6 +336,38 @@ def test_how_a_csv_parts_its_columns_is_read_from_its_head(tmp_path, mark, name)
     write(tmp_path / name, f"text{mark}kind\n{text}{mark}a\n")
     assert open_source(Data(source=str(tmp_path))).row(0) == {"text": text, "kind": "a"}
     assert list(open_source(Data(source=str(tmp_path / name), streaming=True)).rows()) == [{"text": text, "kind": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "columns"),
+    [
+        ("a.tsv", "caption, english\tkind\nhello\ta\n", ("caption, english", "kind")),
+        ("a.csv", "text (free, short);kind\nhello, there;a\nbye;b\n", ("text (free, short)", "kind")),
+        ("a.csv", '"text, free";"kind"\n"hello, there";a\n', ("text, free", "kind")),
+        ("a.csv", 'text,kind\n"one; two\nlines; more",a\n', ("text", "kind")),
+        ("a.csv", '\ufeff"a;b","c"\n1,2\n', ("a;b", "c")),
+        ("a.csv", "text\nonly one\n", ("text",)),
+    ],
+)
+def test_a_mark_inside_of_a_name_parts_no_columns(tmp_path, name, content, columns):
+    write(tmp_path / name, content)
+    assert open_source(Data(source=str(tmp_path))).columns == columns
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_cells_without_a_name_shift_no_columns(tmp_path, streaming):
+    write(tmp_path / "a.csv", "text,kind\nhello,a,\nbye,b,\n")
+    with pytest.raises(DataError, match=r"a\.csv: rows have more cells than the first line has names"):
+        open_source(Data(source=str(tmp_path / "a.csv"), streaming=streaming))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_shard_that_is_cut_short_is_one_sentence(tmp_path, streaming):
+    shard(tmp_path / "a.tar", {str(n): {"png": png(n), "txt": b"word"} for n in range(3)})
+    whole = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[:700])
+    with pytest.raises(DataError, match="unexpected end of data"):
+        open_source(Data(source=str(tmp_path / "a.tar"), streaming=streaming))
 
 
 def test_what_a_folder_holds_in_place_of_usable_files_is_said(tmp_path):

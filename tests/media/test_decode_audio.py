@@ -188,3 +188,11 @@ def test_damaged_bytes_never_raise_anything_else():
             except DataError:
                 continue
             assert sound.shape == mask.shape == (8_000,)
+
+
+def test_floats_in_other_units_are_refused_and_overshoot_is_cut():
+    wave = np.sin(np.arange(800) / 10)
+    loud, _ = decode_audio({"array": wave * 1.5, "sampling_rate": 8000}, 8000, 0.1)
+    assert loud.abs().max() == 1
+    with pytest.raises(DataError, match=r"up to 327\d\d.*, where full scale is 1"):
+        decode_audio({"array": wave * 32_767, "sampling_rate": 8000}, 8000, 0.1)
