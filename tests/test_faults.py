@@ -147,6 +147,12 @@ def test_a_lock_names_its_holder_and_is_taken_over_from_the_dead(tmp_path: Path)
         pass
 
 
+def test_a_lock_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".lock")
+    with locked(tmp_path):
+        assert (tmp_path / ".lock").is_file()
+
+
 def test_of_many_that_take_over_one_wins(tmp_path: Path) -> None:
     (tmp_path / LOCK).write_text("{")
     script = (

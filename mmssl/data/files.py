@@ -128,7 +128,7 @@ def walk(root: Path) -> tuple[list[Path], list[str]]:
     seen: set[tuple[int, int]] = set()
     files: list[Path] = []
     closed: list[str] = []
-    odd: list[str] = []
+    odd: list[Path] = []
     waiting = [root]
     while waiting:
         linked: list[Path] = []

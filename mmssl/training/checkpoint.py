@@ -210,6 +210,9 @@ def load_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, checkpoi
                 if name not in parameters:
                     raise RunError(f"{path}: speaks of '{name}', which the recipe's model does not have")
                 value, parameter = file.get_tensor(entry), parameters[name]
+                shape = () if key == "step" else tuple(parameter.shape)
+                if value.shape != shape:
+                    raise RunError(f"{path}: {entry} has shape {tuple(value.shape)}, the recipe's is {shape}")
                 if key != "step":
                     value = _like(value, parameter)
                 elif optimizer.defaults.get("fused"):  # else the counters stay on the CPU

@@ -84,6 +84,8 @@ def _name(mine: Path, lock: Path) -> None:
 
 def _read(lock: Path) -> dict[str, Any] | None:
     """Who holds it; None where nobody does, or nobody can tell."""
+    if not lock.is_file():  # nor waits for a pipe
+        return None
     try:
         found = json.loads(lock.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import Pull, free_port, make
 from torch import nn
 
@@ -94,6 +95,19 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(RunError, match="not a readable safetensors file"):
         checkpoint.load_weights(task, path)
+
+
+@pytest.mark.parametrize(("key", "shape"), [("exp_avg", (1,)), ("exp_avg", (3, 7)), ("step", (2,))])
+def test_moments_of_another_shape_are_named(tmp_path: Path, key: str, shape: tuple[int, ...]) -> None:
+    task = make(Pull)
+    checkpoint.save(tmp_path, task, trained(task), {"step": 2}, main=True)
+    last = checkpoint.newest(tmp_path)
+    stored = load_file(last / "optimizer.safetensors")
+    entry = next(name for name in stored if name.endswith(f":{key}"))
+    save_file(stored | {entry: torch.zeros(shape)}, last / "optimizer.safetensors")
+    again = torch.optim.AdamW(task.parameters(), lr=0.1)
+    with pytest.raises(RunError, match=re.escape(f"{entry} has shape {shape}, the recipe's is (")):
+        checkpoint.load_optimizer(task, again, last)
 
 
 def test_a_half_written_checkpoint_is_passed_over_and_removed(tmp_path: Path) -> None:
