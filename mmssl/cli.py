@@ -103,14 +103,14 @@ def adapt(
     ] = None,
     label: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
     target: Annotated[
-        str | None, typer.Option(help="Classes, labels, values, masks or boxes; by the cells by default.")
+        str | None, typer.Option(help="Classes, labels, values, masks, boxes or events; by the cells by default.")
     ] = None,
     test: Annotated[str | None, typer.Option(help="Test rows; the test split of --data by default.")] = None,
     probe: Annotated[
         str,
         typer.Option(
-            help="knn, ridge, logistic, svm, mlp, attentive, finetune, segmentation, detection; retrieval, zero_shot, "
-            "localization."
+            help="knn, ridge, logistic, svm, mlp, attentive, finetune, segmentation, detection, frames; "
+            "retrieval, zero_shot, localization."
         ),
     ] = "knn",
     layers: Annotated[bool, typer.Option("--layers", help="Probe every depth.")] = False,

@@ -82,9 +82,9 @@ def adapt(
         label: column of the labels. Rows without one are left out: null, NaN, and -1 where the data set names its
             classes, or in batches.
         target: what the labels are, as `mmssl list` names it: `classes` (names or whole numbers), `labels` (lists of
-            these), `values` (real numbers, or lists of them), `masks` (class numbers of pixels), `boxes`; by the
-            column's cells where left out.
-        probe: `knn`, `ridge`, `logistic`, `svm`, `mlp`, `attentive`, `finetune`, `segmentation`, `detection`,
+            these), `values` (real numbers, or lists of them), `masks` (class numbers of pixels), `boxes`, `events`;
+            by the column's cells where left out.
+        probe: `knn`, `ridge`, `logistic`, `svm`, `mlp`, `attentive`, `finetune`, `segmentation`, `detection`, `frames`,
             `retrieval`, `zero_shot` or `localization`; `mmssl list` says what each is.
         layers: probe every depth as well.
         baseline: score the same network, random-initialized, as well.

@@ -1,4 +1,4 @@
-"""Labels that are about places of a picture: masks and boxes, decoded when they are asked for."""
+"""Labels that are about places of a picture or seconds of a sound: masks, boxes, events, decoded when asked for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from mmssl.adaptation.rows import BatchSplit, SourceSplit, Split
 from mmssl.adaptation.targets.base import Target
 from mmssl.data.base import MapSource
-from mmssl.data.columns import find_column
+from mmssl.data.columns import WINDOWS, Decoder, find_column
 from mmssl.data.sources import StreamSource
 from mmssl.errors import DataError, nearest
 from mmssl.media.mask import Frame
@@ -76,6 +76,23 @@ class Placed:
         cells = _selected(split.source, (picture, *there)).row(self.row)
         frame = Frame.of(cells[picture], how.size, "pad" if how.fit == "pad" else "crop", how.extent)
         return [cells[name] if name in there else None for name in names], frame
+
+    def read_timed(self) -> tuple[Any, float, float]:
+        """The cell, undecoded, and start and length in seconds of what is read of the row's sound or clip.
+
+        Raises:
+            DataError: where that cannot be told.
+        """
+        split = self.split
+        if not isinstance(split, SourceSplit):
+            raise DataError(f"{self.where}: batches do not say which seconds they hold; give a data set or a file")
+        assert not isinstance(split.source, StreamSource)  # `placed_cells` takes none
+        decoder = Decoder(split.spec, split.reads.needs, columns=split.source.columns)
+        name = split.spec.columns.get(self.column, self.column)
+        cells = _selected(split.source, tuple(dict.fromkeys([*decoder.reads, name]))).row(self.row)
+        lengths = {"audio": split.spec.audio.seconds, "video": split.spec.video.frames / split.spec.video.fps}
+        seconds = max(lengths[key] for key in split.reads.needs)
+        return cells[name], decoder.start(cells, WINDOWS["middle"]), seconds
 
     @property
     def where(self) -> str:

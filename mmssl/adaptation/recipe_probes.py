@@ -50,7 +50,7 @@ def check_probes(recipe: Recipe, where: str) -> None:
             raise RecipeError(
                 f"{key}.encoder: there is no encoder '{spec.encoder}'{nearest(spec.encoder, recipe.encoders)}"
             )
-        if spec.every and not (issubclass(kind, Learner) and not kind.trains):
+        if spec.every and not (issubclass(kind, Learner) and kind.frozen and not kind.trains):
             raise RecipeError(f"{key}.every: {spec.probe} is not asked during training; knn, ridge and logistic are")
 
 

@@ -150,6 +150,8 @@ class Decoder:
             raise DataError(
                 f"{spec.source} has no column '{self.center}' of seconds{nearest(self.center, columns)}; it has: {have}"
             )
+        if self.center is not None and windows > 1:
+            raise RecipeError(f"data.columns.center reads one window, around its seconds, and windows = {windows}; set 1")
         self.label = label
         if label is not None and label not in columns:
             have = ", ".join(columns)
@@ -208,6 +210,20 @@ class Decoder:
         if self.label is not None:
             decoded["label"] = self._class(row[self.label])
         return decoded
+
+    def start(self, row: Row, window: float) -> float:
+        """Seconds on the clock of a row's sound or clip at which begins what is decoded of it; see `__call__`."""
+        from mmssl.media.clip import clip_start
+
+        cells = {key: row[self.columns[key]] for key in ("audio", "video") if key in self.needs}
+        center = None if self.center is None else _seconds(self.center, row[self.center])
+        return clip_start(
+            cells if len(cells) > 1 else next(iter(cells.values())),
+            audio=self.spec.audio if "audio" in cells else None,
+            video=self.spec.video if "video" in cells else None,
+            window=WINDOWS.get(self.spec.start, window),
+            center=center,
+        )
 
     def _decode_clip(self, cells: Row, window: Window, center: float | None) -> dict[str, Tensor]:
         """Sound and pictures on one clock."""

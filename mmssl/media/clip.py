@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from mmssl.errors import DataError
-from mmssl.media.audio import open_sound
+from mmssl.media.audio import Sound, open_sound
 from mmssl.media.cell import sentence
 from mmssl.media.image import decode_image
 from mmssl.media.track import Timed, window_start
-from mmssl.media.video import open_pictures
+from mmssl.media.video import Pictures, open_pictures
 
 if TYPE_CHECKING:
     from mmssl.decode_settings import AudioDecode, VideoDecode
@@ -53,23 +53,55 @@ def decode_clip(
     Raises:
         DataError: naming the file and what is wrong with it, for instance a missing track.
     """
-    paired = isinstance(cell, Mapping) and {"audio", "video"} <= cell.keys()
-    with ExitStack() as opened:
-        tracks: list[Timed] = []
-        if audio:
-            tracks.append(sound := opened.enter_context(open_sound(cell["audio"] if paired else cell)))
-        if video:
-            tracks.append(pictures := opened.enter_context(open_pictures(cell["video"] if paired else cell)))
-        lengths = [audio.seconds if audio else 0.0, video.frames / video.fps if video else 0.0]
-        several = window if isinstance(window, Sequence) else [window]
-        starts = [window_start(tracks, max(lengths), one, center) for one in several]
-        samples, mask = sound.read_windows(starts, audio.rate, audio.seconds) if audio else (None, None)
-        frames = pictures.read_windows(starts, video.size, video.fps, video.frames, video.fit) if video else None
+    several = window if isinstance(window, Sequence) else [window]
+    samples = mask = frames = None
+    with _opened(cell, audio, video) as (sound, pictures):
+        starts = [_start((sound, pictures), audio, video, one, center) for one in several]
+        if sound is not None and audio is not None:
+            samples, mask = sound.read_windows(starts, audio.rate, audio.seconds)
+        if pictures is not None and video is not None:
+            frames = pictures.read_windows(starts, video.size, video.fps, video.frames, video.fit)
     found = (samples, mask, frames)
     if isinstance(window, Sequence):
         return found
     samples, mask, frames = (None if part is None else part[0] for part in found)
     return samples, mask, frames
+
+
+def clip_start(
+    cell: Any,
+    *,
+    audio: AudioDecode | None = None,
+    video: VideoDecode | None = None,
+    window: float = 0.0,
+    center: float | None = None,
+) -> float:
+    """Seconds on the clip's clock at which begins what `decode_clip` of the same arguments decodes."""
+    with _opened(cell, audio, video) as tracks:
+        return _start(tracks, audio, video, window, center)
+
+
+@contextmanager
+def _opened(
+    cell: Any, audio: AudioDecode | None, video: VideoDecode | None
+) -> Iterator[tuple[Sound | None, Pictures | None]]:
+    """The tracks that are wanted."""
+    paired = isinstance(cell, Mapping) and {"audio", "video"} <= cell.keys()
+    with ExitStack() as opened:
+        sound = opened.enter_context(open_sound(cell["audio"] if paired else cell)) if audio else None
+        pictures = opened.enter_context(open_pictures(cell["video"] if paired else cell)) if video else None
+        yield sound, pictures
+
+
+def _start(
+    tracks: Sequence[Timed | None],
+    audio: AudioDecode | None,
+    video: VideoDecode | None,
+    window: float,
+    center: float | None,
+) -> float:
+    lengths = [audio.seconds if audio else 0.0, video.frames / video.fps if video else 0.0]
+    return window_start([track for track in tracks if track is not None], max(lengths), window, center)
 
 
 def write_clip(

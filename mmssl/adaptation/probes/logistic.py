@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ class Logistic(Learner[Tensor]):
         max_iter: of L-BFGS; a fit that needs more is counted under the table.
     """
 
-    learns = ("classes", "labels")
+    learns: ClassVar[tuple[str, ...]] = ("classes", "labels")
     hold_outs = 10
 
     def __init__(self, *, c: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 1.0), max_iter: int = 1000) -> None:
