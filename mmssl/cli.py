@@ -110,7 +110,7 @@ def adapt(
         str,
         typer.Option(
             help="knn, ridge, logistic, svm, mlp, attentive, finetune, segmentation, detection, frames; "
-            "retrieval, zero_shot, localization."
+            "retrieval, zero_shot, localization, offset."
         ),
     ] = "knn",
     layers: Annotated[bool, typer.Option("--layers", help="Probe every depth.")] = False,

@@ -58,8 +58,8 @@ def adapt(
 ) -> Table:
     """Learn from labeled rows on top of a pretrained encoder, and score rows that were not seen.
 
-    The probes `retrieval`, `zero_shot` and `localization` learn nothing: they compare pairs of rows, rows and the names
-    of classes, or places of a picture and its sound, by what a task trained.
+    The probes `retrieval`, `zero_shot`, `localization` and `offset` learn nothing: they compare pairs of rows, rows and
+    the names of classes, places of a picture and its sound, or moments of a clip, by what a task trained.
 
     Hyper-parameters are chosen on a fifth of the training rows, anew for every encoder and depth, with the first seed;
     then the probe learns from all training rows. Test rows are looked at once, at the end. The network stays as it was.
@@ -85,7 +85,7 @@ def adapt(
             these), `values` (real numbers, or lists of them), `masks` (class numbers of pixels), `boxes`, `events`;
             by the column's cells where left out.
         probe: `knn`, `ridge`, `logistic`, `svm`, `mlp`, `attentive`, `finetune`, `segmentation`, `detection`, `frames`,
-            `retrieval`, `zero_shot` or `localization`; `mmssl list` says what each is.
+            `retrieval`, `zero_shot`, `localization` or `offset`; `mmssl list` says what each is.
         layers: probe every depth as well.
         baseline: score the same network, random-initialized, as well.
         seed: the first of `seeds` consecutive seeds.

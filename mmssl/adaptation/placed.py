@@ -16,7 +16,7 @@ from mmssl.adaptation.targets.base import Target
 from mmssl.data.base import MapSource
 from mmssl.data.columns import WINDOWS, Decoder, find_column
 from mmssl.data.sources import StreamSource
-from mmssl.errors import DataError, nearest
+from mmssl.errors import DataError, RecipeError, nearest
 from mmssl.media.mask import Frame
 
 # Selecting columns of a table takes a hundred times as long as reading a row.
@@ -87,6 +87,7 @@ class Placed:
         if not isinstance(split, SourceSplit):
             raise DataError(f"{self.where}: batches do not say which seconds they hold; give a data set or a file")
         assert not isinstance(split.source, StreamSource)  # `placed_cells` takes none
+        need_one_window(split, "events")
         decoder = Decoder(split.spec, split.reads.needs, columns=split.source.columns)
         name = split.spec.columns.get(self.column, self.column)
         cells = _selected(split.source, tuple(dict.fromkeys([*decoder.reads, name]))).row(self.row)
@@ -98,6 +99,12 @@ class Placed:
     def where(self) -> str:
         """For an error."""
         return f"{self.split.where}, column '{self.column}', row {self.row}"
+
+
+def need_one_window(split: Split, probe: str) -> None:
+    """Raise RecipeError where several windows of a sound or clip are read, for a probe of its places or seconds."""
+    if isinstance(split, SourceSplit) and split.spec.windows > 1:
+        raise RecipeError(f"{probe} looks at one window of a sound or clip, and windows = {split.spec.windows}; set 1")
 
 
 def frame_of(split: Split, row: int, modality: str) -> Frame | None:

@@ -150,8 +150,6 @@ class Decoder:
             raise DataError(
                 f"{spec.source} has no column '{self.center}' of seconds{nearest(self.center, columns)}; it has: {have}"
             )
-        if self.center is not None and windows > 1:
-            raise RecipeError(f"data.columns.center reads one window, around its seconds, and windows = {windows}; set 1")
         self.label = label
         if label is not None and label not in columns:
             have = ", ".join(columns)

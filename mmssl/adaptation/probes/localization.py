@@ -34,7 +34,7 @@ from mmssl.adaptation.heat_maps import (
 )
 from mmssl.adaptation.metrics import Metric
 from mmssl.adaptation.pairs import Network, PairProbe, encode_side, network_of, own_inputs, reinitialized_tasks
-from mmssl.adaptation.placed import frame_of
+from mmssl.adaptation.placed import frame_of, need_one_window
 from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.rows import Split, in_order
 from mmssl.adaptation.table import CEILING, MISMATCHED, PRETRAINED, RANDOM, Row, Table
@@ -113,6 +113,7 @@ class Localization(PairProbe):
         """The table; see the module."""
         train, test = request.open(model, network.modalities, learns=False)
         assert test is not None  # without test rows the others are
+        need_one_window(test, self.name)
         seen = next(modality for modality in network.modalities if modality in PICTURES)
         truth = self._truth(test, request.label, seen)
         randoms = reinitialized_tasks(network.task, request.seeds) if request.baseline else []
