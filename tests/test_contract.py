@@ -23,7 +23,10 @@ TOYS = sorted((ROOT.parent / "recipes").rglob("*_toy.yaml"))
 PICTURES = [
     path
     for path in TOYS
-    if "\n  image:" in (text := path.read_text()) and "name: combine" not in text and "\n  video:" not in text
+    if "\n  image:" in (text := path.read_text())
+    and text.count("source: toy") == 1
+    and "\n  video:" not in text
+    and "name: combine" not in text
 ]
 WHOLE = {"captioning", "inpainting", "jigsaw"}  # no share of the area is drawn there
 ROWS = 4

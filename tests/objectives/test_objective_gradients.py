@@ -96,6 +96,7 @@ CASES = {
     "unicl_chunked": ("contrastive", {"width": 7, "positives": "equal", "chunk": 3}),
     "siglip_equal": ("contrastive", {"form": "siglip", "width": 7, "positives": "equal"}),
     "siglip_equal_chunked": ("contrastive", {"form": "siglip", "width": 7, "positives": "equal", "chunk": 3}),
+    "binding": ("binding", {"others": ["audio", "text"], "width": 7}),
     "matching": ("matching", {"width": 7}),
     "matching_chunked": ("matching", {"width": 7, "chunk": 5}),
     "matching_uniform_joint": ("matching", {"contrastive": 0.0, "negatives": "uniform"}),
