@@ -30,6 +30,9 @@ class VideoEncoder(NetworkEncoder):
         mean: normalization, one value a channel; the library's constants for these weights where left out.
         std: likewise.
         **kwargs: of the network's constructor; for transformers of its configuration: `num_frames`, `image_size` ...
+
+    Attributes:
+        sees_order: whether it can know in which order the frames come; a network that sees each alone cannot.
     """
 
     modality = "video"
@@ -48,7 +51,8 @@ class VideoEncoder(NetworkEncoder):
     ) -> None:
         backbone = create_backbone(model, "video", pretrained, kwargs)
         self.layout = "(B, 3, T, H, W)"
-        if backbone.reads == "pictures":
+        self.sees_order = backbone.reads != "pictures"
+        if not self.sees_order:
             backbone = Framewise(backbone, temporal or "mean")
             self.layout = f"each frame alone, then {backbone.temporal} over time"
         elif temporal:

@@ -31,6 +31,24 @@ def test_views_are_quarter_turns_of_one_square(crop):
     assert torch.equal(inputs["turn"], torch.arange(4).expand(6, 4))  # exactly uniform in every batch
 
 
+@pytest.mark.parametrize("crop", [{"area": None, "flip": None}, {}, {"area": None, "size": 8}])
+def test_all_frames_of_a_clip_are_cropped_and_turned_alike(crop):
+    batch = tiny_batch(6, frames=4)
+    task = create("rotation", tiny_encoders(), encoder="video", views=crop)
+    assert task.needs == ("video",)
+    views = task.transform(batch, Draws(0, 0, 6))["video"]
+    assert views.shape == (6, 4, 4, 3, crop.get("size", 12), crop.get("size", 12))
+    image = create("rotation", tiny_encoders(), views=crop)
+    for frame in range(4):
+        alone = image.transform({"image": batch["video"][:, frame]}, Draws(0, 0, 6))["image"]
+        torch.testing.assert_close(views[:, :, frame], alone)
+    inputs = task.transform(batch, Draws(0, 0, 6))
+    losses = task(inputs)
+    losses["loss"].backward()
+    assert task.encoder("video").net.weight.grad.abs().sum() > 0
+    assert all(cell.shape[0] == 4 for panel in task.preview(inputs, task.predict(inputs))[:4] for cell in panel.cells)
+
+
 def test_without_crop_pixels_are_those_of_the_image_or_its_mirror():
     batch = tiny_batch(64)
     task = create("rotation", {"image": TinyImage()}, views={"area": None})

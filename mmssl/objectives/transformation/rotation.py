@@ -1,7 +1,8 @@
-"""Rotation: by which quarter turn was the image rotated?
+"""Rotation: by which quarter turn was the image, or the clip, rotated?
 
 Gidaris, Singh & Komodakis 2018, "Unsupervised Representation Learning by Predicting Image Rotations", arXiv 1803.07728.
-All four turns of a crop go through the encoder together, and a linear head tells them apart.
+All four turns of a crop go through the encoder together, and a linear head tells them apart. Of a clip all frames are
+turned alike (Jing, Yang, Liu & Tian 2018, arXiv 1811.11387).
 
 Known traps. Crop first, rotate then: rotating a picture that is not square leaves black corners at 90° and 270° only,
 which white noise already gives away. Quarter turns move pixels and never resample them: interpolation after the turn
@@ -40,19 +41,20 @@ class Rotation(Objective):
     """Four-way classification of quarter turns.
 
     Args:
-        encoders: holds the image encoder.
+        encoders: holds the encoder, of images or clips.
         encoder: its name.
-        views: how images are cropped before the turn; see `Crop`.
+        views: how images are cropped before the turn, and all frames of a clip alike; see `Crop`.
     """
-
-    needs = ("image",)
 
     def __init__(
         self, encoders: Mapping[str, Encoder], *, encoder: str = "image", views: dict[str, Any] = VIEWS
     ) -> None:
         super().__init__(encoders)
         self.name, self.crop = encoder, Crop.of(VIEWS, views)
-        self.head = nn.Linear(self.encoder(encoder, "image").dim, TURNS)
+        network = self.encoder(encoder, "image", "video")
+        self.modality = network.modality
+        self.needs = (self.modality,)
+        self.head = nn.Linear(network.dim, TURNS)
 
     def chance(self, rows: int) -> Chance:
         """Four turns, equally often."""
@@ -60,18 +62,21 @@ class Rotation(Objective):
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """`image` (B, 3, H, H) -> `image` (B, 4, 3, h, h) and `turn` (B, 4); view k is `np.rot90(image, k)`."""
-        images = batch["image"]
+        """`image` (B, 3, H, H) -> `image` (B, 4, 3, h, h) and `turn` (B, 4); view k is `np.rot90(image, k)`.
+
+        `video` (B, T, 3, H, H) -> `video` (B, 4, T, 3, h, h), likewise.
+        """
+        images = batch[self.modality]
         height, width = images.shape[-2:]
         if height != width:
             raise RecipeError(f"rotation needs square images, these are {height} x {width} pixels (height x width)")
-        images = self.crop(images, draws, batch.get("image_aspect"), square=True)
+        images = self.crop(images, draws, batch.get(f"{self.modality}_aspect"), square=True)
         views = torch.stack([images.rot90(k, (-2, -1)) for k in range(TURNS)], dim=1)
-        return {"image": views, "turn": torch.arange(TURNS, device=images.device).expand(len(images), TURNS)}
+        return {self.modality: views, "turn": torch.arange(TURNS, device=images.device).expand(len(images), TURNS)}
 
     def predict(self, inputs: Batch) -> Batch:
         """`logits` (B, 4 views, 4 turns)."""
-        pooled = self.encoder(self.name)(inputs["image"].flatten(0, 1)).pooled
+        pooled = self.encoder(self.name)(inputs[self.modality].flatten(0, 1)).pooled
         return {"logits": self.head(pooled).unflatten(0, (-1, TURNS))}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
@@ -84,7 +89,7 @@ class Rotation(Objective):
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """The four views, each under its turn, and what the network takes each for."""
-        views = [Panel(f"{90 * k}°", list(as_floats(inputs["image"][:, k]))) for k in range(TURNS)]
+        views = [Panel(f"{90 * k}°", list(as_floats(inputs[self.modality][:, k]))) for k in range(TURNS)]
         guesses = [
             "  ".join(f"{'✓' if k == turn else '✗'} {90 * k}°" for turn, k in enumerate(row))
             for row in outputs["logits"].argmax(-1).tolist()
