@@ -120,6 +120,7 @@ CASES = {
     "masked_pair_audio": ("masked_pair", {"a": "audio", "form": "beit3", "codes": 12}),
     "masked_pair_patches": ("masked_pair", {"b": None, "fusion": None, "codes": 12}),
     "wav2vec2": ("wav2vec2", {"mask_length": 2, "negatives": 5, "codes": 6, "width": 4, "diversity": 5.0}),
+    "hubert": ("hubert", {"mask_length": 2, "codes": 6, "width": 4, "target": "layers.0", "unmasked": 0.5}),
     "captioning": ("captioning", {"smoothing": 0.1}),
     "captioning_audio": ("captioning", {"a": "audio"}),
     "combine_coca": (
@@ -150,8 +151,8 @@ def case(name: str) -> tuple[Objective, dict[str, Tensor]]:
         encoders = tiny_captioners(hyper.get("a", "image"))
     if kind in ("span_denoising", "denoising"):
         encoders = {"text": tiny_text_to_text()}
-    if kind == "wav2vec2":
-        encoders = {"audio": tiny_waves()}
+    if kind in ("wav2vec2", "hubert"):
+        encoders = {"audio": tiny_waves(kind)}
     if kind == "masked_pair":
         encoders = tiny_pairs("multiway", hyper.get("a", "image"))
         if "fusion" in hyper:
