@@ -121,6 +121,8 @@ CASES = {
     "masked_pair_patches": ("masked_pair", {"b": None, "fusion": None, "codes": 12}),
     "wav2vec2": ("wav2vec2", {"mask_length": 2, "negatives": 5, "codes": 6, "width": 4, "diversity": 5.0}),
     "hubert": ("hubert", {"mask_length": 2, "codes": 6, "width": 4, "target": "layers.0", "unmasked": 0.5}),
+    "cpc": ("cpc", {"blocks": 5, "steps": 2, "width": 7}),
+    "cpc_dpc": ("cpc", {"encoder": "video", "form": "dpc", "blocks": 4, "steps": 2, "width": 7}),
     "captioning": ("captioning", {"smoothing": 0.1}),
     "captioning_audio": ("captioning", {"a": "audio"}),
     "combine_coca": (
