@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -79,10 +80,21 @@ def _moments(number: int, like: Tensor) -> Tensor:
 
 
 class PatchDecoder(nn.Module):
-    """MAE's decoder: visible tokens and mask tokens at their places, through transformer blocks, to pixels."""
+    """MAE's decoder: visible tokens and mask tokens at their places, through transformer blocks, to pixels.
 
-    def __init__(self, dim: int, pixels: int, depth: int, width: int, heads: int) -> None:
+    Args:
+        dim: width of the features.
+        pixels: d, of a patch.
+        depth: number of blocks.
+        width: of the blocks.
+        heads: of their attention.
+        pooled: whether the pooled vector is seen as well, in the place of MAE's class token. VideoMAE's decoder does
+            without, and counts the places of all frames in one row.
+    """
+
+    def __init__(self, dim: int, pixels: int, depth: int, width: int, heads: int, *, pooled: bool = True) -> None:
         super().__init__()
+        self.pooled = pooled
         norm = partial(nn.LayerNorm, eps=1e-6)
         self.embed = nn.Linear(dim, width)
         self.mask_token = nn.Parameter(torch.zeros(width))
@@ -97,14 +109,23 @@ class PatchDecoder(nn.Module):
 
     def forward(self, features: Features, seen: Tensor, hidden: Tensor, grid: tuple[int, ...]) -> Tensor:
         """Features of the visible patches -> pixels of the hidden ones, (B, M, d)."""
-        tokens = self.embed(torch.cat([features.pooled[:, None], features.tokens], dim=1))
-        positions = build_sincos2d_pos_embed(
-            list(grid[-2:]), tokens.shape[2], interleave_sin_cos=True, device=tokens.device, dtype=tokens.dtype
-        )
-        if len(grid) == 3:
-            positions = (positions + _moments(grid[0], positions)[:, None]).flatten(0, 1)
+        tokens = self.embed(features.tokens)
+        positions = self._positions(grid, tokens)
         # Attention asks for no order: the visible patches come first and the hidden ones last.
-        visible = torch.cat([tokens[:, :1], tokens[:, 1:] + positions[seen]], dim=1)
+        visible = tokens + positions[seen]
+        if self.pooled:
+            visible = torch.cat([self.embed(features.pooled)[:, None], visible], dim=1)
         x = torch.cat([visible, self.mask_token.to(tokens.dtype) + positions[hidden]], dim=1)
         pixels: Tensor = self.head(self.norm(self.blocks(x)[:, visible.shape[1] :]))
         return pixels
+
+    def _positions(self, grid: tuple[int, ...], like: Tensor) -> Tensor:
+        """(N, width), fixed."""
+        width = like.shape[2]
+        if not self.pooled:
+            along = _moments(math.prod(grid), like[0])
+            return along.unflatten(1, (2, -1)).mT.flatten(1)  # sine, cosine, sine ...
+        flat = build_sincos2d_pos_embed(
+            list(grid[-2:]), width, interleave_sin_cos=True, device=like.device, dtype=like.dtype
+        )
+        return flat if len(grid) == 2 else (flat + _moments(grid[0], flat)[:, None]).flatten(0, 1)

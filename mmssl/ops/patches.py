@@ -21,6 +21,15 @@ def unpatchify(patches: Tensor, patch: tuple[int, ...], shape: tuple[int, ...]) 
     return cut.permute(0, cut.ndim - 1, *order).reshape(len(patches), cut.shape[-1], *shape)
 
 
+def standardize_colors(patches: Tensor, colors: int = 3) -> Tensor:
+    """Each color of each patch (..., d), innermost, less its mean, over its (unbiased) standard deviation.
+
+    As VideoMAE's code has it, which adds 1e-6 to the deviation where MAE's adds it to the variance.
+    """
+    each = patches.unflatten(-1, (-1, colors))
+    return ((each - each.mean(-2, keepdim=True)) / (each.std(-2, keepdim=True) + 1e-6)).flatten(-2)
+
+
 def standardize(patches: Tensor) -> Tensor:
     """Each patch (..., d) less its mean, over its (unbiased) standard deviation; one of a single value becomes 0."""
     return (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()

@@ -69,6 +69,10 @@ CASES = {
         "masked_autoencoder",
         {"encoder": "video", "norm_pix": False, "mask_ratio": 0.9, **MAE, "decoder_width": 32},
     ),
+    "masked_autoencoder_videomae": (
+        "masked_autoencoder",
+        {"encoder": "video", "form": "videomae", "mask_ratio": 0.5, **MAE},
+    ),
     "simclr_video": ("simclr", {"encoder": "video", "hidden": 16, "width": 7}),
     "simclr_image": ("simclr", {"hidden": 16, "width": 7}),
     "simclr_audio": ("simclr", {"encoder": "audio", "hidden": 16, "width": 7}),

@@ -4,16 +4,18 @@ He, Chen, Xie, Li, Dollár & Girshick 2021, "Masked Autoencoders Are Scalable Vi
 `mae`): three quarters of the patches are left out, the encoder reads the rest, and a small transformer, which is thrown
 away afterwards, predicts the pixels of the hidden ones from that and a shared mask token. Of a spectrogram, AudioMAE
 (arXiv 2207.06405) hides 80 % and predicts levels as they are: `mask_ratio: 0.8, norm_pix: false`; its decoder of local
-windows is not followed. Of a clip, VideoMAE (arXiv 2203.12602) hides 90 % of the patches, the same places in all
-frames: `mask_ratio: 0.9, tube: true`; Feichtenhofer et al. 2022 (arXiv 2205.09113) draw them anywhere in space and
-time. Xie et al. 2021, "SimMIM", arXiv 2111.09886 (form `simmim`): blocks of 32 pixels are replaced by a mask token
-before positions are added, the encoder reads all places, and a linear layer predicts the pixels.
+windows is not followed. Of a clip, Tong, Song, Wang & Wang 2022, "VideoMAE", arXiv 2203.12602 (form `videomae`), hide
+90 % of the patches, the same places in all frames; each color of a patch is predicted less its own mean, over its own
+standard deviation, and the decoder sees no pooled vector. Feichtenhofer et al. 2022 (arXiv 2205.09113) draw places
+anywhere in space and time: `mask_ratio: 0.9` in the form `mae`. Xie et al. 2021, "SimMIM", arXiv 2111.09886 (form
+`simmim`): blocks of 32 pixels are replaced by a mask token before positions are added, the encoder reads all places,
+and a linear layer predicts the pixels.
 
 The encoder stays the library's plain transformer. MAE freezes its positions at sines and cosines; here those of the
 encoder are what its library makes them, learned, so that pretrained ones stay and other tasks may share it. The
 decoder's are fixed. Where MAE hands the class token to the decoder, the pooled vector goes: for a network that pools by
 its class token that is the same, and in any other its pooling is trained as well. SimMIM trains no pooling: an encoder
-with weights there (a norm after an average, an attention pool) cannot learn them from it.
+with weights there (a norm after an average, an attention pool) cannot learn them from it, and neither does VideoMAE.
 
 Known traps. The loss is of hidden patches alone; visible ones are not predicted, and look bad where they are. The mean
 and variance of `norm_pix` are the target's own: a picture that is scaled back by them shows what the network was not
@@ -44,10 +46,10 @@ from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import mean_over
 from mmssl.ops.masking import take
-from mmssl.ops.patches import patchify, standardize, unpatchify
+from mmssl.ops.patches import patchify, standardize, standardize_colors, unpatchify
 from mmssl.ranges import Pixels, Positive, Ratio, Width
 
-MASK_RATIO = {"mae": 0.75, "simmim": 0.6}
+MASK_RATIO = {"mae": 0.75, "videomae": 0.9, "simmim": 0.6}
 SIMMIM_BLOCK = 32
 VIEWS = {"area": (0.2, 1.0), "flip": 0.5}
 
@@ -58,13 +60,14 @@ class MaskedAutoencoder(Objective):
     Args:
         encoders: holds the encoder, a transformer whose tokens are patches.
         encoder: its name; whether it reads images, clips or sound decides what a patch is.
-        form: `mae`, or `simmim`.
-        mask_ratio: share of the patches that is hidden; 0.75 (mae) or 0.6 (simmim) where left out.
-        block: side in pixels of what is hidden together; one patch (mae) or 32 (simmim) where left out.
-        tube: of clips, whether the same places are hidden in all frames.
-        norm_pix: whether a patch is predicted less its mean, over its standard deviation; in mae where left out.
+        form: `mae`, `videomae`, or `simmim`.
+        mask_ratio: share of the patches that is hidden; 0.75 (mae), 0.9 (videomae) or 0.6 (simmim) where left out.
+        block: side in pixels of what is hidden together; 32 (simmim) or one patch where left out.
+        tube: of clips, whether the same places are hidden in all frames; in videomae where left out.
+        norm_pix: whether a patch (videomae: each of its colors) is predicted less its mean, over its standard
+            deviation; in mae and videomae where left out.
         views: of images and clips: how they are cropped, see `Crop` (simmim: with an area from 0.67).
-        decoder_depth: blocks of mae's decoder.
+        decoder_depth: blocks of the decoder of mae and videomae.
         decoder_width: their width.
         decoder_heads: their attention heads.
     """
@@ -76,10 +79,10 @@ class MaskedAutoencoder(Objective):
         encoders: Mapping[str, Encoder],
         *,
         encoder: str = "image",
-        form: Literal["mae", "simmim"] = "mae",
+        form: Literal["mae", "videomae", "simmim"] = "mae",
         mask_ratio: Ratio | None = None,
         block: Pixels | None = None,
-        tube: bool = False,
+        tube: bool | None = None,
         norm_pix: bool | None = None,
         views: dict[str, Any] = VIEWS,
         decoder_depth: Positive = 8,
@@ -93,8 +96,10 @@ class MaskedAutoencoder(Objective):
             raise RecipeError(
                 f"masked_autoencoder reads images, clips and sound, and the encoder '{encoder}' reads {self.modality}"
             )
-        if tube and self.modality != "video":
-            raise RecipeError("masked_autoencoder: tube is for clips, whose frames hide the same places")
+        if (tube or form == "videomae") and self.modality != "video":
+            raise RecipeError(
+                "masked_autoencoder: tube is for clips, whose frames hide the same places, and so is videomae"
+            )
         if not network.subsets or network.patch_size is None:
             raise RecipeError(
                 f"masked_autoencoder hides patches, and {network.spec['model']} does not read patch by patch, or its "
@@ -104,9 +109,9 @@ class MaskedAutoencoder(Objective):
         self.needs = (self.modality,)
         self.name, self.form, self.patch = encoder, form, network.patch_size
         self.mask_ratio = MASK_RATIO[form] if mask_ratio is None else mask_ratio
-        self.norm_pix = form == "mae" if norm_pix is None else norm_pix
+        self.norm_pix = form != "simmim" if norm_pix is None else norm_pix
         self.crop = Crop.of(VIEWS, views)
-        self.tube = tube
+        self.tube = form == "videomae" if tube is None else tube
         sides = (block, block) if block else (SIMMIM_BLOCK, SIMMIM_BLOCK) if form == "simmim" else self.patch[-2:]
         if any(side % patch for side, patch in zip(sides, self.patch[-2:], strict=True)):
             raise RecipeError(
@@ -114,13 +119,15 @@ class MaskedAutoencoder(Objective):
             )
         self.block = tuple(side // patch for side, patch in zip(sides, self.patch[-2:], strict=True))
         pixels = (1 if self.modality == "audio" else 3) * math.prod(self.patch)
-        if form == "mae":
+        if form != "simmim":
             if decoder_width % 4 or decoder_width % decoder_heads:
                 raise RecipeError(
                     f"masked_autoencoder: decoder_width = {decoder_width} should be a multiple of 4 and of "
                     f"decoder_heads = {decoder_heads}"
                 )
-            self.decoder = PatchDecoder(network.dim, pixels, decoder_depth, decoder_width, decoder_heads)
+            self.decoder = PatchDecoder(
+                network.dim, pixels, decoder_depth, decoder_width, decoder_heads, pooled=form == "mae"
+            )
         else:
             self.mask_token = nn.Parameter(torch.zeros(network.width or network.dim))
             nn.init.trunc_normal_(self.mask_token, std=0.02)
@@ -129,8 +136,9 @@ class MaskedAutoencoder(Objective):
     def chance(self, rows: int) -> Chance:
         """The error of the mean: of each patch with `norm_pix`, of a row's hidden patches without.
 
-        With `norm_pix` the loss of the mean is (d - 1) / d for patches of d pixels, because their variance is the
-        unbiased one; that of a patch of one color is 0, so that a level of the loss depends on the pictures.
+        With `norm_pix` the loss of the mean is (d - 1) / d for patches of d pixels (videomae: of d pixels a color),
+        because their variance is the unbiased one; that of a patch of one color is 0, so that a level of the loss
+        depends on the pictures.
         """
         return Chance(None, {"relative_error": 1.0})
 
@@ -154,7 +162,9 @@ class MaskedAutoencoder(Objective):
         # Which patches make a block: what `patchify` makes of their numbers.
         patches = patchify(torch.arange(math.prod(grid), device=pixels.device).view(1, 1, *grid), unit)[0]
         number = len(patches)
-        keep = int(number * (1 - self.mask_ratio))
+        # MAE's code rounds down what is seen, VideoMAE's what is hidden: 20 places of 196, not 19.
+        hide = int(number * self.mask_ratio)
+        keep = number - hide if self.form == "videomae" else int(number * (1 - self.mask_ratio))
         if not 0 < keep < number:
             raise RecipeError(
                 f"masked_autoencoder: mask_ratio = {self.mask_ratio} leaves {keep} of {number} blocks visible, and "
@@ -164,7 +174,7 @@ class MaskedAutoencoder(Objective):
         seen, hidden = patches[order[:, :keep]].flatten(1), patches[order[:, keep:]].flatten(1)
         target = take(patchify(pixels, self.patch), hidden)
         if self.norm_pix:
-            target = standardize(target)
+            target = self._normalized(target)
         scored = torch.ones_like(hidden, dtype=torch.bool) if valid is None else valid.gather(1, hidden)
         weight = scored[:, :, None].to(target.dtype)
         mean = (target * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
@@ -188,9 +198,13 @@ class MaskedAutoencoder(Objective):
         return picture[:, None] if self.modality == "audio" else picture.transpose(1, -3)
 
     def _error(self, pixels: Tensor, target: Tensor) -> Tensor:
-        """(B, M): squared (mae) or absolute (simmim) error, a mean over the pixels of each patch."""
+        """(B, M): squared error, or absolute (simmim), a mean over the pixels of each patch."""
         difference = pixels - target
-        return (difference.square() if self.form == "mae" else difference.abs()).mean(2)
+        return (difference.abs() if self.form == "simmim" else difference.square()).mean(2)
+
+    def _normalized(self, patches: Tensor) -> Tensor:
+        """(..., d) less their mean, over their deviation: of all of a patch, or (videomae) of each of its colors."""
+        return standardize_colors(patches) if self.form == "videomae" else standardize(patches)
 
     def predict(self, inputs: Batch) -> Batch:
         """`pixels` (B, M, d) of the hidden patches."""
@@ -200,7 +214,7 @@ class MaskedAutoencoder(Objective):
             inputs["seen"],
             inputs["hidden"],
         )
-        if self.form == "mae":
+        if self.form != "simmim":
             features = encoder.encode(take(encoder.embed(picture), seen))
             grid = self._grid(self._channels_first(picture).shape[2:])
             return {"pixels": self.decoder(features, seen, hidden, grid)}
@@ -243,7 +257,7 @@ class MaskedAutoencoder(Objective):
             scale, shift = (values.view(-1, *[1] * len(self.patch)) for values in constants)
         patches, visible = patchify(pixels, self.patch), patchify(original, self.patch)
         if self.norm_pix:
-            patches, scale, shift = standardize(patches), scale.new_tensor(0.2), scale.new_tensor(0.5)
+            patches, scale, shift = self._normalized(patches), scale.new_tensor(0.2), scale.new_tensor(0.5)
 
         def put(values: Tensor, into: Tensor) -> Tensor:
             whole = into.scatter(1, hidden[:, :, None].expand_as(values), values.to(into.dtype))
