@@ -167,3 +167,17 @@ def test_refuses_what_cannot_work(hyper, says):
 def test_says_how_many_frames_it_needs():
     with pytest.raises(RecipeError, match="3 clips of 16 frames with 8 between them are 64 frames, and a row has 20"):
         task(frames=16, gap=8).transform(numbered(2), Draws(0, 0, 2))
+
+
+@pytest.mark.parametrize(("form", "steps"), [("order", 60), ("verification", 140)])
+def test_it_is_learned_where_time_shows(form, steps):
+    built = task(form=form, width=64)
+    optimizer = torch.optim.Adam(built.parameters(), 0.02)
+    ramp = torch.linspace(0, 0.8, FRAMES).view(1, -1, 1, 1, 1)  # everything grows brighter
+    for step in range(steps):
+        batch = {"video": torch.rand(16, 1, 3, 12, 12) * 0.2 + ramp}
+        losses = built(built.transform(batch, Draws(0, step, 16)))
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+    assert losses["accuracy"] > 0.8

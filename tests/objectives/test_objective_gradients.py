@@ -45,6 +45,7 @@ CASES = {
         {"form": "verification", "frames": 2, "gap": 0, "width": 8, "dropout": 0},
     ),
     "playback_speed": ("playback_speed", {"frames": 4, "paces": 3}),
+    "cubic_puzzle": ("cubic_puzzle", {"frames": 2, "gap": 1, "cube_width": 8, "hidden": 16}),
     "arrow_of_time": ("arrow_of_time", {"frames": 4}),
     "masked_language": ("masked_language", {}),
     "masked_language_words": ("masked_language", {"unit": "word", "mask_ratio": 0.3}),

@@ -97,6 +97,7 @@ def test_a_clip_has_one_crop_and_each_frame_its_own_colors():
     clip = task(jitter=0.8).transform({"video": still}, Draws(0, 0, rows))["video"]
     plain = (clip == still[:, :4] / 255).flatten(2).all(2)
     assert stats.binomtest(int(plain.sum()), rows * 4, 0.2).pvalue > 1e-4
+    assert (plain.any(1) & ~plain.all(1)).any()
     assert ((clip[:, 0] == clip[:, 1]).flatten(1).all(1) == (plain[:, 0] & plain[:, 1])).all()
     # As an image's: brightness alone, by numbers that are known.
     draws = Draws(0, 0, rows)
