@@ -26,8 +26,8 @@ WOBBLE = 0.01
 # Floats may overshoot full scale a little, and are cut; beyond this they were written in other units.
 LOUDEST = 16.0
 
-# A frame: the number of its first sample, and its samples.
-Placed = tuple[int, np.ndarray]
+# The number of its first sample, and a frame of PyAV.
+Placed = tuple[int, Any]
 
 
 def decode_audio(
@@ -182,13 +182,13 @@ class ContainerSound(Sound):
         sound, held = np.zeros(last - first, np.float32), 0
         frames, sought = self._frames(first, seek)
         kept: list[Placed] = []
-        for at, samples in frames:
-            held = at + len(samples)
+        for at, frame in frames:
+            held = at + frame.samples
             begin, end = max(at, first), min(held, last)
             if begin < end:
-                sound[begin - first : end - first] = samples[begin - at : end - at]
+                sound[begin - first : end - first] = mix(frame)[begin - at : end - at]
             if held > first:
-                kept.append((at, samples))
+                kept.append((at, frame))
             if held >= last:
                 break
         self._left = _Left(kept, frames, sought)
@@ -199,8 +199,8 @@ class ContainerSound(Sound):
         track, preroll, left = self._track, round(PREROLL * self.source_rate), self._left
         seek = seek and track.seekable and first > max(PREROLL, self.straight_for) * self.source_rate
         if left is not None and left.kept and left.kept[0][0] <= first and (seek or not left.sought):
-            at, samples = left.kept[-1]
-            if not seek or first <= at + len(samples) + preroll:
+            at, frame = left.kept[-1]
+            if not seek or first <= at + frame.samples + preroll:
                 return chain(left.kept, left.frames), left.sought
         self._left = None
         if seek:
@@ -224,7 +224,7 @@ class ContainerSound(Sound):
         return self._place(chain([frame], frames), round(at)) if at <= latest else None
 
     def _place(self, frames: Iterator[Any], at: int) -> Iterator[Placed]:
-        """(number of its first sample, samples) of each frame: counted on, until a time stamp tells of a gap."""
+        """(number of its first sample, frame) of each frame: counted on, until a time stamp tells of a gap."""
         for frame in frames:
             if frame.sample_rate != self.source_rate:
                 raise DataError(
@@ -234,11 +234,16 @@ class ContainerSound(Sound):
                 stamped = (frame.time - self.start) * self.source_rate
                 if abs(stamped - at) > (WOBBLE + self._track.tick) * self.source_rate:
                     at = round(stamped)
-            array = frame.to_ndarray()
-            channels = array if frame.format.is_planar else array.reshape(-1, frame.layout.nb_channels).T
-            samples = to_float(channels).mean(axis=0)
-            yield at, samples
-            at += len(samples)
+            yield at, frame
+            at += frame.samples
+
+
+def mix(frame: Any) -> np.ndarray:
+    """Samples of a frame of PyAV, float32 (S,), the mean of its channels."""
+    array = frame.to_ndarray()
+    channels = array if frame.format.is_planar else array.reshape(-1, frame.layout.nb_channels).T
+    samples = to_float(channels)
+    return samples[0] if len(samples) == 1 else samples.mean(axis=0)
 
 
 def to_float(array: np.ndarray) -> np.ndarray:

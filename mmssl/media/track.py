@@ -144,6 +144,11 @@ class Track:
         self.stream = best if best in own else own[0]
         if self.stream.codec_context is None:
             raise DataError(f"{self.name}: there is no decoder for its {self._kind} track")
+        # Rows are decoded side by side in worker processes; threads within one cost more than they gain.
+        self.stream.codec_context.thread_count = 1
+        for other in streams:
+            if other is not self.stream:
+                other.discard = av.stream.Discard.all  # its packets are not even read
 
     def _decode(self) -> Iterator[Any]:
         try:

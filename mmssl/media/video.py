@@ -14,10 +14,12 @@ from torch import Tensor
 
 from mmssl.errors import DataError
 from mmssl.media.image import Fit, fit_image, to_rgb
-from mmssl.media.track import PREROLL, Track, window_start
+from mmssl.media.track import Track, window_start
 
 # A video whose header promises this many seconds more than it holds is reported as truncated.
 MISSING = 0.5
+# Key frames are seldom less than this many seconds apart: what lies nearer than that is decoded through.
+NEAR = 1.0
 
 
 def decode_video(
@@ -98,7 +100,7 @@ class Pictures:
         parts, close = list[Tensor](), list[float]()
         for start in starts:
             # What lies between windows is decoded, too, where a seek would decode as much or is not to be trusted.
-            if close and self.seekable and start - PREROLL > close[-1] + frames / fps:
+            if close and self.seekable and start - NEAR > close[-1] + frames / fps:
                 parts.append(self._read(close, size, fps, frames, fit, True))
                 close = []
             close.append(start)
@@ -179,8 +181,11 @@ class ContainerPictures(Pictures):
     def timed(self, start: float, seek: bool) -> Iterator[tuple[float, Any]]:
         """See `Pictures.timed`."""
         frames = None
-        if seek and self._track.seekable and start - PREROLL > self.start:
-            frames = self._resume(self._track.seek(start - PREROLL), start)
+        if seek and self._track.seekable and start > self.start:
+            # A key frame needs nothing before it, unlike a frame of sound. An index by decoding time may name one that
+            # is shown shortly after `start`, hence the second try.
+            tries = (self._resume(self._track.seek(start - back), start) for back in (0.0, NEAR))
+            frames = next((found for found in tries if found is not None), None)
         last = None
         for frame in frames or self._track.straight():
             if frame.pts is not None:
@@ -199,9 +204,9 @@ class ContainerPictures(Pictures):
         """See `Pictures.image`."""
         aspect = float(self._track.stream.sample_aspect_ratio or 1)
         if any(component.is_alpha for component in picture.format.components):
-            image = to_rgb(Image.fromarray(self._converter.reformat(picture, format="rgba").to_ndarray()))
+            image = to_rgb(Image.fromarray(self._converter.reformat(picture, format="rgba", threads=1).to_ndarray()))
         else:
-            image = Image.fromarray(self._converter.reformat(picture, format="rgb24").to_ndarray())
+            image = Image.fromarray(self._converter.reformat(picture, format="rgb24", threads=1).to_ndarray())
         image, swapped = upright(image, picture)
         return image, 1 / aspect if swapped else aspect
 

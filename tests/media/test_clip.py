@@ -1,5 +1,6 @@
 """One clock: a click and a flash of one instant land on one instant of the batch, however stored and read."""
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -174,3 +175,18 @@ def test_every_codec_of_the_wheel_works():
     found = codecs()
     assert {"mp4 h264+aac", "mkv h264+flac", "mkv h264+opus", "png", "jpeg"} <= found.keys()
     assert all(found.values()), found
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("kind", ["audio", "video"])
+def test_one_track_is_decoded_without_reading_the_other(suffix, kind, tmp_path, monkeypatch):
+    path = tmp_path / f"a.{suffix}"
+    write_event(path, "flac", 2.0, 0.0, 0.0)
+    with Track(path, kind) as track:
+        decoded = sum(1 for _ in track.straight())
+        container = track._container
+        container.seek(0)
+        read = {packet.stream.type for packet in container.demux() if packet.size}
+    assert read == {kind}
+    with av.open(str(path)) as container:
+        assert decoded == sum(1 for _ in container.decode(**{kind: 0}))

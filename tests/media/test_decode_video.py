@@ -188,3 +188,24 @@ def test_damaged_bytes_never_raise_anything_else():
                 assert decode_video(bytes(damaged), 16, 5, 4, 0.5).shape == (4, 3, 16, 16)
             except DataError:
                 continue
+
+
+@pytest.mark.parametrize("options", ["open-gop=1", "open-gop=0:bframes=8:keyint=25", "intra-refresh=1:keyint=25"])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_seek_into_any_structure_of_pictures_gives_the_same_frames(options, suffix, tmp_path):
+    """Groups that lean on their neighbors, deep reordering, and pictures that renew themselves by and by."""
+    path = tmp_path / f"a.{suffix}"
+    texture = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, width=48, height=32, pix_fmt="yuv420p")
+        stream.codec_context.options = {"x264-params": options}
+        stream.codec_context.time_base = Fraction(1, 25)
+        for k in range(150):
+            frame = av.VideoFrame.from_ndarray(np.roll(texture, k, 1), format="rgb24")
+            frame.pts = k
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with open_pictures(path) as pictures:
+        for start in np.linspace(0.02, 5.5, 23):
+            straight = pictures.read(float(start), 16, 25, 3, seek=False)
+            assert torch.equal(pictures.read(float(start), 16, 25, 3), straight)
