@@ -66,10 +66,14 @@ class TextDecode(Section):
 
 
 class AudioDecode(Section):
-    """Sample rate in Hz and window in seconds; shorter sounds are padded with silence and masked."""
+    """Sample rate in Hz and window in seconds; shorter sounds are padded with silence and masked.
+
+    `channel`: the `mean` of all, which is silence where two cancel each other, `left`, `right`, or a number from 0.
+    """
 
     rate: Annotated[int, Field(gt=0, le=768_000)] = 16_000
     seconds: Annotated[float, Field(gt=0, le=3600)] = 2.0
+    channel: Literal["mean", "left", "right"] | Annotated[int, Field(ge=0, le=255)] = "mean"
 
 
 class VideoDecode(Section):

@@ -18,7 +18,7 @@ from mmssl.data.features import name_of
 from mmssl.data.files import KINDS
 from mmssl.data.sources import Source, open_source
 from mmssl.errors import DataError
-from mmssl.media.audio import open_sound
+from mmssl.media.audio import CANCELING, cancels, open_sound
 from mmssl.media.image import Fit, decode_image, is_cut_to_8_bits, open_image
 from mmssl.media.video import open_pictures
 from mmssl.recipe import Data
@@ -240,14 +240,16 @@ def _images(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[s
 
 
 def _sounds(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[str]:
-    seconds, rates, faint, without = [], Counter[int](), 0, 0
+    seconds, rates, faint, without, canceled = [], Counter[int](), 0, 0, 0
     for number, cell in held:
         try:
-            with open_sound(cell) as sound:
+            with open_sound(cell, spec.audio.channel) as sound:
                 wave, _ = sound.read(sound.start, sound.source_rate, min(SECONDS, max(0.1, sound.end - sound.start)))
                 seconds.append(sound.end - sound.start)
                 rates[sound.source_rate] += 1
-                faint += float(wave.abs().max()) < FAINT
+            lost = spec.audio.channel == "mean" and cancels(cell, SECONDS)
+            canceled += lost
+            faint += not lost and float(wave.abs().max()) < FAINT
         except DataError as error:
             if "has no audio track" in str(error):
                 without += 1
@@ -258,10 +260,9 @@ def _sounds(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[s
     if not seconds:
         return ["none can be decoded"]
     if faint > len(seconds) / 20:
-        found.traps.append(
-            f"{faint} of {len(seconds)} sounds begin with {SECONDS:g} s of silence (below -60 dB), or their channels "
-            "cancel each other"
-        )
+        found.traps.append(f"{faint} of {len(seconds)} sounds begin with {SECONDS:g} s of silence (below -60 dB)")
+    if canceled:
+        found.traps.append(f"{canceled} of {len(seconds)} {CANCELING}")
     kinds = ", ".join(f"{rate} Hz {count}" for rate, count in rates.most_common(4))
     low, middle, high = np.quantile(seconds, [0, 0.5, 1])
     lines = [f"{low:.2f} to {high:.2f} s, median {middle:.2f} s; {kinds}"]

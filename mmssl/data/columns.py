@@ -244,7 +244,8 @@ class Decoder:
         if key == "audio":
             from mmssl.media.audio import decode_audio
 
-            sound, mask = decode_audio(cell, self.spec.audio.rate, self.spec.audio.seconds, window, center)
+            heard = self.spec.audio
+            sound, mask = decode_audio(cell, heard.rate, heard.seconds, window, center, heard.channel)
             return {"audio": sound, "audio_mask": mask}
         if key == "video":
             from mmssl.media.video import decode_video

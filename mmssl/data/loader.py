@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from mmssl.batch import Batch
-from mmssl.data.base import Row
+from mmssl.data.base import MapSource, Row
 from mmssl.data.columns import WINDOWS, Classes, Decoder, TextToIds, find_classes, find_column
 from mmssl.data.decoding import Decoded, Failures, Reader, Rows, Task, decode
 from mmssl.data.digest import digest
@@ -26,6 +27,9 @@ from mmssl.data.sources import Source, StreamSource, open_source
 from mmssl.errors import DataError, RecipeError, nearest
 from mmssl.ops.draws import Draws, mix_seed
 from mmssl.recipe import Data
+
+# Rows whose channels are compared at the start of a run.
+HEARD = 8
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +128,7 @@ class Loader:
             rows = f"{len(order.present):,} rows" if isinstance(order, MapOrder) else "a stream of rows"
             columns = ", ".join(source.columns)
             lines.append(f"data{'.' + name if name else ''}: {rows} of {spec.source}, split {spec.split}: {columns}")
-            lines += [f"  {note}" for note in source.notes]
+            lines += [f"  {note}" for note in (*source.notes, *_canceling(*self._rows.readers[name]))]
         return lines
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
@@ -259,6 +263,22 @@ def _read(source: Source, decoder: Decoder, spec: Data, numbered: Numbered, work
         log.warning(
             "%s: %d rows cannot be decoded and are left out: %s", source.name, tally.failed, "; ".join(tally.first)
         )
+
+
+def _canceling(source: MapSource | None, decoder: Decoder) -> list[str]:
+    """Whether stereo sounds of a few rows are silent when mixed down; a stream is not asked."""
+    column = decoder.columns.get("audio")
+    if source is None or column is None or decoder.spec.audio.channel != "mean":
+        return []
+    from mmssl.media.audio import CANCELING, cancels
+
+    rows = source.select([column])
+    asked = [i * len(rows) // HEARD for i in range(HEARD)] if len(rows) > HEARD else range(len(rows))
+    canceled = 0
+    for number in asked:
+        with suppress(DataError, OSError):  # what cannot be decoded is counted when it is trained on
+            canceled += cancels(rows.row(number)[column], decoder.spec.audio.seconds)
+    return [f"{canceled} of {len(asked)} rows asked: {CANCELING}"] if canceled else []
 
 
 def _packed(source: Source, decoder: Decoder) -> Source:

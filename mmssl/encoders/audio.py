@@ -197,7 +197,7 @@ class AudioEncoder(NetworkEncoder):
             )
         if isinstance(cell, tuple) and len(cell) == 2:
             cell = {"array": cell[0], "sampling_rate": cell[1]}
-        return decode_audio(cell, how.rate, how.seconds, window)
+        return decode_audio(cell, how.rate, how.seconds, window, channel=how.channel)
 
     def input_size(self) -> tuple[int, int, int]:
         """See the base class: those of the spectrogram."""

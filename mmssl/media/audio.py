@@ -26,14 +26,23 @@ WOBBLE = 0.01
 # Floats may overshoot full scale a little, and are cut; beyond this they were written in other units.
 LOUDEST = 16.0
 
+# The mean of two channels that have nothing in common, one of them silent even, is half as loud as one, of six a sixth.
+CANCELED = 0.1
+CANCELING = "sounds are lost in the mean of their channels, which cancel each other; data.audio.channel=left hears one"
+
 # The number of its first sample, and a frame of PyAV.
 Placed = tuple[int, Any]
 
 
 def decode_audio(
-    cell: Any, rate: int, seconds: float, window: float | Sequence[float] = 0.0, center: float | None = None
+    cell: Any,
+    rate: int,
+    seconds: float,
+    window: float | Sequence[float] = 0.0,
+    center: float | None = None,
+    channel: str | int = "mean",
 ) -> tuple[Tensor, Tensor]:
-    """Decode a window of a sound; channels are averaged.
+    """Decode a window of a sound.
 
     Args:
         cell: bytes, a path or `{"bytes", "path"}` of any container (videos too), or `{"array", "sampling_rate"}` with
@@ -43,6 +52,7 @@ def decode_audio(
         window: which part of a longer sound, in [0, 1]: 0 is the start, 0.5 the middle. Several, ascending, are read in
             one pass and give a first dimension of as many.
         center: the second that is in the middle of the window, in place of `window`; see `window_start`.
+        channel: `mean` of all, `left`, `right` (of one channel, that one), or a number from 0.
 
     Returns:
         float32 (S,) in [-1, 1], zero after the sound's end, and a mask bool (S,), True where there is sound.
@@ -50,19 +60,19 @@ def decode_audio(
     Raises:
         DataError: naming the file and what is wrong with it.
     """
-    with open_sound(cell) as sound:
+    with open_sound(cell, channel) as sound:
         if isinstance(window, Sequence):
             return sound.read_windows([window_start([sound], seconds, one, center) for one in window], rate, seconds)
         return sound.read(window_start([sound], seconds, window, center), rate, seconds)
 
 
-def open_sound(cell: Any) -> Sound:
+def open_sound(cell: Any, channel: str | int = "mean") -> Sound:
     """The sound of a cell; see `decode_audio`."""
     if isinstance(cell, Mapping) and "array" in cell:
-        return ArraySound(cell["array"], cell.get("sampling_rate"))
+        return ArraySound(cell["array"], cell.get("sampling_rate"), channel)
     if isinstance(cell, np.ndarray):
         raise DataError('an audio array needs its sample rate: expected {"array": ..., "sampling_rate": ...}')
-    return ContainerSound(cell)
+    return ContainerSound(cell, channel)
 
 
 class Sound:
@@ -72,6 +82,7 @@ class Sound:
         source_rate: in Hz.
         start, end: seconds on the clock; source sample n happens at `start + n / source_rate`.
         samples: number of source samples, as far as known before decoding.
+        channels: that the source has.
     """
 
     name = "audio"
@@ -79,6 +90,7 @@ class Sound:
     end: float
     source_rate: int
     samples: int
+    channels: int
 
     def take(self, first: int, last: int, seek: bool) -> tuple[np.ndarray, int]:
         """Source samples first..last-1 as float32, zero beyond the end, and the number that the sound really has."""
@@ -130,7 +142,7 @@ class Sound:
 class ArraySound(Sound):
     """A sound that is decoded already; its clock starts at its first sample."""
 
-    def __init__(self, array: Any, rate: Any) -> None:
+    def __init__(self, array: Any, rate: Any, channel: str | int = "mean") -> None:
         hertz = float(rate) if isinstance(rate, Real) else 0.0
         if not (1 <= hertz < 1e9 and hertz.is_integer()):
             raise DataError(f"an audio array needs a sample rate in Hz, found sampling_rate = {rate!r}")
@@ -139,9 +151,10 @@ class ArraySound(Sound):
             raise DataError(
                 f"an audio array should be (S,) or (channels, S) of numbers, not {array.dtype} {array.shape}"
             )
-        mono = to_float(array)
-        if mono.ndim == 2:
-            mono = mono.mean(axis=0 if mono.shape[0] <= mono.shape[1] else 1)
+        planes = to_float(np.atleast_2d(array))
+        planes = planes if planes.shape[0] <= planes.shape[1] else planes.T
+        self.channels = len(planes)
+        mono = choose(planes, channel, self.name)
         self._mono, self.source_rate, self.samples = mono, int(hertz), len(mono)
         self.start, self.end = 0.0, len(mono) / hertz
 
@@ -165,8 +178,9 @@ class ContainerSound(Sound):
         straight_for: windows that begin in the first so many seconds are decoded straight, without a seek.
     """
 
-    def __init__(self, cell: Any) -> None:
+    def __init__(self, cell: Any, channel: str | int = "mean") -> None:
         self._track = track = Track(cell, "audio")
+        self._channel, self.channels = channel, track.head[0].layout.nb_channels
         self.name, self.start, self.end = track.name, track.start, track.end
         self.source_rate = track.head[0].sample_rate
         self.samples = max(1, round((self.end - self.start) * self.source_rate))
@@ -186,7 +200,7 @@ class ContainerSound(Sound):
             held = at + frame.samples
             begin, end = max(at, first), min(held, last)
             if begin < end:
-                sound[begin - first : end - first] = mix(frame)[begin - at : end - at]
+                sound[begin - first : end - first] = self._mono(frame)[begin - at : end - at]
             if held > first:
                 kept.append((at, frame))
             if held >= last:
@@ -208,6 +222,12 @@ class ContainerSound(Sound):
             if frames is not None:
                 return frames, True
         return self._place(track.straight(), 0), False
+
+    def _mono(self, frame: Any) -> np.ndarray:
+        """Samples of a frame of PyAV, float32 (S,)."""
+        array = frame.to_ndarray()
+        planes = array if frame.format.is_planar else array.reshape(-1, frame.layout.nb_channels).T
+        return choose(to_float(planes), self._channel, self.name)
 
     def _resume(self, frames: Iterator[Any], latest: int) -> Iterator[Placed] | None:
         """Place frames after a seek; None where their place cannot be told, or they begin after `latest`."""
@@ -238,12 +258,39 @@ class ContainerSound(Sound):
             at += frame.samples
 
 
-def mix(frame: Any) -> np.ndarray:
-    """Samples of a frame of PyAV, float32 (S,), the mean of its channels."""
-    array = frame.to_ndarray()
-    channels = array if frame.format.is_planar else array.reshape(-1, frame.layout.nb_channels).T
-    samples = to_float(channels)
-    return samples[0] if len(samples) == 1 else samples.mean(axis=0)
+def choose(planes: np.ndarray, channel: str | int, name: str) -> np.ndarray:
+    """float32 (channels, S) -> (S,); see `decode_audio`.
+
+    Raises:
+        DataError: for a number past the last channel.
+    """
+    if channel == "mean":
+        return planes[0] if len(planes) == 1 else planes.mean(axis=0)
+    number = (
+        {"left": 0, "right": min(1, len(planes) - 1)}.get(channel, channel) if isinstance(channel, str) else channel
+    )
+    if not isinstance(number, int) or number >= len(planes):
+        raise DataError(f"{name} has {len(planes)} channels, numbered from 0, and audio.channel = {channel} is none")
+    return planes[number]
+
+
+def cancels(cell: Any, seconds: float) -> bool:
+    """Whether so many seconds of a sound are lost in the mean of its channels: below a tenth of the loudest of them.
+
+    Raises:
+        DataError: for what cannot be decoded.
+    """
+    with open_sound(cell) as sound:
+        if sound.channels == 1:
+            return False
+        wave, _ = sound.read(sound.start, sound.source_rate, seconds)
+        channels = sound.channels
+    loudest = 0.0
+    for channel in range(channels):
+        with open_sound(cell, channel) as sound:
+            own, _ = sound.read(sound.start, sound.source_rate, seconds)
+        loudest = max(loudest, float(own.square().mean()))
+    return float(wave.square().mean()) < CANCELED**2 * loudest
 
 
 def to_float(array: np.ndarray) -> np.ndarray:

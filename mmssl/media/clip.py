@@ -88,7 +88,7 @@ def _opened(
     """The tracks that are wanted."""
     paired = isinstance(cell, Mapping) and {"audio", "video"} <= cell.keys()
     with ExitStack() as opened:
-        sound = opened.enter_context(open_sound(cell["audio"] if paired else cell)) if audio else None
+        sound = opened.enter_context(open_sound(cell["audio"] if paired else cell, audio.channel)) if audio else None
         pictures = opened.enter_context(open_pictures(cell["video"] if paired else cell)) if video else None
         yield sound, pictures
 

@@ -16,9 +16,11 @@ from typer.testing import CliRunner
 from mmssl.cli import app
 from mmssl.data.check import check
 from mmssl.data.columns import find_classes
+from mmssl.data.loader import Loader
 from mmssl.errors import DataError
 from mmssl.media.clip import write_clip
 from mmssl.media.image import decode_image
+from mmssl.recipe import Data, data_section
 
 
 def encoded(array, kind="png"):
@@ -179,3 +181,19 @@ def test_labels_that_are_no_classes_are_told(tmp_path):
         assert check(tmp_path / "b.parquet").facts["label"][0].startswith(said)
     with pytest.raises(DataError, match="the column holds dict"):
         find_classes([{"a": 1}])
+
+
+def test_stereo_that_cancels_itself_is_told_here_and_at_the_start_of_a_run(tmp_path):
+    wave = np.sin(np.arange(16_000) / 10).astype(np.float32) / 2
+    for number in range(6):
+        sides = np.stack([wave, wave if number % 2 else -wave])
+        write_clip(tmp_path / f"{number}.wav", None, 25, sides, 16_000, audio_codec="pcm_s16le")
+    said = "sounds are lost in the mean of their channels, which cancel each other; data.audio.channel=left hears one"
+    assert check(tmp_path).traps == [f"3 of 6 {said}"]
+    assert check(tmp_path, audio={"channel": "left"}).traps == []
+    spec = Data(source=str(tmp_path))
+    assert f"  3 of 6 rows asked: {said}" in Loader({"": spec}, ["audio"], batch_size=2, seed=0).found()
+    heard = data_section(str(tmp_path), {"audio": {"channel": "right"}})
+    loader = Loader({"": heard}, ["audio"], batch_size=6, seed=0)
+    assert not any("lost in the mean" in line for line in loader.found())
+    assert next(loader.batches(0, 1))["audio"].square().mean() > 0.05

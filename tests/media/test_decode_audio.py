@@ -11,7 +11,7 @@ import torch
 from scipy.signal import resample_poly
 
 from mmssl.errors import DataError
-from mmssl.media.audio import ArraySound, decode_audio, open_sound, resample
+from mmssl.media.audio import ArraySound, cancels, decode_audio, open_sound, resample
 from mmssl.media.clip import write_clip
 
 SAMPLES = sorted((Path(iscc_samples.__file__).parent / "files" / "audio").iterdir())
@@ -196,3 +196,44 @@ def test_floats_in_other_units_are_refused_and_overshoot_is_cut():
     assert loud.abs().max() == 1
     with pytest.raises(DataError, match=r"up to 327\d\d.*, where full scale is 1"):
         decode_audio({"array": wave * 32_767, "sampling_rate": 8000}, 8000, 0.1)
+
+
+def stereo(path: Path, left: np.ndarray, right: np.ndarray) -> Path:
+    write_clip(path, None, 25, np.stack([left, right]), 16_000, audio_codec="pcm_s16le")
+    return path
+
+
+def test_a_channel_is_heard_alone(tmp_path):
+    left, right = tone(16_000, 1.0), tone(16_000, 1.0, pitch=660.0)
+    path = stereo(tmp_path / "a.wav", left, right)
+    for cell in (path, {"array": np.stack([left, right]), "sampling_rate": 16_000}):
+        for channel, expected in (
+            ("left", left),
+            ("right", right),
+            (0, left),
+            (1, right),
+            ("mean", (left + right) / 2),
+        ):
+            found, _ = decode_audio(cell, 16_000, 1.0, channel=channel)
+            assert np.abs(found.numpy() - expected).max() < 1e-4
+        with pytest.raises(DataError, match=r"has 2 channels, numbered from 0, and audio\.channel = 2 is none"):
+            decode_audio(cell, 16_000, 1.0, channel=2)
+    mono = {"array": left, "sampling_rate": 16_000}
+    assert torch.equal(decode_audio(mono, 16_000, 1.0, channel="right")[0], decode_audio(mono, 16_000, 1.0)[0])
+
+
+def test_channels_that_cancel_each_other_are_told_from_any_others(tmp_path):
+    wave = tone(16_000, 1.0)
+    loud = np.random.default_rng(0).normal(scale=0.1, size=(2, 16_000)).astype(np.float32)
+    assert cancels(stereo(tmp_path / "a.wav", wave, -wave), 1.0)
+    assert cancels(stereo(tmp_path / "b.wav", wave, -0.9 * wave), 1.0)
+    assert decode_audio(tmp_path / "a.wav", 16_000, 1.0)[0].abs().max() < 1e-4
+    assert loudness(decode_audio(tmp_path / "a.wav", 16_000, 1.0, channel="left")[0]) > 0.3
+    for name, left, right in (
+        ("same", wave, wave),
+        ("one", wave, 0 * wave),
+        ("none", 0 * wave, 0 * wave),
+        ("two", *loud),
+    ):
+        assert not cancels(stereo(tmp_path / f"{name}.wav", left, right), 1.0)
+    assert not cancels({"array": wave, "sampling_rate": 16_000}, 1.0)
