@@ -188,7 +188,8 @@ class ContainerSound(Sound):
         self.straight_for = AAC_STRAIGHT if track.stream.codec_context.name == "aac" else PREROLL
 
     def close(self) -> None:
-        """Free the decoder."""
+        """Free the decoder, and what holds on to this."""
+        self._left = None
         self._track.close()
 
     def take(self, first: int, last: int, seek: bool) -> tuple[np.ndarray, int]:

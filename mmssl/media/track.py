@@ -111,7 +111,8 @@ class Track:
         return dropwhile(lambda frame: frame.pts is None, self._decode())
 
     def close(self) -> None:
-        """Free the decoder."""
+        """Free the decoder, and what holds on to this."""
+        self._unread, self.head = None, []
         self._container.close()
 
     def __enter__(self) -> Self:

@@ -168,6 +168,8 @@ class ContainerPictures(Pictures):
 
         self._track = track = Track(cell, "video")
         self.name, self.start, self.end = track.name, track.start, track.end
+        # Of the first frame for all: every frame that is asked holds on to itself, until garbage is collected.
+        self._matrix = display_matrix(track.head[0])
         # A frame's own `to_ndarray(format=...)` prepares the conversion anew, which costs more than small frames do.
         self._converter = VideoReformatter()
         # Time stamps are rounded, in Matroska to milliseconds.
@@ -207,22 +209,27 @@ class ContainerPictures(Pictures):
             image = to_rgb(Image.fromarray(self._converter.reformat(picture, format="rgba", threads=1).to_ndarray()))
         else:
             image = Image.fromarray(self._converter.reformat(picture, format="rgb24", threads=1).to_ndarray())
-        image, swapped = upright(image, picture)
+        image, swapped = upright(image, self._matrix)
         return image, 1 / aspect if swapped else aspect
 
 
-def upright(image: Image.Image, frame: Any) -> tuple[Image.Image, bool]:
-    """The picture as the display matrix of its frame shows it, and whether width and height changed places.
+def display_matrix(frame: Any) -> np.ndarray | None:
+    """The nine numbers that say how a frame of PyAV is turned, int32; None where it is not."""
+    from av.sidedata.sidedata import Type
+
+    found = next((bytes(data) for data in frame.side_data if data.type == Type.DISPLAYMATRIX), None)
+    return None if found is None else np.frombuffer(found, np.int32)
+
+
+def upright(image: Image.Image, matrix: np.ndarray | None) -> tuple[Image.Image, bool]:
+    """The picture as a display matrix shows it, and whether width and height changed places.
 
     Of the matrix (ISO/IEC 14496-12, section 8.3.2; x' = a x + c y, y' = b x + d y) quarter turns and mirrors are
     followed, as players do; other angles are taken for the nearest of them.
     """
-    from av.sidedata.sidedata import Type
-
-    matrix = next((bytes(data) for data in frame.side_data if data.type == Type.DISPLAYMATRIX), None)
     if matrix is None:
         return image, False
-    a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32)
+    a, b, _, c, d, *_ = matrix
     swapped = abs(b) > abs(a)
     if swapped:
         image = image.transpose(Image.Transpose.TRANSPOSE)
