@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -14,10 +15,27 @@ def temporary_name(path: Path) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file under another name, flush it to the disk, then put it in the place of what was there."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write a file that is put in the place of `path` once it is whole, and removed where it is not.
+
+    Raises:
+        OSError: naming the file, which a write to a full disk does not.
+    """
     temporary = temporary_name(path)
-    temporary.write_text(text, encoding="utf-8")
-    flush([temporary])
-    temporary.replace(path)
+    try:
+        yield temporary
+        flush([temporary])
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     flush([path.parent])
 
 

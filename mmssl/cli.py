@@ -35,7 +35,7 @@ def main() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # a bar a split that is opened; workers inherit it
     try:
         app(prog_name="mmssl")
-    except MmsslError as error:
+    except (MmsslError, OSError) as error:  # the latter of a disk that is full, or a folder that nobody may write
         if "--debug" in sys.argv:
             raise
         stopped = isinstance(error, Interrupted)
@@ -201,20 +201,22 @@ def show(
     """Draw what the task feeds the network, the target and the prediction."""
     from mmssl.recipe import load
 
+    target = out_ or Path(f"{recipe.resolve().stem}.png")
     trained = recipe.is_dir()
     resolved = load(recipe / "recipe.yaml" if trained else recipe, overrides(set_))
     from mmssl import hub, runs
     from mmssl.build import build
     from mmssl.objectives.base import Step
-    from mmssl.report.figures import draw_panels
+    from mmssl.report.figures import check_kind, draw_panels
     from mmssl.training.loop import whole_data
+
+    check_kind(target)
 
     objective, loader = build(resolved, recipe if trained else None, where=str(recipe))
     if trained:
         objective = hub.load(recipe, trust=trust).objective
     else:
         objective.before_step(Step(0, data=lambda: whole_data(loader, "cpu")))
-    target = out_ or Path(f"{recipe.resolve().stem}.png")
     state = "trained" if trained else "untrained"
     draw_panels(
         runs.preview(objective, loader, rows=rows), target, title=f"{resolved.objective['name']}, {state}", rows=rows

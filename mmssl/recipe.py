@@ -31,6 +31,8 @@ from mmssl.schema import (
     read_yaml,
 )
 
+MOST_WORKERS = 256
+
 
 class Data(Section):
     """Where rows come from and how they are decoded.
@@ -178,7 +180,7 @@ class Training(Section):
     clip: Annotated[float, Field(gt=0)] | None = None
     compile: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    workers: Annotated[int, Field(ge=0, le=256)] = 0
+    workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] = 0
     save_every: Steps = 500
     log_every: Steps = 10
     optimizer: Optimizer = Optimizer()

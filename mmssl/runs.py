@@ -76,8 +76,8 @@ def run(
     resolved = recipes.load(recipe, set)
     check_probes(resolved, where)
     directory = Path(out) if out else Path("runs") / (Path(where).stem if where != "recipe" else "run")
-    new = not (directory / "recipe.yaml").exists()
-    empty = not directory.exists()
+    new = not os.path.exists(directory / "recipe.yaml")  # of a name that cannot be one, too
+    empty = not os.path.exists(directory)
     with _alone(directory, state), _writing(directory):
         try:
             return _run(resolved, directory, where, resume, changed_data, quiet, state)

@@ -1,5 +1,6 @@
 """The command line: quick where it is light, one sentence where it fails, and every verb on one small run."""
 
+import errno
 import json
 import re
 import resource
@@ -125,6 +126,15 @@ def test_an_error_is_one_line_on_stderr_and_exit_code_2(monkeypatch, capsys, tmp
     assert err.count("\n") == 1
     assert re.search(sentence, err)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_the_disk_refuses_is_one_line(monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/a")
+
+    monkeypatch.setattr("mmssl.cli.app", full)
+    assert call(monkeypatch, "list") == 2
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'runs/a'\n"
 
 
 def test_debug_shows_where_an_error_comes_from(monkeypatch):

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import mmssl
+from mmssl.adaptation.rows import Reads
 from mmssl.alive import began, is_alive
+from mmssl.atomic import write_text
 from mmssl.data.decoding import Failures
-from mmssl.errors import MmsslError, RunError
+from mmssl.errors import MmsslError, RecipeError, RunError
+from mmssl.hub.export import fill
+from mmssl.objectives.base import Panel
 from mmssl.recipe import Data
+from mmssl.report.figures import draw_panels
 from mmssl.training import checkpoint
 from mmssl.training.lock import LOCK, locked
 from mmssl.training.progress import truncate_after
@@ -174,6 +182,52 @@ def test_of_many_that_take_over_one_wins(tmp_path: Path) -> None:
     finally:
         for process in several:
             process.communicate(timeout=60)
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """Files of 2 kB at most, as on a disk that fills up."""
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_files(tmp_path: Path, small_files: None) -> None:
+    (tmp_path / "a.json").write_text("before")
+    with pytest.raises(OSError, match=r"too large: '.*a\.json'"):
+        write_text(tmp_path / "a.json", "x" * 5000)
+    with pytest.raises(RunError, match=r"cls: cannot be written: Error while serializing"):
+        fill(tmp_path / "cls", lambda folder: save_file({"a": torch.zeros(5000)}, folder / "a.safetensors"), (), "x")
+    panel = Panel("a", [torch.rand(3, 64, 64)])
+    for name in ("a.png", "a.svg"):
+        with pytest.raises(OSError, match="too large"):
+            draw_panels([panel], tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_text() == "before"
+
+
+def test_a_lock_that_cannot_be_written_leaves_nothing(tmp_path: Path, small_files: None) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    for folder in (tmp_path / "new", tmp_path):
+        with pytest.raises(RunError, match="cannot be written: File too large"), locked(folder):
+            pass
+    with pytest.raises(RunError, match="cannot be written: File name too long"):
+        mmssl.run(recipe(), out=tmp_path / ("a" * 300), quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("workers", [-1, 100_000])
+def test_workers_that_cannot_be_are_refused(workers: int) -> None:
+    with pytest.raises(RecipeError, match=f"workers = {workers}: expected 0 to 256"):
+        Reads(("image",), {}, workers)
+
+
+@pytest.mark.parametrize("name", ["a.foo", "a"])
+def test_a_kind_of_picture_that_nobody_writes_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RecipeError, match=r"pictures are written as .*\.png"):
+        draw_panels([Panel("a", [torch.rand(3, 8, 8)])], tmp_path / name)
 
 
 @pytest.mark.long

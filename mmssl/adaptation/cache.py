@@ -25,6 +25,7 @@ from mmssl.adaptation.features import POOLED, extract
 from mmssl.adaptation.rows import BatchSplit, SourceSplit, Split, in_order
 from mmssl.data.sources import StreamSource
 from mmssl.encoders.base import Encoder
+from mmssl.errors import RunError
 from mmssl.media.text import Tokenizer
 from mmssl.version import __version__
 
@@ -96,8 +97,12 @@ class FeatureCache:
         tensors = {IDS: ids, **features}
         metadata = {"names": json.dumps(list(tensors)), "content": digest_of_tensors(tensors)}
         temporary = path.with_name(f".writing_{os.getpid()}_{path.name}")
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
-        temporary.replace(path)
+        try:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
+            temporary.replace(path)
+        except (OSError, SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            raise RunError(f"{path}: cannot be written: {error}") from error
 
 
 def _digest(*parts: str) -> str:

@@ -21,8 +21,8 @@ from mmssl.data.files import expand
 from mmssl.data.loader import read
 from mmssl.data.order import find_present
 from mmssl.data.sources import Source, StreamSource, TableSource, open_source
-from mmssl.errors import DataError, nearest
-from mmssl.recipe import Data
+from mmssl.errors import DataError, RecipeError, nearest
+from mmssl.recipe import MOST_WORKERS, Data
 
 if TYPE_CHECKING:
     import datasets
@@ -43,6 +43,10 @@ class Reads:
     needs: tuple[str, ...]
     tokenizers: Mapping[str, TextToIds]
     workers: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.workers <= MOST_WORKERS:
+            raise RecipeError(f"workers = {self.workers}: expected 0 to {MOST_WORKERS}")
 
 
 class Split:

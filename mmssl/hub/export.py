@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -214,7 +215,7 @@ def fill(directory: Path, write: Callable[[Path], None], own: Collection[str], m
             directory.rename(old)
         temporary.rename(directory)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise RunError(f"{directory}: cannot be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -12,12 +12,15 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from mmssl.atomic import replacing
 from mmssl.encoders.base import Scale
+from mmssl.errors import RecipeError
 from mmssl.objectives.base import Chance, Panel
 from mmssl.ops.conflicts import COSINE, SHARE
 from mmssl.training.monitors import MONITOR
@@ -351,6 +354,15 @@ def _edged(frame: np.ndarray) -> np.ndarray:
 
 def _save(figure: Figure, path: Path | str) -> Path:
     path = Path(path)
+    check_kind(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, facecolor="white")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, facecolor="white")
     return path
+
+
+def check_kind(path: Path) -> None:
+    """Raise RecipeError for a name that ends on no kind of picture that can be written."""
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in kinds:
+        raise RecipeError(f"{path}: pictures are written as {', '.join(f'.{kind}' for kind in kinds)}")

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,14 @@ def locked(directory: Path) -> Iterator[None]:
     """
     lock = directory / LOCK
     own = {"host": socket.gethostname(), "process": os.getpid(), "began": began(os.getpid()), "since": time.ctime()}
+    new = not os.path.exists(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _take(lock, own)
     except OSError as error:
+        if new:
+            with suppress(OSError):
+                directory.rmdir()
         raise RunError(f"{directory}: cannot be written: {error.strerror or error}; choose another --out") from error
     try:
         yield
@@ -45,8 +49,8 @@ def _take(lock: Path, own: dict[str, Any]) -> None:
         owner = other.name.removeprefix(f"{LOCK}.{own['host']}.")
         if owner == "stale" or (owner.isdecimal() and not is_alive(int(owner), began(int(owner)))):
             other.unlink(missing_ok=True)
-    mine.write_text(json.dumps(own), encoding="utf-8")
     try:
+        mine.write_text(json.dumps(own), encoding="utf-8")
         while True:
             try:
                 _name(mine, lock)

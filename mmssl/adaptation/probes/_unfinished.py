@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmssl.atomic import flush, temporary_name, write_text
+from mmssl.atomic import replacing, write_text
+from mmssl.errors import RunError
 from mmssl.ops.gather import process_share, wait_for_everyone
 from mmssl.training import checkpoint
 
@@ -86,9 +87,11 @@ class Place:
 
     def _write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         path = self.directory / name
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary_name(path))
-        flush([temporary_name(path)])
-        temporary_name(path).replace(path)
+        try:
+            with replacing(path) as temporary:
+                save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"{path}: cannot be written: {error}") from error
 
     def scores(self, part: str, every: int) -> list[float]:
         """Those of evaluations before the last whole checkpoint of a part, one every so many steps."""
