@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 
 # Where pandas puts the first cells of rows that have more of them than there are names: all others would be shifted.
 _INDEX = "__index_level_0__"
+# What `datasets` and pyarrow say of files without rows: of a table, of parquet, and of a tar file.
+_EMPTY = re.compile(
+    r"corresponds to no data|^BatchSize must be greater|^Must pass at least one table|^No columns to parse"
+)
 Folders = Mapping[str, Path]
 Merged = Mapping[str, Sequence[str]]
 T = TypeVar("T")
@@ -274,7 +278,10 @@ def _of_split(spec: Data, splits: Mapping[str, Sequence[T]]) -> list[T]:
         parts = datasets.ReadInstruction.from_spec(spec.split).to_absolute(sizes)
     except (AssertionError, ValueError) as error:
         raise DataError(f"{spec.source}: split '{spec.split}' cannot be read: {error}") from error
-    return [one for part in parts for one in splits[part.splitname][part.from_ : part.to]]
+    found = [one for part in parts for one in splits[part.splitname][part.from_ : part.to]]
+    if not found:
+        raise DataError(f"{spec.source}: split '{spec.split}' holds no rows")
+    return found
 
 
 def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: Sequence[str] = ()) -> Source:
@@ -351,6 +358,8 @@ def _explained(name: str) -> Iterator[None]:
             reason += "; text should be UTF-8: `iconv -f latin1 -t utf-8` converts it, `iconv -c -t utf-8` cleans it"
         elif "surrogate" in reason:
             reason += "; whoever wrote it cut a character in two: in Python, text.encode('utf-8', 'replace').decode()"
+        if _EMPTY.search(reason):
+            raise DataError(f"{name} holds no rows") from error
         raise DataError(f"{name}: cannot be read: {reason}") from error
 
 

@@ -370,6 +370,24 @@ def test_a_shard_that_is_cut_short_is_one_sentence(tmp_path, streaming):
         open_source(Data(source=str(tmp_path / "a.tar"), streaming=streaming))
 
 
+@pytest.mark.parametrize("name", ["a.csv", "b.csv", "a.jsonl", "a.parquet", "a.tar"])
+def test_a_file_without_rows_is_said_to_be_one(tmp_path, name):
+    if name == "a.parquet":
+        datasets.Dataset.from_dict({"text": []}).to_parquet(tmp_path / name)
+    elif name == "a.tar":
+        shard(tmp_path / name, {})
+    else:
+        write(tmp_path / name, {"a.csv": "text,label\n", "b.csv": "", "a.jsonl": "\n"}[name])
+    with pytest.raises(DataError, match=rf"{name} holds no rows$"):
+        open_source(Data(source=str(tmp_path / name)))
+
+
+def test_a_part_of_a_split_without_files_is_said_to_be_one(tmp_path):
+    write(tmp_path / "cat" / "0.png", png(0))
+    with pytest.raises(DataError, match=r"split 'train\[0:0\]' holds no rows"):
+        open_source(Data(source=str(tmp_path), split="train[0:0]"))
+
+
 def test_what_a_folder_holds_in_place_of_usable_files_is_said(tmp_path):
     write(tmp_path / "a.heic", b"x")
     with pytest.raises(DataError, match=r"holds no usable file; known are .*left out: 1 .heic"):
