@@ -140,8 +140,13 @@ class EveryRow:
         folder = target.with_name(f".{target.name}.parts")
         try:
             with locked(folder):
-                self._write_parts(folder, {**plan, **self.plan}, make, columns)
-                written = _assemble(folder, target, len(self.chosen))
+                try:
+                    self._write_parts(folder, {**plan, **self.plan}, make, columns)
+                    written = _assemble(folder, target, len(self.chosen))
+                except BaseException:
+                    if not any(folder.glob("[0-9]*.parquet")):  # nothing to go on with
+                        shutil.rmtree(folder, ignore_errors=True)
+                    raise
             shutil.rmtree(folder)
         except OSError as error:
             raise RunError(f"{target}: cannot be written: {error.strerror or error}") from error

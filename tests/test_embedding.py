@@ -149,6 +149,13 @@ def test_an_interrupted_call_goes_on(encoder, folder, tmp_path, small_parts, mon
     assert {path.name for path in tmp_path.iterdir()} == {"whole.parquet", "x.parquet"}
 
 
+def test_a_call_that_comes_to_nothing_leaves_nothing(encoder, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding, "extract", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        mmssl.embed(encoder, folder, tmp_path / "x.parquet", batch_size=3)
+    assert not list(tmp_path.iterdir())
+
+
 def test_parts_of_other_weights_are_not_used(encoder, folder, tmp_path, small_parts, monkeypatch):
     torch.manual_seed(1)
     other = mmssl.encoder("timm/vit_tiny_patch16_224", modality="image", **VIT).eval()

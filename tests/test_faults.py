@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -184,34 +185,35 @@ def test_of_many_that_take_over_one_wins(tmp_path: Path) -> None:
             process.communicate(timeout=60)
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """Files of 2 kB at most, as on a disk that fills up."""
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """No file grows beyond so many bytes inside, as on a disk that fills up."""
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_is_named_and_leaves_no_half_files(tmp_path: Path, small_files: None) -> None:
+def test_a_full_disk_is_named_and_leaves_no_half_files(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("before")
-    with pytest.raises(OSError, match=r"too large: '.*a\.json'"):
+    with files_up_to(2048), pytest.raises(OSError, match=r"too large: '.*a\.json'"):
         write_text(tmp_path / "a.json", "x" * 5000)
-    with pytest.raises(RunError, match=r"cls: cannot be written: Error while serializing"):
+    with files_up_to(2048), pytest.raises(RunError, match=r"cls: cannot be written: Error while serializing"):
         fill(tmp_path / "cls", lambda folder: save_file({"a": torch.zeros(5000)}, folder / "a.safetensors"), (), "x")
     panel = Panel("a", [torch.rand(3, 64, 64)])
     for name in ("a.png", "a.svg"):
-        with pytest.raises(OSError, match="too large"):
+        with files_up_to(2048), pytest.raises(OSError, match="too large"):
             draw_panels([panel], tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_text() == "before"
 
 
-def test_a_lock_that_cannot_be_written_leaves_nothing(tmp_path: Path, small_files: None) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+def test_a_lock_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     for folder in (tmp_path / "new", tmp_path):
-        with pytest.raises(RunError, match="cannot be written: File too large"), locked(folder):
+        with files_up_to(0), pytest.raises(RunError, match="cannot be written: File too large"), locked(folder):
             pass
     with pytest.raises(RunError, match="cannot be written: File name too long"):
         mmssl.run(recipe(), out=tmp_path / ("a" * 300), quiet=True)

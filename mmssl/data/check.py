@@ -19,7 +19,7 @@ from mmssl.data.files import KINDS
 from mmssl.data.sources import Source, open_source
 from mmssl.errors import DataError
 from mmssl.media.audio import CANCELING, cancels, open_sound
-from mmssl.media.image import Fit, decode_image, is_cut_to_8_bits, open_image
+from mmssl.media.image import Fit, decode_image, is_cut_to_8_bits, open_image, shown_size
 from mmssl.media.video import open_pictures
 from mmssl.recipe import Data
 
@@ -189,13 +189,13 @@ def _images(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[s
         try:
             pixels = decode_image(cell, 64, fit, extent=how.extent, alpha=how.alpha, max_pixels=how.max_pixels)
             image, _ = open_image(cell, how.extent)
-            sides.append(image.size)
             modes[image.mode] += 1
             if image.mode[0] == "I" and how.extent is None:
                 values = np.asarray(image)
                 narrow += int(values.max()) - int(values.min()) < 65_536 / 8
             elif is_cut_to_8_bits(image):
                 dark += int(pixels.max()) - int(pixels.min()) < 256 / 8
+            sides.append(shown_size(image))  # which loads a PNG, and with it forgets how it was stored
         except DataError as error:
             found.broken.append(f"image, row {number}: {error}")
             continue
@@ -345,6 +345,12 @@ def _labels(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[s
     if any(isinstance(value, dict) for value in values):
         return ["several columns in one, no class"]
     counts = Counter(values)
+    spelled: dict[str, list[str]] = {}
+    for one in filter(lambda value: isinstance(value, str), counts):
+        spelled.setdefault(" ".join(one.casefold().split()), []).append(one)
+    alike = [repr(one) for several in spelled.values() if len(several) > 1 for one in sorted(several)]
+    if alike:
+        found.traps.append(f"classes that differ in capitals or spaces alone: {', '.join(alike[:6])}")
     name, most = counts.most_common(1)[0]
     return [f"{len(counts)} classes in the sample, the largest ({name}) has {most / len(values):.0%}"]
 
@@ -363,7 +369,8 @@ def _aspects(cells: Sequence[tuple[int, Mapping[str, Any]]], keys: Mapping[str, 
             image, _ = open_image(cell)
         except DataError:
             continue  # counted among the broken rows
-        aspects.setdefault(label, []).append(image.width / image.height)
+        width, height = shown_size(image)
+        aspects.setdefault(label, []).append(width / height)
     means = {label: float(np.mean(own)) for label, own in aspects.items() if len(own) >= 5}
     if len(means) > 1 and max(means.values()) > ASPECT * min(means.values()):
         wide, tall = max(means, key=means.__getitem__), min(means, key=means.__getitem__)

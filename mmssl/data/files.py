@@ -236,7 +236,9 @@ def media_layout(root: Path, files: Sequence[Path]) -> Layout:
         notes.append(f"folders are taken for no classes, since some files are in none: {_some([f.name for f in bare])}")
         classes = {}
     if classes:
-        notes.append(f"folders are read as classes: {_some(sorted(set(classes.values())))}")
+        below = sorted({parts[1] for parts in rest.values() if len(parts) > 1})
+        deeper = f"; those below them are not: {_some(below)}" if below else ""
+        notes.append(f"folders are read as classes: {_some(sorted(set(classes.values())))}{deeper}")
     if set(splits) != {"train"}:
         notes.append(_which(splits, root))
     return Layout(splits, classes, notes)

@@ -157,6 +157,12 @@ def open_image(cell: Any, extent: tuple[float, float] | None = None, kind: str =
         raise DataError(f"cannot read {name}: {_reason(error)}") from error
 
 
+def shown_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of a picture when it is upright, as its EXIF says."""
+    turned = image.getexif().get(0x0112) in (5, 6, 7, 8)
+    return image.size[::-1] if turned else image.size
+
+
 def is_cut_to_8_bits(image: Image.Image) -> bool:
     """Whether a file stores 16 bits a band and Pillow reads the upper 8 of them, as it does where there are several."""
     return image.mode[0] != "I" and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))

@@ -14,14 +14,12 @@ from torch import Tensor
 
 from mmssl.errors import DataError
 from mmssl.media.cell import sentence
-from mmssl.media.image import MAX_PIXELS, Fit, Placement, open_image, placement
+from mmssl.media.image import MAX_PIXELS, Fit, Placement, open_image, placement, shown_size
 from mmssl.media.outlines import Outlines
 from mmssl.media.video import open_pictures
 
 IGNORED = 255
 """The class number of pixels that say nothing: as in PASCAL VOC those at outlines, here also those beyond a picture."""
-
-_TURNED = (5, 6, 7, 8)  # values of EXIF's orientation for which width and height change places
 
 
 class Frame(NamedTuple):
@@ -46,9 +44,7 @@ class Frame(NamedTuple):
         Raises:
             DataError: where there is no picture.
         """
-        image, _ = open_image(cell, extent)
-        turned = image.getexif().get(0x0112) in _TURNED
-        width, height = image.size[::-1] if turned else image.size
+        width, height = shown_size(open_image(cell, extent)[0])
         return cls(width, height, size, fit)
 
     @classmethod

@@ -110,6 +110,24 @@ def test_a_shape_that_tells_the_class(tmp_path):
     assert "50% of the area lies outside" in " ".join(found.facts["image"])
 
 
+def test_shapes_are_those_that_are_shown(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for n in range(6):
+        (tmp_path / "bus").mkdir(exist_ok=True)
+        (tmp_path / "tower").mkdir(exist_ok=True)
+        Image.fromarray(noise(n, 16, 32)).save(tmp_path / "bus" / f"{n}.jpg")
+        Image.fromarray(noise(n, 16, 32)).save(tmp_path / "tower" / f"{n}.jpg", exif=turned)
+    found = check(tmp_path)
+    assert "class bus are wider than those of tower" in found.traps[0]
+    assert found.facts["image"][0].startswith("16 to 32 x 16 to 32 pixels")
+
+
+def test_classes_that_differ_in_spelling_alone(tmp_path):
+    write_csv(tmp_path / "a.csv", {"text": ["a", "b", "c", "d"], "label": ["cat", " cat", "Cat", "dog"]})
+    assert check(tmp_path / "a.csv").traps == ["classes that differ in capitals or spaces alone: ' cat', 'Cat', 'cat'"]
+
+
 def test_silence_and_clips_that_do_not_move(tmp_path):
     for n in range(6):
         write(tmp_path / "sounds" / f"{n}.wav", wav(0.0 if n < 3 else 0.5, 8000))

@@ -189,6 +189,11 @@ def test_folders_that_become_classes_are_said_to(tmp_path):
     _, classes, notes = layout(tmp_path, "train/images/0.png", "train/masks/0.png", "test/images/1.png")
     assert {*classes.values()} == {"images", "masks"}
     assert "folders are read as classes: images, masks" in notes
+    _, classes, notes = layout(
+        tmp_path / "deep", "animal/cat/0.png", "animal/dog/0.png", "thing/cup/0.png", "thing/1.png"
+    )
+    assert {*classes.values()} == {"animal", "thing"}
+    assert "folders are read as classes: animal, thing; those below them are not: cat, cup, dog" in notes
 
 
 def test_where_files_went_is_told_by_as_much_of_the_path_as_it_takes(tmp_path):
