@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
-import tarfile
 from pathlib import Path
 
 import datasets
 import pytest
-import torch
-from made import Letters, png, texts, wav, write, write_csv, write_jsonl, write_parquet
+from made import png, texts, wav, write, write_csv, write_jsonl, write_parquet
 
 from mmssl.data.files import EXTENSIONS, media_layout, split_in, walk
-from mmssl.data.loader import Loader, read
-from mmssl.data.sources import StreamSource, open_source
+from mmssl.data.sources import open_source
 from mmssl.errors import DataError
 from mmssl.recipe import Data
 
@@ -263,61 +259,6 @@ def test_kinds_of_files_that_are_read_and_those_that_are_counted(tmp_path):
     assert source.notes == ("files of other kinds are left out: 2 .xcf, 1 .md",)
 
 
-def shard(path, samples):
-    with tarfile.open(path, "w") as file:
-        for key, parts in samples.items():
-            for extension, content in parts.items():
-                member = tarfile.TarInfo(f"{key}.{extension}")
-                member.size = len(content)
-                file.addfile(member, io.BytesIO(content))
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_shards_whose_samples_differ_in_their_parts(tmp_path, streaming):
-    samples = {f"{n:03d}": {"jpg": png(n), "txt": f"row {n}".encode()} for n in range(130)}
-    samples["001"] = {"png": png(1), "txt": b"row 1"}  # among the first
-    samples["004"] = {"JPG": png(4), "txt": b"row 4"}
-    samples["121"] = {"JPEG": png(121), "txt": b"row 121"}
-    samples["120"] = {"webp": png(120), "txt": b"row 120"}  # where nobody looks for columns
-    del samples["002"]["txt"]
-    samples["003"] = {"txt": b"row 3"}
-    shard(tmp_path / "a.tar", samples)
-    spec = Data(source=str(tmp_path), streaming=streaming, max_bad=0)
-    source = open_source(spec)
-    assert "png" not in source.columns
-    cells = {"image": list(source.values("jpg")), "text": list(source.values("txt"))}
-    assert [n for n, cell in enumerate(cells["image"]) if cell != png(n)] == [3]
-    assert [n for n, cell in enumerate(cells["text"]) if cell != f"row {n}"] == [2]
-    batches = list(read(spec, ("image", "text"), tokenizers={"text": Letters()}, batch_size=50))
-    assert sum(len(batch["id"]) for batch in batches) == 128
-    loader = Loader({"": spec}, ("image", "text"), batch_size=32, seed=0, tokenizers={"text": Letters()})
-    assert len(list(loader.batches(0, 8))) == 8
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize(("cells", "found"), [(["cat", "dog"], ["cat", "dog"]), (["7", "dog\n"], ["7", "dog"])])
-def test_classes_of_shards_may_be_names(tmp_path, streaming, cells, found):
-    shard(tmp_path / "a.tar", {f"{n:03d}": {"png": png(n), "cls": cells[n % 2].encode()} for n in range(120)})
-    spec = Data(source=str(tmp_path), streaming=streaming, max_bad=0)
-    assert list(open_source(spec).values("cls")) == found * 60
-    batches = list(Loader({"": spec}, ("image", "label"), batch_size=30, seed=0).batches(0, 4))
-    assert torch.cat([batch["label"] for batch in batches]).unique().tolist() == [0, 1]
-
-
-def test_a_stream_leaves_out_rows_that_lack_a_part_and_goes_on_the_same(tmp_path):
-    rows = texts(60)
-    rows["text"] = [None if n % 3 == 0 else text for n, text in enumerate(rows["text"])]
-    write_parquet(tmp_path / "train.parquet", rows)
-    spec = Data(source=str(tmp_path), streaming=True, max_bad=0, shuffle_buffer=10)
-    source = open_source(spec)
-    assert isinstance(source, StreamSource)
-    assert source.present(["text"]).count() == 40
-    assert [row["text"] for row in source.present(["text"]).rows(skip=3)][:2] == ["row 5", "row 7"]
-    loader = Loader({"": spec}, ("text",), batch_size=8, seed=0, tokenizers={"text": Letters()})
-    whole = [batch["text"].tolist() for batch in loader.batches(0, 10)]
-    assert [batch["text"].tolist() for batch in loader.batches(4, 10)] == whole[4:]
-
-
 def test_names_with_brackets_are_names(tmp_path):
     write_parquet(tmp_path / "run [1]" / "rows[2].parquet", texts(4))
     for where in (tmp_path / "run [1]", tmp_path / "run [1]" / "rows[2].parquet", tmp_path / "run [1]" / "*.parquet"):
@@ -333,58 +274,6 @@ def test_pictures_named_one_by_one_or_by_a_pattern(tmp_path):
     assert list(found.values("image")) == [str(tmp_path / "cat/0.png"), str(tmp_path / "dog/2.png")]
     assert list(found.values("label")) == ["cat", "dog"]
     assert len(open_source(Data(source=str(tmp_path / "cat/0.png")))) == 1
-
-
-@pytest.mark.parametrize(("mark", "name"), [(";", "a.csv"), ("\t", "a.tsv"), (",", "a.csv"), ("\t", "a.csv")])
-def test_how_a_csv_parts_its_columns_is_read_from_its_head(tmp_path, mark, name):
-    text = "one" if mark == "," else "one, two"
-    write(tmp_path / name, f"text{mark}kind\n{text}{mark}a\n")
-    assert open_source(Data(source=str(tmp_path))).row(0) == {"text": text, "kind": "a"}
-    assert list(open_source(Data(source=str(tmp_path / name), streaming=True)).rows()) == [{"text": text, "kind": "a"}]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "columns"),
-    [
-        ("a.tsv", "caption, english\tkind\nhello\ta\n", ("caption, english", "kind")),
-        ("a.csv", "text (free, short);kind\nhello, there;a\nbye;b\n", ("text (free, short)", "kind")),
-        ("a.csv", '"text, free";"kind"\n"hello, there";a\n', ("text, free", "kind")),
-        ("a.csv", 'text,kind\n"one; two\nlines; more",a\n', ("text", "kind")),
-        ("a.csv", '\ufeff"a;b","c"\n1,2\n', ("a;b", "c")),
-        ("a.csv", "text\nonly one\n", ("text",)),
-    ],
-)
-def test_a_mark_inside_of_a_name_parts_no_columns(tmp_path, name, content, columns):
-    write(tmp_path / name, content)
-    assert open_source(Data(source=str(tmp_path))).columns == columns
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_cells_without_a_name_shift_no_columns(tmp_path, streaming):
-    write(tmp_path / "a.csv", "text,kind\nhello,a,\nbye,b,\n")
-    with pytest.raises(DataError, match=r"a\.csv: rows have more cells than the first line has names"):
-        open_source(Data(source=str(tmp_path / "a.csv"), streaming=streaming))
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_shard_that_is_cut_short_is_one_sentence(tmp_path, streaming):
-    shard(tmp_path / "a.tar", {str(n): {"png": png(n), "txt": b"word"} for n in range(3)})
-    whole = (tmp_path / "a.tar").read_bytes()
-    (tmp_path / "a.tar").write_bytes(whole[:700])
-    with pytest.raises(DataError, match="unexpected end of data"):
-        open_source(Data(source=str(tmp_path / "a.tar"), streaming=streaming))
-
-
-@pytest.mark.parametrize("name", ["a.csv", "b.csv", "a.jsonl", "a.parquet", "a.tar"])
-def test_a_file_without_rows_is_said_to_be_one(tmp_path, name):
-    if name == "a.parquet":
-        datasets.Dataset.from_dict({"text": []}).to_parquet(tmp_path / name)
-    elif name == "a.tar":
-        shard(tmp_path / name, {})
-    else:
-        write(tmp_path / name, {"a.csv": "text,label\n", "b.csv": "", "a.jsonl": "\n"}[name])
-    with pytest.raises(DataError, match=rf"{name} holds no rows$"):
-        open_source(Data(source=str(tmp_path / name)))
 
 
 def test_a_part_of_a_split_without_files_is_said_to_be_one(tmp_path):
