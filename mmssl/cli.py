@@ -109,8 +109,8 @@ def adapt(
     probe: Annotated[
         str,
         typer.Option(
-            help="knn, ridge, logistic, svm, mlp, attentive, finetune, segmentation, detection, frames; "
-            "retrieval, zero_shot, localization, offset."
+            help="knn, ridge, logistic, svm, mlp, attentive, finetune, segmentation, detection, frames, "
+            "separation; retrieval, zero_shot, localization, offset."
         ),
     ] = "knn",
     layers: Annotated[bool, typer.Option("--layers", help="Probe every depth.")] = False,

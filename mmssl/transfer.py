@@ -85,7 +85,7 @@ def adapt(
             these), `values` (real numbers, or lists of them), `masks` (class numbers of pixels), `boxes`, `events`;
             by the column's cells where left out.
         probe: `knn`, `ridge`, `logistic`, `svm`, `mlp`, `attentive`, `finetune`, `segmentation`, `detection`, `frames`,
-            `retrieval`, `zero_shot`, `localization` or `offset`; `mmssl list` says what each is.
+            `separation`, `retrieval`, `zero_shot`, `localization` or `offset`; `mmssl list` says what each is.
         layers: probe every depth as well.
         baseline: score the same network, random-initialized, as well.
         seed: the first of `seeds` consecutive seeds.

@@ -27,7 +27,7 @@ NAMES = {
     RAW: "linear maps of raw inputs",
     CONSTANT: "constant answer",
     CHANCE: "chance",
-    CEILING: "ceiling: the best that any answer can do",
+    CEILING: "ceiling",
     MISMATCHED: "pretrained, another row's sound",
 }
 SHOWN = 3  # hyper-parameters of a row that are spelled out

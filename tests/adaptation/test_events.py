@@ -154,15 +154,15 @@ def test_keys_json_lengths_and_moments():
 
 def test_frames_are_as_long_for_every_encoder():
     tokens = torch.arange(24.0).view(1, 24, 1)
-    sound = over_time(Features(tokens, tokens[:, 0], (2, 12)), 4)  # bands, then frames
+    sound = over_time(Features(tokens, tokens[:, 0], (2, 12)), "audio", 4)  # bands, then frames
     assert sound[0, :, 0].tolist() == [7, 10, 13, 16]
-    clip = over_time(Features(tokens, tokens[:, 0], (4, 2, 3)), 4)
+    clip = over_time(Features(tokens, tokens[:, 0], (4, 2, 3)), "video", 4)
     assert clip[0, :, 0].tolist() == [2.5, 8.5, 14.5, 20.5]
-    assert over_time(Features(tokens, tokens[:, 0], (4, 2, 3)), 8)[0, 3:5, 0].tolist() == [10, 13]
+    assert over_time(Features(tokens, tokens[:, 0], (4, 2, 3)), "video", 8)[0, 3:5, 0].tolist() == [10, 13]
     slow = heard(Bands(slow=5)).row(PRETRAINED).metrics["frame_average_precision"]
     assert slow < heard().row(PRETRAINED).metrics["frame_average_precision"]
-    with pytest.raises(RecipeError, match="a grid of \\(24,\\)"):
-        over_time(Features(tokens, tokens[:, 0], (24,)), 4)
+    with pytest.raises(RecipeError, match="those of audio have a grid \\(24,\\)"):
+        over_time(Features(tokens, tokens[:, 0], (24,)), "audio", 4)
 
 
 def test_what_they_are_is_seen_in_the_cells():

@@ -100,7 +100,7 @@ class Frames(Logistic):
                 read.append(batch["id"])
                 for encoder, lists in zip(encoders, parts, strict=True):
                     for depth, features in depths_of(encoder, batch, request.layers).items():
-                        lists.setdefault(depth, []).append(over_time(features, number).float().cpu())
+                        lists.setdefault(depth, []).append(over_time(features, encoder.modality, number).float().cpu())
         if not read:
             raise DataError(f"{split.where}: no row can be decoded")
         views = [{depth: torch.cat(some) for depth, some in lists.items()} for lists in parts]
@@ -109,16 +109,24 @@ class Frames(Logistic):
         return [dict(view) for view in views], torch.cat(read)
 
 
-def over_time(features: Features, number: int) -> Tensor:
-    """Features of sounds, grid (bands, frames), or clips, (t, h, w), as `number` moments, (B, number, D).
+def moments_of(features: Features, modality: str) -> Tensor:
+    """What there is at each moment, (B, t, D), the mean over its places or frequencies; a picture is one moment.
 
-    Of more moments than that, the mean; between fewer, a line.
+    Raises:
+        RecipeError: for tokens that are in no places.
     """
-    tokens, grid = features.tokens, features.grid
-    if len(grid) not in (2, 3):
-        raise RecipeError(f"frames take tokens in their places, and these have a grid of {grid}")
-    places = tokens.unflatten(1, grid)
-    moments = (places.mean(1) if len(grid) == 2 else places.mean((2, 3))).mT
+    dimensions = {"audio": 2, "video": 3, "image": 2}
+    if len(features.grid) != dimensions[modality]:
+        raise RecipeError(f"moments are of tokens in their places, and those of {modality} have a grid {features.grid}")
+    places = features.tokens.unflatten(1, features.grid)
+    if modality == "image":
+        return places.mean((1, 2))[:, None]
+    return places.mean(1) if modality == "audio" else places.mean((2, 3))
+
+
+def over_time(features: Features, modality: str, number: int) -> Tensor:
+    """The moments of a sound or clip as `number` of them, (B, number, D): means of more, a line between fewer."""
+    moments = moments_of(features, modality).mT
     if moments.shape[2] >= number:
         return F.adaptive_avg_pool1d(moments, number).mT
     return F.interpolate(moments, number, mode="linear", align_corners=False).mT
