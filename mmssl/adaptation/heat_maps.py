@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from sklearn.metrics import auc
 from torch import Tensor
@@ -52,6 +53,11 @@ def resized(heat: Tensor, side: int = SIDE) -> np.ndarray:
     """A map (h, w) at (side, side), bilinear."""
     shown = F.interpolate(heat[None, None].double(), (side, side), mode="bilinear", align_corners=False)
     return shown[0, 0].numpy()
+
+
+def covered_shares(truth: np.ndarray, grid: tuple[int, int]) -> Tensor:
+    """Which share of each place of a coarser grid (h, w) is true: the map of one who knows and sees no finer."""
+    return F.adaptive_avg_pool2d(torch.from_numpy(truth.astype(float))[None, None], grid)[0, 0]
 
 
 def highest(heat: np.ndarray, count: int) -> np.ndarray:
