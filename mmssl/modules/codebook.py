@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from mmssl.ops.clustering import choose_centers, kmeans, nearest_center
+from mmssl.ops.clustering import balanced_kmeans, choose_centers, kmeans, nearest_center
 from mmssl.ops.draws import mix_seed
 from mmssl.ops.gather import gather
 
@@ -63,6 +63,9 @@ class Codebook(nn.Module):
         start = self.centers
         if not self.counts.any():
             start = choose_centers(sample, len(self.centers), mix_seed(int(self.seed), "k-means++"))
+        self._learn(sample, start, iterations)
+
+    def _learn(self, sample: Tensor, start: Tensor, iterations: int) -> None:
         centers, counts = kmeans(sample, start, iterations)
         self.centers.copy_(centers)
         self.counts.copy_(counts)
@@ -84,3 +87,28 @@ class Codebook(nn.Module):
         """The exponential of the entropy of the codes' shares, 0-dim: K where all are equally frequent."""
         log_shares = self.log_shares()
         return (-(log_shares.exp() * log_shares).sum()).exp()
+
+
+class BalancedCodebook(Codebook):
+    """One whose codes are about equally frequent: the nearest center after what is taken off each one's distances.
+
+    Attributes:
+        offsets: (K,), in squared distance.
+    """
+
+    offsets: Tensor
+
+    def __init__(self, codes: int, width: int) -> None:
+        super().__init__(codes, width)
+        self.register_buffer("offsets", torch.zeros(codes))
+
+    def _learn(self, sample: Tensor, start: Tensor, iterations: int) -> None:
+        centers, offsets = balanced_kmeans(sample, start, iterations)
+        self.centers.copy_(centers)
+        self.offsets.copy_(offsets)
+        self.counts.copy_(torch.bincount(self(sample), minlength=len(centers)))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(..., D) -> codes int64 (...)."""
+        points = vectors.flatten(0, -2).to(self.centers)
+        return nearest_center(points, self.centers, self.offsets)[0].view(vectors.shape[:-1])

@@ -17,17 +17,20 @@ from mmssl.ops.gather import gather, process_share, total
 ENTRIES = 2**24  # of the largest matrix of distances that is held at once
 
 
-def nearest_center(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+def nearest_center(points: Tensor, centers: Tensor, offsets: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The nearest center of each point, the first of several.
 
     Args:
         points: (N, D).
         centers: (K, D).
+        offsets: (K,), taken off the squared distances from each center; none where left out.
 
     Returns:
         int64 (N,), and the squared distances (N,).
     """
     half = centers.square().sum(1) / 2
+    if offsets is not None:
+        half = half - offsets / 2
     codes, scores = [], []
     for some in points.split(max(1, ENTRIES // len(centers))):
         score, code = (some @ centers.T - half).max(1)
@@ -97,6 +100,56 @@ def kmeans(points: Tensor, centers: Tensor, iterations: int = 25) -> tuple[Tenso
             centers[empty[: len(far)]] = torch.where(far_distance[:, None] > 0, far, centers[empty[: len(far)]])
         before, (codes, distance) = codes, nearest_center(own, centers)
     return centers, total(torch.bincount(codes, minlength=len(centers)))
+
+
+def sinkhorn(scores: Tensor, columns: Tensor, iterations: int = 10) -> tuple[Tensor, Tensor]:
+    """The transport from N rows to K columns, all of one mass, that is nearest to exp(scores) (Cuturi 2013).
+
+    Rows and columns are scaled in turn, in logarithms.
+
+    Args:
+        scores: (N, K).
+        columns: (K,), logarithms of the factors of the columns to begin with, such as zeros.
+        iterations: of both.
+
+    Returns:
+        (N, K) whose columns sum to 1 / K and, after enough iterations, whose rows sum to 1 / N; and the factors.
+    """
+    rows = scores.new_zeros(len(scores))
+    for _ in range(iterations):
+        rows = -math.log(len(scores)) - (scores + columns).logsumexp(1)
+        columns = -math.log(len(columns)) - (scores + rows[:, None]).logsumexp(0)
+    return (scores + columns + rows[:, None]).exp(), columns
+
+
+def balanced_kmeans(points: Tensor, centers: Tensor, iterations: int = 25) -> tuple[Tensor, Tensor]:
+    """k-means whose assignment is a transport with equal mass for each center; see `sinkhorn`.
+
+    It is soft at first, for the factors to be found, and nearly hard at last: squared distances are divided by a tenth
+    to a hundredth of their mean.
+
+    Args:
+        points: (N, D), the same on every process.
+        centers: (K, D) to begin with.
+        iterations: of both steps.
+
+    Returns:
+        (K, D) centers, and offsets (K,) with which `nearest_center` finds about the same assignment.
+    """
+    squared = points.square().sum(1)
+    offsets = points.new_zeros(len(centers))
+    for i in range(iterations + 1):
+        distance = (squared[:, None] - 2 * points @ centers.T + centers.square().sum(1)).clamp(min=0)
+        softness = 0.1 ** (1 + i / iterations)
+        unit = (softness * distance.mean()).clamp(min=torch.finfo(points.dtype).eps)
+        plan, factors = sinkhorn(-distance / unit, offsets / unit)
+        offsets = unit * factors
+        if i < iterations:
+            centers = plan.T @ points / plan.sum(0)[:, None]
+    if process_share()[1] > 1:
+        dist.broadcast(centers, 0)
+        dist.broadcast(offsets, 0)
+    return centers, offsets
 
 
 def _farthest(own: Tensor, distance: Tensor, number: int) -> tuple[Tensor, Tensor]:

@@ -103,6 +103,7 @@ CASES = {
     "siglip_equal": ("contrastive", {"form": "siglip", "width": 7, "positives": "equal"}),
     "siglip_equal_chunked": ("contrastive", {"form": "siglip", "width": 7, "positives": "equal", "chunk": 3}),
     "binding": ("binding", {"others": ["audio", "text"], "width": 7}),
+    "cross_modal_clustering": ("cross_modal_clustering", {"clusters": 6}),
     "matching": ("matching", {"width": 7}),
     "matching_chunked": ("matching", {"width": 7, "chunk": 5}),
     "matching_uniform_joint": ("matching", {"contrastive": 0.0, "negatives": "uniform"}),

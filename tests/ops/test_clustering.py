@@ -9,7 +9,7 @@ from scipy import stats
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from mmssl.ops.clustering import choose_centers, kmeans, nearest_center
+from mmssl.ops.clustering import balanced_kmeans, choose_centers, kmeans, nearest_center, sinkhorn
 
 
 def _blobs(rows: int = 600, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -60,3 +60,32 @@ def test_a_center_without_points_moves_to_the_farthest():
     centers, counts = kmeans(few, choose_centers(few, 5, 0))
     assert centers.isfinite().all()
     assert sorted(counts.tolist()) == [0, 0, 4, 4, 4]
+
+
+def test_a_transport_has_equal_rows_and_columns_and_is_that_of_a_written_out_loop():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(40, 5, generator=generator, dtype=torch.float64)
+    plan, factors = sinkhorn(scores, torch.zeros(5, dtype=torch.float64), 200)
+    np.testing.assert_allclose(plan.sum(1).numpy(), 1 / 40)
+    np.testing.assert_allclose(plan.sum(0).numpy(), 1 / 5)
+    kernel, u, v = scores.exp().numpy(), np.ones(40), np.ones(5)
+    for _ in range(200):
+        u = (1 / 40) / (kernel @ v)
+        v = (1 / 5) / (kernel.T @ u)
+    np.testing.assert_allclose(plan.numpy(), u[:, None] * kernel * v)
+    np.testing.assert_allclose(factors.exp().numpy(), v)
+
+
+def test_balanced_centers_have_even_shares_where_those_of_kmeans_have_not():
+    generator = torch.Generator().manual_seed(0)
+    stretch = torch.tensor([3.0, 1, 1, 0.1], dtype=torch.float64)
+    points = torch.randn(1200, 4, generator=generator, dtype=torch.float64) * stretch
+    points = points / points.norm(dim=1, keepdim=True)
+    start = choose_centers(points, 6, 0)
+    _, counts = kmeans(points, start)
+    centers, offsets = balanced_kmeans(points, start)
+    even = torch.bincount(nearest_center(points, centers, offsets)[0], minlength=6)
+    assert counts.max() > 1.4 * 200
+    assert even.max() < 1.1 * 200
+    assert even.min() > 0.9 * 200
+    assert torch.isfinite(balanced_kmeans(points[:1].expand(20, -1), start)[1]).all()
