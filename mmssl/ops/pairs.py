@@ -115,6 +115,39 @@ def sigmoid_pairs(
     return loss, a_to_b, b_to_a
 
 
+def multiple_instance_nce(a: Tensor, b: Tensor, scale: float, *, twice: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """One positive or more among several candidates (Miech et al. 2020, arXiv 1912.06430, equation 1).
+
+    With x_ijk = scale · a_i · b_jk, the mean over i of ln Σ exp over {x_ijk} and {x_jik}, all j and k, less ln Σ_k exp
+    x_iik: a's row against every candidate, and its candidates against every a. In the equation the positives x_iik are
+    in the first sum once, and it is 0 at least; in the published code they are there `twice`, and it is ln 2 at least.
+
+    Args:
+        a: (B, D).
+        b: (B, K, D), the candidates of each row.
+        scale: factor of the inner product.
+        twice: whether positives count twice.
+
+    Returns:
+        loss, how often the best of all candidates is one of the row's own, and how often the best row for a row's
+        candidates is its own, 0-dim.
+    """
+    own = own_rows(len(a), a.device)
+    number = b.shape[1]
+    to_b = scale * a @ gather(b).flatten(0, 1).T
+    to_a = scale * gather(a) @ b.flatten(0, 1).T
+    positives = to_b.unflatten(1, (-1, number)).gather(1, own[:, None, None].expand(-1, 1, number))[:, 0]
+    back = to_a.unflatten(1, (-1, number)).transpose(0, 1)
+    b_to_a = back.amax(2).argmax(1) == own
+    if not twice:
+        itself = own[:, None] == torch.arange(back.shape[1], device=own.device)
+        back = back.masked_fill(itself[:, :, None], -math.inf)
+    everything = torch.cat([to_b, back.flatten(1)], dim=1)
+    loss = (everything.logsumexp(1) - positives.logsumexp(1)).mean()
+    a_to_b = to_b.argmax(1).div(number, rounding_mode="floor") == own
+    return loss, a_to_b.to(a.dtype).mean(), b_to_a.to(a.dtype).mean()
+
+
 Part = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, ...]]
 
 

@@ -104,6 +104,8 @@ CASES = {
     "siglip_equal_chunked": ("contrastive", {"form": "siglip", "width": 7, "positives": "equal", "chunk": 3}),
     "binding": ("binding", {"others": ["audio", "text"], "width": 7}),
     "cross_modal_clustering": ("cross_modal_clustering", {"clusters": 6}),
+    "multiple_instance": ("multiple_instance", {"candidates": 3, "width": 7}),
+    "multiple_instance_paper": ("multiple_instance", {"form": "paper", "width": 7, "normalize": True}),
     "matching": ("matching", {"width": 7}),
     "matching_chunked": ("matching", {"width": 7, "chunk": 5}),
     "matching_uniform_joint": ("matching", {"contrastive": 0.0, "negatives": "uniform"}),
