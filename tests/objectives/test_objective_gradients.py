@@ -104,6 +104,10 @@ CASES = {
     "siglip_equal_chunked": ("contrastive", {"form": "siglip", "width": 7, "positives": "equal", "chunk": 3}),
     "binding": ("binding", {"others": ["audio", "text"], "width": 7}),
     "cross_modal_clustering": ("cross_modal_clustering", {"clusters": 6}),
+    "cross_modal_distillation": (
+        "cross_modal_distillation",
+        {"teachers": {"it": {"model": "timm/test_resnet", "num_classes": 5}}},
+    ),
     "multiple_instance": ("multiple_instance", {"candidates": 3, "width": 7}),
     "multiple_instance_paper": ("multiple_instance", {"form": "paper", "width": 7, "normalize": True}),
     "matching": ("matching", {"width": 7}),
@@ -171,6 +175,8 @@ def case(name: str) -> tuple[Objective, dict[str, Tensor]]:
         encoders["text"] = TinyCausal()
     if kind == "replaced_token":
         encoders["words"] = TinyText(encoders["text"].tokenizer)
+    if kind == "cross_modal_distillation":  # clips are for its teachers
+        del encoders["video"]
     if kind == "matching":
         fusion = next((kind for kind in ("joint", "multiway") if name.endswith(kind)), "cross")
         encoders = tiny_fused(fusion, hyper.get("a", "image"), hyper.get("b", "text"))
