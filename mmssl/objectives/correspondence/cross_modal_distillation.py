@@ -28,6 +28,7 @@ from mmssl.objectives.base import Chance, Objective, Panel, Step
 from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import average, process_share
+from mmssl.ranges import Positive
 
 VIEWS: dict[str, Any] = {}
 
@@ -52,7 +53,7 @@ class CrossModalDistillation(Objective):
         teachers: dict[str, dict[str, Any]],
         student: str = "audio",
         source: Literal["video", "image"] = "video",
-        counted: int = 1024,
+        counted: Positive = 1024,
         views: dict[str, Any] = VIEWS,
     ) -> None:
         super().__init__(encoders)
