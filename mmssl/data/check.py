@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmssl.data.base import MapSource
-from mmssl.data.columns import find_column
+from mmssl.data.columns import as_text, find_column
 from mmssl.data.duplicates import across_splits
 from mmssl.data.features import name_of
 from mmssl.data.files import KINDS
@@ -295,6 +295,7 @@ def _clips(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[st
 
 
 def _texts(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[str]:
+    held = [(number, as_text(cell)) for number, cell in held]
     texts = [cell for _, cell in held if isinstance(cell, str)]
     found.broken += [
         f"text, row {n}: {type(cell).__name__} is no text" for n, cell in held if not isinstance(cell, str)

@@ -23,6 +23,12 @@ CENTER = "center"
 """Key of `data.columns` that names a column of seconds, which windows of sounds and clips lie around."""
 
 
+def as_text(cell: Any) -> Any:
+    """A list of sentences as one text with a line for each, which ends a sentence; anything else as it is."""
+    several = isinstance(cell, list) and cell and all(isinstance(sentence, str) for sentence in cell)
+    return "\n".join(cell) if several else cell
+
+
 class TextToIds(Protocol):
     """What the decoder needs of a `mmssl.media.text.Tokenizer`."""
 
@@ -254,6 +260,7 @@ class Decoder:
             return {"video": decode_video(cell, video.size, video.fps, video.frames, window, video.fit, center)}
         if self.spec.text.pack and isinstance(cell, Mapping):
             return _packed(cell)
+        cell = as_text(cell)
         if not isinstance(cell, str):
             raise DataError(f"column '{self.columns['text']}' should hold text, it holds {type(cell).__name__}")
         assert self.tokenizer is not None  # checked when built

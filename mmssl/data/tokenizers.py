@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from mmssl.data.columns import find_column
+from mmssl.data.columns import as_text, find_column
 from mmssl.data.sources import open_source
 from mmssl.errors import DataError, RecipeError
 from mmssl.media.text import Tokenizer
@@ -68,7 +68,7 @@ def _texts(recipe: Recipe, key: str, where: str) -> Iterable[str]:
             continue
         others: set[str] = set()
         texts = 0
-        for cell in islice(source.values(column), TOKENIZER_TEXTS):
+        for cell in map(as_text, islice(source.values(column), TOKENIZER_TEXTS)):
             if isinstance(cell, str):
                 texts += 1
                 yield cell

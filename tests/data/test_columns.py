@@ -11,6 +11,7 @@ from mmssl.data.columns import Decoder, find_classes, find_column
 from mmssl.decode_settings import AudioDecode, ImageDecode, TextDecode, VideoDecode
 from mmssl.errors import DataError, RecipeError
 from mmssl.media.clip import decode_clip, write_clip
+from mmssl.media.units import sentence_ends
 from mmssl.recipe import Data
 
 SPEC = Data(
@@ -123,6 +124,16 @@ def test_bad_cells_are_data_errors():
             decoder(row, 0.0)
     with pytest.raises(DataError, match="label 'a' is no class number"):
         Decoder(SPEC, [], label="kind")({"kind": "a"}, 0.0)
+
+
+def test_a_list_of_sentences_is_one_text_with_a_line_for_each():
+    decoder = Decoder(SPEC, ["text"], tokenizers={"text": Letters()})
+    for cell in (["ab", "cd"], ["ab"]):
+        assert torch.equal(decoder({"text": cell}, 0.0)["text"], decoder({"text": "\n".join(cell)}, 0.0)["text"])
+    assert sentence_ends("Pour it in\nthen stir") == [10, 20]
+    for cell in ([], [5], ["a", None]):
+        with pytest.raises(DataError, match="should hold text, it holds list"):
+            decoder({"text": cell}, 0.0)
 
 
 def test_windows_lie_around_the_second_that_a_row_names():

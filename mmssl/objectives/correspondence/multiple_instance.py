@@ -4,7 +4,8 @@ Miech, Alayrac, Smaira, Laptev, Sivic & Zisserman 2020, "End-to-End Learning of 
 Instructional Videos", arXiv 1912.06430 (MIL-NCE): people talk of what they do before or after they do it. So a clip
 has several candidates, sentences that are neighbors in time, of which at least one should fit, and the sum over them
 is compared with all other clips and sentences of the global batch. The candidates are the sentences of the row's text,
-a window of them where there are more, and over again from the first one where there are fewer.
+which may be a list of them, a window of them where there are more, and over again from the first one where there are
+fewer.
 
 Form `published`: in the authors' code each positive is in the denominator twice, so that the loss is ln 2 at least.
 Form `paper`: once, as in equation 1, and 0 at least. Neither divides by a temperature or makes unit vectors;
