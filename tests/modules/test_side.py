@@ -33,12 +33,14 @@ def test_a_side_gives_its_encoder_what_it_reads_and_what_of_it_is_valid(name):
         torch.testing.assert_close(torch.stack(cells) * 255, batch[name].float())
 
 
-def test_images_alone_are_cropped():
+def test_images_and_clips_alone_are_cropped():
     batch, crop = tiny_batch(4), Crop(area=(0.3, 0.5))
     a, b = both_sides("image", "video", lambda name: tiny_encoders()[name], crop).values()
     assert (a.key, b.key, a.name, b.name) == ("a", "b", "image", "video")
     torch.testing.assert_close(a.read(batch, Draws(0, 0, 4))["a"], crop(batch["image"], Draws(0, 0, 4)))
-    assert b.read(batch, Draws(0, 0, 4))["b"] is batch["video"]
+    torch.testing.assert_close(b.read(batch, Draws(0, 0, 4))["b"], crop(batch["video"], Draws(0, 0, 4)))
+    (sound, _) = both_sides("audio", "text", lambda name: tiny_encoders()[name], crop).values()
+    assert sound.read(batch, Draws(0, 0, 4))["a"] is batch["audio"]
 
 
 def test_a_fusion_reads_these_two():

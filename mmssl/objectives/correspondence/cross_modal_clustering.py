@@ -3,9 +3,8 @@
 Alwassel, Mahajan, Korbar, Torresani, Ghanem & Tran 2020, "Self-Supervised Learning by Cross-Modal Audio-Video
 Clustering", arXiv 1911.12667 (XDC): every so often the vectors of each encoder are clustered, and the clusters of the
 one are the classes that the other learns. Assignment `kmeans` is the paper's. Assignment `sinkhorn` makes all clusters
-equally large, by optimal transport, as in Asano, Patrick, Rupprecht & Vedaldi 2020, "Labelling Unlabelled Videos from
-Scratch with Multi-Modal Self-Supervision", arXiv 2006.13662 (SeLaVi; without its Gaussian sizes, its ten heads and its
-sharing of labels).
+equally large, by optimal transport, as in Asano, Patrick, Rupprecht & Vedaldi 2020, arXiv 2006.13662 (SeLaVi; without
+its Gaussian sizes, its ten heads and its sharing of labels).
 
 A row's cluster is that of a copy of the encoders which is renewed along with the clusters: it stays the same from one
 renewal to the next, for streams as well, and no table of rows is kept. Copies and clusters see the crops of the step.
