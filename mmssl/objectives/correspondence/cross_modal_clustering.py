@@ -10,8 +10,9 @@ A row's cluster is that of a copy of the encoders which is renewed along with th
 renewal to the next, for streams as well, and no table of rows is kept. Copies and clusters see the crops of the step.
 
 Known traps. A single cluster solves the task: an empty one moves to the vector that is farthest from its own, and each
-cluster counts the same in the loss, however large it is. A second clustering numbers the clusters anew, so that the
-published code starts new heads; here it goes on from the centers there are, and the heads keep their meaning. The
+cluster counts the same in the loss, however large it is. A second clustering numbers the clusters anew, so that
+DeepCluster (arXiv 1807.05520) starts a new head; here it goes on from the centers there are, and heads keep their
+meaning. The
 first clusters are those of untrained networks. Clusters may say what one of the two alone has, such as a microphone's
 hum: the other cannot learn those.
 """
