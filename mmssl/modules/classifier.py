@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import timm
 import torch
@@ -47,7 +47,7 @@ class PictureClassifier(nn.Module):
         self.net, self.classes = net, int(net.num_classes)
         self.requires_grad_(False)
 
-    def _published(self, *, pretrained: bool) -> nn.Module:
+    def _published(self, *, pretrained: bool) -> _Published:
         kwargs = {key: value for key, value in self.given.items() if key not in ("model", "pretrained")}
         library, name = split_model(self.given["model"])
         if library != "timm":
@@ -55,8 +55,7 @@ class PictureClassifier(nn.Module):
         if not timm.is_model(name):
             raise RecipeError(f"timm has no network '{name}'{nearest(name, timm.list_models())}")
         with build_errors(self.given["model"]):
-            net: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
-        return net
+            return _Published(timm.create_model(name, pretrained=pretrained, **kwargs))
 
     @staticmethod
     def _saved(folder: Path) -> _Saved:
@@ -84,15 +83,24 @@ class PictureClassifier(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), uint8 or floats in [0, 1] -> probabilities (B, K)."""
         with evaluating(self.net):
-            if isinstance(self.net, _Saved):
-                logits = self.net(pictures)
-            else:
-                weight = next(self.net.parameters())
-                x = pictures if pictures.is_floating_point() else pictures / 255
-                config = self.net.pretrained_cfg
-                mean, std = (weight.new_tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
-                logits = self.net((x.to(weight.dtype) - mean) / std)
-        return cast(Tensor, logits).softmax(1)
+            probabilities: Tensor = self.net(pictures).softmax(1)
+        return probabilities
+
+
+class _Published(nn.Module):
+    """A network of timm with its classifier, and what its pictures are normalized by."""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net, self.num_classes = net, net.num_classes
+        self.mean, self.std = (
+            nn.Buffer(torch.tensor(net.pretrained_cfg[key])[:, None, None]) for key in ("mean", "std")
+        )
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        x = pictures if pictures.is_floating_point() else pictures / 255
+        logits: Tensor = self.net((x.to(self.mean.dtype) - self.mean) / self.std)
+        return logits
 
 
 class _Saved(nn.Module):

@@ -105,9 +105,9 @@ def test_a_published_classifier_answers_as_timm_does():
     torch.manual_seed(0)
     teacher = PictureClassifier({**SMALL, "pretrained": False})
     pictures = tiny_batch(3, size=32)["image"]
-    config = timm.data.resolve_model_data_config(teacher.net)
+    config = timm.data.resolve_model_data_config(teacher.net.net)
     mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
-    expected = teacher.net.eval()((pictures / 255 - mean) / std).softmax(1)
+    expected = teacher.net.net.eval()((pictures / 255 - mean) / std).softmax(1)
     assert teacher.classes == 5
     torch.testing.assert_close(teacher.train()(pictures), expected)
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
