@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.ops.augment import resize_matrix
@@ -87,3 +91,35 @@ def random_stretch(
     flat = spectrograms.flatten(0, 1)
     lost = inner @ (~mask).flatten(0, 1)[..., None].to(inner.dtype)
     return (bands @ flat @ inner.mT).view(spectrograms.shape), (lost[..., 0] < 0.5).view(mask.shape)
+
+
+def resample(x: Tensor, speed: Fraction, cutoff: float, zeros: int = 32, beta: float = 12.0) -> Tensor:
+    """Sounds played at another speed: pitch and tempo change together.
+
+    The filter is one of the result: at any speed it lets the same frequencies of what is heard through, where a filter
+    that depends on the speed leaves a band limit that tells it. A sinc under a Kaiser window, as torchaudio's.
+
+    Args:
+        x: (N, S).
+        speed: above 1 for a shorter, higher sound.
+        cutoff: middle of the filter's edge, as a share of half the sample rate; below the lowest speed of those that
+            are to be alike, less the width of the edge, which is a fourth of it.
+        zeros: zeros of the sinc on each side.
+        beta: of the window.
+
+    Returns:
+        (N, n), sample i of which is that of `x` at `reach + i * speed`, see `reach`; as many as `x` is long enough for.
+    """
+    down, up, half = speed.numerator, speed.denominator, reach(speed, cutoff, zeros)
+    place = torch.arange(-half, half + down, device=x.device, dtype=torch.float64)
+    phase = torch.arange(up, device=x.device, dtype=torch.float64)[:, None] * down / up
+    time = (place - phase) * (cutoff / float(speed))
+    window = torch.i0(beta * (1 - (time / zeros).square()).clamp(min=0).sqrt()) / torch.i0(torch.tensor(beta))
+    kernel = torch.sinc(time) * window * (time.abs() <= zeros) * (cutoff / float(speed))
+    found = F.conv1d(x[:, None], kernel[:, None].to(x.dtype), stride=down)
+    return found.mT.flatten(1)
+
+
+def reach(speed: Fraction, cutoff: float, zeros: int = 32) -> int:
+    """Samples on each side of a place that `resample` reads."""
+    return math.ceil(zeros * speed / Fraction(cutoff))

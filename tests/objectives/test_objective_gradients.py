@@ -133,6 +133,7 @@ CASES = {
     "masked_pair_patches": ("masked_pair", {"b": None, "fusion": None, "codes": 12}),
     "wav2vec2": ("wav2vec2", {"mask_length": 2, "negatives": 5, "codes": 6, "width": 4, "diversity": 5.0}),
     "hubert": ("hubert", {"mask_length": 2, "codes": 6, "width": 4, "target": "layers.0", "unmasked": 0.5}),
+    "sound_speed": ("sound_speed", {"window": 0.3}),
     "cpc": ("cpc", {"blocks": 5, "steps": 2, "width": 7}),
     "cpc_dpc": ("cpc", {"encoder": "video", "form": "dpc", "blocks": 4, "steps": 2, "width": 7}),
     "captioning": ("captioning", {"smoothing": 0.1}),
@@ -185,7 +186,7 @@ def case(name: str) -> tuple[Objective, dict[str, Tensor]]:
     for module in objective.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
-    batch = tiny_batch(ROWS)
+    batch = tiny_batch(ROWS, frames=48 if kind == "sound_speed" else 12)
     if name == "clip_frozen":
         objective.encoder("image").freeze()
     if hyper.get("positives") == "equal":  # on one process and on several, in one micro-batch and in several
