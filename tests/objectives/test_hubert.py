@@ -131,6 +131,19 @@ def test_targets_stay_those_of_the_network_as_it_was():
 
 
 @pytest.mark.usefixtures("double")
+def test_targets_are_those_of_weights_that_were_loaded_after_it_was_built():
+    objective, batch = task(), sounds()
+    with torch.no_grad():
+        for parameter in objective.network.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    objective.before_step(Step(0, lambda: [batch]))
+    inputs = objective.transform(batch, Draws(0, 0, ROWS))
+    layer = objective.network.layers(batch["audio"], batch["audio_mask"])["layers.0"].tokens
+    nearest = torch.cdist(layer, objective.codebook.centers).argmin(2).gather(1, inputs["places"])
+    assert torch.equal(inputs["target"][inputs["chosen"]], nearest[inputs["chosen"]])
+
+
+@pytest.mark.usefixtures("double")
 def test_cepstra_are_torchaudios_one_for_each_frame_of_the_same_samples():
     rate, reach, stride = 16_000, 400, 320
     sound = torch.randn(2, 16_000)
