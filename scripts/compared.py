@@ -56,11 +56,14 @@ def command(name: str) -> str:
 def write(name: str) -> None:
     """The table between the marks of its name."""
     import mmssl
+    from mmssl.comparison.page import depth_curves
 
     if f"<!-- {name} -->" in RESULTS.read_text(encoding="utf-8") and (HOME / name).exists():
         found = mmssl.Comparison.read(HOME / name)
         notes = "\n".join(f"- {note}" for note in found.notes())
-        write_tables(name, f"{found.markdown()}\n\n{found.sentence.partition(' Next:')[0]}\n\n{notes}")
+        depth_curves(found).savefig(RESULTS.parent / f"{name}_depths.png", dpi=120)
+        drawn = f"![{found.main} by depth, shallow on the left]({name}_depths.png)"
+        write_tables(name, f"{found.markdown()}\n\n{found.sentence.partition(' Next:')[0]}\n\n{notes}\n\n{drawn}")
 
 
 def main() -> None:

@@ -60,7 +60,7 @@ def _figures(found: Comparison) -> Iterator[dict[str, Any]]:
         text = f"{found.main} at every depth, mean and standard deviation over the seeds; shallow on the left"
         if found.ranked and (sentence := found.depth_sentence(found.ranked[0], found.main)):
             text += f". {sentence}"
-        yield _figure("Which depth transfers best", _depths(found), text)
+        yield _figure("Which depth transfers best", depth_curves(found), text)
     if found.measures and len(found.ranked) > 1:
         told = [f"{measure.title} {one.tau:+.2f}" for measure, one in found.agreements.items()]
         text = f"a point a task, against {found.main}; how well each ranking agreed with probes here: "
@@ -150,7 +150,8 @@ def _gains(found: Comparison) -> Figure:
     return figure
 
 
-def _depths(found: Comparison) -> Figure:
+def depth_curves(found: Comparison) -> Figure:
+    """Score of the main measure by depth, mean and standard deviation over the seeds, a curve a line of the table."""
     lines = [line for line in (*found.ranked, UNTRAINED, "supervised") if line in found.cells]
     figure, (axes,) = _new(7.2, 4)
     scale, names = 100 if found.percent else 1, list[str]()
