@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
-from tiny_encoders import tiny_batch, tiny_encoders
+from tiny_encoders import tiny_batch, tiny_encoders, tiny_world
 
 from mmssl.errors import RecipeError
 from mmssl.objectives import create
 from mmssl.ops.draws import Draws
 
-TOPICS = 6
-
 
 def _task(**hyper):
     torch.manual_seed(0)
     return create("binding", tiny_encoders(), **{"others": ["audio", "text"], "width": 8} | hyper)
-
-
-def _world(rows: int, seed: int) -> dict[str, torch.Tensor]:
-    """Rows of six topics: a color of the picture, a pitch of the sound, a word of the text; all else is noise."""
-    noise = tiny_batch(rows, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    topic = torch.randint(TOPICS, (rows,), generator=generator)
-    corners = torch.tensor([[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)])[1:-1]
-    image = noise["image"] // 2 + corners[topic][:, :, None, None].to(torch.uint8) * 127
-    time = torch.arange(noise["audio"].shape[1]) / 100
-    phase = torch.rand(rows, 1, generator=generator)
-    audio = torch.sin(2 * math.pi * (time * (3.0 * (1 + topic[:, None])) + phase)) + 0.1 * noise["audio"]
-    text = torch.where(torch.rand(rows, 24, generator=generator) < 0.5, 5 + topic[:, None], noise["text"])
-    return {
-        "image": image,
-        "audio": audio,
-        "audio_mask": torch.ones_like(audio, dtype=torch.bool),
-        "text": text * noise["text_mask"],
-        "text_mask": noise["text_mask"],
-        "topic": topic,
-    }
 
 
 @pytest.mark.usefixtures("double")
@@ -69,7 +44,7 @@ def test_two_that_never_met_are_found_above_chance():
 
     def found() -> float:
         with torch.no_grad():
-            rows = _world(300, seed=1000)
+            rows = tiny_world(300, seed=1000)
             pair = next(pair for pair in task.pairs if {pair.a, pair.b} == {"audio", "text"})
             sides = [
                 embed(task.encoder(name)(rows[name], rows[f"{name}_mask"]))
@@ -80,7 +55,7 @@ def test_two_that_never_met_are_found_above_chance():
 
     before = found()
     for step in range(150):
-        heard, read = _world(32, seed=2 * step), _world(32, seed=2 * step + 1)
+        heard, read = tiny_world(32, seed=2 * step), tiny_world(32, seed=2 * step + 1)
         batch = {f"heard/{key}": value for key, value in heard.items() if not key.startswith("text")}
         batch |= {f"read/{key}": value for key, value in read.items() if not key.startswith("audio")}
         optimizer.zero_grad()

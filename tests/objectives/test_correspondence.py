@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy import stats
-from tiny_encoders import tiny_batch, tiny_encoders
+from tiny_encoders import tiny_batch, tiny_encoders, tiny_world
 
 from mmssl.errors import RecipeError
 from mmssl.objectives import create
@@ -165,6 +165,21 @@ def test_sounds_of_no_picture_are_told_at_chance_before_and_after_training(form)
     wins = round(sum(float(losses["ranking"]) for losses in unseen) * 200)
     assert stats.binomtest(wins, 800).pvalue > 1e-3
     assert sum(float(losses["loss"]) for losses in unseen) / 4 == pytest.approx(math.log(2), abs=0.05)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("form", FORMS)
+def test_sounds_that_say_what_is_seen_are_told_from_others(form):
+    task = _task(form=form, width=16)
+    optimizer = torch.optim.Adam(task.parameters(), 1e-2)
+    for step in range(300):
+        optimizer.zero_grad()
+        task(task.transform(tiny_world(32, seed=step), Draws(0, step, 32)))["loss"].backward()
+        optimizer.step()
+    with torch.no_grad():
+        losses = task(task.transform(tiny_world(300, seed=1000), Draws(1, 0, 300)))
+    assert losses["ranking"] > 0.75  # another row is of the same topic in one of six
+    assert losses["loss"] < 0.6
 
 
 def test_refuses_what_cannot_work():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -267,4 +268,25 @@ def tiny_batch(rows: int, seed: int = 0, length: int = 24, size: int = 12, frame
         "audio_mask": audio_mask,
         "video": torch.randint(0, 256, (rows, frames, 3, size, size), generator=generator, dtype=torch.uint8),
         "id": torch.arange(rows),
+    }
+
+
+def tiny_world(rows: int, seed: int) -> dict[str, torch.Tensor]:
+    """Rows of six topics: a color of the picture, a pitch of the sound, a word of the text; all else is noise."""
+    noise = tiny_batch(rows, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    topic = torch.randint(6, (rows,), generator=generator)
+    corners = torch.tensor([[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)])[1:-1]
+    image = noise["image"] // 2 + corners[topic][:, :, None, None].to(torch.uint8) * 127
+    time = torch.arange(noise["audio"].shape[1]) / 100
+    phase = torch.rand(rows, 1, generator=generator)
+    audio = torch.sin(2 * math.pi * (time * (3.0 * (1 + topic[:, None])) + phase)) + 0.1 * noise["audio"]
+    text = torch.where(torch.rand(rows, 24, generator=generator) < 0.5, 5 + topic[:, None], noise["text"])
+    return {
+        "image": image,
+        "audio": audio,
+        "audio_mask": torch.ones_like(audio, dtype=torch.bool),
+        "text": text * noise["text_mask"],
+        "text_mask": noise["text_mask"],
+        "topic": topic,
     }

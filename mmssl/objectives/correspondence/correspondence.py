@@ -10,7 +10,8 @@ Known traps. The published training code of the embedding that is used most (ope
 its own, so that it need not overlap what is seen. Here what is seen and both sounds are of one moment, each of its own
 clip: neither answer is told by where in its clip a sound was cut. Both are also cut to the valid length that the two
 have in common, or their lengths would tell. Another row is drawn from all with another sound and another picture, and
-never by a label; a row for which there is none counts for nothing.
+never by a label; a row for which there is none counts for nothing. Form `distance` stays at chance longer than
+`fusion` before it learns.
 """
 
 from __future__ import annotations
