@@ -93,7 +93,13 @@ def test_list_names_everything_there_is(monkeypatch, capsys):
 def test_list_of_one_shows_needs_chance_defaults_and_source(monkeypatch, capsys):
     assert call(monkeypatch, "list", "rotation") == 0
     text = capsys.readouterr().out
-    for piece in ("1803.07728", "reads: image", "chance: Four turns", "views: ", "'area': (0.08, 1.0), 'flip': 0.5"):
+    for piece in (
+        "1803.07728",
+        "reads: what its encoders read",
+        "chance: Four turns",
+        "views: ",
+        "'area': (0.08, 1.0), 'flip': 0.5",
+    ):
         assert piece in text
     assert call(monkeypatch, "list", "rotation", "--json") == 0
     facts = json.loads(capsys.readouterr().out)

@@ -18,7 +18,7 @@ import numpy as np
 from mmssl.data.annotated import AnnotatedSource, find_annotations
 from mmssl.data.annotated.layout import Annotations
 from mmssl.data.base import MapSource, Row
-from mmssl.data.csv_files import separator
+from mmssl.data.csv_files import as_written, separator
 from mmssl.data.features import check_classes, names_of_classes, undecoded
 from mmssl.data.files import (
     BUILDERS,
@@ -308,7 +308,8 @@ def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: 
             folders = {spec.columns.get(key, key): base for key in (*EXTENSIONS, "mask")}
     with _explained(where):
         if builder == "csv":
-            arguments["sep"] = separator(next(iter(asked.values()))[0])
+            arguments["sep"] = mark = separator(next(iter(asked.values()))[0])
+            arguments["converters"] = as_written((file for own in asked.values() for file in own), mark)
         if builder == "webdataset":
             arguments["features"], merged = shard_features(next(iter(asked.values()))[0])
         take_names()

@@ -8,7 +8,7 @@ import tarfile
 import datasets
 import pytest
 import torch
-from made import Letters, png, texts, write, write_parquet
+from made import Letters, png, texts, write, write_csv, write_parquet
 
 from mmssl.data.loader import Loader, read
 from mmssl.data.sources import StreamSource, open_source
@@ -121,3 +121,14 @@ def test_a_file_without_rows_is_said_to_be_one(tmp_path, name):
         write(tmp_path / name, {"a.csv": "text,label\n", "b.csv": "", "a.jsonl": "\n"}[name])
     with pytest.raises(DataError, match=rf"{name} holds no rows$"):
         open_source(Data(source=str(tmp_path / name)))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_codes_that_begin_with_a_zero_are_no_numbers(tmp_path, streaming):
+    columns = {"code": ["7", "007", "", "12"], "day": ["2020-01-05", "2020-02-07", "2021-03-01", "2021-04-01"]}
+    write_csv(tmp_path / "all.csv", columns | {"share": ["0.5", "0.25", "1", "2"], "number": ["0", "10", "20", "3"]})
+    source = open_source(Data(source=str(tmp_path / "all.csv"), streaming=streaming))
+    rows = list(source.rows()) if streaming else [source.row(i) for i in range(4)]
+    assert [row["code"] for row in rows] == ["7", "007", None, "12"]
+    assert [row["number"] for row in rows] == [0, 10, 20, 3]
+    assert [row["share"] for row in rows] == [0.5, 0.25, 1, 2]
