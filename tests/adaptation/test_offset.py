@@ -111,12 +111,17 @@ def test_windows_are_cut_from_a_sound_that_was_moved():
     assert clip.heard(grid, 20)["audio"][2].tolist() == list(range(80, 100))  # late by half a second: in sync there
 
 
-def test_random_weights_stand_in_the_table():
+@pytest.mark.parametrize(
+    "form",
+    [{"min_shift": 0.5}, {"form": "shift", "offsets": 2}, {"form": "contrast", "moments": 3}],
+    ids=["match", "shift", "contrast"],
+)
+def test_random_weights_stand_in_the_table(form):
     encoders = {
         "video": mmssl.encoder("timm/test_resnet", modality="video"),
         "audio": mmssl.encoder("timm/test_resnet", modality="audio", rate=RATE, n_fft=64, hop=20, mels=16),
     }
-    task = mmssl.objective("temporal_alignment", encoders, window=1.0, min_shift=0.5, width=8)
+    task = mmssl.objective("temporal_alignment", encoders, window=1.0, width=8, **form)
     rows = [{**batch, "video": batch["video"].repeat_interleave(8, 3).repeat_interleave(8, 4)} for batch in flashes(3)]
     table = apart(task, rows, baseline=True, seeds=2, step=0.4, windows=2)
     assert len(table.row(RANDOM).runs["within_a_step"]) == 2

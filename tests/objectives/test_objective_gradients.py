@@ -116,6 +116,15 @@ CASES = {
     "matching_multiway": ("matching", {"a": "video", "b": "audio", "width": 7}),
     "matching_distilled": ("matching", {"width": 7, "momentum": 0.9, "queue": 21, "ramp": 2}),
     "temporal_alignment": ("temporal_alignment", ALIGNMENT),
+    "temporal_alignment_ambiguous": ("temporal_alignment", ALIGNMENT | {"ambiguity": 0.5}),
+    "temporal_alignment_shift": (
+        "temporal_alignment",
+        {"form": "shift", "window": 0.5, "offsets": 1, "ambiguity": 0.9, "width": 8},
+    ),
+    "temporal_alignment_contrast": (
+        "temporal_alignment",
+        {"form": "contrast", "window": 0.5, "min_shift": 0.2, "moments": 3, "ambiguity": 0.9, "width": 8},
+    ),
     "correspondence": ("correspondence", {"visual": "video", "window": 0.5, "width": 8}),
     "correspondence_distance": ("correspondence", {"form": "distance", "width": 8}),
     "combine": (

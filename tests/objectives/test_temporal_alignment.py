@@ -1,4 +1,4 @@
-"""Temporal alignment: which windows are paired, and that sound and picture keep one clock."""
+"""Temporal alignment, form match: which windows are paired, and that sound and picture keep one clock."""
 
 from __future__ import annotations
 
@@ -101,10 +101,11 @@ def test_masks_and_mirrors_follow():
 def test_loss_accuracy_and_ranking():
     task = _task()
     logits = torch.tensor([[2.0, 1.0], [-1.0, -2.0], [0.5, 0.5], [-1.0, 1.0]])
-    losses = task.loss({"logits": logits}, {})
+    losses = task.loss({"logits": logits}, {"valid": torch.ones(4, dtype=torch.bool), "valid_rows": torch.tensor(4)})
     assert losses["ranking"] == 2.5 / 4
     assert losses["accuracy"] == 3 / 8
-    flat = task.loss({"logits": torch.zeros(3, 2)}, {})
+    some = {"valid": torch.tensor([True, False, True]), "valid_rows": torch.tensor(2)}
+    flat = task.loss({"logits": torch.zeros(3, 2)}, some)
     chance = task.chance(3)
     assert math.isclose(flat["loss"], chance.loss, rel_tol=1e-6)
     assert flat["ranking"] == chance.metrics["ranking"]
@@ -127,5 +128,5 @@ def test_refuses_clips_that_do_not_fit():
         _task(window=1.5).transform(_clips(2), Draws(0, 0, 2))
     with pytest.raises(RecipeError, match="video = 'image' is an encoder that reads image"):
         _task(video="image")
-    with pytest.raises(RecipeError, match="should be float above 0"):
+    with pytest.raises(RecipeError, match=r"should be float \| None above 0"):
         _task(window=0)

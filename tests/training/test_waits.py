@@ -33,7 +33,6 @@ PADDING = "the library looks whether anything is padding, and takes a faster ker
 MAY_ASK = {
     "mmssl/ops/transfers.py": "uploads without waiting, and asks once for all lines",
     "mmssl/ops/tiles.py": "a matrix made on the host",
-    "mmssl/objectives/correspondence/temporal_alignment.py": "pairs of places, made on the host",
     "mmssl/ops/losses.py": WORDS,
     "mmssl/objectives/reconstruction/_hidden.py": WORDS,
     "mmssl/objectives/reconstruction/_text_to_text.py": WORDS,
