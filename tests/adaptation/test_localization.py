@@ -155,6 +155,20 @@ def test_of_a_clip_the_frames_around_the_event_are_read(tmp_path):
     assert localized(task, swapped, data=how).row(PRETRAINED).metrics["ciou_equal_area"] == 0
 
 
+@pytest.mark.parametrize("form", ["match", "shift", "contrast"])
+def test_alignment_has_a_map_in_each_form(form, tmp_path):
+    write_clip(tmp_path / "a.mp4", np.zeros((10, SIZE, SIZE, 3), np.uint8), 10, np.full(8000, 0.25, np.float32), 8000)
+    rows = datasets.Dataset.from_dict({"clip": [str(tmp_path / "a.mp4")] * 2, "box": [[0, 0.25, 0.5, 0.75]] * 2})
+    columns = {"video": "clip", "audio": "clip"}
+    how = HOW.model_copy(update={"columns": columns, "video": VideoDecode(size=SIZE, fps=10, frames=10)})
+    encoders = {
+        "video": mmssl.encoder("timm/test_resnet", modality="video"),
+        "audio": mmssl.encoder("timm/test_resnet", modality="audio", rate=RATE, n_fft=64, hop=40, mels=16),
+    }
+    task = mmssl.objective("temporal_alignment", encoders, form=form, window=0.5, width=8)
+    assert localized(task, rows, data=how).test_rows == 2
+
+
 def test_random_weights_stand_in_the_table():
     encoders = {
         "image": mmssl.encoder("timm/test_resnet", modality="image"),
