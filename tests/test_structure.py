@@ -33,7 +33,7 @@ audit
 run_directory parts
 report hub
 runs
-transfer embedding predicting comparison
+transfer embedding predicting comparison suites
 comparing
 doctor cli_options
 cli_rows cli_asking
