@@ -38,8 +38,8 @@ from mmssl.modules.mode import evaluating
 from mmssl.suites import Given, open_model
 
 if TYPE_CHECKING:
-    from mteb.models import ModelMeta
     from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.models import ModelMeta
 
 READ = ("text", "image", "audio")
 NAME = re.compile(r"[^/\s]+/[^/\s]+")
