@@ -22,6 +22,9 @@ def compare(
     tasks: Annotated[
         str | None, typer.Option(help="Tasks or recipes, as in rotation,simclr; all that fit by default.")
     ] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="Whose encoder is compared, as video or audio of clips; what is seen by default.")
+    ] = None,
     encoder: Annotated[
         str | None, typer.Option(help="library/name, or '{model: library/name, ...}', for all tasks.")
     ] = None,
@@ -70,6 +73,7 @@ def compare(
         runs=runs,
         label=label,
         tasks=None if tasks is None else [task for task in tasks.split(",") if task],
+        modality=modality,
         encoder=encoder,
         budget=budget,
         seeds=seeds,

@@ -22,6 +22,7 @@ def compare(
     runs: Sequence[str | Path] | None = None,
     label: str | None = None,
     tasks: Sequence[str] | None = None,
+    modality: str | None = None,
     encoder: str | Mapping[str, Any] | None = None,
     budget: str = "steps=800",
     seeds: int = 3,
@@ -58,12 +59,15 @@ def compare(
             the effective rank of their features (RankMe), next to LiDAR and alpha-ReQ, which is said to be little.
         tasks: names of tasks or recipes; where left out, every task with a recipe for own files that fits the columns
             and the encoder.
-        encoder: `library/name`, or the arguments of `mmssl.encoder`, for all tasks; the first recipe's where left out.
+        modality: of the encoder that is compared; what is seen where rows hold pictures or clips, else what is heard.
+            The other side of a pair keeps its recipe's encoder.
+        encoder: `library/name`, or the arguments of `mmssl.encoder`, for all tasks; that of most recipes where left
+            out.
         budget: of each task: `steps=800`, `samples=1e6` through the encoder, or `minutes=5` of this machine.
         seeds: of each line, from 0.
         test: rows to be scored on; the source's own test split, or else a fifth of the rows.
         out: folder of the comparison.
-        size: side to which pictures are decoded; tasks that cut tiles keep theirs in proportion.
+        size: side to which pictures and clips are decoded; tasks that cut tiles keep theirs in proportion.
         batch: encoder samples of a step.
         probe: that learns from few labels; `logistic`, `ridge`, `knn`, `svm`.
         shots: labels a class; none for all labels.
@@ -117,11 +121,12 @@ def compare(
         if runs:
             if tasks or encoder:
                 raise RecipeError("runs are compared as they are; leave tasks and encoder out")
-            plan = plan_of_runs([str(one) for one in runs], given, label=label, **asked)
+            plan = plan_of_runs([str(one) for one in runs], given, label=label, modality=modality, **asked)
         else:
             assert given is not None  # there are rows or runs
             trained: dict[str, Any] = {
                 "tasks": tasks,
+                "modality": modality,
                 "encoder": encoder,
                 "budget": budget,
                 "size": size,

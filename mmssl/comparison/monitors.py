@@ -74,7 +74,7 @@ def look(
             cells = rows.cells(plan.label)
             drawn = [numbers.get(str(cells[row]), -1) for row in ids[:MAPPED].tolist()]
             answered["map_class"] = np.array(drawn, np.int32)
-    if first and encoder.modality == "image":
+    if first and encoder.modality in ("image", "video"):
         if question is None:
             every = LabeledRows(rows, ids, ids)  # no row has the label of another
             asked = torch.arange(len(ids)) % max(2, len(ids) // ASKED) == 0

@@ -1,4 +1,4 @@
-"""Which training pictures lie nearest to a test picture: what features take for alike, to be looked at."""
+"""Which training pictures or clips lie nearest to one of the test: what features take for alike, to be looked at."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SAME, OTHER = (27, 108, 168), (255, 255, 255)  # color of the frame around a nei
 def find_neighbors(
     encoder: Encoder, train: LabeledRows, test: LabeledRows, cache: FeatureCache, batch_size: int
 ) -> dict[str, np.ndarray]:
-    """A few test pictures, and the nearest training pictures by the cosine of pooled features.
+    """A few test pictures, or clips, and the nearest of training by the cosine of pooled features.
 
     Args:
-        encoder: of images.
+        encoder: of images or video.
         train: rows among which neighbors are.
         test: rows of which a few are asked for, spread evenly; none of them a training row.
         cache: of the features that probes have read of them.
@@ -33,7 +33,8 @@ def find_neighbors(
 
     Returns:
         `neighbors` uint8 (asked, 1 + neighbors, H, W, 3), each test picture before its neighbors; and `neighbors_same`
-        bool (asked, neighbors), whether a neighbor's label is that of the test picture.
+        bool (asked, neighbors), whether a neighbor's label is that of the test picture. Of clips these are middle
+        frames.
     """
     sides = []
     for rows in (train, test):
@@ -55,10 +56,11 @@ def find_neighbors(
 
 
 def _pictures(split: Split, ids: Tensor) -> Tensor:
-    """Rows as small pictures, uint8 (N, 3, SIDE, SIDE), some of them several times."""
+    """Rows as small pictures, uint8 (N, 3, SIDE, SIDE), some of them several times; of clips the middle frame."""
     unique, place = ids.unique(return_inverse=True)
     (batch,) = split.random_access(unique.tolist()).read([unique.tolist()])
-    small = F.interpolate(batch["image"].float(), (SIDE, SIDE), mode="bilinear", antialias=True)
+    seen = batch["image"] if "image" in batch else batch["video"][:, batch["video"].shape[1] // 2]
+    small = F.interpolate(seen.float(), (SIDE, SIDE), mode="bilinear", antialias=True)
     return small.round().clamp(0, 255).to(torch.uint8)[place]
 
 

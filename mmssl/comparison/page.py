@@ -80,8 +80,11 @@ def _figures(found: Comparison) -> Iterator[dict[str, Any]]:
             yield {"title": f"Puzzles of {title_of(line)}", "text": text, "pictures": [{"data": data, "width": width}]}
     pictured = [line for line in (*found.ranked[:1], UNTRAINED) if "neighbors" in (found.answers.get(line) or [{}])[0]]
     if pictured:
-        text = "left a test picture, and next to it the five training pictures nearest to it by the cosine of features"
-        text += "; framed where the label is that of the test picture" if found.measures else ""
+        what = "middle frame of a clip" if found.plan.modality == "video" else "picture"
+        text = (
+            f"left a test row ({what}), and next to it the five training rows nearest to it by the cosine of features"
+        )
+        text += "; framed where the label is that of the test row" if found.measures else ""
         sheets = [_sheet(found, line) for line in pictured]
         yield {"title": "Nearest neighbors", "text": text, "pictures": sheets}
     mapped = [line for line in (*found.ranked, UNTRAINED) if "map" in (found.answers.get(line) or [{}])[0]][:MAPS]

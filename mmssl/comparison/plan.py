@@ -9,22 +9,30 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-import yaml
 from pydantic import TypeAdapter
 
 from mmssl import recipe as recipes
 from mmssl.atomic import write_text
-from mmssl.batch import MODALITIES, Batch, count_rows
+from mmssl.batch import Batch, count_rows
 from mmssl.build import build
-from mmssl.catalog import recipe_files
 from mmssl.comparison.budget import Budget, encoder_samples, step_seconds
+from mmssl.comparison.tasks import (
+    ORDER,
+    common_decoding,
+    encoder_arguments,
+    encoder_of,
+    found_tasks,
+    has_column,
+    usual_encoder,
+)
 from mmssl.data.base import MapSource
 from mmssl.data.columns import find_column
 from mmssl.data.duplicates import across_splits
 from mmssl.data.loader import read
 from mmssl.data.sources import Source, open_source
+from mmssl.encoders import create
 from mmssl.encoders.text import tokenizers_of
-from mmssl.errors import DataError, RecipeError, RunError
+from mmssl.errors import DataError, MmsslError, RecipeError, RunError
 from mmssl.hub.load import load
 from mmssl.objectives.base import Objective
 from mmssl.ops.draws import Draws
@@ -32,8 +40,6 @@ from mmssl.recipe import Data, Recipe
 from mmssl.run_directory import Run
 
 PLAN = "comparison.json"
-OWN_FILES = ("_folder", "_files", "_pairs")
-"""Ends of the names of recipes for a user's own files, of which a comparison takes those that fit."""
 UNTRAINED, RAW, SUPERVISED, NAMED = "untrained", "raw input", "supervised", "pretrained"
 RATE = 1e-3
 """Peak learning rate of the supervised network, before it is tuned."""
@@ -155,6 +161,7 @@ def make_plan(
     *,
     label: str | None = None,
     tasks: Sequence[str] | None = None,
+    modality: str | None = None,
     encoder: str | Mapping[str, Any] | None = None,
     budget: str = "steps=800",
     size: int | None = None,
@@ -169,7 +176,7 @@ def make_plan(
     """
     spent = Budget.of(budget)
     source = open_source(given)
-    present = [key for key in MODALITIES if _has(given, key, source.columns)]
+    present = [key for key in ORDER if has_column(given, key, source.columns)]
     if not present:
         raise DataError(
             f"{given.source}: no column holds image, text, audio or video; it has: {', '.join(source.columns)}"
@@ -177,35 +184,29 @@ def make_plan(
     if label is None and "label" in source.columns:
         label = "label"
     named = tasks is not None
-    found = {name: recipes.load(path) for name, path in _recipes(tasks).items()}
-    model = _encoder_arguments(encoder)
-    modality = _modality(found, present, model)
+    model = encoder_arguments(encoder)
+    found = found_tasks(tasks, present, modality, model, given.source)
+    modality, fitting = found.modality, found.recipes
     notes: list[str] = []
-    fitting: dict[str, Recipe] = {}
-    for name, recipe in found.items():
-        reads = _reads(recipe)
-        if modality in reads and set(reads) <= set(present) and len(recipe.sources()) == 1:
-            fitting[name] = recipe
-        elif named:
-            raise RecipeError(f"{name} reads {', '.join(sorted(reads))}, and {given.source} has {', '.join(present)}")
-    if not fitting:
-        raise RecipeError(
-            f"no task for own files reads {modality} alone of {', '.join(present)}; name some with --tasks"
-        )
-    base = model or next(iter(fitting.values())).encoders[_name(next(iter(fitting.values())), modality)]
-    smallest = min(recipe.data.image.size for recipe in fitting.values())  # type: ignore[union-attr]
+    base = model or usual_encoder(fitting.values(), modality)
+    seen = "video" if "video" in present and "image" not in present else "image"
+    smallest = min(getattr(recipe.data, seen).size for recipe in fitting.values())
     scale = size / smallest if size else 1.0
     batch = others.get("batch", 256)
     trees: dict[str, dict[str, Any]] = {}
     samples: dict[str, float] = {}
-    decoding: Data | None = None
-    for name, recipe in fitting.items():
-        tree = _tree(recipe, given, modality, base, scale)
+    wanted = {name: _tree(recipe, given, modality, base, scale) for name, recipe in fitting.items()}
+    sources = [Data.model_validate(tree["data"]) for tree in wanted.values()]
+    network = create(**{**base, "modality": modality, "pretrained": False}) if modality == "video" else None
+    decoding = common_decoding(sources, modality, network)
+    failed: list[MmsslError] = []
+    for name, tree in wanted.items():
         try:
-            own, cost, seconds, decode = _measured(tree, modality, name, batch, round(smallest * scale), spent)
-        except RecipeError as error:
+            own, cost, seconds = _measured(tree, modality, name, batch, decoding, spent)
+        except (RecipeError, DataError) as error:
             if named:
                 raise
+            failed.append(error)
             notes.append(f"{name.replace('_', ' ')} is left out: {error}")
             continue
         if isinstance(source, MapSource) and own > len(source):
@@ -222,9 +223,14 @@ def make_plan(
             "schedule": {"warmup": steps // 20},
         }
         trees[name], samples[name] = tree, round(cost, 4)
-        decoding = decoding or decode
-    if not trees or decoding is None:
+    if not trees:
+        if all(isinstance(error, DataError) for error in failed):
+            raise failed[0]
         raise RecipeError("; ".join(notes))
+    if modality in ("audio", "video"):
+        how = getattr(decoding, modality)
+        told = f"{how.seconds:g} s" if modality == "audio" else f"{how.frames} frames, {how.fps:g} a second,"
+        notes.append(f"probes read {told} of each row for every line; tasks keep the windows of their recipes")
     notes += _shared(given, source, modality)
     if label is None:
         notes.append("there are no labels, so that tasks are ranked by what needs none, and rates are not tuned")
@@ -261,72 +267,22 @@ def _without_steps(tree: dict[str, Any]) -> dict[str, Any]:
     return {**tree, "tasks": tasks}
 
 
-def _has(spec: Data, key: str, columns: Sequence[str]) -> bool:
-    try:
-        find_column(spec, key, columns)
-    except DataError:
-        return False
-    return True
-
-
-def _recipes(tasks: Sequence[str] | None) -> dict[str, str | Path]:
-    """Name in the table -> recipe: what is named, or all that are for a user's own files."""
-    files = {path.stem: path for path in recipe_files()}
-    own = {stem: path for stem, path in files.items() if stem.endswith(OWN_FILES)}
-    short = {stem.rpartition("_")[0]: path for stem, path in own.items()}
-    if tasks is None:
-        return dict(short)
-    found: dict[str, str | Path] = {}
-    for task in tasks:
-        name = Path(task).stem
-        found[name] = short.get(task, task)
-    if len(found) != len(tasks):
-        raise RecipeError(f"tasks {', '.join(tasks)}: two of them have one name")
-    return found
-
-
-def _encoder_arguments(encoder: str | Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The arguments of `mmssl.encoder`, from a name or a mapping, which may be written as YAML."""
-    if isinstance(encoder, str):
-        encoder = yaml.safe_load(encoder) if encoder.lstrip().startswith("{") else {"model": encoder}
-    if encoder is None:
-        return None
-    if not isinstance(encoder.get("model"), str):
-        raise RecipeError(f"encoder = {dict(encoder)} needs a model, as in {{model: timm/resnet18}}")
-    return dict(encoder)
-
-
-def _reads(recipe: Recipe) -> set[str]:
-    kinds = {str(arguments.get("modality", name)) for name, arguments in recipe.encoders.items()}
-    return kinds - {"fusion"}
-
-
-def _name(recipe: Recipe, modality: str) -> str:
-    """Of the encoder that reads this modality."""
-    return next(name for name, arguments in recipe.encoders.items() if arguments.get("modality", name) == modality)
-
-
-def _modality(found: Mapping[str, Recipe], present: Sequence[str], model: Mapping[str, Any] | None) -> str:
-    """The one whose encoder is compared: as the encoder says, or the first that the rows and a task have."""
-    if model and "modality" in model:
-        return str(model["modality"])
-    read = {modality for recipe in found.values() for modality in _reads(recipe)}
-    fitting = [modality for modality in present if modality in read]
-    if not fitting:
-        raise RecipeError(f"the tasks read {', '.join(sorted(read))}, and the rows have {', '.join(present)}")
-    return fitting[0]
-
-
 def _tree(recipe: Recipe, data: Data, modality: str, encoder: Mapping[str, Any], scale: float) -> dict[str, Any]:
     """The recipe on other rows, with the common encoder and no probe."""
     tree = recipe.model_dump(mode="json", exclude_none=True)
     kept = {key: tree["data"][key] for key in ("image", "text", "audio", "video", "start") if key in tree["data"]}
-    kept["image"]["size"] = round(kept["image"]["size"] * scale)
+    for key in ("image", "video"):
+        kept[key]["size"] = round(kept[key]["size"] * scale)
     given = data.model_dump(
         mode="json", include={"source", "split", "config", "columns", "limit", "max_bad"}, exclude_none=True
     )
     tree["data"] = {**kept, **given}
-    tree["encoders"][_name(recipe, modality)] = dict(encoder)
+    name = encoder_of(recipe, modality)
+    # Built first, of all tasks, so that it starts from the same weights whatever the other side of a pair is.
+    tree["encoders"] = {
+        name: _read_as(modality, name, encoder),
+        **{k: v for k, v in tree["encoders"].items() if k != name},
+    }
     tree["training"] = {
         key: tree["training"][key] for key in ("optimizer", "precision", "clip") if key in tree["training"]
     }
@@ -335,16 +291,20 @@ def _tree(recipe: Recipe, data: Data, modality: str, encoder: Mapping[str, Any],
     return tree
 
 
+def _read_as(modality: str, name: str, encoder: Mapping[str, Any]) -> dict[str, Any]:
+    """The common encoder's arguments under the name that a task has for it."""
+    own = {key: value for key, value in encoder.items() if key != "modality"}
+    return own if name == modality else own | {"modality": modality}
+
+
 def _measured(
-    tree: dict[str, Any], modality: str, name: str, batch: int, side: int, budget: Budget
-) -> tuple[int, float, float, Data]:
-    """Rows of a step, encoder samples of a row, seconds of a step where they matter, and how probes decode."""
+    tree: dict[str, Any], modality: str, name: str, batch: int, decoding: Data, budget: Budget
+) -> tuple[int, float, float]:
+    """Rows of a step, encoder samples of a row as probes see it, and seconds of a step where they matter."""
     few = tree | {"training": tree["training"] | {"batch_size": 8, "workers": 0, "steps": 1}}
     recipe = recipes.load(few)
     objective, loader = build(recipe, where=name)
-    encoder = objective.encoder(_name(recipe, modality))
-    decoding = recipe.decoding(objective.needs, modality)
-    decoding = decoding.model_copy(update={"image": decoding.image.model_copy(update={"size": side})})
+    encoder = objective.encoder(encoder_of(recipe, modality))
     plain = next(iter(read(decoding, (modality,), tokenizers=tokenizers_of(objective.exported), batch_size=2)))
     samples = list(loader.batches(0, 4))
     if not any(_loss(objective, sample) for sample in samples):  # colors of gray pictures, say
@@ -356,7 +316,7 @@ def _measured(
         timed = recipes.load(few, {"training.batch_size": rows})
         task, source = build(timed, where=name)
         seconds = step_seconds(task, next(source.batches(0, 1)))
-    return rows, cost, seconds, decoding
+    return rows, cost, seconds
 
 
 @torch.no_grad()
@@ -364,7 +324,9 @@ def _loss(objective: Objective, batch: Batch) -> float:
     return float(objective(objective.transform(batch, Draws(0, 0, count_rows(batch))))["loss"])
 
 
-def plan_of_runs(runs: Sequence[str], data: Data | None, *, label: str | None, **others: Any) -> Plan:
+def plan_of_runs(
+    runs: Sequence[str], data: Data | None, *, label: str | None, modality: str | None = None, **others: Any
+) -> Plan:
     """A comparison of runs that are there: those whose folders differ in a last `-number` are seeds of one line.
 
     Raises:
@@ -378,13 +340,15 @@ def plan_of_runs(runs: Sequence[str], data: Data | None, *, label: str | None, *
         stem, _, seed = name.rpartition("-")
         lines.setdefault(stem if stem and seed.isdigit() else name, []).append(directory)
         loaded[directory] = load(directory)
-    kinds = {name: next(iter(run.encoders.values())).modality for name, run in loaded.items()}
-    if len(set(kinds.values())) > 1:
-        raise RecipeError(
-            f"the runs' encoders read {', '.join(sorted(set(kinds.values())))}; compare those of one kind"
-        )
-    modality = next(iter(kinds.values()))
-    decoding = next(iter(loaded.values())).decoding(modality)
+    kinds = [{encoder.modality for encoder in run.encoders.values()} for run in loaded.values()]
+    shared = [key for key in ORDER if all(key in own for own in kinds) and modality in (None, key)]
+    if not shared:
+        every = ", ".join(sorted(set().union(*kinds)))
+        raise RecipeError(f"the runs' encoders read {every}; compare those of one kind")
+    modality = shared[0]
+    decodings = [run.decoding(modality) for run in loaded.values()]
+    network = next(one for run in loaded.values() for one in run.encoders.values() if one.modality == modality)
+    decoding = common_decoding(decodings, modality, network) if modality in ("audio", "video") else decodings[0]
     if data is not None:
         given = data.model_dump(mode="json", include={"source", "split", "config", "columns", "limit"})
         decoding = decoding.model_copy(update=given)
