@@ -53,6 +53,9 @@ class Data(Section):
         shuffle_buffer: rows that a stream permutes at a time.
         limit: use only that many rows.
         max_bad: share of rows that may be undecodable before the run stops.
+        cache: folder in which training keeps decoded pictures, and sounds and clips where `start` is not `random` or
+            there is a center, so that they are decoded once; `$NAME` is read from the environment. Probes decode anew.
+        cache_gb: what the folder may take, in 10^9 bytes; rows that find no room are decoded every time.
     """
 
     source: str
@@ -69,6 +72,8 @@ class Data(Section):
     shuffle_buffer: Positive = 4096
     limit: Positive | None = None
     max_bad: Share = 0.01
+    cache: Annotated[str, Field(min_length=1)] | None = None
+    cache_gb: Annotated[float, Field(gt=0)] = 64.0
 
     @model_validator(mode="after")
     def _spreads_or_centers(self) -> Data:
@@ -80,8 +85,8 @@ class Data(Section):
 
     @property
     def for_probes(self) -> Data:
-        """The same rows, pictures as probes see them."""
-        return self.model_copy(update={"image": self.image.for_probes})
+        """The same rows, pictures as probes see them, decoded anew."""
+        return self.model_copy(update={"image": self.image.for_probes, "cache": None})
 
 
 def _one_or_many(value: Any) -> str:

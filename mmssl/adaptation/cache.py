@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmssl.adaptation.features import POOLED, extract
 from mmssl.adaptation.rows import BatchSplit, SourceSplit, Split, in_order
+from mmssl.data.digest import add_cell, digest_of_tensors
 from mmssl.data.sources import StreamSource
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RunError
@@ -109,15 +109,6 @@ def _digest(*parts: str) -> str:
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=20).hexdigest()
 
 
-def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Names, types, shapes and bits."""
-    content = hashlib.blake2b(digest_size=20)
-    for name, value in tensors.items():
-        content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        content.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return content.hexdigest()
-
-
 def digest_of(encoder: nn.Module) -> str:
     """Weights, arguments and code, the latter as the version of this library."""
     kind = type(encoder)
@@ -149,28 +140,8 @@ def digest_of_rows(split: Split, rows: np.ndarray) -> str | None:
     for row in rows.tolist():
         cells = source.row(row)
         for column in columns:
-            _add_cell(content, cells[column])
+            add_cell(content, cells[column])
     return content.hexdigest()
-
-
-def _add_cell(content: Any, cell: Any) -> None:
-    """Bytes and arrays by what is in them; a file by its path, size and time of change."""
-    if isinstance(cell, bytes):
-        content.update(b"bytes %d " % len(cell))
-        content.update(cell)
-    elif isinstance(cell, np.ndarray):
-        content.update(f"array {cell.dtype} {cell.shape} ".encode())
-        content.update(np.ascontiguousarray(cell).data)
-    elif isinstance(cell, Mapping):
-        for key, value in cell.items():
-            content.update(f"{key}: ".encode())
-            # The path of what is stored as bytes is only a name.
-            _add_cell(content, None if key == "path" and cell.get("bytes") is not None else value)
-    elif isinstance(cell, str) and len(cell) < 4096 and "\n" not in cell and os.path.isfile(cell):
-        state = Path(cell).stat()
-        content.update(f"file {cell} {state.st_size} {state.st_mtime_ns} ".encode())
-    else:
-        content.update(f"{type(cell).__name__} {cell!r} ".encode())
 
 
 def _add_tokenizer(content: Any, tokenizer: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from numbers import Real
 from typing import Any, Protocol, cast
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from mmssl.batch import MODALITIES, TEXT_PARTS
 from mmssl.data.base import Row
+from mmssl.data.decoded import DecodedCells
 from mmssl.data.files import EXTENSIONS
 from mmssl.errors import DataError, RecipeError, nearest
 from mmssl.recipe import Data
@@ -146,6 +148,8 @@ class Decoder:
             columns = [spec.columns.get(key, key) for key in (*needs, *({CENTER} & spec.columns.keys()))]
             columns += [label] if label else []
         self.needs = needs
+        both = ("audio", "video") if {"audio", "video"} <= set(needs) else ()
+        self._together = (*((both,) if both else ()), *((key,) for key in needs if key not in both))
         self.columns = {key: find_column(spec, key, columns) for key in needs}
         self.tokenizer = (tokenizers or {}).get("text")
         if self.parts and self.tokenizer is not None:
@@ -162,6 +166,7 @@ class Decoder:
             raise DataError(
                 f"{spec.source} has no column '{label}' for the label{nearest(label, columns)}; it has: {have}"
             )
+        self.cache = None if spec.cache is None else DecodedCells(spec.cache, spec.cache_gb)
         self.indices = None if classes is None else {value: index for index, value in enumerate(classes)}
 
     @property
@@ -206,11 +211,16 @@ class Decoder:
         timed: Window = WINDOWS.get(self.spec.start, window)
         if self.windows > 1:
             timed = [number / (self.windows - 1) for number in range(self.windows)]
-        if {"audio", "video"} <= set(self.needs):
-            decoded |= self._decode_clip({key: row[self.columns[key]] for key in ("audio", "video")}, timed, center)
-        for key in self.needs:
-            if key not in decoded:
-                decoded |= self._decode(key, row[self.columns[key]], window if key == "text" else timed, center)
+        for keys in self._together:
+            if self.cache is None or not self._always_alike(keys, center):
+                decoded |= self._decode_together(keys, row, window if "text" in keys else timed, center)
+                continue
+            how = {key: getattr(self.spec, key).model_dump(mode="json") for key in keys}
+            if "image" not in keys:
+                how |= {"window": timed, "center": center}
+            columns = {key: self.columns[key] for key in keys}
+            decode = partial(self._decode_together, keys, row, timed, center)
+            decoded |= self.cache(how, {key: row[column] for key, column in columns.items()}, decode)
         if self.label is not None:
             decoded["label"] = self._class(row[self.label])
         return decoded
@@ -228,6 +238,20 @@ class Decoder:
             window=WINDOWS.get(self.spec.start, window),
             center=center,
         )
+
+    def _always_alike(self, keys: Sequence[str], center: float | None) -> bool:
+        """Whether what these keys decode to depends on the cells alone; of a text only its tokenizer knows."""
+        placed = self.spec.start != "random" or self.windows > 1 or center is not None
+        return keys == ("image",) or ("text" not in keys and placed)
+
+    def _decode_together(
+        self, keys: Sequence[str], row: Row, window: Window, center: float | None
+    ) -> dict[str, Tensor]:
+        """What is on one clock, or a key alone."""
+        cells = {key: row[self.columns[key]] for key in keys}
+        if len(keys) > 1:
+            return self._decode_clip(cells, window, center)
+        return self._decode(keys[0], cells[keys[0]], window, center)
 
     def _decode_clip(self, cells: Row, window: Window, center: float | None) -> dict[str, Tensor]:
         """Sound and pictures on one clock."""

@@ -1,4 +1,4 @@
-"""What tells whether a source is the one that a run began with."""
+"""What tells whether a source is the one that a run began with, and whether a cell is one that was decoded before."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mmssl.data.base import MapSource
 from mmssl.data.sources import Source
@@ -71,3 +73,32 @@ def _head(file: str) -> tuple[int | None, bytes]:
         return size, b""
     with open(file, "rb") as opened:
         return size, opened.read(HEAD)
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Names, types, shapes and bits."""
+    content = hashlib.blake2b(digest_size=20)
+    for name, value in tensors.items():
+        content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        content.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()
+
+
+def add_cell(content: Any, cell: Any) -> None:
+    """Bytes and arrays by what is in them; a file by its path, size and time of change."""
+    if isinstance(cell, bytes | bytearray | memoryview):
+        content.update(b"bytes %d " % len(cell))
+        content.update(cell)
+    elif isinstance(cell, np.ndarray):
+        content.update(f"array {cell.dtype} {cell.shape} ".encode())
+        content.update(np.ascontiguousarray(cell).data)
+    elif isinstance(cell, Mapping):
+        for key, value in cell.items():
+            content.update(f"{key}: ".encode())
+            # The path of what is stored as bytes is only a name.
+            add_cell(content, None if key == "path" and cell.get("bytes") is not None else value)
+    elif isinstance(cell, str | Path) and len(str(cell)) < 4096 and "\n" not in str(cell) and os.path.isfile(cell):
+        state = Path(cell).stat()
+        content.update(f"file {cell} {state.st_size} {state.st_mtime_ns} ".encode())
+    else:
+        content.update(f"{type(cell).__name__} {cell!r} ".encode())

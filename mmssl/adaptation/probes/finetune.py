@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from mmssl.adaptation.cache import digest_of, digest_of_rows, digest_of_tensors
+from mmssl.adaptation.cache import digest_of, digest_of_rows
 from mmssl.adaptation.features import POOLED, encode, inputs_of
 from mmssl.adaptation.probes._layers import freeze_blocks, rest, scale_by_depth
 from mmssl.adaptation.probes._lora import add_adapters, check_peft, merge
@@ -23,6 +23,7 @@ from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.rows import Split
 from mmssl.adaptation.targets.base import HELD_OUT, Target
 from mmssl.batch import Batch
+from mmssl.data.digest import digest_of_tensors
 from mmssl.encoders.base import Encoder
 from mmssl.errors import DataError, RecipeError
 from mmssl.objectives.base import Step
