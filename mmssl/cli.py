@@ -130,7 +130,8 @@ def adapt(
         typer.Option("--set", metavar="KEY=VALUE", help="Override a hyper-parameter of the probe."),
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(help="Folder for the classifier that finetune trained; see `mmssl predict`.")
+        Path | None,
+        typer.Option(help="Folder for what finetune, segmentation or detection trained; see `mmssl predict`."),
     ] = None,
     figure: Annotated[Path | None, typer.Option(help="PNG to write: the score by depth, with --layers.")] = None,
     trust: Trust = False,
@@ -181,7 +182,8 @@ def adapt(
     else:
         typer.echo(str(table))
         if save is not None:
-            out.print(f"\nnext, its answers for other rows:\n  mmssl predict {save} path/to/files --to answers.csv")
+            to = "masks" if probe == "segmentation" else "answers.csv"
+            out.print(f"\nnext, its answers for other rows:\n  mmssl predict {save} path/to/files --to {to}")
 
 
 app.command("embed")(cli_rows.embed)

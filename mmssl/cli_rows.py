@@ -56,10 +56,16 @@ def embed(
 
 def predict(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="What `mmssl adapt RUN --probe finetune --save FOLDER` wrote.")
+        Path,
+        typer.Argument(
+            metavar="FOLDER",
+            help="What `mmssl adapt RUN --probe finetune --save FOLDER` wrote; segmentation and detection do so, too.",
+        ),
     ],
     data: Source,
-    to: Annotated[Path, typer.Option("--to", help="File to write: *.csv, *.parquet or *.npz.")],
+    to: Annotated[
+        Path, typer.Option("--to", help="File to write: *.csv, *.parquet, *.json or *.npz; of masks a folder.")
+    ],
     scores: Annotated[bool, typer.Option("--scores", help="Write the probability of each class or label too.")] = False,
     split: Split = "train",
     limit: Limit = None,
@@ -68,7 +74,7 @@ def predict(
     force: Force = False,
     trust: Trust = False,
 ) -> None:
-    """Write a classifier's answer for every row to a file, with ids and columns; a killed call goes on."""
+    """Write a saved network's answer for every row to a file, or masks to a folder; a killed call goes on."""
     import mmssl
 
     written = mmssl.predict(

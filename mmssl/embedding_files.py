@@ -1,4 +1,4 @@
-"""Tables in parts as one parquet file, npz archive or csv file; a part at a time in memory."""
+"""Tables in parts as one parquet file, npz archive, csv or json file; a part at a time in memory."""
 
 from __future__ import annotations
 
@@ -69,6 +69,20 @@ def write_csv(parts: Sequence[Path], target: Path) -> None:
             writer.writerows(zip(*map(_texts, table.columns), strict=True))
 
 
+def write_json(parts: Sequence[Path], target: Path) -> None:
+    """A list of objects, one a row."""
+    import pyarrow.parquet
+
+    schema = _schema(parts)
+    with target.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for number, part in enumerate(parts):
+            rows = pyarrow.parquet.read_table(part).cast(schema).to_pylist()
+            lines = (json.dumps(row, ensure_ascii=False, default=str) for row in rows)
+            file.write(",\n" * (number > 0) + ",\n".join(lines))
+        file.write("]\n")
+
+
 def _texts(column: pyarrow.ChunkedArray) -> list[Any]:
     cells: list[Any] = column.to_pylist()
     if str(column.type) == "float":  # 0.1 of single precision is no 0.10000000149011612
@@ -107,4 +121,4 @@ def _schema(parts: Sequence[Path]) -> pyarrow.Schema:
         raise DataError(f"a column holds cells of several kinds: {error}") from error
 
 
-FORMATS = {".csv": write_csv, ".parquet": write_parquet, ".npz": write_npz}
+FORMATS = {".csv": write_csv, ".parquet": write_parquet, ".json": write_json, ".npz": write_npz}

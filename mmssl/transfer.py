@@ -13,6 +13,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from mmssl.adaptation.cache import FeatureCache
 from mmssl.adaptation.probes import make_probe
+from mmssl.adaptation.probes._dense import DenseLearner, TrainedPlaces
 from mmssl.adaptation.probes._unfinished import Unfinished
 from mmssl.adaptation.probes.base import Answers
 from mmssl.adaptation.probes.finetune import Finetune, Trained
@@ -103,8 +104,8 @@ def adapt(
         cache: folder in which features are kept, so that another probe of the same rows encodes nothing. Where left
             out, `features` in the run's directory, and none for an encoder or task; False keeps nothing. Features of a
             stream are never kept.
-        save: folder, absent or empty, for the classifier that `finetune` trained with the first seed, with which
-            `mmssl.predict` answers for other rows.
+        save: folder, absent or empty, for the network that `finetune`, `segmentation` or `detection` trained with the
+            first seed, with which `mmssl.predict` answers for other rows.
         trust: import the objective or encoder of your own that a run's directory names.
         **options: the probe's hyper-parameters.
 
@@ -118,10 +119,10 @@ def adapt(
     if "LOCAL_RANK" in os.environ:
         start_processes()  # before the device is asked for
     asked = make_probe(probe, options)
-    trained: list[Trained] = []
+    trained: list[Trained | TrainedPlaces] = []
     if save is not None:
-        if not isinstance(asked, Finetune):
-            raise RecipeError(f"save keeps what the probe finetune trained, and {probe} leaves the encoder as it is")
+        if not isinstance(asked, Finetune | DenseLearner):
+            raise RecipeError(f"save keeps what finetune, segmentation and detection trained, and not {probe}")
         if data is None and are_batches(train):
             raise RecipeError(UNDECODED)
         check_room(save)
@@ -136,8 +137,9 @@ def adapt(
         folder = Path(cache) if cache else None
 
     def keep(answers: Answers) -> None:
-        if isinstance(asked, Finetune) and asked.trained and answers.encoder == PRETRAINED and not trained:
-            trained.append(asked.trained)
+        made = asked.trained if isinstance(asked, Finetune | DenseLearner) else None
+        if made and answers.encoder == PRETRAINED and not trained:
+            trained.append(made)
 
     request = Request(
         train=train,

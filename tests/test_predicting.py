@@ -187,7 +187,7 @@ def test_what_cannot_be_saved_is_said_before_anything_is_trained(encoder, root, 
     data = rows(root, "train")
     with pytest.raises(RunError, match="is there already; name another folder"):
         mmssl.adapt(encoder, data, label="kind", probe="finetune", save=tmp_path / "used")
-    with pytest.raises(RecipeError, match="save keeps what the probe finetune trained, and knn leaves"):
+    with pytest.raises(RecipeError, match="save keeps what finetune, segmentation and detection trained, and not knn"):
         mmssl.adapt(encoder, data, label="kind", save=tmp_path / "new")
     batches = [{"image": torch.zeros(8, 3, 16, 16, dtype=torch.uint8), "label": torch.arange(8) % 2}] * 2
     with pytest.raises(RecipeError, match="batches do not say how rows are decoded"):

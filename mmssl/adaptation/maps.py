@@ -31,9 +31,13 @@ def maps_of(encoder: Encoder, batch: Mapping[str, Tensor], depths: Sequence[str]
         encoder: of pictures.
         batch: with its key, on any device.
         depths: names of `Encoder.layers`.
+
+    Raises:
+        RecipeError: for a depth that is not there.
     """
     key, _ = inputs_of(encoder)
     layers = encoder.layers(batch[key].to(next(encoder.parameters()).device))
+    _need(depths, layers)
     return {depth: as_map(layers[depth]) for depth in depths}
 
 
@@ -67,12 +71,16 @@ def resolutions(layers: Mapping[str, Features], most: float = math.inf) -> list[
 def choose_depths(layers: Mapping[str, Features], named: Sequence[str], most: float) -> list[str]:
     """The depths of these names, or else `resolutions`; raises RecipeError for one that is not there."""
     usual = resolutions(layers, most)
-    for name in named:
+    _need(named, layers)
+    return list(named) or usual
+
+
+def _need(depths: Sequence[str], layers: Mapping[str, Features]) -> None:
+    for name in depths:
         if name not in layers:
             raise RecipeError(
                 f"depths: there is no depth '{name}'{nearest(name, layers)}; there are {', '.join(layers)}"
             )
-    return list(named) or usual
 
 
 class MapRows(RawRows):

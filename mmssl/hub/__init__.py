@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmssl.hub.card import model_card
-from mmssl.hub.classifier import is_classifier, load_classifier
+from mmssl.hub.classifier import is_classifier, load_classifier, load_saved
 from mmssl.hub.export import export
 from mmssl.hub.export_classifier import export_classifier
 from mmssl.hub.load import load
@@ -18,6 +18,7 @@ __all__ = [
     "is_classifier",
     "load",
     "load_classifier",
+    "load_saved",
     "model_card",
     "push",
     "push_classifier",

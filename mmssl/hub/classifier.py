@@ -1,6 +1,6 @@
-"""What fine-tuning trained, as a folder: the encoder with its head, and all that it takes to answer for new rows.
+"""What a probe trained, as a folder: the encoder with its head, and all that it takes to answer for new rows.
 
-    classifier.json      encoder, target, how rows are decoded, the table of scores
+    classifier.json      encoder, target or head, how rows are decoded, the table of scores
     model.safetensors    encoder and head
     tokenizers/          of an encoder of texts
     README.md            what it is
@@ -16,11 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mmssl.adaptation.features import inputs_of
+from mmssl.adaptation.probes._dense import Built, DenseTask, TrainedPlaces
+from mmssl.adaptation.probes.detection import Detecting
 from mmssl.adaptation.probes.finetune import Supervised, Trained
+from mmssl.adaptation.probes.segmentation import Pixels
 from mmssl.adaptation.rows import SourceSplit
 from mmssl.adaptation.table import Table
 from mmssl.adaptation.targets.base import Target
@@ -29,7 +33,7 @@ from mmssl.encoders import create
 from mmssl.encoders.base import Encoder
 from mmssl.errors import MmsslError, RecipeError, RunError
 from mmssl.hub.bounds import check_finite, check_numbers, no_larger_than
-from mmssl.hub.classifier_card import HEADING, classifier_card
+from mmssl.hub.classifier_card import classifier_card, heading_of
 from mmssl.hub.export import fill
 from mmssl.hub.privacy import public_table
 from mmssl.hub.pull import WEIGHTS, check_arguments, check_files, download
@@ -45,6 +49,7 @@ from mmssl.version import __version__
 
 FILE = "classifier.json"
 TOKENIZER = "tokenizers/encoder"
+HEADS: dict[str, type[Built]] = {"segmentation": Pixels, "detection": Detecting}
 LARGEST = 1 << 26
 UNDECODED = "batches do not say how rows are decoded for it; give a source, or a recipe's data section (data=)"
 
@@ -88,12 +93,52 @@ class Classifier:
             return self.objective.answer(to_device({key: batch[key] for key in keys}, device)).float().cpu()
 
 
+@dataclass(frozen=True)
+class DenseClassifier:
+    """An encoder with a head that answers for places of a picture.
+
+    Attributes:
+        objective: both, in evaluation mode.
+        decoding: how pictures are decoded.
+        label: the column that it learned.
+        table: its scores, on rows that it did not learn from.
+    """
+
+    objective: DenseTask
+    decoding: Data
+    label: str
+    table: Table
+
+    @property
+    def encoder(self) -> Encoder:
+        """The one that the head is on."""
+        encoder = self.objective.reads
+        assert encoder is not None  # what is saved reads pictures
+        return encoder
+
+    def answer(self, batch: Batch) -> Tensor:
+        """Class numbers of pixels, uint8 (B, H, W), or boxes, float32 (B, 100, 6), see `Boxes`; on the CPU.
+
+        Args:
+            batch: with the key `image`; on any device. Answers are about the square that it holds.
+        """
+        with evaluating(self.objective), torch.no_grad():
+            device = next(self.objective.parameters()).device
+            inputs = {key: batch[key] for key in self.objective.inputs}
+            return self.objective.answer(to_device(inputs, device)).cpu()
+
+
 class Stored(Section):
-    """What classifier.json holds; `encoder` and `target` are the arguments that build them again."""
+    """What classifier.json holds.
+
+    `encoder`, and `target` or `head`, are the arguments that build them again: a target of what fine-tuning trained, a
+    head of what answers for places.
+    """
 
     version: str
     encoder: dict[str, Any]
-    target: dict[str, Any]
+    target: dict[str, Any] = Field(default_factory=dict)
+    head: dict[str, Any] | None = None
     decoding: Data
     label: str
     origin: dict[str, str]
@@ -112,12 +157,14 @@ def check_room(folder: str | Path) -> None:
         raise RunError(f"{folder} is there already; name another folder for the classifier, or remove it")
 
 
-def save_classifier(folder: str | Path, trained: Trained, table: Table, decoding: Data | None = None) -> Path:
-    """Write a folder that `load_classifier` reads, whole or not at all.
+def save_classifier(
+    folder: str | Path, trained: Trained | TrainedPlaces, table: Table, decoding: Data | None = None
+) -> Path:
+    """Write a folder that `load_saved` reads, whole or not at all.
 
     Args:
         folder: absent or empty.
-        trained: by the probe `finetune`.
+        trained: by the probe `finetune`, `segmentation` or `detection`.
         table: its scores.
         decoding: of the rows, where they came as batches.
 
@@ -126,11 +173,11 @@ def save_classifier(folder: str | Path, trained: Trained, table: Table, decoding
         RunError: where weights are not finite, the folder is in use, or the disk refuses.
     """
     objective, split = trained
-    (encoder,) = objective.exported.values()
+    encoder, kind, names = _parts(objective)
     how = split.spec if isinstance(split, SourceSplit) else decoding
     if how is None:
         raise RecipeError(UNDECODED)
-    if objective.target.name not in components("target"):
+    if "target" in kind and kind["target"]["name"] not in components("target"):
         raise RecipeError(f"'{table.label}' is read by a target outside mmssl, of which no classifier can be saved")
     check_room(folder)
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in tensors(objective).items()}
@@ -141,7 +188,7 @@ def save_classifier(folder: str | Path, trained: Trained, table: Table, decoding
     tree = {
         "version": __version__,
         "encoder": {key: value for key, value in encoder.spec.items() if key != "tokenizer"},
-        "target": {"name": objective.target.name, **objective.target.arguments},
+        **kind,
         "decoding": {"source": "files", "columns": columns, **decoded},
         "label": table.label,
         "origin": dict(encoder.origin),
@@ -154,13 +201,31 @@ def save_classifier(folder: str | Path, trained: Trained, table: Table, decoding
         if tokenizer is not None:
             tokenizer.save(temporary / TOKENIZER)
         (temporary / FILE).write_text(json.dumps(tree, indent=1, ensure_ascii=False), encoding="utf-8")
-        card = classifier_card(Path(folder).name, tree, objective.target.names, license=encoder.origin.get("license"))
+        card = classifier_card(Path(folder).name, tree, names, license=encoder.origin.get("license"))
         (temporary / "README.md").write_text(card, "utf-8")
 
-    return fill(Path(folder), write, (), HEADING)
+    return fill(Path(folder), write, (), heading_of(tree))
+
+
+def _parts(objective: Supervised | DenseTask) -> tuple[Encoder, dict[str, Any], tuple[Any, ...]]:
+    """The encoder, what classifier.json says of the rest, and the names of classes."""
+    if isinstance(objective, DenseTask):
+        assert objective.reads is not None  # as `TrainedPlaces` holds it
+        return objective.reads, {"head": objective.built.model_dump(mode="json")}, objective.built.names
+    (encoder,) = objective.exported.values()
+    target = objective.target
+    return encoder, {"target": {"name": target.name, **target.arguments}}, target.names
 
 
 def load_classifier(folder: str | Path, *, trust: bool = False) -> Classifier:
+    """Read back what `save_classifier` wrote of fine-tuning; see `load_saved`."""
+    found = load_saved(folder, trust=trust)
+    if isinstance(found, DenseClassifier):
+        raise RunError(f"{folder} holds a head of {found.table.probe}, which mmssl predict uses as it is")
+    return found
+
+
+def load_saved(folder: str | Path, *, trust: bool = False) -> Classifier | DenseClassifier:
     """Read back what `save_classifier` wrote.
 
     Args:
@@ -178,7 +243,7 @@ def load_classifier(folder: str | Path, *, trust: bool = False) -> Classifier:
     if not is_classifier(folder):
         raise RunError(
             f"{folder} holds no classifier, for {FILE} is missing; mmssl adapt RUN --probe finetune --save FOLDER "
-            "writes one"
+            "writes one, and so do segmentation and detection"
         )
     check_files(folder, "classifier", (FILE, WEIGHTS))
     try:
@@ -190,7 +255,7 @@ def load_classifier(folder: str | Path, *, trust: bool = False) -> Classifier:
         raise RunError(f"{where}: no classifier can be built from it: {reason}") from error
 
 
-def _load(folder: Path, trust: bool) -> Classifier:
+def _load(folder: Path, trust: bool) -> Classifier | DenseClassifier:
     where = folder / FILE
     if where.stat().st_size > LARGEST:
         raise RunError(f"{where}: larger than {LARGEST >> 20} MiB, which no classifier's is")
@@ -206,12 +271,24 @@ def _load(folder: Path, trust: bool) -> Classifier:
     except ValueError as error:
         raise RunError(f"{where} is damaged: table: {error}; save the classifier again") from error
     encoder = _encoder(folder, stored, trust)
-    target = _target(folder, stored)
-    plain = torch.zeros(target.width), torch.ones(target.width)
-    with no_larger_than(folder / WEIGHTS):
-        objective = Supervised(encoder, target, plain)
+    objective: Supervised | DenseTask
+    if stored.head is not None:
+        probe = stored.head.get("probe")
+        if not isinstance(probe, str) or probe not in HEADS:
+            raise RunError(f"{where}: head: {probe!r} is none of {', '.join(HEADS)}")
+        check_numbers({}, stored.head, folder / WEIGHTS, where)
+        built = filled(HEADS[probe], stored.head, f"{where}: head")
+        with no_larger_than(folder / WEIGHTS):
+            objective = built.build(encoder)
+    else:
+        target = _target(folder, stored)
+        plain = torch.zeros(target.width), torch.ones(target.width)
+        with no_larger_than(folder / WEIGHTS):
+            objective = Supervised(encoder, target, plain)
     load_weights(objective, folder / WEIGHTS)
     encoder.decoding, encoder.origin = stored.decoding, stored.origin
+    if isinstance(objective, DenseTask):
+        return DenseClassifier(objective.eval(), stored.decoding, stored.label, table)
     return Classifier(objective.eval(), stored.decoding, stored.label, table)
 
 

@@ -1,4 +1,4 @@
-"""The card of a fine-tuned classifier: what it answers, how well, and how it is loaded."""
+"""The card of a classifier, or of a head that answers for places: what it answers, how well, and how it is loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,23 @@ from mmssl.version import __version__
 TEMPLATE = Path(__file__).with_name("classifier.md.jinja")
 HEADING = "# A classifier, fine-tuned by mmssl"
 PUBLISHED = "fine-tuned and published by mmssl"
+DENSE = {
+    "segmentation": ("A segmentation network", "a head on its feature maps, trained on the masks of the column"),
+    "detection": ("A detector", "a feature pyramid and a detector of torchvision, trained on the boxes of the column"),
+}
+TRAINED = "trained and published by mmssl"
+FINETUNED = "a linear head on its normalized pooled features, trained together on the column"
 SHOWN = 50  # names that are spelled out
+
+
+def heading_of(tree: Mapping[str, Any]) -> str:
+    """The first line of the card of what classifier.json describes."""
+    return f"# {DENSE[tree['head']['probe']][0]}, trained by mmssl" if tree.get("head") else HEADING
+
+
+def published_by(tree: Mapping[str, Any]) -> str:
+    """Words that the card of what is published has."""
+    return TRAINED if tree.get("head") else PUBLISHED
 
 
 def classifier_card(
@@ -46,6 +62,9 @@ def classifier_card(
     from huggingface_hub import ModelCard, ModelCardData
 
     table = Table.from_json(public_table(tree["table"]))
+    probe = tree["head"]["probe"] if tree.get("head") else None
+    kind, head = DENSE[probe] if probe else ("a classifier", FINETUNED)
+    to = "masks" if probe == "segmentation" else "answers.csv"
     modality = tree["encoder"]["modality"]
     title = one_line(name.rpartition("/")[2])
     own, own_name = license_of(license)
@@ -54,7 +73,7 @@ def classifier_card(
         license=own,
         license_name=own_name,
         pipeline_tag=task_type(table, modality),
-        tags=["fine-tuned", one_line(modality)],
+        tags=[probe or "fine-tuned", one_line(modality)],
         model_name=title,
         eval_results=eval_results(table, modality),
     )
@@ -64,7 +83,11 @@ def classifier_card(
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
-        heading=f"# {markdown(title)}, a classifier {PUBLISHED}" if published else HEADING,
+        heading=f"# {markdown(title)}, {kind[0].lower()}{kind[1:]} {published_by(tree)}"
+        if published
+        else heading_of(tree),
+        head=head,
+        dense=probe is not None,
         network=code(tree["encoder"]["model"]),
         label=code(tree["label"]),
         target=markdown(table.target),
@@ -74,8 +97,8 @@ def classifier_card(
         scores=probe_table(table),
         seed=table.seeds[0],
         version=__version__,
-        predict=fence(f"mmssl predict {shlex.quote(one_line(name))} DATA --to answers.csv", "bash"),
-        calling=fence(f'import mmssl\n\nmmssl.predict({one_line(name)!r}, "path/to/files", "answers.csv")', "python"),
+        predict=fence(f"mmssl predict {shlex.quote(one_line(name))} DATA --to {to}", "bash"),
+        calling=fence(f'import mmssl\n\nmmssl.predict({one_line(name)!r}, "path/to/files", "{to}")', "python"),
         native=native,
         license=code(license) if license else "Not stated.",
     )

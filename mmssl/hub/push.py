@@ -14,8 +14,8 @@ from safetensors import safe_open
 from mmssl.errors import RunError
 from mmssl.hub.bounds import check_finite
 from mmssl.hub.card import model_card, read_probes
-from mmssl.hub.classifier import FILE, Classifier, load_classifier
-from mmssl.hub.classifier_card import PUBLISHED, classifier_card
+from mmssl.hub.classifier import FILE, Classifier, DenseClassifier, load_saved
+from mmssl.hub.classifier_card import PUBLISHED, TRAINED, classifier_card
 from mmssl.hub.client import explain
 from mmssl.hub.export import export, fill
 from mmssl.hub.export_classifier import export_classifier, leaves_whole
@@ -79,10 +79,10 @@ def push_classifier(
     token: str | None = None,
     trust: bool = False,
 ) -> str:
-    """Write the card of a fine-tuned classifier and upload it, or write the same files to a folder.
+    """Write the card of a classifier or a head for places and upload it, or write the same files to a folder.
 
     Args:
-        source: folder that `mmssl.adapt(..., probe="finetune", save=folder)` wrote.
+        source: folder that `mmssl.adapt(..., save=folder)` wrote.
         repo: see `push`.
         dry_run: see `push`.
         private: see `push`.
@@ -95,12 +95,14 @@ def push_classifier(
     Raises:
         RunError: as `push`, and for a folder that holds no classifier or a damaged one.
     """
-    classifier = load_classifier(source, trust=trust)
+    classifier = load_saved(source, trust=trust)
+    dense = isinstance(classifier, DenseClassifier)
 
     def write(folder: Path) -> None:
         _assemble_classifier(Path(source), classifier, folder, repo)
 
-    return _publish(write, repo, f"Classifier of {one_line(classifier.label)}", PUBLISHED, dry_run, private, token)
+    message, mark = f"Classifier of {one_line(classifier.label)}", TRAINED if dense else PUBLISHED
+    return _publish(write, repo, message, mark, dry_run, private, token)
 
 
 def _publish(
@@ -131,7 +133,7 @@ def _publish(
     return str(address)
 
 
-def _assemble_classifier(source: Path, classifier: Classifier, folder: Path, repo: str) -> None:
+def _assemble_classifier(source: Path, classifier: Classifier | DenseClassifier, folder: Path, repo: str) -> None:
     check_finite(classifier.objective.state_dict().items(), source / WEIGHTS)
     tree = json.loads((source / FILE).read_text(encoding="utf-8"))
     tree["table"] = public_table(tree["table"])
@@ -139,10 +141,15 @@ def _assemble_classifier(source: Path, classifier: Classifier, folder: Path, rep
     shutil.copyfile(source / WEIGHTS, folder / WEIGHTS)
     if (source / "tokenizers").is_dir():
         shutil.copytree(source / "tokenizers", folder / "tokenizers")
-    native = leaves_whole(classifier.encoder)
-    if native:
-        export_classifier(classifier, folder / "native")
-    names, license = classifier.target.names, tree["origin"].get("license")
+    native = False
+    names: tuple[str | int, ...]
+    if isinstance(classifier, DenseClassifier):
+        names = classifier.objective.built.names
+    else:
+        names, native = classifier.target.names, leaves_whole(classifier.encoder)
+        if native:
+            export_classifier(classifier, folder / "native")
+    license = tree["origin"].get("license")
     card = classifier_card(repo, tree, names, license=license, published=True, native=native)
     (folder / "README.md").write_text(card, encoding="utf-8")
 

@@ -72,6 +72,40 @@ class Frame(NamedTuple):
         scale = np.array(extent) / (np.array(source[2:]) - source[:2])
         return boxes * np.tile(scale, 2) + np.tile(corner - np.array(source[:2]) * scale, 2)
 
+    def boxes_in_picture(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (N, 4) in pixels of the square -> in those of the picture, cut at its edges; undoes `place`."""
+        source, extent, corner = self.placement
+        scale = np.array(extent) / (np.array(source[2:]) - source[:2])
+        found = (boxes - np.tile(corner, 2)) / np.tile(scale, 2) + np.tile(source[:2], 2)
+        return found.clip(0, np.tile([self.width, self.height], 2))
+
+    def mask_in_picture(self, square: np.ndarray) -> np.ndarray:
+        """Class numbers of the square, uint8 (size, size) -> those of the picture, uint8 (height, width).
+
+        The class of a pixel is that of the square's pixel in which its center lies; of what the square leaves out it is
+        `IGNORED`.
+        """
+        source, extent, corner = self.placement
+        places, seen = [], []
+        for axis, length in enumerate((self.width, self.height)):
+            scale = extent[axis] / (source[2 + axis] - source[axis])
+            place = np.floor((np.arange(length) + 0.5 - source[axis]) * scale).astype(np.int64)
+            seen.append((place >= 0) & (place < extent[axis]))
+            places.append((place + corner[axis]).clip(0, self.size - 1))
+        found = square[np.ix_(places[1], places[0])]
+        found[~seen[1]] = IGNORED
+        found[:, ~seen[0]] = IGNORED
+        return found
+
+
+def palette() -> list[int]:
+    """Red, green and blue of every class number in turn, as PASCAL VOC paints them: bits of the number, spread."""
+    return [
+        sum(((number >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3))
+        for number in range(IGNORED + 1)
+        for channel in range(3)
+    ]
+
 
 def decode_mask(cell: Any, frame: Frame | None = None, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Decode a mask as its picture is decoded.

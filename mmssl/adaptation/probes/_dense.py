@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +16,13 @@ from mmssl.adaptation.probes._layers import scale_by_depth
 from mmssl.adaptation.probes.base import Learner, Setting
 from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.rows import Split
+from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
+from mmssl.objectives.base import Chance, Objective
+from mmssl.ops.draws import Draws
+from mmssl.ranges import Width
+from mmssl.schema import Section
 
 
 class LabelsOf:
@@ -33,6 +38,67 @@ class LabelsOf:
 
     def __getitem__(self, index: Tensor) -> Tensor:
         return self.read(self.labels[index])
+
+
+class Built(Section):
+    """What builds a network that answers for places again, next to its encoder; a subclass is the probe's own.
+
+    Attributes:
+        depths: that are read -> channels of their maps.
+        width: of the probe.
+        names: of the classes, in the order of the network's.
+    """
+
+    depths: dict[str, Width]
+    width: Width
+    names: tuple[str | int, ...]
+
+    def build(self, encoder: Encoder) -> DenseTask:
+        """The network, with random weights but for the encoder's."""
+        raise TypeError(f"{type(self).__name__} builds nothing")
+
+
+class DenseTask(Objective):
+    """A network that answers for places of a picture. It reads labels, which no pretext task does.
+
+    Args:
+        built: its arguments.
+
+    Attributes:
+        inputs: batch keys that it reads.
+        reads: the encoder in it; None where rows come as maps.
+    """
+
+    inputs: tuple[str, ...]
+    reads: Encoder | None
+
+    def __init__(self, built: Built) -> None:
+        super().__init__({})
+        self.built = built
+
+    def chance(self, rows: int) -> Chance:
+        """Not known before the labels are."""
+        return Chance(None)
+
+    def transform(self, batch: Batch, draws: Draws) -> Batch:
+        """Rows as they are; no augmentation."""
+        return {key: batch[key] for key in (*self.inputs, "label")}
+
+    def answer(self, inputs: Batch) -> Tensor:
+        """What the target scores, rows first; in evaluation mode."""
+        raise TypeError(f"{type(self).__name__} answers nothing")
+
+
+class TrainedPlaces(NamedTuple):
+    """What one training made.
+
+    Attributes:
+        objective: encoder and head.
+        split: where its rows were.
+    """
+
+    objective: DenseTask
+    split: Split
 
 
 class DenseLearner(Learner[MapRows]):
@@ -51,12 +117,14 @@ class DenseLearner(Learner[MapRows]):
     Attributes:
         keeps: whether maps of a frozen encoder are kept where they fit; else rows are pictures.
         finest: least distance of places, in pixels, of depths that are not named.
+        trained: what `predict` trained last with one setting.
     """
 
     frozen: ClassVar[bool] = False
     trains: ClassVar[bool] = True
     keeps: ClassVar[bool] = True
     finest: ClassVar[float] = 0.0
+    trained: TrainedPlaces | None = None
 
     def __init__(
         self,

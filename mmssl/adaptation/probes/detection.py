@@ -16,18 +16,18 @@ from mmssl.adaptation.features import inputs_of
 from mmssl.adaptation.labeled import Question
 from mmssl.adaptation.maps import MapRows, maps_of
 from mmssl.adaptation.probes import _trained
-from mmssl.adaptation.probes._dense import DenseLearner, LabelsOf
+from mmssl.adaptation.probes._dense import Built, DenseLearner, DenseTask, LabelsOf, TrainedPlaces
 from mmssl.adaptation.probes.base import RawRows, Setting
 from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.targets.boxes import Boxes
 from mmssl.batch import Batch, to_device
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
-from mmssl.modules.detectors import BEST, make_detector
+from mmssl.modules.detectors import BEST, Kind, make_detector
 from mmssl.modules.mode import evaluating
 from mmssl.modules.pyramid import Pyramid, SimplePyramid
-from mmssl.objectives.base import Chance, Objective
-from mmssl.ops.draws import Draws
+from mmssl.ranges import AboveZero
+from mmssl.schema import Pixels
 
 FINEST = 3.0
 """Least distance of places in pixels: finer maps take long, and boxes that need them are too small to tell apart."""
@@ -54,25 +54,60 @@ class Backbone(nn.Module):
         return self.pyramid(maps_of(self.encoder, {inputs_of(self.encoder)[0]: images}, self.depths))
 
 
-class Detector(Objective):
-    """The losses of a detector of torchvision, summed. It reads labels, which no pretext task does.
+class Detecting(Built):
+    """What builds a `Detector` again.
 
-    Args:
-        network: see `make_detector`.
-        key: of the pictures in a batch.
+    Attributes:
+        detector: see `Detection`.
+        size: side of the square pictures, in pixels.
+        strides: distance of places in pixels, of each depth; depths are from fine to coarse.
     """
 
-    def __init__(self, network: nn.Module, key: str) -> None:
-        super().__init__({})
-        self.network, self.key, self.needs = network, key, (key, "label")
+    probe: Literal["detection"] = "detection"
+    detector: Kind
+    size: Pixels
+    strides: tuple[AboveZero, ...]
 
-    def chance(self, rows: int) -> Chance:
-        """Not known before the labels are."""
-        return Chance(None)
+    def build(self, encoder: Encoder) -> Detector:
+        """See `Built`."""
+        pyramid: nn.Module
+        if len(self.depths) > 1:
+            pyramid, distances = Pyramid(self.depths, self.width), list(self.strides)
+        else:
+            stride, channels = self.strides[0], next(iter(self.depths.values()))
+            scales = [scale for scale in SCALES if stride / scale >= FINEST and stride / scale <= self.size][:LEVELS]
+            pyramid = SimplePyramid(channels, self.width, tuple(scales))
+            distances = [stride / scale for scale in scales]
+        if self.detector == "faster_rcnn" and any(
+            abs(math.log2(one) - round(math.log2(one))) > 0.1 for one in distances
+        ):
+            told = ", ".join(f"{one:g}" for one in distances)
+            raise RecipeError(
+                f"faster_rcnn takes maps whose places are powers of two apart, and these are {told} pixels apart; use "
+                "fcos or retinanet"
+            )
+        backbone = Backbone(encoder, list(self.depths), pyramid, self.width)
+        return Detector(self, make_detector(self.detector, backbone, len(self.names), self.size, distances), encoder)
 
-    def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """Rows as they are; no augmentation."""
-        return {key: batch[key] for key in self.needs}
+
+class Detector(DenseTask):
+    """The losses of a detector of torchvision, summed.
+
+    Args:
+        built: its arguments.
+        network: see `make_detector`.
+        encoder: in the network.
+    """
+
+    def __init__(self, built: Detecting, network: nn.Module, encoder: Encoder) -> None:
+        super().__init__(built)
+        self.network, self.key = network, inputs_of(encoder)[0]
+        self.inputs, self.needs = (self.key,), (self.key, "label")
+
+    @property
+    def reads(self) -> Encoder:  # type: ignore[override]
+        """See `DenseTask`; it is part of the network, under one name."""
+        return self.network.backbone.encoder  # type: ignore[union-attr, return-value]
 
     def predict(self, inputs: Batch) -> Batch:
         """`pictures` float32 (B, 3, H, W) in [0, 1]: torchvision's networks make their losses where they see boxes."""
@@ -84,6 +119,16 @@ class Detector(Objective):
         targets = [{"boxes": row[:, :4], "labels": row[:, 4].long() + 1} for row in rows]
         losses: dict[str, Tensor] = self.network(list(outputs["pictures"]), targets)
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+    def answer(self, inputs: Batch) -> Tensor:
+        """Boxes, float32 (B, 100, 6), see `Boxes`."""
+        found = []
+        for boxes in self.network(list(self.predict(inputs)["pictures"])):
+            row = boxes["boxes"].new_full((BEST, 6), -1.0)
+            columns = [boxes["boxes"], boxes["scores"][:, None], boxes["labels"][:, None].float() - 1]
+            row[: len(boxes["scores"])] = torch.cat(columns, dim=1)
+            found.append(row)
+        return torch.stack(found)
 
 
 class Detection(DenseLearner):
@@ -154,43 +199,31 @@ class Detection(DenseLearner):
         key, _ = inputs_of(train.encoder)
         (first,) = seen.read([torch.arange(1)])
         device = next(train.encoder.parameters()).device
+        with evaluating(train.encoder), torch.no_grad():
+            built = self._built(maps_of(train.encoder, first, train.depths), target.names, first[key].shape[-1])
         for setting in settings:
-            with evaluating(train.encoder), torch.no_grad():
-                maps = maps_of(train.encoder, first, train.depths)
             encoder = self.copy_of(train.encoder, setting)
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                network = self._network(encoder, maps, target.width, first[key].shape[-1])
-            objective = Detector(network, key).to(device)
+                objective = built.build(encoder).to(device)
             reads = LabelsOf(target.padded, labels)
             _trained.train(objective, seen, reads, lr=setting["lr"], seed=seed, **self.options)
+            if len(settings) == 1:
+                self.trained = TrainedPlaces(objective, train.split)
             yield _answers(objective, unseen, self.options["batch_rows"])
 
-    def _network(self, encoder: Encoder, maps: Mapping[str, Tensor], classes: int, size: int) -> nn.Module:
-        """With random weights but for the encoder's."""
+    def _built(self, maps: Mapping[str, Tensor], names: Sequence[str | int], size: int) -> Detecting:
         strides = {depth: size / one.shape[-1] for depth, one in maps.items()}
         levels = dict(sorted(strides.items(), key=lambda item: item[1]))
-        pyramid: nn.Module
-        if len(levels) > 1:
-            if len(set(levels.values())) < len(levels):
-                raise RecipeError("depths: those of a pyramid are of different resolutions; name one of each")
-            pyramid = Pyramid({depth: maps[depth].shape[1] for depth in levels}, self.width)
-            distances = list(levels.values())
-        else:
-            ((depth, stride),) = levels.items()
-            scales = [scale for scale in SCALES if stride / scale >= FINEST and stride / scale <= size][:LEVELS]
-            pyramid = SimplePyramid(maps[depth].shape[1], self.width, tuple(scales))
-            distances = [stride / scale for scale in scales]
-        if self.detector == "faster_rcnn" and any(
-            abs(math.log2(one) - round(math.log2(one))) > 0.1 for one in distances
-        ):
-            told = ", ".join(f"{one:g}" for one in distances)
-            raise RecipeError(
-                f"faster_rcnn takes maps whose places are powers of two apart, and these are {told} pixels apart; use "
-                "fcos or retinanet"
-            )
-        return make_detector(
-            self.detector, Backbone(encoder, list(levels), pyramid, self.width), classes, size, distances
+        if len(set(levels.values())) < len(levels):
+            raise RecipeError("depths: those of a pyramid are of different resolutions; name one of each")
+        return Detecting(
+            depths={depth: maps[depth].shape[1] for depth in levels},
+            width=self.width,
+            names=tuple(names),
+            detector=self.detector,
+            size=size,
+            strides=tuple(levels.values()),
         )
 
 
@@ -200,11 +233,5 @@ def _answers(objective: Detector, rows: RawRows, batch_size: int) -> Tensor:
     found = []
     with evaluating(objective), torch.no_grad():
         for batch in rows.read(torch.arange(len(rows)).split(batch_size)):
-            for boxes in objective.network(list(objective.predict(to_device(batch, device))["pictures"])):
-                row = torch.full((BEST, 6), -1.0)
-                best = len(boxes["scores"])
-                row[:best] = torch.cat(
-                    [boxes["boxes"], boxes["scores"][:, None], boxes["labels"][:, None].float() - 1], dim=1
-                ).cpu()
-                found.append(row)
-    return torch.stack(found)
+            found.append(objective.answer(to_device(batch, device)).cpu())
+    return torch.cat(found)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,54 +15,68 @@ from mmssl.adaptation.features import inputs_of
 from mmssl.adaptation.labeled import Question
 from mmssl.adaptation.maps import MapRows, maps_of
 from mmssl.adaptation.probes import _trained
-from mmssl.adaptation.probes._dense import DenseLearner, LabelsOf
+from mmssl.adaptation.probes._dense import Built, DenseLearner, DenseTask, LabelsOf, TrainedPlaces
 from mmssl.adaptation.probes.base import RawRows, Setting
 from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.targets.masks import Masks
 from mmssl.batch import Batch, to_device
 from mmssl.encoders.base import Encoder
+from mmssl.errors import RecipeError
 from mmssl.media.mask import IGNORED
 from mmssl.modules.dense import ConvolutionalMaps, LinearMaps
 from mmssl.modules.mode import evaluating
-from mmssl.objectives.base import Chance, Objective
-from mmssl.ops.draws import Draws
 
 HEAD_RATE = 10.0
 """Of the head next to a tuned encoder: it starts from nothing, as the segmentation heads of MMSegmentation do."""
 
 
-class PixelClasses(Objective):
-    """Cross-entropy of every pixel that has a class. It reads labels, which no pretext task does.
+class Pixels(Built):
+    """What builds `PixelClasses` again.
 
-    Args:
-        head: depth -> map, size of the picture -> logits of the classes.
-        classes: their numbers, int64 (C,).
-        depths: that the head reads.
-        encoder: trained along; None where rows come as maps.
+    Attributes:
+        head: see `Segmentation`.
+        classes: class numbers of masks.
     """
 
-    def __init__(self, head: nn.Module, classes: Tensor, depths: Sequence[str], encoder: Encoder | None = None) -> None:
-        super().__init__({})
-        self.head, self.depths, self.tuned = head, tuple(depths), encoder
-        self.inputs = self.depths if encoder is None else (inputs_of(encoder)[0],)
+    probe: Literal["segmentation"] = "segmentation"
+    head: Literal["linear", "conv"]
+    classes: tuple[Annotated[int, Ge(0), Lt(IGNORED)], ...]
+
+    def build(self, encoder: Encoder) -> PixelClasses:
+        """See `Built`."""
+        return PixelClasses(self, self.make_head(), encoder)
+
+    def make_head(self) -> nn.Module:
+        """Depth -> map, size of the picture -> logits of the classes; with random weights."""
+        if self.head == "linear":
+            return LinearMaps(self.depths, len(self.classes))
+        return ConvolutionalMaps(self.depths, len(self.classes), self.width)
+
+
+class PixelClasses(DenseTask):
+    """Cross-entropy of every pixel that has a class.
+
+    Args:
+        built: its arguments.
+        head: see `Pixels.make_head`.
+        encoder: of the pictures; None where rows come as maps.
+    """
+
+    def __init__(self, built: Pixels, head: nn.Module, encoder: Encoder | None = None) -> None:
+        super().__init__(built)
+        self.head, self.reads = head, encoder
+        self.inputs = tuple(built.depths) if encoder is None else (inputs_of(encoder)[0],)
         self.needs = (*self.inputs, "label")
         # Class number -> number of the logit; the classes that no training row has are never learned.
-        numbers = torch.full((IGNORED + 1,), IGNORED)
+        classes, numbers = torch.tensor(built.classes), torch.full((IGNORED + 1,), IGNORED)
         numbers[classes] = torch.arange(len(classes))
         self.classes, self.numbers = nn.Buffer(classes), nn.Buffer(numbers)
 
-    def chance(self, rows: int) -> Chance:
-        """Not known before the labels are."""
-        return Chance(None)
-
-    def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """Rows as they are; no augmentation."""
-        return {key: batch[key] for key in (*self.inputs, "label")}
-
     def logits(self, inputs: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
         """(B, C, *size)."""
-        maps = inputs if self.tuned is None else maps_of(self.tuned, inputs, self.depths)
-        return self.head({depth: maps[depth] for depth in self.depths}, size)
+        depths = tuple(self.built.depths)
+        maps = inputs if self.reads is None else maps_of(self.reads, inputs, depths)
+        return self.head({depth: maps[depth] for depth in depths}, size)
 
     def predict(self, inputs: Batch) -> Batch:
         """`logits` (B, C, H, W)."""
@@ -72,6 +87,11 @@ class PixelClasses(Objective):
         target = self.numbers[inputs["label"].long()]
         total = F.cross_entropy(outputs["logits"], target, ignore_index=IGNORED, reduction="sum")
         return {"loss": total / (target != IGNORED).sum().clamp(min=1)}
+
+    def answer(self, inputs: Batch, size: Sequence[int] = ()) -> Tensor:
+        """Class numbers, uint8 (B, *size); of pictures their own size where it is left out."""
+        logits = self.logits(inputs, tuple(size) or inputs[self.inputs[0]].shape[-2:])
+        return self.classes[logits.argmax(1)].to(torch.uint8)
 
 
 class Segmentation(DenseLearner):
@@ -93,6 +113,7 @@ class Segmentation(DenseLearner):
         batch_rows: rows of a step, at most all of them.
         weight_decay: of AdamW.
         width: of the convolutions.
+        names: of the classes from number 0 on, for a network that is saved; the numbers where left out.
     """
 
     learns = ("masks",)
@@ -110,6 +131,7 @@ class Segmentation(DenseLearner):
         batch_rows: int = 16,
         weight_decay: float = 1e-4,
         width: int = 64,
+        names: tuple[str, ...] = (),
     ) -> None:
         super().__init__(
             tune=tune,
@@ -120,7 +142,7 @@ class Segmentation(DenseLearner):
             batch_rows=batch_rows,
             weight_decay=weight_decay,
         )
-        self.head, self.boundary, self.width = head, boundary, width
+        self.head, self.boundary, self.width, self.names = head, boundary, width, names
 
     def ask(self, model: Model, request: Request) -> Question:
         """See `Learner.ask`."""
@@ -132,9 +154,17 @@ class Segmentation(DenseLearner):
         self, target: Any, train: MapRows, labels: Tensor, test: MapRows, settings: Sequence[Setting], seed: int
     ) -> Iterator[Tensor]:
         """See `Learner.predict`; answers are class numbers, uint8 (M, H, W)."""
-        classes = target.classes(labels)
+        classes = target.classes(labels).tolist()
+        if self.names and classes[-1] >= len(self.names):
+            raise RecipeError(f"names: masks have class number {classes[-1]}, and there are {len(self.names)} names")
         (first,) = train.read([torch.arange(1)])
-        widths = {depth: first[depth].shape[1] for depth in train.depths}
+        built = Pixels(
+            depths={depth: first[depth].shape[1] for depth in train.depths},
+            width=self.width,
+            names=tuple(self.names[number] if self.names else str(number) for number in classes),
+            head=self.head,
+            classes=tuple(classes),
+        )
         size = target.masks(labels[:1]).shape[-2:]
         device = next(train.encoder.parameters()).device
         # Maps, or pictures where the encoder is trained.
@@ -142,17 +172,17 @@ class Segmentation(DenseLearner):
         for setting in settings:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                head = self._head(widths, len(classes))
+                head = built.make_head()
             encoder = self.copy_of(train.encoder, setting) if self.tune else None
             for parameter in head.parameters() if self.tune else ():
                 parameter.lr_scale = HEAD_RATE  # type: ignore[attr-defined]
-            objective = PixelClasses(head, classes, train.depths, encoder).to(device)
+            objective = PixelClasses(built, head, encoder).to(device)
             reads = LabelsOf(target.masks, labels)
             _trained.train(objective, seen, reads, lr=setting["lr"], seed=seed, **self.options)
+            if len(settings) == 1:
+                whole = objective if self.tune else PixelClasses(built, head, train.encoder).to(device)
+                self.trained = TrainedPlaces(whole, train.split)
             yield _answers(objective, unseen, size, 4 * self.options["batch_rows"])
-
-    def _head(self, widths: Mapping[str, int], classes: int) -> nn.Module:
-        return LinearMaps(widths, classes) if self.head == "linear" else ConvolutionalMaps(widths, classes, self.width)
 
 
 def _answers(objective: PixelClasses, rows: RawRows, size: Sequence[int], batch_size: int) -> Tensor:
@@ -161,6 +191,5 @@ def _answers(objective: PixelClasses, rows: RawRows, size: Sequence[int], batch_
     found = []
     with evaluating(objective), torch.no_grad():
         for batch in rows.read(torch.arange(len(rows)).split(batch_size)):
-            logits = objective.logits(to_device(batch, device), size)
-            found.append(objective.classes[logits.argmax(1)].to(torch.uint8).cpu())
+            found.append(objective.answer(to_device(batch, device), size).cpu())
     return torch.cat(found)
