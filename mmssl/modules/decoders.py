@@ -79,6 +79,20 @@ def _moments(number: int, like: Tensor) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=1).to(like.dtype)
 
 
+def init_linears(module: nn.Module) -> None:
+    """Xavier's uniform weights and no bias in every linear layer, as in MAE's code."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
+def check_decoder(task: str, width: int, heads: int) -> None:
+    """Raise RecipeError where a decoder of that width has no positions, or cannot be cut into its heads."""
+    if width % 4 or width % heads:
+        raise RecipeError(f"{task}: decoder_width = {width} should be a multiple of 4 and of decoder_heads = {heads}")
+
+
 class PatchDecoder(nn.Module):
     """MAE's decoder: visible tokens and mask tokens at their places, through transformer blocks, to pixels.
 
@@ -102,10 +116,7 @@ class PatchDecoder(nn.Module):
         self.norm = norm(width)
         self.head = nn.Linear(width, pixels)
         nn.init.normal_(self.mask_token, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        init_linears(self)
 
     def forward(self, features: Features, seen: Tensor, hidden: Tensor, grid: tuple[int, ...]) -> Tensor:
         """Features of the visible patches -> pixels of the hidden ones, (B, M, d)."""

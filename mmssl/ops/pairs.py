@@ -28,6 +28,7 @@ def info_nce(
     items: Tensor | None = None,
     smoothing: float = 0.0,
     chunk: int | None = None,
+    back: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Symmetric cross-entropy over pairs (Radford et al. 2021, arXiv 2103.00020, figure 3).
 
@@ -43,6 +44,7 @@ def info_nce(
         items: int64 (B, K) from `fingerprint`; rows that agree in any of the K columns are equal. None: no two are.
         smoothing: share of the target that is spread over all rows.
         chunk: rows at a time; all at once where left out.
+        back: whether the loss is that from b to a, too; else it is that from a to b alone.
 
     Returns:
         loss, accuracy from a to b, accuracy from b to a, 0-dim. A find among the k equal items counts 1/k, as if one of
@@ -66,7 +68,7 @@ def info_nce(
     own = own_rows(len(a), a.device)
     to_b, a_to_b = _in_chunks(one_way(gather(b)), own, a, items, chunk)
     to_a, b_to_a = _in_chunks(one_way(gather(a)), own, b, items, chunk)
-    return (to_b + to_a) / 2, a_to_b, b_to_a
+    return (to_b + to_a) / 2 if back else to_b, a_to_b, b_to_a
 
 
 def sigmoid_pairs(

@@ -33,6 +33,7 @@ from mmssl.training.step import ForwardPass, accumulated_backward
 ROWS, SEED, STEP = 16, 5, 3
 ALIGNMENT = {"window": 0.5, "min_shift": 0.3, "width": 8}
 MAE = {"decoder_depth": 1, "decoder_width": 8, "decoder_heads": 2}
+JOINT = MAE | {"joint_heads": 2}
 DINO = {"prototypes": 24, "hidden": 16, "bottleneck": 8, "local_crops": 2, "freeze_last": 0.0}
 ALIGN = {"width": 7, "temperature": 1.0, "smoothing": 0.1}
 CASES = {
@@ -137,6 +138,12 @@ CASES = {
             }
         },
     ),
+    "audio_visual_autoencoder": ("audio_visual_autoencoder", JOINT | {"contrastive": 1.0}),
+    "audio_visual_autoencoder_symmetric": (
+        "audio_visual_autoencoder",
+        JOINT | {"frame": True, "contrastive": 1.0, "symmetric": True, "joint_depth": 2},
+    ),
+    "audio_visual_autoencoder_alone": ("audio_visual_autoencoder", JOINT | {"contrastive": 0.0}),
     "masked_pair": ("masked_pair", {"codes": 12}),
     "masked_pair_audio": ("masked_pair", {"a": "audio", "form": "beit3", "codes": 12}),
     "masked_pair_patches": ("masked_pair", {"b": None, "fusion": None, "codes": 12}),
@@ -170,7 +177,7 @@ VARIANTS = [(2, 1), (4, 1), (1, 4), (2, 4), (4, 4)]  # processes, micro-batches 
 def case(name: str) -> tuple[Objective, dict[str, Tensor]]:
     kind, hyper = CASES[name]
     torch.manual_seed(1)
-    encoders = tiny_patches() if kind == "masked_autoencoder" else tiny_encoders()
+    encoders = tiny_patches() if kind in ("masked_autoencoder", "audio_visual_autoencoder") else tiny_encoders()
     if name in ("captioning", "captioning_audio", "combine_coca"):
         encoders = tiny_captioners(hyper.get("a", "image"))
     if kind in ("span_denoising", "denoising"):
@@ -207,6 +214,8 @@ def case(name: str) -> tuple[Objective, dict[str, Tensor]]:
         batch = {f"pairs/{k}": v for k, v in batch.items()} | {f"pictures/{k}": v for k, v in other.items()}
     # Encoders that no task asked for would have no gradient.
     used = {"image", "text", "audio", "video"} & {key.rpartition("/")[2] for key in objective.needs} | {"fusion"}
+    if hyper.get("frame"):  # of a clip, for an encoder of images
+        used = used - {"video"} | {"image"}
     for name, encoder in list(objective.encoders.items()):
         if encoder.modality not in used:
             del objective.encoders[name]

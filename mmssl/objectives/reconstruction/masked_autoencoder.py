@@ -25,32 +25,24 @@ after the end of a sound may be seen, as silence, and is never scored. Crops are
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
-from mmssl.encoders.image import ImageEncoder
-from mmssl.encoders.video import VideoEncoder
-from mmssl.errors import RecipeError
-from mmssl.modules.decoders import PatchDecoder
+from mmssl.modules.decoders import PatchDecoder, check_decoder
 from mmssl.modules.pictures import read_picture
 from mmssl.modules.views import Crop
 from mmssl.objectives._concealed import Concealed
 from mmssl.objectives.base import Chance, Objective, Panel
-from mmssl.ops.color import as_floats
+from mmssl.objectives.reconstruction._pixels import HiddenPixels
 from mmssl.ops.draws import Draws
-from mmssl.ops.losses import mean_over
 from mmssl.ops.masking import take
-from mmssl.ops.patches import patchify, standardize, standardize_colors, unpatchify
 from mmssl.ranges import Pixels, Positive, Ratio, Width
 
-MASK_RATIO = {"mae": 0.75, "videomae": 0.9, "simmim": 0.6}
-SIMMIM_BLOCK = 32
 VIEWS = {"area": (0.2, 1.0), "flip": 0.5}
 
 
@@ -72,7 +64,7 @@ class MaskedAutoencoder(Objective):
         decoder_heads: their attention heads.
     """
 
-    divisors = ("scored_patches", "constant_error")
+    divisors = HiddenPixels.divisors
 
     def __init__(
         self,
@@ -91,47 +83,29 @@ class MaskedAutoencoder(Objective):
     ) -> None:
         super().__init__(encoders)
         network = self.encoder(encoder)
+        self.name, self.form = encoder, form
+        self.pixels = HiddenPixels(
+            "masked_autoencoder",
+            encoder,
+            network,
+            form=form,
+            mask_ratio=mask_ratio,
+            block=block,
+            tube=tube,
+            norm_pix=norm_pix,
+        )
         self.modality = network.modality
-        if self.modality not in ("image", "audio", "video"):
-            raise RecipeError(
-                f"masked_autoencoder reads images, clips and sound, and the encoder '{encoder}' reads {self.modality}"
-            )
-        if (tube or form == "videomae") and self.modality != "video":
-            raise RecipeError(
-                "masked_autoencoder: tube is for clips, whose frames hide the same places, and so is videomae"
-            )
-        if not network.subsets or network.patch_size is None:
-            raise RecipeError(
-                f"masked_autoencoder hides patches, and {network.spec['model']} does not read patch by patch, or its "
-                "patches overlap; "
-                "take a plain vision transformer, such as timm/vit_tiny_patch16_224"
-            )
         self.needs = (self.modality,)
-        self.name, self.form, self.patch = encoder, form, network.patch_size
-        self.mask_ratio = MASK_RATIO[form] if mask_ratio is None else mask_ratio
-        self.norm_pix = form != "simmim" if norm_pix is None else norm_pix
         self.crop = Crop.of(VIEWS, views)
-        self.tube = form == "videomae" if tube is None else tube
-        sides = (block, block) if block else (SIMMIM_BLOCK, SIMMIM_BLOCK) if form == "simmim" else self.patch[-2:]
-        if any(side % patch for side, patch in zip(sides, self.patch[-2:], strict=True)):
-            raise RecipeError(
-                f"masked_autoencoder: block = {sides[0]} pixels is not a multiple of the patch, {self.patch[-2:]}"
-            )
-        self.block = tuple(side // patch for side, patch in zip(sides, self.patch[-2:], strict=True))
-        pixels = (1 if self.modality == "audio" else 3) * math.prod(self.patch)
         if form != "simmim":
-            if decoder_width % 4 or decoder_width % decoder_heads:
-                raise RecipeError(
-                    f"masked_autoencoder: decoder_width = {decoder_width} should be a multiple of 4 and of "
-                    f"decoder_heads = {decoder_heads}"
-                )
+            check_decoder("masked_autoencoder", decoder_width, decoder_heads)
             self.decoder = PatchDecoder(
-                network.dim, pixels, decoder_depth, decoder_width, decoder_heads, pooled=form == "mae"
+                network.dim, self.pixels.values, decoder_depth, decoder_width, decoder_heads, pooled=form == "mae"
             )
         else:
             self.mask_token = nn.Parameter(torch.zeros(network.width or network.dim))
             nn.init.trunc_normal_(self.mask_token, std=0.02)
-            self.head = nn.Linear(network.dim, pixels)
+            self.head = nn.Linear(network.dim, self.pixels.values)
 
     def chance(self, rows: int) -> Chance:
         """The error of the mean: of each patch with `norm_pix`, of a row's hidden patches without.
@@ -149,62 +123,7 @@ class MaskedAutoencoder(Objective):
         `image` (B, 3, h, w) or `video` (B, T, 3, h, w) in [0, 1], or `audio` (B, mels, frames); `seen` (B, K) and
         `hidden` (B, M) places in the grid of patches; `target` (B, M, d), and `scored` (B, M), False for padding.
         """
-        picture, pixels, valid = read_picture(self.encoder(self.name), batch, draws, self.crop)
-        grid = self._grid(pixels.shape[2:])
-        time = grid[:-2] if self.tube else (1,) * len(grid[:-2])
-        unit = (*time, *self.block)
-        block = tuple(n * size for n, size in zip(unit, self.patch, strict=True))
-        if any(extent % size for extent, size in zip(pixels.shape[2:], block, strict=True)):
-            raise RecipeError(
-                f"masked_autoencoder: {' x '.join(map(str, pixels.shape[2:]))} pixels cannot be cut into blocks of "
-                f"{' x '.join(map(str, block))}"
-            )
-        # Which patches make a block: what `patchify` makes of their numbers.
-        patches = patchify(torch.arange(math.prod(grid), device=pixels.device).view(1, 1, *grid), unit)[0]
-        number = len(patches)
-        # MAE's code rounds down what is seen, VideoMAE's what is hidden: 20 places of 196, not 19.
-        hide = int(number * self.mask_ratio)
-        keep = number - hide if self.form == "videomae" else int(number * (1 - self.mask_ratio))
-        if not 0 < keep < number:
-            raise RecipeError(
-                f"masked_autoencoder: mask_ratio = {self.mask_ratio} leaves {keep} of {number} blocks visible, and "
-                "some should be and some not; change mask_ratio, or take larger pictures or smaller patches"
-            )
-        order = draws.uniform(number).argsort(dim=1, stable=True)
-        seen, hidden = patches[order[:, :keep]].flatten(1), patches[order[:, keep:]].flatten(1)
-        target = take(patchify(pixels, self.patch), hidden)
-        if self.norm_pix:
-            target = self._normalized(target)
-        scored = torch.ones_like(hidden, dtype=torch.bool) if valid is None else valid.gather(1, hidden)
-        weight = scored[:, :, None].to(target.dtype)
-        mean = (target * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
-        constant = torch.zeros_like(mean) if self.norm_pix else mean
-        return {
-            self.modality: picture,
-            "seen": seen,
-            "hidden": hidden,
-            "target": target,
-            "scored": scored,
-            "scored_patches": scored.sum(),
-            # What relative_error divides by; like the number of patches, it is one of the whole batch.
-            "constant_error": (self._error(constant, target) * scored).sum(),
-        }
-
-    def _grid(self, extents: Sequence[int]) -> tuple[int, ...]:
-        return tuple(extent // size for extent, size in zip(extents, self.patch, strict=True))
-
-    def _channels_first(self, picture: Tensor) -> Tensor:
-        """What the encoder reads -> (B, C, h, w), or (B, C, T, h, w)."""
-        return picture[:, None] if self.modality == "audio" else picture.transpose(1, -3)
-
-    def _error(self, pixels: Tensor, target: Tensor) -> Tensor:
-        """(B, M): squared error, or absolute (simmim), a mean over the pixels of each patch."""
-        difference = pixels - target
-        return (difference.abs() if self.form == "simmim" else difference.square()).mean(2)
-
-    def _normalized(self, patches: Tensor) -> Tensor:
-        """(..., d) less their mean, over their deviation: of all of a patch, or (videomae) of each of its colors."""
-        return standardize_colors(patches) if self.form == "videomae" else standardize(patches)
+        return self.pixels.hide(*read_picture(self.encoder(self.name), batch, draws, self.crop), draws)
 
     def predict(self, inputs: Batch) -> Batch:
         """`pixels` (B, M, d) of the hidden patches."""
@@ -216,8 +135,7 @@ class MaskedAutoencoder(Objective):
         )
         if self.form != "simmim":
             features = encoder.encode(take(encoder.embed(picture), seen))
-            grid = self._grid(self._channels_first(picture).shape[2:])
-            return {"pixels": self.decoder(features, seen, hidden, grid)}
+            return {"pixels": self.decoder(features, seen, hidden, self.pixels.grid(picture))}
         number = seen.shape[1] + hidden.shape[1]
         shown = torch.zeros(len(hidden), number, dtype=torch.bool, device=hidden.device).scatter_(1, hidden, True)
         features = encoder.encode(encoder.embed(picture, shown, self.mask_token))
@@ -225,53 +143,12 @@ class MaskedAutoencoder(Objective):
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Error of the hidden patches, and its ratio to that of the mean; see `chance`."""
-        scored = inputs["scored"]
-        error = self._error(outputs["pixels"], inputs["target"])
-        return {
-            "loss": mean_over(error, scored, inputs["scored_patches"]),
-            "relative_error": mean_over(error.detach(), scored, inputs["constant_error"]),
-        }
+        return self.pixels.scores(outputs["pixels"], inputs)
 
     def concealed(self, inputs: Batch) -> Concealed:
         """The pixels of hidden patches, and what is made of them."""
-        picture, hidden, target = inputs[self.modality], inputs["hidden"], inputs["target"]
-        extents = tuple(self._channels_first(picture).shape[2:])
-        patches = target.new_zeros(len(target), math.prod(self._grid(extents)), target.shape[2])
-        mask = unpatchify(patches.scatter(1, hidden[:, :, None].expand_as(target), 1.0), self.patch, extents) > 0
-        mask = mask[:, 0] if self.modality == "audio" else mask.transpose(1, -3)
-        return Concealed(
-            lambda inputs: self.predict(inputs)["pixels"],
-            {self.modality: mask, "target": torch.ones_like(target, dtype=torch.bool)},
-        )
+        return Concealed(lambda inputs: self.predict(inputs)["pixels"], self.pixels.concealed(inputs))
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """What is seen, what the network makes of it, and what was there; normalized if the task is."""
-        picture, hidden = inputs[self.modality], inputs["hidden"]
-        original = self._channels_first(picture)
-        if self.modality == "audio":
-            pixels, scale, shift = original, original.new_tensor(1.0), original.new_tensor(0.0)
-        else:
-            encoder = cast(ImageEncoder | VideoEncoder, self.encoder(self.name))
-            pixels, original = encoder.prepare(picture)[0], as_floats(original)
-            constants = (encoder.normalize.std, encoder.normalize.mean)
-            scale, shift = (values.view(-1, *[1] * len(self.patch)) for values in constants)
-        patches, visible = patchify(pixels, self.patch), patchify(original, self.patch)
-        if self.norm_pix:
-            patches, scale, shift = self._normalized(patches), scale.new_tensor(0.2), scale.new_tensor(0.5)
-
-        def put(values: Tensor, into: Tensor) -> Tensor:
-            whole = into.scatter(1, hidden[:, :, None].expand_as(values), values.to(into.dtype))
-            return unpatchify(whole, self.patch, tuple(original.shape[2:]))
-
-        blank = torch.full_like(take(visible, hidden), float(original.float().mean()))
-        kind = "normalized " if self.norm_pix else ""
-        pictures = {
-            "input": put(blank, visible),
-            f"{kind}prediction": put(outputs["pixels"], patches) * scale + shift,
-            f"{kind}target": put(inputs["target"], patches) * scale + shift,
-        }
-        if self.norm_pix:
-            pictures["original"] = original
-        seen = {name: p[:, 0] if self.modality == "audio" else p.transpose(1, -3) for name, p in pictures.items()}
-        axes = self.encoder(self.name).scale(seen["input"][0])
-        return [Panel(name, list(p), scale=axes) for name, p in seen.items()]
+        return self.pixels.panels(outputs["pixels"], inputs)
