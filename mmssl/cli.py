@@ -103,7 +103,7 @@ def adapt(
     ] = None,
     label: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
     target: Annotated[
-        str | None, typer.Option(help="Classes, labels, values, masks, boxes or events; by the cells by default.")
+        str | None, typer.Option(help="Classes, labels, values, masks, boxes, events or tags; by the cells by default.")
     ] = None,
     test: Annotated[str | None, typer.Option(help="Test rows; the test split of --data by default.")] = None,
     probe: Annotated[

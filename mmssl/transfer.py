@@ -83,10 +83,11 @@ def adapt(
         label: column of the labels. Rows without one are left out: null, NaN, and -1 where the data set names its
             classes, or in batches.
         target: what the labels are, as `mmssl list` names it: `classes` (names or whole numbers), `labels` (lists of
-            these), `values` (real numbers, or lists of them), `masks` (class numbers of pixels), `boxes`, `events`;
-            by the column's cells where left out.
+            these), `values` (real numbers, or lists of them), `masks` (class numbers of pixels), `boxes`, `events`,
+            `tags` (a class a word); by the column's cells where left out.
         probe: `knn`, `ridge`, `logistic`, `svm`, `mlp`, `attentive`, `finetune`, `segmentation`, `detection`, `frames`,
-            `separation`, `retrieval`, `zero_shot`, `localization` or `offset`; `mmssl list` says what each is.
+            `tagging`, `separation`, `retrieval`, `zero_shot`, `localization` or `offset`; `mmssl list` says what they
+            are.
         layers: probe every depth as well.
         baseline: score the same network, random-initialized, as well.
         seed: the first of `seeds` consecutive seeds.

@@ -41,6 +41,7 @@ AP50 = Metric("average_precision_50", "AP50")
 AP75 = Metric("average_precision_75", "AP75")
 FRAME_PRECISION = Metric("frame_average_precision", "mAP of frames")
 SEGMENT_F1 = Metric("segment_f1", "F1 of 1 s")
+MACRO_F1 = Metric("macro_f1", "F1")
 
 
 def balanced_accuracy(right: Tensor, labels: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Labels that are about places of a picture or seconds of a sound: masks, boxes, events, decoded when asked for."""
+"""Labels about places of a picture, seconds of a sound or words of a text, decoded when they are asked for."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from torch import Tensor
 from mmssl.adaptation.rows import BatchSplit, SourceSplit, Split
 from mmssl.adaptation.targets.base import Target
 from mmssl.data.base import MapSource
-from mmssl.data.columns import WINDOWS, Decoder, find_column
+from mmssl.data.columns import WINDOWS, Decoder, as_text, find_column
 from mmssl.data.sources import StreamSource
 from mmssl.errors import DataError, RecipeError, nearest
 from mmssl.media.mask import Frame
+from mmssl.media.text import Tokenizer
 
 # Selecting columns of a table takes a hundred times as long as reading a row.
 _SELECTED: WeakKeyDictionary[MapSource, dict[tuple[str, ...], MapSource]] = WeakKeyDictionary()
@@ -95,6 +96,19 @@ class Placed:
         seconds = max(lengths[key] for key in split.reads.needs)
         return cells[name], decoder.start(cells, WINDOWS["middle"]), seconds
 
+    def read_words(self) -> tuple[Any, Tensor]:
+        """The cell, undecoded, and where each word of the row's text begins; see `word_places`.
+
+        Raises:
+            DataError: where there is no text.
+        """
+        split = self.split
+        places = word_places(split, self.row)
+        assert isinstance(split, SourceSplit)  # `word_places` takes no other
+        assert not isinstance(split.source, StreamSource)  # `placed_cells` takes none
+        name = split.spec.columns.get(self.column, self.column)
+        return _selected(split.source, (name,)).row(self.row)[name], places
+
     @property
     def where(self) -> str:
         """For an error."""
@@ -105,6 +119,26 @@ def need_one_window(split: Split, probe: str) -> None:
     """Raise RecipeError where several windows of a sound or clip are read, for a probe of its places or seconds."""
     if isinstance(split, SourceSplit) and split.spec.windows > 1:
         raise RecipeError(f"{probe} looks at one window of a sound or clip, and windows = {split.spec.windows}; set 1")
+
+
+def word_places(split: Split, row: int) -> Tensor:
+    """The place of the first token of each word of a row's text among its ids, int64; -1 for words beyond them.
+
+    Words are what stands between white space, or the entries of a list.
+
+    Raises:
+        DataError: where there is no text, or rows cannot be read in any order.
+        RecipeError: where a tokenizer does not tell where a token begins.
+    """
+    if not isinstance(split, SourceSplit):
+        raise DataError("batches hold ids and no words; give a data set or a file")
+    if isinstance(split.source, StreamSource):
+        raise DataError(f"{split.where}: words are read in any order, and a stream has one; download it")
+    (column,) = split.columns
+    text = as_text(_selected(split.source, (column,)).row(row)[column])
+    tokenizer = split.reads.tokenizers["text"]
+    assert isinstance(tokenizer, Tokenizer)  # an encoder of texts has no other
+    return tokenizer.first_places(text, split.spec.text.length)
 
 
 def frame_of(split: Split, row: int, modality: str) -> Frame | None:

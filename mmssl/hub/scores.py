@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-PLACED = {"masks": "image-segmentation", "boxes": "object-detection"}
+PLACED = {"masks": "image-segmentation", "boxes": "object-detection", "tags": "token-classification"}
 READ = ("image", "text", "audio", "video")
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mmssl.errors import RecipeError
-from mmssl.media.units import sentence_ends, unit_numbers, word_ends
+from mmssl.media.units import first_tokens, run_ends, sentence_ends, unit_numbers, word_ends
 from mmssl.media.vocabulary import clean, learn_vocabulary
 
 SENTINEL = "<extra_id_{}>"
@@ -190,6 +190,26 @@ class Tokenizer:
             ends = word_ends(source) if part == "text_word" else sentence_ends(source)
             found[part] = unit_numbers(ends, starts, content)
         return found
+
+    def first_places(self, text: str, length: int) -> Tensor:
+        """Where among the ids of a call each run between white space begins: the place of its first token.
+
+        Args:
+            text: as for a call.
+            length: as for a call.
+
+        Returns:
+            int64, one a run; -1 for those of which no token is among the ids.
+
+        Raises:
+            RecipeError: where the library does not tell where a token begins.
+        """
+        if self._open_clip_name is not None:
+            raise RecipeError(f"{self._open_clip_name}: its tokenizer changes texts before it cuts them into tokens")
+        runs, text = len(run_ends(text)), _clean(text, length)
+        starts, _, content, _, _ = self._located(text, length, FIXED_LENGTH)
+        found = first_tokens(run_ends(text), starts, content)
+        return torch.from_numpy(np.pad(found, (0, runs - len(found)), constant_values=-1))
 
     def whole(self, texts: Sequence[str], parts: Sequence[str] = ()) -> list[dict[str, list[int]]]:
         """All of each text, however long: ids without special tokens as `text`, and the words they belong to.

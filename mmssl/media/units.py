@@ -30,6 +30,11 @@ def sentence_ends(text: str) -> list[int]:
     return [b.start() if b[0].isspace() else b.end() for b in breaks] + [len(text)]
 
 
+def run_ends(text: str) -> list[int]:
+    """The character after each run between white space."""
+    return [run.end() for run in re.finditer(r"\S+", text)]
+
+
 @cache
 def _word_splitter() -> Any:
     from tokenizers import Regex, pre_tokenizers
@@ -37,6 +42,19 @@ def _word_splitter() -> Any:
     return pre_tokenizers.Sequence(
         [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated")]
     )
+
+
+def first_tokens(ends: Sequence[int], starts: np.ndarray, content: np.ndarray) -> np.ndarray:
+    """The place of the first token that begins in or before each of the units that end at `ends`, int64 (units,).
+
+    It is -1 for a unit in which no token begins. Arguments are those of `unit_numbers`.
+    """
+    unit = np.searchsorted(np.array(ends, dtype=np.int64), starts[content], side="right")
+    known, first = np.unique(unit, return_index=True)
+    places = np.full(len(ends), -1)
+    inside = known < len(ends)  # white space after the last one may have a token of its own
+    places[known[inside]] = np.flatnonzero(content)[first[inside]]
+    return places
 
 
 def unit_numbers(ends: Sequence[int], starts: np.ndarray, content: np.ndarray) -> Tensor:
