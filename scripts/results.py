@@ -29,6 +29,7 @@ SEEDS = {
     "simclr_fashion": (0, 1, 2),
     "temporal_alignment_folder": (0,),
     "temporal_alignment_skirmish": (0, 1, 2),
+    "contrastive_audio_video_skirmish": (0, 1, 2),
 }
 CLIPS = {"train": 400, "test": 150}
 # Labels a class that a probe of clothes learns from, and how many lists of them: the same for every recipe and seed.
@@ -55,10 +56,12 @@ def measure(name: str, seed: int) -> dict[str, float]:
             numbers = alignment(run)
         elif name.endswith("_fashion"):
             numbers = few_labels(run)
+        elif name == "contrastive_audio_video_skirmish":
+            numbers = retrieval(run, ("audio", "video"))
         else:
             numbers = category(run)
             if name == "contrastive_emoji":
-                numbers |= emoji_retrieval(run)
+                numbers |= retrieval(run, ("image", "text"))
     last = {f"pretext {key}": run.history[-1][key] for key in run.chance.metrics if key in run.history[-1]}
     return {key: round(value, 6) for key, value in (numbers | last | {"minutes": minutes}).items()}
 
@@ -105,18 +108,19 @@ def few_labels(run: Any) -> dict[str, float]:
     return numbers
 
 
-def emoji_retrieval(run: Any) -> dict[str, float]:
-    """Image to text among the distinct names of concepts that were not trained on, and the other way round."""
+def retrieval(run: Any, sides: tuple[str, str]) -> dict[str, float]:
+    """Each side of rows that were not trained on among the other sides that differ, and the other way round."""
     import mmssl
 
     table = mmssl.adapt(run, probe="retrieval", baseline=False)
     numbers: dict[str, float] = {}
-    for way in ("image to text", "text to image"):
+    for query, found in (sides, sides[::-1]):
+        way = f"{query} to {found}"
         metrics, chance = (table.row(encoder, way).metrics for encoder in ("pretrained", "chance"))
-        if way == "image to text":
+        if query == sides[0]:
             numbers[f"{way} R@1"] = metrics["recall_at_1"]
         numbers |= {f"{way} R@10": metrics["recall_at_10"], f"{way} R@10 chance": chance["recall_at_10"]}
-    return numbers | {"gallery": table.counts["text items"]}
+    return numbers | {"gallery": table.counts[f"{sides[1]} items"]}
 
 
 def alignment(run: Any) -> dict[str, float]:
