@@ -87,10 +87,10 @@ def init_linears(module: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def check_decoder(task: str, width: int, heads: int) -> None:
+def check_decoder(task: str, width: int, heads: int, part: str = "decoder") -> None:
     """Raise RecipeError where a decoder of that width has no positions, or cannot be cut into its heads."""
     if width % 4 or width % heads:
-        raise RecipeError(f"{task}: decoder_width = {width} should be a multiple of 4 and of decoder_heads = {heads}")
+        raise RecipeError(f"{task}: {part}_width = {width} should be a multiple of 4 and of {part}_heads = {heads}")
 
 
 class PatchDecoder(nn.Module):
@@ -102,13 +102,23 @@ class PatchDecoder(nn.Module):
         depth: number of blocks.
         width: of the blocks.
         heads: of their attention.
-        pooled: whether the pooled vector is seen as well, in the place of MAE's class token. VideoMAE's decoder does
-            without, and counts the places of all frames in one row.
+        pooled: whether the pooled vector is seen as well, in the place of MAE's class token.
+        in_a_row: whether the places of all frames are counted in one row, as VideoMAE's are.
     """
 
-    def __init__(self, dim: int, pixels: int, depth: int, width: int, heads: int, *, pooled: bool = True) -> None:
+    def __init__(
+        self,
+        dim: int,
+        pixels: int,
+        depth: int,
+        width: int,
+        heads: int,
+        *,
+        pooled: bool = True,
+        in_a_row: bool = False,
+    ) -> None:
         super().__init__()
-        self.pooled = pooled
+        self.pooled, self.in_a_row = pooled, in_a_row
         norm = partial(nn.LayerNorm, eps=1e-6)
         self.embed = nn.Linear(dim, width)
         self.mask_token = nn.Parameter(torch.zeros(width))
@@ -133,7 +143,7 @@ class PatchDecoder(nn.Module):
     def _positions(self, grid: tuple[int, ...], like: Tensor) -> Tensor:
         """(N, width), fixed."""
         width = like.shape[2]
-        if not self.pooled:
+        if self.in_a_row:
             along = _moments(math.prod(grid), like[0])
             return along.unflatten(1, (2, -1)).mT.flatten(1)  # sine, cosine, sine ...
         flat = build_sincos2d_pos_embed(

@@ -11,7 +11,9 @@ import math
 from collections.abc import Mapping
 
 import torch
+from timm.layers import DropPath
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 
 class Teacher(nn.ModuleDict):
@@ -37,3 +39,12 @@ class Teacher(nn.ModuleDict):
 def cosine_momentum(start: float, progress: float) -> float:
     """From `start` at progress 0 to 1 at progress 1 along a cosine (BYOL, arXiv 2006.07733, section 3.2)."""
     return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
+
+
+def without_dropout(module: nn.Module) -> None:
+    """Turn dropout and stochastic depth off, also in training mode."""
+    for part in module.modules():
+        if isinstance(part, DropPath):
+            part.drop_prob = 0.0
+        elif isinstance(part, nn.modules.dropout._DropoutNd | StochasticDepth):
+            part.p = 0.0

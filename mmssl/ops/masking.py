@@ -142,6 +142,33 @@ def mask_blocks(
     return hidden.flatten(1)
 
 
+def draw_rectangles(
+    grid: tuple[int, int], number: int, area: tuple[float, float], aspect: tuple[float, float], draws: Draws
+) -> Tensor:
+    """Rectangles of a grid, anywhere inside it: the blocks of I-JEPA (arXiv 2301.08243, section 3).
+
+    Args:
+        grid: height and width.
+        number: M, of rectangles.
+        area: smallest and largest, as shares of the grid; uniform between them.
+        aspect: smallest and largest height / width; uniform between them.
+        draws: source of randomness.
+
+    Returns:
+        bool (B, M, h * w), True inside. None is as high or wide as a grid of more than one place.
+    """
+    size, shape, top, left = (draws.uniform(number) for _ in range(4))
+    places = (math.prod(grid) * (area[0] + size * (area[1] - area[0]))).floor()
+    ratio = aspect[0] + shape * (aspect[1] - aspect[0])
+    inside = []
+    for extent, wanted, start in ((grid[0], places * ratio, top), (grid[1], places / ratio, left)):
+        length = wanted.sqrt().round().clamp(1, max(1, extent - 1))
+        first = (start * (extent - length + 1)).floor()
+        along = torch.arange(extent, device=first.device)
+        inside.append((along >= first[..., None]) & (along < (first + length)[..., None]))
+    return (inside[0][..., :, None] & inside[1][..., None, :]).flatten(2)
+
+
 def mask_spans(valid: Tensor, probability: float, length: int, draws: Draws) -> Tensor:
     """Spans of `length` places in a sequence, which may overlap: wav2vec 2.0's (arXiv 2006.11477, section 3.1).
 

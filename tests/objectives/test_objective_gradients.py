@@ -67,6 +67,11 @@ CASES = {
     "masked_autoencoder": ("masked_autoencoder", MAE),
     "masked_autoencoder_simmim": ("masked_autoencoder", {"form": "simmim", "block": 4}),
     "masked_autoencoder_audio": ("masked_autoencoder", {"encoder": "audio", "norm_pix": False, **MAE}),
+    "jepa": ("jepa", {"predictor_depth": 1, "predictor_width": 8, "predictor_heads": 2}),
+    "vjepa": (
+        "jepa",
+        {"encoder": "video", "form": "vjepa", "predictor_depth": 1, "predictor_width": 8, "predictor_heads": 2},
+    ),
     "masked_autoencoder_video": (
         "masked_autoencoder",
         {"encoder": "video", "norm_pix": False, "mask_ratio": 0.9, **MAE, "decoder_width": 32},
@@ -177,7 +182,8 @@ VARIANTS = [(2, 1), (4, 1), (1, 4), (2, 4), (4, 4)]  # processes, micro-batches 
 def case(name: str) -> tuple[Objective, dict[str, Tensor]]:
     kind, hyper = CASES[name]
     torch.manual_seed(1)
-    encoders = tiny_patches() if kind in ("masked_autoencoder", "audio_visual_autoencoder") else tiny_encoders()
+    patches = ("masked_autoencoder", "audio_visual_autoencoder", "jepa")
+    encoders = tiny_patches() if kind in patches else tiny_encoders()
     if name in ("captioning", "captioning_audio", "combine_coca"):
         encoders = tiny_captioners(hyper.get("a", "image"))
     if kind in ("span_denoising", "denoising"):

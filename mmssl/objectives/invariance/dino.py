@@ -23,14 +23,12 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
-from mmssl.modules.teacher import Teacher, cosine_momentum
+from mmssl.modules.teacher import Teacher, cosine_momentum, without_dropout
 from mmssl.modules.views import Given, Views, encode_views
 from mmssl.objectives.base import Chance, Panel
 from mmssl.objectives.invariance._two_views import TwoViews
@@ -102,7 +100,7 @@ class DINO(TwoViews):
         self.local_views = Views(student, local_views, local_crops, image=LOCAL_VIEWS, audio=({"window": 0.2},))
         self.head = _Head(student.dim, hidden, bottleneck, prototypes, batch_norm)
         self.teacher = Teacher(self._student())
-        _without_dropout(self.teacher)
+        without_dropout(self.teacher)
         self.register_buffer("center", torch.zeros(prototypes))
         self.register_buffer("progress", torch.zeros(()))
         # The teacher's logits in this step's micro-batches, until the center moves.
@@ -227,15 +225,6 @@ class _Head(nn.Module):
             z = F.normalize(hidden, dim=-1)
             logits = F.linear(z, F.normalize(weight, dim=-1))
         return z.unflatten(0, pooled.shape[:2]), logits.unflatten(0, pooled.shape[:2])
-
-
-def _without_dropout(module: nn.Module) -> None:
-    """Turn dropout and stochastic depth off, also in training mode."""
-    for part in module.modules():
-        if isinstance(part, DropPath):
-            part.drop_prob = 0.0
-        elif isinstance(part, nn.modules.dropout._DropoutNd | StochasticDepth):
-            part.p = 0.0
 
 
 def _focus(encoder: Encoder, x: Tensor, valid: Tensor | None) -> Tensor:

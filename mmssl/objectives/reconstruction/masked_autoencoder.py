@@ -99,9 +99,8 @@ class MaskedAutoencoder(Objective):
         self.crop = Crop.of(VIEWS, views)
         if form != "simmim":
             check_decoder("masked_autoencoder", decoder_width, decoder_heads)
-            self.decoder = PatchDecoder(
-                network.dim, self.pixels.values, decoder_depth, decoder_width, decoder_heads, pooled=form == "mae"
-            )
+            sizes = network.dim, self.pixels.values, decoder_depth, decoder_width, decoder_heads
+            self.decoder = PatchDecoder(*sizes, pooled=form == "mae", in_a_row=form == "videomae")
         else:
             self.mask_token = nn.Parameter(torch.zeros(network.width or network.dim))
             nn.init.trunc_normal_(self.mask_token, std=0.02)
