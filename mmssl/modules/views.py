@@ -28,9 +28,9 @@ from mmssl.ops.augment import (
     resized_crop,
     squares_of_squeezed,
 )
-from mmssl.ops.augment_audio import random_stretch, random_windows
+from mmssl.ops.augment_audio import mix_others, random_stretch, random_windows
 from mmssl.ops.draws import Draws
-from mmssl.ranges import AboveZero, Decibels, Part, Pixels, Share, Weight
+from mmssl.ranges import AboveZero, BelowOne, Decibels, Part, Pixels, Share, Weight
 from mmssl.registry import check_keywords
 
 NO_SIZE = (
@@ -173,19 +173,24 @@ class AudioView:
     """A window, softer and with noise, whose log-mel spectrogram is cropped and resized in frequency and time.
 
     Two windows of one recording are COLA's pair (arXiv 2010.10915), the rest is BYOL-A's (arXiv 2103.06695). BYOL-A
-    mixes other recordings in; white noise takes their place here, so that no row depends on which others share its
-    process. An encoder of waveforms is given the window itself, with noise.
+    mixes other recordings in, by up to 0.4; white noise takes their place here unless `mix` is above 0. BYOL-A takes
+    them from a memory of the last 2048 inputs. Here they are other rows of the same batch, over all processes: equally
+    random, and nothing to be saved, where the size of a memory would not be known before there are data. As in the
+    published code, normalized levels are mixed, which are nearer to each other than powers, so that a loud recording
+    does not cover a soft one. An encoder of waveforms is given the window itself, with noise.
 
     Attributes:
         window: its length, as a share of the recording.
         attenuation: at most, in dB.
         noise: range of the ratio of signal to noise, in dB; None for no noise.
+        mix: largest share of another recording that is mixed into the spectrogram; see `mix_others`.
         stretch: smallest and largest crop of the spectrogram, relative to its size, in frequency and time.
     """
 
     window: Part = 0.5
     attenuation: Weight = 6.0
     noise: tuple[Decibels, Decibels] | None = (10.0, 40.0)
+    mix: BelowOne = 0.0
     stretch: tuple[AboveZero, AboveZero] = (0.6, 1.5)
 
     def draw(self, batch: Batch, draws: Draws, count: int, encoder: Encoder) -> list[Tensor]:
@@ -203,6 +208,8 @@ class AudioView:
         spectrograms = hearing.spectrogram(windows.flatten(0, 1)).unflatten(0, (-1, count))
         frames = hearing.valid_frames(inside.flatten(0, 1)).unflatten(0, (-1, count))
         frames = F.pad(frames, (0, spectrograms.shape[-1] - frames.shape[-1]))
+        if self.mix:
+            spectrograms = mix_others(spectrograms, frames, draws, self.mix)
         return list(random_stretch(spectrograms, frames, draws, self.stretch))
 
 
@@ -228,9 +235,10 @@ class Views:
 
     Attributes:
         needs: batch keys.
+        mixes: whether a view of one row has something of another row in it.
 
     Raises:
-        RecipeError: for a modality without views, an unknown setting or a wrong number of views.
+        RecipeError: for a modality without views, an unknown setting, a wrong number of views, or mixed waveforms.
     """
 
     def __init__(
@@ -246,6 +254,11 @@ class Views:
         each = [{**own[i % len(own)], **((given[i] if isinstance(given, list) else given) or {})} for i in range(count)]
         self.settings = [kind(**check_keywords(kind, one, "views")) for one in each]
         self.needs = (modality,)
+        self.mixes = any(isinstance(one, AudioView) and one.mix > 0 for one in self.settings)
+        if self.mixes and not cast(AudioEncoder, encoder).has_spectrogram:
+            raise RecipeError(
+                f"views: mix is of spectrograms, and {encoder.spec['model']} reads waveforms; leave it out"
+            )
 
     def __call__(self, batch: Batch, draws: Draws, encoder: Encoder) -> list[Tensor]:
         """The views (B, V, ...), and of sounds the valid frames (B, V, T): what `encode_views` takes after the encoder.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmssl.ops.augment import resize_matrix
 from mmssl.ops.draws import Draws
+from mmssl.ops.gather import gather, own_rows
 
 Range = tuple[float, float]
 
@@ -91,6 +92,32 @@ def random_stretch(
     flat = spectrograms.flatten(0, 1)
     lost = inner @ (~mask).flatten(0, 1)[..., None].to(inner.dtype)
     return (bands @ flat @ inner.mT).view(spectrograms.shape), (lost[..., 0] < 0.5).view(mask.shape)
+
+
+def mix_others(spectrograms: Tensor, mask: Tensor, draws: Draws, most: float) -> Tensor:
+    """Another recording in the background: log((1 - r) exp(x) + r exp(z)), BYOL-A's log-mixup-exp.
+
+    Niizumi et al. 2021, arXiv 2103.06695, section 3.1. The other one, z, is the same view of another row of the global
+    batch, before it was mixed itself.
+
+    Args:
+        spectrograms: normalized logarithms, (B, V, M, T).
+        mask: bool (B, V, T), True for valid frames; the others stay as they are.
+        draws: source of randomness.
+        most: r is uniform from 0 to this, and so is which of the other rows, each view on its own.
+
+    Returns:
+        (B, V, M, T); a row that has no other is mixed with itself, which changes nothing.
+    """
+    views, total = spectrograms.shape[1], draws.rows * draws.shares
+    others = draws.integers(max(1, total - 1), views)
+    share = draws.uniform(views, 1, 1, high=most).to(spectrograms.dtype)
+    everyone, own = spectrograms, torch.arange(draws.rows, device=spectrograms.device)
+    if draws.shares > 1:
+        everyone, own = gather(spectrograms), own_rows(draws.rows, spectrograms.device)
+    z = everyone[(own[:, None] + 1 + others) % total, torch.arange(views, device=spectrograms.device)]
+    mixed = torch.logaddexp(spectrograms + (1 - share).log(), z + share.log())
+    return torch.where(mask[:, :, None], mixed, spectrograms)
 
 
 def resample(x: Tensor, speed: Fraction, cutoff: float, zeros: int = 32, beta: float = 12.0) -> Tensor:

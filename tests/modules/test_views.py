@@ -10,12 +10,13 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as TF
 from PIL import Image
-from tiny_encoders import tiny_batch, tiny_encoders
+from tiny_encoders import tiny_batch, tiny_encoders, tiny_waves
 from torchvision.transforms import v2
 
 from mmssl.errors import RecipeError
 from mmssl.media.image import decode_image, decode_squeezed
 from mmssl.modules.views import Crop, Views, encode_views
+from mmssl.objectives import create
 from mmssl.ops.augment import squares_of_squeezed
 from mmssl.ops.draws import Draws
 
@@ -218,3 +219,21 @@ def test_views_of_squeezed_files_have_the_detail_of_those_that_torchvision_cuts(
     gap = (mine.mean() - expected.mean()).abs()
     assert gap < 0.1 + 3 * error
     assert expected.mean() - before.mean() > 1 - 3 * error
+
+
+def test_a_view_with_another_row_in_it_makes_rows_meet_in_the_transform():
+    encoders, mixed = {"audio": tiny_encoders()["audio"]}, {"mix": 0.4}
+    batch = tiny_batch(4)
+    other = {key: torch.cat([value[:2], value[2:].flip(0)]) for key, value in batch.items()}
+    for name, hyper in (("byol", {}), ("dino", {"prototypes": 8, "local_crops": 1}), ("simclr", {})):
+        plain = create(name, encoders, encoder="audio", **hyper)
+        task = create(name, encoders, encoder="audio", views=mixed, **hyper)
+        assert task.meets == ("loss" if name == "simclr" else "transform")
+        assert plain.meets == ("loss" if name == "simclr" else "nowhere")
+        for one, depends in ((plain, False), (task, True)):
+            first, second = (one.transform(rows, Draws(0, 0, 4))["views"][:2] for rows in (batch, other))
+            assert torch.equal(first, second) is not depends
+    local = create("dino", encoders, encoder="audio", prototypes=8, local_views=mixed)
+    assert local.meets == "transform"
+    with pytest.raises(RecipeError, match=r"mix is of spectrograms, and .*wav2vec2 reads waveforms; leave it out"):
+        Views(tiny_waves(), mixed)

@@ -91,6 +91,7 @@ CASES = {
     "moco_audio": ("moco", {"encoder": "audio", "hidden": 16, "width": 7, "queue": 24}),
     "moco_v3": ("moco", {"form": "v3", "hidden": 16, "width": 7, "temperature": 0.2}),
     "byol": ("byol", {"hidden": 16, "width": 7}),
+    "byol_audio": ("byol", {"encoder": "audio", "hidden": 16, "width": 7, "views": {"mix": 0.4}}),
     "simsiam": ("simsiam", {"width": 16, "bottleneck": 8}),
     "dino": ("dino", DINO | {"local_views": {"size": 8}}),
     "dino_audio": ("dino", DINO | {"encoder": "audio"}),

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from mmssl.ops.augment_audio import random_stretch, random_windows
+from mmssl.ops.augment_audio import mix_others, random_stretch, random_windows
 from mmssl.ops.draws import Draws
 
 
@@ -78,3 +78,40 @@ def test_stretch_moves_the_mask_with_the_sound():
     # Canvas before and after the spectrogram counts as valid silence, its padding does not.
     assert (~valid).any(-1).all()
     assert (found[:, 0, 0][~valid[:, 0]] < 0.5).all()
+
+
+def test_others_are_mixed_in_by_their_exponents_and_padding_is_left_alone():
+    rows, views = 5, 2
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, views, 3, 4, generator=generator, dtype=torch.float64)
+    mask = torch.arange(4) < torch.tensor([4, 3, 4, 2, 1])[:, None, None]
+    found = mix_others(x, mask.expand(-1, views, -1), Draws(5, 0, rows), 0.4)
+    draws = Draws(5, 0, rows)
+    steps, share = draws.integers(rows - 1, views), draws.uniform(views, high=0.4).double()
+    for row in range(rows):
+        for view in range(views):
+            z, r = x[(row + 1 + steps[row, view]) % rows, view], share[row, view]
+            expected = ((1 - r) * x[row, view].exp() + r * z.exp()).log()
+            torch.testing.assert_close(found[row, view], torch.where(mask[row], expected, x[row, view]))
+    alone = mix_others(x[:1], mask[:1].expand(-1, views, -1), Draws(5, 0, 1), 0.4)
+    torch.testing.assert_close(alone, x[:1])
+
+
+def test_every_other_row_is_mixed_in_equally_often_and_never_the_row_itself():
+    # exp(-1e3) is 0: what is left of a row is the logarithm of its share, in the band of its number.
+    rows = 8
+    each = torch.full((rows, rows), -1e3, dtype=torch.float64).fill_diagonal_(0)[:, None, :, None]
+    partners, levels = [], []
+    for step in range(150):
+        mixed = mix_others(each, torch.ones(rows, 1, 1, dtype=torch.bool), Draws(0, step, rows), 0.4)[:, 0, :, 0].exp()
+        own = mixed.diagonal()
+        others = mixed - torch.diag(own)
+        torch.testing.assert_close(others.sum(1), 1 - own)
+        assert (others > 0).sum() == rows
+        partners.append(others.argmax(1))
+        levels.append(1 - own)
+    distance = (torch.stack(partners) - torch.arange(rows)) % rows
+    counts = torch.bincount(distance.flatten(), minlength=rows)
+    assert counts[0] == 0
+    assert stats.chisquare(counts[1:].numpy()).pvalue > 1e-4
+    assert stats.kstest(torch.cat(levels).numpy(), "uniform", (0, 0.4)).pvalue > 1e-4

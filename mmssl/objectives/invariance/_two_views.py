@@ -38,6 +38,8 @@ class TwoViews(Objective):
         self.name = encoder
         self.views = Views(self.encoder(encoder), views, 2, **published)
         self.needs = self.views.needs
+        if self.views.mixes and self.meets == "nowhere":
+            self.meets = "transform"
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:

@@ -98,6 +98,8 @@ class DINO(TwoViews):
         self.center_momentum, self.momentum, self.freeze_last = center_momentum, momentum, freeze_last
         student = self.encoder(encoder)
         self.local_views = Views(student, local_views, local_crops, image=LOCAL_VIEWS, audio=({"window": 0.2},))
+        if self.local_views.mixes:
+            self.meets = "transform"
         self.head = _Head(student.dim, hidden, bottleneck, prototypes, batch_norm)
         self.teacher = Teacher(self._student())
         without_dropout(self.teacher)
