@@ -29,8 +29,8 @@ CONTROL = 0.09
 RINGS = 2.0
 QUALITY = 75
 BLUR = 1.5  # standard deviation, in pixels
-# What is planted in the positive controls, of pictures and of texts.
-PLATE, CUE = "zone plate", "topic cue"
+# What is planted in the positive controls, of pictures, of texts and of clips.
+PLATE, CUE, CLOCK = "zone plate", "topic cue", "clock"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Arm:
     """One kind of structure-free data.
 
     Attributes:
-        null: how pictures are made, see `NULLS`; `words` of texts, see `mmssl.audit.texts`.
+        null: how pictures are made, see `NULLS`; of texts see `mmssl.audit.texts`, of clips `mmssl.audit.clips`.
         file: how they are stored, see `FILES`.
         artifact: what is planted, see `ARTIFACTS`; `none` for nothing.
         scale: short side of the file's picture over the decode size; 1 is data that was resized to it beforehand.
@@ -52,7 +52,7 @@ class Arm:
     @property
     def is_control(self) -> bool:
         """Whether it holds what has to be found."""
-        return self.artifact in (PLATE, CUE)
+        return self.artifact in (PLATE, CUE, CLOCK)
 
 
 def planted(artifact: str) -> Arm:

@@ -11,6 +11,7 @@ from typing import cast
 from PIL import Image, JpegImagePlugin
 
 from mmssl import recipe as recipes
+from mmssl.audit.clips import MOVING, MUTE, STILL, SWAPPED, audit_clips, clip_kinds, reads_clips
 from mmssl.audit.edges import BLURRED, CutsTiles, edges
 from mmssl.audit.gradients import Leak, leaks
 from mmssl.audit.nulls import FILES, Arm
@@ -27,6 +28,7 @@ from mmssl.media.image import open_image
 from mmssl.recipe import Data, Recipe
 
 SAMPLE = 200
+CLIPS = 4  # pictures that make one clip in `rows`: writing and reading a clip takes so much longer, and more
 PLANTED = ("green shift", "red-blue shift", "vignetting", "watermark", "squash", "resaved 4:2:2")
 SAMPLINGS = {0: "jpeg 4:4:4", 1: "jpeg 4:2:2", 2: "jpeg 4:2:0"}
 EDGES = "edges that continue each other, by hand"
@@ -37,6 +39,10 @@ REMEDIES = {
     "vignetting": "flat_field=true of jigsaw and relative_position",
     "watermark": "views.margin=0.2, or as much as the mark is wide",
     "squash": "decode with fit: crop or squeeze, never with the aspect lost",
+    MOVING: "video.fps lower than the files', or frames farther apart, so that fewer lie between two key frames",
+    STILL: "what a codec does tells it: start: random or middle, away from where it begins, and frames farther apart",
+    MUTE: "what is seen tells it: frames farther apart, or start: random",
+    SWAPPED: "clips tell it by how long their tracks are, or where they begin: start: random, and clips of full length",
     "resaved 4:2:2": "read the JPEG files, whose colors are then made even, or save pictures as 4:2:0 or 4:4:4",
 }
 
@@ -48,7 +54,7 @@ class Audit:
     Attributes:
         task: its name.
         files: kind of file -> how many rows of the sample are such.
-        findings: of structure-free pictures, controls among them.
+        findings: of structure-free pictures, texts or clips, controls among them.
         edges: of the solver by hand; None where the task lays no tiles.
         leaks: what answers depend on, of what they should not: other rows, what is hidden, later tokens.
         notes: what could not be asked, a sentence each.
@@ -128,6 +134,7 @@ def _words(arm: Arm) -> str:
         "natural": "1/f² noise",
         "phases": "own pictures, random phases",
         "words": "own words in random order",
+        **{name: name for name in (MOVING, STILL, MUTE, SWAPPED)},
     }
     return f"{null.get(arm.null, 'white noise')}, {arm.file}{' larger' if arm.scale > 1 else ''}{planted}"
 
@@ -148,7 +155,9 @@ def audit_recipe(
 ) -> Audit:
     """Every arm that holds for the task of a recipe or of a run's directory.
 
-    Of a task on the order of sentences the data are the user's own words in random order: see `mmssl.audit.texts`.
+    Of a task on the order of sentences the data are the user's own words in random order: see `mmssl.audit.texts`. Of
+    tasks on clips and their sound they are clips of noise, and the user's own with each other's sound: see
+    `mmssl.audit.clips`.
     Structure-free pictures go through files of the kinds that the source has, decoder, crop and transform; a small
     network must stay at chance on them, and find rings that are planted. Tiles are also compared edge by edge, and
     gradients tell, exactly, whether an answer depends on other rows of the batch, on what is hidden or on later tokens.
@@ -158,7 +167,7 @@ def audit_recipe(
         data: rows in place of the recipe's.
         planted: plant lens and file artifacts as well, which the task should resist.
         steps: of each small training.
-        rows: pictures of each arm.
+        rows: pictures of each arm, or texts; of clips a quarter as many.
         seed: of all.
         report: is called with each finding as soon as it is there.
 
@@ -182,6 +191,8 @@ def audit_recipe(
     found = Audit(recipe.objective["name"])
     if "image" in objective.needs:
         found.files = kinds_of(next(iter(recipe.sources().values())))
+    elif reads_clips(objective) and len(recipe.sources()) == 1:
+        found.files = clip_kinds(recipe.sources()[""])
     kinds = [kind for kind in found.files if kind in FILES] or ["png"]
     arms = [Arm("constant", kinds[0]), *(Arm(file=kind) for kind in kinds), Arm("natural", kinds[0])]
     arms += [Arm("phases", kinds[0])] + [planted_arm(name) for name in PLANTED if planted]
@@ -190,6 +201,11 @@ def audit_recipe(
         if reads_sentences(objective):
             tokenizers = {name: cast(TextEncoder, encoder).tokenizer for name, encoder in objective.exported.items()}
             found.findings = audit_texts(recipe, tokenizers, steps=steps, rows=rows, seed=seed, report=report)
+        elif reads_clips(objective):
+            clips = rows // CLIPS
+            found.findings, found.notes = audit_clips(
+                recipe, found.files, planted=planted, steps=steps, rows=clips, seed=seed, report=report
+            )
         else:
             found.findings = audit(recipe, arms, steps=steps, rows=rows, seed=seed, report=report)
         if isinstance(objective, CutsTiles):

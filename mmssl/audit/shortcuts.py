@@ -176,6 +176,13 @@ def measure_task(
 
 def train(objective: Objective, data: Data, *, steps: int, batch_size: int, seed: int) -> None:
     """The small training of every arm, by the one loop; see `measure`."""
+    tokenizers = tokenizers_of(objective.exported)
+    loader = Loader({"": data}, objective.needs, batch_size=batch_size, seed=seed, tokenizers=tokenizers)
+    train_on(objective, loader, steps=steps, batch_size=batch_size, seed=seed)
+
+
+def train_on(objective: Objective, loader: Loader, *, steps: int, batch_size: int, seed: int) -> None:
+    """`train` with batches of a loader."""
     training = Training(
         steps=steps,
         batch_size=batch_size,
@@ -184,15 +191,17 @@ def train(objective: Objective, data: Data, *, steps: int, batch_size: int, seed
         optimizer=Optimizer(lr=2e-3),
         schedule=Schedule(warmup=steps // 10),
     )
-    tokenizers = tokenizers_of(objective.exported)
-    loader = Loader({"": data}, objective.needs, batch_size=batch_size, seed=seed, tokenizers=tokenizers)
     fit(objective, loader, training, quiet=True)
 
 
 @torch.no_grad()
-def judge(arm: Arm, objective: Objective, unseen: Iterable[Batch]) -> Finding:
-    """What a task that was trained gets right of inputs that it was not trained on."""
-    metric, chance = accuracy_of(objective)
+def judge(arm: Arm, objective: Objective, unseen: Iterable[Batch], *, matched: int | None = None) -> Finding:
+    """What a task that was trained gets right of inputs that it was not trained on; `matched` as in `accuracy_of`.
+
+    Raises:
+        RecipeError: where it asks nothing of such inputs.
+    """
+    metric, chance = accuracy_of(objective, matched)
     objective.eval()
     right, count = 0.0, 0
     for inputs in unseen:
@@ -200,7 +209,9 @@ def judge(arm: Arm, objective: Objective, unseen: Iterable[Batch]) -> Finding:
         asked = int(inputs[objective.divisors[0]]) if objective.divisors else count_rows(inputs)
         right += objective(inputs)[metric].item() * asked
         count += asked
-    return finding(arm, right / max(count, 1), chance, max(count, 1))
+    if not count:
+        raise RecipeError(f"{arm.null} is nothing that the task asks about, so that there is no such arm")
+    return finding(arm, right / count, chance, count)
 
 
 def small(recipe: Recipe, seed: int) -> Objective:
@@ -249,15 +260,20 @@ def table(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def accuracy_of(objective: Objective) -> tuple[str, float]:
+def accuracy_of(objective: Objective, matched: int | None = None) -> tuple[str, float]:
     """Name and level of the entry that counts right answers; `ranking` where there is one, which needs no threshold.
+
+    Args:
+        objective: the task.
+        matched: rows of a batch in which a task matches two sides that have nothing to do with each other; None where
+            answers must not be about other rows.
 
     Raises:
         RecipeError: for a task that has none, or whose answers are about other pictures.
     """
-    levels = objective.chance(2).metrics
+    levels = objective.chance(matched or 2).metrics
     found = [(key, level) for name in ("ranking", "accuracy") for key, level in levels.items() if key.startswith(name)]
-    if objective.meets == "loss" or not found:
+    if (objective.meets == "loss" and matched is None) or not found:
         raise RecipeError(
             f"structure-free data ask tasks that predict what was done to them; {type(objective).__name__} "
             + ("compares rows, and two rows of noise are easily told apart" if found else "logs no accuracy")

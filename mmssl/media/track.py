@@ -24,6 +24,8 @@ GENERIC_INDEX = 0x100
 EXACT_DURATION = {"wav", "flac", "ogg", "gif"}
 # Formats whose durations include the delay of the encoder, which the decoder has cut off at the start.
 DELAY_IN_DURATION = {"matroska", "ogg"}
+# Name of a container -> suffix of its files, where they differ.
+SUFFIXES = {"mov": "mp4", "matroska": "mkv"}
 # Play lists and scripts, which make FFmpeg open other files and addresses, are left out, and so are text and images.
 FORMATS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,dv,eac3,flac,flv,gif,h264,hevc,ivf,m4v,matroska,webm,mov,mp4,m4a,3gp,3g2,"
@@ -120,6 +122,14 @@ class Track:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def kind(self) -> str:
+        """The file's container and the codecs of its streams, pictures first: `mp4 h264+aac`."""
+        container, streams = self._container.format.name.split(",")[0], self._container.streams
+        known = [one.codec_context for one in (*streams.video[:1], *streams.audio[:1])]
+        codecs = "+".join(context.codec.canonical_name for context in known if context is not None)
+        return f"{SUFFIXES.get(container, container)} {codecs}"
 
     def _open(self) -> None:
         import av
