@@ -28,9 +28,10 @@ first paper goes from every fourth picture to all; `temporal_alignment_skirmish`
 are an example.
 
 Known traps. The loss stays at chance for long, and the share of clips whose right sound scores higher (`ranking`) moves
-before the accuracy does. Both sounds of a clip belong into one batch: in two, batch norm's statistics give them away.
-Recipes decode sound and picture of the same length, `audio.seconds = video.frames / video.fps`, and no longer than the
-clips are: where a short one ends, sound and picture both say so.
+before the accuracy does. Form `shift` stays there the longest: its authors train on talking faces first, and those of
+Synchformer train the encoders by contrast before. Both sounds of a clip belong into one batch: in two, batch norm's
+statistics give them away. Recipes decode sound and picture of the same length, `audio.seconds = video.frames /
+video.fps`, and no longer than the clips are: where a short one ends, sound and picture both say so.
 """
 
 from __future__ import annotations
