@@ -230,3 +230,34 @@ def test_refuses_what_it_cannot_join():
         create("audio_visual_autoencoder", encoders | {"image": create_encoder("timm/test_resnet", "image")}, **SMALL)
     with pytest.raises(RecipeError, match="reads image, and the encoder 'video' reads video"):
         create("audio_visual_autoencoder", encoders, visual="video", **SMALL)
+
+
+@pytest.mark.long
+def test_it_learns_what_picture_and_sound_have_in_common():
+    """Where a picture is brighter says the pitch, one of eight; tones have any phase."""
+    torch.manual_seed(0)
+    vit = {"patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    sound = {"rate": 100, "n_fft": 16, "hop": 8, "mels": 8, "img_size": [8, 16], "std": 4.5}
+    encoders = {
+        "image": create_encoder("timm/vit_tiny_patch16_224", "image", img_size=12, **vit),
+        "audio": create_encoder("timm/vit_tiny_patch16_224", "audio", **sound, **vit),
+    }
+    sizes = {"decoder_depth": 1, "decoder_width": 32, "decoder_heads": 2, "joint_heads": 2}
+    built = create("audio_visual_autoencoder", encoders, mask_ratio=0.5, contrastive=0.1, norm_pix=False, **sizes)
+    optimizer, kinds = torch.optim.AdamW(built.parameters(), lr=5e-3), torch.arange(8)[:, None]
+    angle, place = kinds[..., None] * math.pi / 4, torch.arange(12) - 5.5
+    slope = (angle.cos() * place + angle.sin() * place[:, None]) / 16 + 0.5
+    found = []
+    for step in range(150):
+        phase = torch.rand(8, 1) * 2 * math.pi
+        audio = (torch.arange(120) * 2 * math.pi * (5 + 5 * kinds) / 100 + phase).sin() * 0.5
+        batch = {"image": slope[:, None].expand(-1, 3, -1, -1), "audio": audio}
+        losses = built(built.transform(batch, Draws(0, step, 8)))
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        found.append({key: value.item() for key, value in losses.items()})
+    late = {key: sum(one[key] for one in found[-20:]) / 20 for key in found[0]}
+    assert late["image/relative_error"] < 0.6
+    assert late["audio/relative_error"] < 0.3
+    assert min(late["accuracy_image_to_audio"], late["accuracy_audio_to_image"]) > 0.6

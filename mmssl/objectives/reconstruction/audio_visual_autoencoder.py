@@ -37,7 +37,7 @@ from mmssl.modules.joint import TOGETHER, JointDecoder, JointLayers, Shown
 from mmssl.modules.pictures import read_picture
 from mmssl.modules.views import Crop
 from mmssl.objectives._concealed import Concealed
-from mmssl.objectives.base import Chance, Objective, Pair, Panel
+from mmssl.objectives.base import Chance, Meets, Objective, Pair, Panel
 from mmssl.objectives.reconstruction._pixels import HiddenPixels
 from mmssl.ops.draws import Draws
 from mmssl.ops.masking import take
@@ -69,6 +69,7 @@ class AudioVisualAutoencoder(Objective):
     """
 
     divisors = tuple(f"{key}/{name}" for key in SIDES for name in HiddenPixels.divisors)
+    meets: Meets = "loss"
 
     def __init__(
         self,
@@ -109,7 +110,8 @@ class AudioVisualAutoencoder(Objective):
         check_decoder(task, decoder_width, decoder_heads)
         self.frame, self.needs = frame, ("video" if frame else "image", "audio")
         self.contrastive, self.temperature, self.symmetric = contrastive, temperature, symmetric
-        self.meets = "loss" if contrastive else "nowhere"
+        if not contrastive:
+            self.meets = "nowhere"
         self.crop = Crop.of({}, views or {})
         self.joint = JointLayers(seen.dim, joint_depth, joint_heads, (TOGETHER, *SIDES) if contrastive else (TOGETHER,))
         values = {key: one.values for key, one in self.pixels.items()}
