@@ -73,7 +73,7 @@ def test_a_tube_hides_the_same_places_in_all_frames_and_nothing_else_does(networ
         assert hidden.flatten(1).sum(1).tolist() == [hidden[0].numel() * 3 // 4] * ROWS
         # Each row hides others.
         assert not torch.equal(hidden[0], hidden[1])
-        pixels = patchify(task.encoder("video").prepare(batch["video"])[0], task.patch)
+        pixels = patchify(task.encoder("video").prepare(batch["video"])[0], task.pixels.patch)
         target = pixels.gather(1, inputs["hidden"][:, :, None].expand(-1, -1, pixels.shape[2]))
         plain = masked(network, mask_ratio=0.75, tube=tube, norm_pix=False)
         torch.testing.assert_close(plain.transform(batch, Draws(0, 0, ROWS))["target"], target)
@@ -86,7 +86,7 @@ def test_nothing_is_seen_of_what_is_hidden(network, form):
     inputs = task.transform(clips(), Draws(0, 0, ROWS))
     clip = (inputs["video"].double() / 255).requires_grad_()
     (task.double().predict(inputs | {"video": clip})["pixels"] ** 3).sum().backward()
-    reached = patchify(clip.grad.abs().transpose(1, 2), task.patch).sum(2) > 0
+    reached = patchify(clip.grad.abs().transpose(1, 2), task.pixels.patch).sum(2) > 0
     assert torch.equal(~reached, shown(task, inputs))
 
 
