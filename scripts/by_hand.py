@@ -234,7 +234,7 @@ def inpainting(task: Any, net: Net, size: int) -> Hand:
 
 def masked_autoencoder(task: Any, net: Net, size: int) -> Hand:
     encoder, decoder, square = task.encoders["image"], task.decoder, crop(size, (0.2, 1.0), (3 / 4, 4 / 3))
-    vit, patch, side = encoder.backbone.net, task.patch[0], size // task.patch[0]
+    vit, patch, side = encoder.backbone.net, task.pixels.patch[0], size // task.pixels.patch[0]
     places = build_sincos2d_pos_embed([side, side], len(decoder.mask_token), interleave_sin_cos=True)
     places = F.pad(places, (0, 0, 1, 0)).to(decoder.mask_token.device)
 
