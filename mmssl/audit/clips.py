@@ -303,7 +303,7 @@ def write_arm(
         write_clip(
             path, frames, fps, samples if sound else None, data.audio.rate, video_codec=codecs[0], audio_codec=codecs[1]
         )
-    return data.model_copy(update={"source": str(folder), "columns": {}, "split": "train", "config": None})
+    return Data(source=str(folder), audio=data.audio, video=data.video, start=data.start)
 
 
 def draw_clip(
@@ -386,7 +386,7 @@ def _codecs(kind: str, sound: bool) -> tuple[str, str] | None:
 def _own(recipe: Recipe) -> OwnClips | None:
     """Some of the user's clips; None where there are fewer than four."""
     data = recipe.sources()[""]
-    some = data.model_copy(update={"limit": min(OWN, max(4, KEPT // _bytes(data)), data.limit or OWN)})
+    some = data.model_copy(update={"cache": None, "limit": min(OWN, max(4, KEPT // _bytes(data)), data.limit or OWN)})
     batches = list(read(some, ("video", "audio")))
     if sum(map(count_rows, batches)) < 4:
         return None

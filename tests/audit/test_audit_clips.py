@@ -22,6 +22,7 @@ from mmssl.audit.clips import (
     draw_clip,
     measure_clips,
     small_clips,
+    write_arm,
 )
 from mmssl.audit.nulls import CLOCK, Arm
 from mmssl.audit.shortcuts import judge
@@ -93,6 +94,21 @@ def test_no_swapped_clip_has_its_own_sound(own):
         pairs.append((round(frames.mean() / 50), round(float(samples.mean()) * 10)))
     assert len(set(pairs)) == 12
     assert all(seen != heard for seen, heard in pairs)
+
+
+def test_noise_is_read_as_the_recipe_reads_and_kept_in_no_cache(tmp_path):
+    recipe = tiny(**{"data.start": "first", "data.cache": str(tmp_path / "cache"), "data.columns": {"video": "mine"}})
+    read = write_arm(tmp_path / "noise", recipe, Arm(MOVING, "avi mpeg4+mp3"), 2, 0)
+    assert clip_kinds(read) == {"avi mpeg4+mp3": 2}
+    assert (read.start, read.video, read.cache) == ("first", recipe.sources()[""].video, None)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("task", ["contrastive_audio_video_folder", "correspondence_folder"])
+def test_pairs_that_are_matched_across_rows_have_an_arm_as_well(task):
+    settings = {"data.video.size": 16, "data.audio.seconds": 2, "data.video.fps": 4, "data.video.frames": 8}
+    found = measure_clips(recipes.load(task, settings), Arm(MOVING, KIND), 1, 8, 16, 0)
+    assert found.chance == {"contrastive_audio_video_folder": 1 / 8, "correspondence_folder": 1 / 2}[task]
 
 
 def test_small_networks_know_order_and_loudness():
