@@ -122,7 +122,7 @@ class Audit:
 
     def _remedy(self, one: Finding) -> str:
         known = REMEDIES.get(one.arm.artifact) or REMEDIES.get(one.arm.null)
-        return f"  -> {known}" if one.verdict == "leaks" and known else ""
+        return f"  -> {known}" if one.verdict == "leaks" and known and not one.arm.is_control else ""
 
 
 def _words(arm: Arm) -> str:

@@ -25,7 +25,8 @@ from mmssl.audit.clips import (
     write_arm,
 )
 from mmssl.audit.nulls import CLOCK, Arm
-from mmssl.audit.shortcuts import judge
+from mmssl.audit.own_files import Audit
+from mmssl.audit.shortcuts import Finding, judge
 from mmssl.cli import app
 from mmssl.data.toy import write_clips
 from mmssl.errors import RecipeError
@@ -109,6 +110,14 @@ def test_pairs_that_are_matched_across_rows_have_an_arm_as_well(task):
     settings = {"data.video.size": 16, "data.audio.seconds": 2, "data.video.fps": 4, "data.video.frames": 8}
     found = measure_clips(recipes.load(task, settings), Arm(MOVING, KIND), 1, 8, 16, 0)
     assert found.chance == {"contrastive_audio_video_folder": 1 / 8, "correspondence_folder": 1 / 2}[task]
+
+
+def test_an_arm_that_leaks_names_what_mends_it_and_its_control_does_not():
+    leaking = [Finding(Arm(MOVING, KIND, what), 0.9, 0.5, 0.8, 0.95, 8.0, "leaks") for what in (CLOCK, "none")]
+    control, arm = str(Audit("clip_order", findings=leaking)).splitlines()[1:3]
+    assert "control found" in control
+    assert "->" not in control
+    assert "-> video.fps lower than the files'" in arm
 
 
 def test_small_networks_know_order_and_loudness():
