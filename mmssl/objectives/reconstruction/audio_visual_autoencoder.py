@@ -198,7 +198,7 @@ class AudioVisualAutoencoder(Objective):
             logs |= prefixed(self.names[key], own)
         if self.contrastive:
             a, b = outputs["visual"], outputs["audio"]
-            scale = a.new_tensor(1 / self.temperature)
+            scale = a.new_full((), 1 / self.temperature)  # made where it is used: no upload
             contrast, to_audio, to_visual = info_nce(a, b, scale, back=self.symmetric)
             visual, audio = self.names.values()
             loss = loss + self.contrastive * contrast
