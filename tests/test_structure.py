@@ -137,3 +137,8 @@ def test_files_can_be_read_in_one_sitting():
 
 def test_every_file_has_a_subject():
     assert not [path for path in FILES if path.stem in ("utils", "util", "helpers", "misc", "common")]
+
+
+def test_no_two_tests_have_one_name():
+    names = [path.name for path in (PROJECT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))  # pytest would read one of the two
