@@ -1,14 +1,17 @@
-"""Moments of a clip: where its windows begin, and which of their sounds cannot be told apart."""
+"""Moments of a clip: where its windows begin, which of their sounds cannot be told apart, and what moves together."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.ops.draws import Draws
 
 STEADY = 0.01
 """A window whose loudness varies by less than this share of its level has no moments in it."""
+STILL = 1e-4
+"""Variance over time next to which that of a moving series, of layer-normalized tokens say, is large."""
 
 
 def loudness(sounds: Tensor, per_frame: int) -> Tensor:
@@ -39,6 +42,25 @@ def sound_alike(windows: Tensor, threshold: float) -> Tensor:
     steady = size <= STEADY * smooth.norm(dim=-1, keepdim=True)
     unit = varying / size.clamp(min=torch.finfo(size.dtype).tiny)
     return ((unit @ unit.mT > threshold) & ~steady) | (steady & steady.mT)
+
+
+def correlation_over_lags(late: Tensor, early: Tensor, reach: int) -> Tensor:
+    """How alike two series are where one is moved, at lags -reach to reach: (B, n, D) twice -> (B, 2 reach + 1).
+
+    Both are taken less their means over time and divided by their standard deviations, of all D together; at a lag of k
+    it is the sum of `late[t]` · `early[t - k]` over all t that both have, divided by n · D. So it is in [-1, 1], and 0
+    or next to it where either stands still: 0.0001 is added to the variances.
+
+    Args:
+        late: floats; follows `early` by k where the coefficient at lag k is high.
+        early: likewise.
+        reach: largest lag, which may be longer than the series.
+    """
+    late, early = (x - x.mean(1, keepdim=True) for x in (late, early))
+    late, early = (x / (x.square().mean((1, 2), keepdim=True) + STILL).sqrt() for x in (late, early))
+    products = late @ F.pad(early, (0, 0, reach, reach)).mT / (late.shape[1] * late.shape[2])
+    time = torch.arange(late.shape[1], device=late.device)[:, None]
+    return products[:, time, time + torch.arange(2 * reach, -1, -1, device=late.device)].sum(1)
 
 
 def draw_allowed(allowed: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from mmssl.ops.draws import Draws
-from mmssl.ops.moments import draw_allowed, draw_apart, loudness, sound_alike
+from mmssl.ops.moments import correlation_over_lags, draw_allowed, draw_apart, loudness, sound_alike
 
 
 def test_every_allowed_entry_has_the_same_probability_and_no_other_one_any():
@@ -46,3 +46,20 @@ def test_silences_are_alike_and_a_click_is_unlike_them():
     click = torch.zeros(20).scatter(0, torch.tensor([7]), 1.0)
     alike = sound_alike(torch.stack([torch.zeros(20), torch.ones(20), click, 3 * click])[None], 0.99)[0]
     assert alike.tolist() == [[True, True, False, False]] * 2 + [[False, False, True, True]] * 2
+
+
+def test_correlation_over_lags_is_that_of_numpy():
+    late, early = 1000 * torch.randn(2, 3, 9, 4, dtype=torch.float64)
+    found = correlation_over_lags(late, early, 11)
+    assert found.shape == (3, 23)
+    for row in range(3):
+        a, b = ((x[row] - x[row].mean(0)).numpy() for x in (late, early))
+        full = (
+            sum(np.correlate(a[:, d], b[:, d], mode="full") for d in range(4)) / np.linalg.norm(a) / np.linalg.norm(b)
+        )
+        np.testing.assert_allclose(found[row, 3:-3].numpy(), full, atol=1e-9)
+        assert not found[row, :3].any()  # no moment is in both
+    moved = torch.randn(1, 30, 2, dtype=torch.float64)
+    assert correlation_over_lags(moved[:, :20], moved[:, 3:23], 5).argmax() - 5 == 3
+    still = torch.full((3, 9, 4), 0.1)
+    assert correlation_over_lags(still, late.float(), 2).abs().max() < 1e-3

@@ -12,7 +12,8 @@ Form `shift`: Iashin et al. 2022, "Sparse in Space and Time" (SparseSync), arXiv
 drawn evenly among all that are possible for that offset, as published. No way to draw hides both places: their means
 differ by the offset. Here each of the two bears half of it, and who knows one place alone is right P / (P - M) times as
 often as chance at most, P being the number of starts and M the largest offset in frames: clips should be long. Jitter
-moves the sound within its class, on the grid of samples.
+moves the sound within its class, on the grid of samples. The paper's transformer alone stays at chance for long. So the
+logits start as the correlation of both sides over lags, and it adds to that.
 
 Form `contrast`: the segments of Iashin et al. 2024, "Synchformer", arXiv 2401.16423, compared within their clip alone,
 where who or what is in it is the same for all: which of n sounds belongs to which of n windows? A softmax over cosines
@@ -28,8 +29,8 @@ first paper goes from every fourth picture to all; `temporal_alignment_skirmish`
 are an example.
 
 Known traps. The loss stays at chance for long, and the share of clips whose right sound scores higher (`ranking`) moves
-before the accuracy does. Form `shift` stays there the longest: its authors train on talking faces first, and those of
-Synchformer train the encoders by contrast before. Both sounds of a clip belong into one batch: in two, batch norm's
+before the accuracy does. Of form `shift` the paper's authors train on talking faces first, and those of Synchformer
+train the encoders by contrast before. Both sounds of a clip belong into one batch: in two, batch norm's
 statistics give them away. Recipes decode sound and picture of the same length, `audio.seconds = video.frames /
 video.fps`, and no longer than the clips are: where a short one ends, sound and picture both say so.
 """
@@ -136,7 +137,7 @@ class TemporalAlignment(Objective):
         if form == "match":
             self.fusion = Fusion(*dims, width)
         elif form == "shift":
-            self.network = OffsetNetwork(*dims, width, 2 * offsets + 1)
+            self.network = OffsetNetwork(*dims, width, offsets, self.window / step)
         else:
             self.project_video, self.project_audio = (nn.Linear(dim, width, bias=False) for dim in dims)
             self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / TEMPERATURE)]))
