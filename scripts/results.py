@@ -29,6 +29,7 @@ SEEDS = {
     "simclr_fashion": (0, 1, 2),
     "temporal_alignment_folder": (0,),
     "temporal_alignment_skirmish": (0, 1, 2),
+    "temporal_alignment_shift_skirmish": (0,),
     "contrastive_audio_video_skirmish": (0, 1, 2),
 }
 CLIPS = {"train": 400, "test": 150}
@@ -124,33 +125,36 @@ def retrieval(run: Any, sides: tuple[str, str]) -> dict[str, float]:
 
 
 def alignment(run: Any) -> dict[str, float]:
-    """Pair ranking on unseen clips read back from mp4; without motion, of another clip, without sound, untrained."""
+    """Right answers on unseen clips read back from mp4; without motion, of another clip, without sound, untrained."""
     import torch
 
+    from mmssl.audit.shortcuts import accuracy_of
     from mmssl.build import build
     from mmssl.data.loader import read
     from mmssl.ops.draws import Draws
 
     batches = list(read(run.recipe.data.model_copy(update={"split": "test"}), run.objective.needs, batch_size=16))
+    metric, chance = accuracy_of(run.objective)
+    asked = "pair ranking" if metric == "ranking" else "right offset"
     edits = {
-        "pair ranking": lambda batch: {},
-        "pair ranking, frozen frame": lambda batch: {"video": batch["video"][:, :1].expand_as(batch["video"])},
-        "pair ranking, another clip's picture": lambda batch: {"video": batch["video"].roll(1, dims=0)},
-        "pair ranking, silence": lambda batch: {"audio": torch.zeros_like(batch["audio"])},
-        "pair ranking, untrained network": lambda batch: {},
+        asked: lambda batch: {},
+        f"{asked}, frozen frame": lambda batch: {"video": batch["video"][:, :1].expand_as(batch["video"])},
+        f"{asked}, another clip's picture": lambda batch: {"video": batch["video"].roll(1, dims=0)},
+        f"{asked}, silence": lambda batch: {"audio": torch.zeros_like(batch["audio"])},
+        f"{asked}, untrained network": lambda batch: {},
     }
     untrained = build(run.recipe)[0].eval()
     numbers: dict[str, float] = {}
     for name, edit in edits.items():
         task = untrained if "untrained" in name else run.objective
-        ranking = rows = 0.0
+        right = rows = 0.0
         for step, batch in enumerate(batches):
             with torch.no_grad():
                 inputs = task.transform({**batch, **edit(batch)}, Draws(0, step, len(batch["id"])))
                 losses = task.loss(task.predict(inputs), inputs)
-            ranking += losses["ranking"].item() * len(batch["id"])
+            right += losses[metric].item() * len(batch["id"])
             rows += len(batch["id"])
-        numbers |= {name: ranking / rows, f"{name} chance": 0.5}
+        numbers |= {name: right / rows, f"{name} chance": chance}
     return numbers
 
 
