@@ -117,7 +117,7 @@ def build_objective(
     objective: Objective = _located(f"{where}: objective", create)
     for encoder in (*built.values(), *objective.exported.values()):
         if encoder.modality != "fusion":
-            encoder.decoding = recipe.decoding(objective.needs, encoder.modality)
+            encoder.decoding = encoder.fitting(recipe.decoding(objective.needs, encoder.modality))
     for name, encoder in (*built.items(), *objective.exported.items()):
         start = start_in_words(recipe.encoders[name].get("pretrained"))
         about = {"task": recipe.objective["name"], "started_from": start, "license": recipe.license}

@@ -90,8 +90,12 @@ class Run:
         return judge(self.history, self.chance, self.recipe.training.batch_size)
 
     def decoding(self, *modalities: str) -> Data:
-        """The first source from which the task takes all of these modalities: how rows of them are decoded."""
-        return self.recipe.decoding(self.objective.needs, *modalities)
+        """The first source from which the task takes all of these modalities: how rows of them are decoded.
+
+        For one modality it is as its encoder reads it, which may see a part of what the task sees.
+        """
+        own = (one.decoding for one in self.objective.exported.values() if (one.modality,) == modalities)
+        return next(filter(None, own), None) or self.recipe.decoding(self.objective.needs, *modalities)
 
     @property
     def probes(self) -> list[dict[str, Any]]:

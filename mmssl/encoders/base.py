@@ -151,6 +151,10 @@ class Encoder(nn.Module):
         """What the axes of a picture of `row`, one of what the encoder takes, measure; None where they have no unit."""
         return None
 
+    def fitting(self, data: Data) -> Data:
+        """How a task decodes its rows -> how this network alone reads them; a task may show it a part of more."""
+        return data
+
     def reading(self) -> Data:
         """How `read` decodes: as the run does, or as suits the network; see there."""
         raise TypeError(f"{type(self).__name__} reads no files")

@@ -79,6 +79,11 @@ class VideoEncoder(NetworkEncoder):
         frames = self.backbone.frames
         return {"size": self.backbone.size} | ({} if frames is None else {"frames": frames})
 
+    def fitting(self, data: Data) -> Data:
+        """As many frames as the network was built for; a task may show it some of more."""
+        frames = self.backbone.frames or data.video.frames
+        return data.model_copy(update={"video": data.video.model_copy(update={"frames": frames})})
+
     def decode_one(self, cell: Any, data: Data) -> tuple[Tensor, None]:
         """See the base class."""
         how, window = data.video, self.window(data)

@@ -141,7 +141,7 @@ def resample(x: Tensor, speed: Fraction, cutoff: float, zeros: int = 32, beta: f
     place = torch.arange(-half, half + down, device=x.device, dtype=torch.float64)
     phase = torch.arange(up, device=x.device, dtype=torch.float64)[:, None] * down / up
     time = (place - phase) * (cutoff / float(speed))
-    window = torch.i0(beta * (1 - (time / zeros).square()).clamp(min=0).sqrt()) / torch.i0(torch.tensor(beta))
+    window = torch.i0(beta * (1 - (time / zeros).square()).clamp(min=0).sqrt()) / torch.i0(time.new_full((), beta))
     kernel = torch.sinc(time) * window * (time.abs() <= zeros) * (cutoff / float(speed))
     found = F.conv1d(x[:, None], kernel[:, None].to(x.dtype), stride=down)
     return found.mT.flatten(1)

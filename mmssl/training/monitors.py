@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
+from mmssl.errors import RecipeError
 from mmssl.modules.mode import evaluating
 from mmssl.objectives.base import EMBEDDINGS, Objective
 from mmssl.ops.gather import average, gather, process_share
@@ -112,7 +113,7 @@ class Monitors:
         try:
             with self.autocast():
                 features = encoder(self._rows[key], self._rows.get(f"{key}_mask"))
-        except (RuntimeError, ValueError, AssertionError):  # libraries differ in how they refuse a size
+        except (RuntimeError, ValueError, AssertionError, RecipeError):  # libraries differ in how they refuse a size
             self._left_out.add(name)
             return None
         return gather(features.pooled.float()), features

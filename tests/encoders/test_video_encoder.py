@@ -4,6 +4,7 @@ import pytest
 import torch
 import torchvision
 
+import mmssl
 from mmssl.encoders import create
 from mmssl.hub.space import pooled_lines
 
@@ -143,3 +144,12 @@ def test_hidden_places_of_frames_show_the_mask_token(model, kwargs):
     torch.testing.assert_close(masked.pooled, left_out.pooled)
     torch.testing.assert_close(masked.tokens[:, rest], left_out.tokens)
     assert video.encode(tokens, torch.zeros(2, 64, dtype=torch.bool)).pooled.isfinite().all()
+
+
+def test_a_run_whose_task_sees_more_frames_than_its_network_is_monitored_and_probed(tmp_path):
+    """Playback speed takes four of sixteen frames, and the network is built for four."""
+    run = mmssl.run("playback_speed_toy", set={"training.steps": 2}, out=tmp_path / "run", quiet=True)
+    assert run.decoding("video").video.frames == 4
+    assert run.encoders["video"].reading().video.frames == 4
+    table = mmssl.adapt(run, label="motion", probe="knn", k=[3], limit=16)
+    assert table.row("pretrained").metrics["accuracy"] >= 0

@@ -101,7 +101,7 @@ def test_it_says_what_the_run_is_and_what_came_out(tmp_path):
         "20 steps × 16 rows = 320 samples",
         "0.7 min",
         "8 samples/s, data-wait 25 %, 1.5 GiB",
-        "by which quarter turn was the image rotated?",
+        "by which quarter turn was the image, or the clip, rotated?",
         "untrained at the last step on the rows of step 0 chance",
         "loss 1.5 1.25 1.125 1.386",
         "accuracy 0.125 0.5 0.75 0.25",

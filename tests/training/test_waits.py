@@ -38,8 +38,10 @@ MAY_ASK = {
     "mmssl/objectives/reconstruction/_text_to_text.py": WORDS,
     "mmssl/objectives/reconstruction/captioning.py": WORDS,
     "mmssl/objectives/reconstruction/causal_language.py": WORDS,
+    "mmssl/objectives/reconstruction/hubert.py": "only chosen frames are compared, as many as a sound has",
     "mmssl/objectives/reconstruction/masked_language.py": WORDS,
     "mmssl/objectives/reconstruction/replaced_token.py": WORDS,
+    "mmssl/encoders/backbones/_transformers_waves.py": "the library chooses what is padding, and sets it to zero",
     "transformers/masking_utils.py": PADDING,
     "transformers/cache_utils.py": "an empty cache of a decoder",
 }

@@ -41,6 +41,7 @@ from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import gather, own_rows
 from mmssl.ops.losses import mean_over
+from mmssl.ops.transfers import upload
 from mmssl.ranges import Positive, Weight, Width
 
 FORMS = {"cpc": (16, 4), "dpc": (8, 3)}  # blocks, steps
@@ -134,7 +135,7 @@ class CPC(Objective):
         elif "audio_mask" in batch:
             inputs["valid"] = batch["audio_mask"][:, : size * self.blocks].unflatten(1, (self.blocks, size))
             whole = inputs["valid"].all(2)
-        scored = whole[:, self.targets]
+        scored = whole[:, upload(self.targets, whole.device)]
         blocks = x.unflatten(1, (self.blocks, size))
         return inputs | {"blocks": blocks, "scored": scored, "scored_blocks": scored.sum()}
 
@@ -169,7 +170,7 @@ class CPC(Objective):
         rows, number, places, _ = guessed.shape
         candidates = gather(outputs["found"][:, self.context :])
         several = candidates.shape[1]
-        which = torch.tensor(self.targets, device=guessed.device) - self.context
+        which = upload(self.targets, guessed.device) - self.context
         block = own_rows(rows, guessed.device)[:, None] * several + which
         right = block[..., None] * places + torch.arange(places, device=guessed.device)
         logits = guessed.flatten(0, 2) @ candidates.flatten(0, 2).T
@@ -185,7 +186,7 @@ class CPC(Objective):
     def ranked(self, outputs: Batch) -> Tensor:
         """Share of the other candidates of its row that are less alike than the right one, (B, n); ties half."""
         found = outputs["found"][:, self.context :]
-        which = torch.tensor(self.targets, device=found.device) - self.context
+        which = upload(self.targets, found.device) - self.context
         alike = torch.einsum("bnpd,btpd->bnpt", outputs["guessed"], found)
         right = alike.gather(3, which[None, :, None, None].expand(*alike.shape[:3], 1))
         below = (alike < right).sum(3) + ((alike == right).sum(3) - 1) / 2

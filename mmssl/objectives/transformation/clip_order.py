@@ -191,5 +191,5 @@ class PairHead(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         """(B, n, D) -> (B, answers)."""
-        pairs = torch.stack([clips[:, list(pair)].flatten(1) for pair in self.pairs], dim=1)
+        pairs = torch.stack([torch.cat([clips[:, a], clips[:, b]], dim=1) for a, b in self.pairs], dim=1)
         return self.answer(self.dropout(self.pair(pairs).relu().flatten(1)))
