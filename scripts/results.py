@@ -113,14 +113,16 @@ def retrieval(run: Any, sides: tuple[str, str]) -> dict[str, float]:
     """Each side of rows that were not trained on among the other sides that differ, and the other way round."""
     import mmssl
 
-    table = mmssl.adapt(run, probe="retrieval", baseline=False)
+    table = mmssl.adapt(run, probe="retrieval")
     numbers: dict[str, float] = {}
     for query, found in (sides, sides[::-1]):
         way = f"{query} to {found}"
-        metrics, chance = (table.row(encoder, way).metrics for encoder in ("pretrained", "chance"))
+        kinds = ("pretrained", "random", "chance")
+        metrics, random, chance = (table.row(encoder, way).metrics for encoder in kinds)
         if query == sides[0]:
             numbers[f"{way} R@1"] = metrics["recall_at_1"]
-        numbers |= {f"{way} R@10": metrics["recall_at_10"], f"{way} R@10 chance": chance["recall_at_10"]}
+        numbers |= {f"{way} R@10": metrics["recall_at_10"], f"{way} R@10 random": random["recall_at_10"]}
+        numbers[f"{way} R@10 chance"] = chance["recall_at_10"]
     return numbers | {"gallery": table.counts[f"{sides[1]} items"]}
 
 
