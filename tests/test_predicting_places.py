@@ -20,6 +20,8 @@ from mmssl.hub import load_classifier, load_saved, push_classifier
 from mmssl.media.mask import IGNORED, Frame, decode_mask, palette
 from mmssl.recipe import Data
 
+pytestmark = pytest.mark.long
+
 SIZE = Data(source="toy", image={"size": 32, "fit": "pad"})
 QUICK = {"data": SIZE, "baseline": False, "seeds": 2}
 MASKS = {**QUICK, "label": "mask", "probe": "segmentation", "steps": 40, "lr": (0.3,), "batch_rows": 8}

@@ -35,6 +35,7 @@ class Killed(BaseException):
     """Nothing catches it, as nothing catches SIGKILL."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OPTIONS)
 def test_what_was_killed_ends_in_the_same_bits(name, tmp_path, monkeypatch):
     table = tune(tmp_path / "whole", name)

@@ -56,6 +56,7 @@ def seen(tmp_path_factory):
     return separated(Eye(), sounds=str(folder), examples=2), folder
 
 
+@pytest.mark.long
 def test_one_who_sees_takes_the_sound_out_and_one_who_hears_alone_does_not(seen):
     table, _ = seen
     rows = {row.encoder: row.metrics["si_sdr_improvement"] for row in table.rows}
@@ -73,6 +74,7 @@ def test_an_encoder_that_sees_nothing_is_no_help():
     assert separated(Eye(blind=True)).row(PRETRAINED).metrics["si_sdr_improvement"] < 2
 
 
+@pytest.mark.long
 def test_sounds_are_written_and_sound_as_they_were_scored(seen):
     _, folder = seen
     names = sorted(path.name for path in folder.iterdir())
