@@ -126,6 +126,23 @@ def mean_over(values: Tensor, valid: Tensor, count: Tensor) -> Tensor:
     return (values * valid).sum() / torch.where(count > 0, count, 1)
 
 
+def classified(logits: Tensor, answer: Tensor, valid: Tensor, count: Tensor) -> dict[str, Tensor]:
+    """Cross-entropy and accuracy over the rows that count; `valid`, their share.
+
+    Args:
+        logits: (B, K).
+        answer: int64 (B,).
+        valid: bool (B,).
+        count: see `mean_over`.
+    """
+    right = (logits.argmax(1) == answer).to(logits.dtype)
+    return {
+        "loss": mean_over(F.cross_entropy(logits, answer, reduction="none"), valid, count),
+        "accuracy": mean_over(right, valid, count),
+        "valid": valid.to(logits.dtype).mean(),
+    }
+
+
 @torch.no_grad()
 def ranking(a: Tensor, b: Tensor) -> Tensor:
     """How often a row of `b` is nearer to its partner in `a` than another row of this process is, 0-dim; chance 0.5.

@@ -22,7 +22,6 @@ from itertools import permutations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl.batch import Batch
@@ -32,7 +31,7 @@ from mmssl.modules.views import Crop, encode_views
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.clips import draw_start, frames_at
 from mmssl.ops.draws import Draws
-from mmssl.ops.losses import mean_over
+from mmssl.ops.losses import classified
 from mmssl.ops.tiles import cut_tiles, draw_corners, fit_tile
 from mmssl.ranges import Distance, Pixels, Positive, Share, Width
 
@@ -139,13 +138,7 @@ class CubicPuzzle(Objective):
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy and accuracy over the rows that count; `valid`, their share."""
-        logits, answer, valid, count = outputs["logits"], inputs["answer"], inputs["valid"], inputs["valid_rows"]
-        right = (logits.argmax(1) == answer).to(logits.dtype)
-        return {
-            "loss": mean_over(F.cross_entropy(logits, answer, reduction="none"), valid, count),
-            "accuracy": mean_over(right, valid, count),
-            "valid": valid.to(logits.dtype).mean(),
-        }
+        return classified(outputs["logits"], inputs["answer"], inputs["valid"], inputs["valid_rows"])
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """The cubes as they are fed, which ones they were, and what the network says."""

@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl.batch import Batch
@@ -31,7 +30,7 @@ from mmssl.ops.augment import color_jitter, draw_jitter
 from mmssl.ops.clips import draw_start, frames_at
 from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
-from mmssl.ops.losses import mean_over
+from mmssl.ops.losses import classified
 from mmssl.ranges import Positive, Share
 
 VIEWS = {"flip": 0.5}
@@ -106,13 +105,7 @@ class PlaybackSpeed(Objective):
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy and accuracy over the rows that count; `valid`, their share."""
-        logits, pace, valid, count = outputs["logits"], inputs["pace"], inputs["valid"], inputs["valid_rows"]
-        right = (logits.argmax(1) == pace).to(logits.dtype)
-        return {
-            "loss": mean_over(F.cross_entropy(logits, pace, reduction="none"), valid, count),
-            "accuracy": mean_over(right, valid, count),
-            "valid": valid.to(logits.dtype).mean(),
-        }
+        return classified(outputs["logits"], inputs["pace"], inputs["valid"], inputs["valid_rows"])
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """The clip as it is played, its pace, and the one that the network takes it for."""
