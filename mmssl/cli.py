@@ -299,17 +299,27 @@ def push(
 
 @app.command()
 def doctor(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="A run directory, to be examined instead.")
+    ] = None,
     media: Annotated[
         bool, typer.Option("--media", help="Try the clocks of all containers and codecs instead; half a minute.")
     ] = False,
+    trust: Trust = False,
 ) -> None:
-    """Versions, devices and codecs: what does not work here, and how to mend it."""
-    from mmssl.doctor import examine
-    from mmssl.doctor import media as clocks
+    """Versions, devices and codecs: what does not work here, and how to mend it. With RUN, the same of a run."""
+    if run is not None:
+        from mmssl.run_doctor import examine_run
 
-    if media:
+        report, usable = examine_run(run, trust=trust)
+    elif media:
+        from mmssl.doctor import media as clocks
+
         typer.echo(clocks())
         return
-    report, usable = examine()
+    else:
+        from mmssl.doctor import examine
+
+        report, usable = examine()
     typer.echo(report)
     raise typer.Exit(0 if usable else 1)

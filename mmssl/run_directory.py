@@ -51,10 +51,12 @@ class Machine:
     Attributes:
         device: the name of the GPU, or `CPU`.
         processes: how many there were.
+        version: of this library; empty where it was not written down.
     """
 
     device: str
     processes: int
+    version: str = ""
 
 
 @dataclass

@@ -35,6 +35,7 @@ from mmssl.training.launch import check_trackers, device_name, start_processes
 from mmssl.training.lock import locked
 from mmssl.training.loop import fit
 from mmssl.training.optim import lr_factor
+from mmssl.version import __version__
 
 # Settings that may differ when a run is resumed: they change how, not what, is computed.
 FREE_ON_RESUME = {"workers", "log_every", "save_every", "trackers", "accumulate"}
@@ -97,7 +98,7 @@ def _run(
     resolved = recipes.in_steps(resolved, loader.steps_per_epoch, where)
     digests = loader.digests()
     if resume and not changed_data:
-        _check_data(directory, digests)
+        check_data(directory, digests)
     result = Run(directory, resolved, objective, objective.exported)
     if not resume:
         check_rows(result, resolved.every_probe())
@@ -105,7 +106,7 @@ def _run(
     if state.is_main_process:
         write_text(directory / DATA, json.dumps(digests, indent=1))
         write_text(directory / "recipe.yaml", _complete(resolved, objective).dump())
-        keep_machine(directory, Machine(device_name(state.device), state.num_processes))
+        keep_machine(directory, Machine(device_name(state.device), state.num_processes, __version__))
         _say([] if quiet else loader.found())
     last = checkpoint.newest(directory) if resume else None
     complete = last is not None and checkpoint.read_state(last)["step"] == resolved.training.steps
@@ -212,7 +213,7 @@ def _writing(directory: Path) -> Iterator[None]:
         raise RunError(f"{directory}: {name} cannot be written: {reason}; choose another --out") from error
 
 
-def _check_data(directory: Path, digests: Mapping[str, str]) -> None:
+def check_data(directory: Path, digests: Mapping[str, str]) -> None:
     """Raise RunError where the data is not what the run began with."""
     try:
         before = json.loads((directory / DATA).read_text(encoding="utf-8"))

@@ -35,7 +35,7 @@ report hub
 runs
 transfer embedding predicting comparison suites
 comparing
-doctor cli_options
+doctor run_doctor cli_options
 cli_rows cli_asking
 cli
 __main__

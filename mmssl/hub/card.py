@@ -144,7 +144,7 @@ def cost(history: Iterable[Mapping[str, Any]], batch_size: int, machines: Iterab
         return "not recorded"
     unit, name = next((one for one in ((3600, "h"), (60, "min")) if seconds >= 2 * one[0]), (1, "s"))
     speed = f"{median(rates):.0f} samples a second, {memory:.1f} GiB of memory a process at most"
-    places = [f"{one.processes} process(es) on {markdown(one.device)}" for one in machines]
+    places = dict.fromkeys(f"{one.processes} process(es) on {markdown(one.device)}" for one in machines)
     return f"{seconds / unit:.3g} {name} of training, {speed}" + (f"; {', then '.join(places)}" if places else "")
 
 

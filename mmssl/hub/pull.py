@@ -99,11 +99,18 @@ def check_folder(folder: str | Path, trust: bool = False) -> Recipe:
     if not folder.is_dir():
         raise RunError(f"{folder}: no such run directory")
     check_files(folder, "run", ("recipe.yaml", WEIGHTS), RECORDS)
-    recipe = recipes.validate(_read_recipe(folder / "recipe.yaml"), str(folder / "recipe.yaml"))
-    if not trust:
-        _check_names(recipe, folder / "recipe.yaml")
+    recipe = read_recipe(folder, trust=trust)
     check_numbers(recipe.encoders, recipe.objective, folder / WEIGHTS, folder / "recipe.yaml")
-    _check_records(folder)
+    check_records(folder)
+    return recipe
+
+
+def read_recipe(folder: Path, trust: bool) -> Recipe:
+    """The recipe of a run directory; arguments and errors as for `check_folder`."""
+    path = folder / "recipe.yaml"
+    recipe = recipes.validate(_read_tree(path), str(path))
+    if not trust:
+        _check_names(recipe, path)
     return recipe
 
 
@@ -149,7 +156,7 @@ def _stays_inside(path: Path, folder: Path) -> None:
         raise RunError(f"{path}: is a link that leaves the folder; replace it by the file itself")
 
 
-def _read_recipe(path: Path) -> dict[str, Any]:
+def _read_tree(path: Path) -> dict[str, Any]:
     if path.stat().st_size > LARGEST_RECIPE:
         raise RunError(f"{path}: larger than {LARGEST_RECIPE >> 20} MiB, which no recipe is")
     try:
@@ -170,21 +177,22 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _check_records(folder: Path) -> None:
+def check_records(folder: Path, names: Sequence[str] = RECORDS) -> None:
+    """Raise RunError for the first of these records that is there and damaged."""
     checks: dict[str, Callable[[str], Any]] = {
         "metrics.jsonl": _check_metrics,
         "probes.json": _check_probes,
         AUDIT: TypeAdapter(Audited).validate_json,
         MACHINES: TypeAdapter(list[Machine]).validate_json,
     }
-    for name, check in checks.items():
+    for name in names:
         path = folder / name
         if not path.exists():
             continue
         if path.stat().st_size > LARGEST_RECORD:
             raise RunError(f"{path}: larger than {LARGEST_RECORD >> 20} MiB, which no run's is")
         try:
-            check(path.read_text(encoding="utf-8"))
+            checks[name](path.read_text(encoding="utf-8"))
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise RunError(f"{path} is damaged: {_line(error)}; without it the run can be loaded") from error
 

@@ -42,6 +42,12 @@ def locked(directory: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
+def holder(directory: Path) -> str | None:
+    """Who writes a run directory at this moment, in words; None where nobody does."""
+    found = _read(directory / LOCK)
+    return None if found is None or _gone(found) else _in_words(found)
+
+
 def _take(lock: Path, own: dict[str, Any]) -> None:
     # Written under a name of its own first, so that nobody reads half of it.
     mine = lock.with_name(f"{LOCK}.{own['host']}.{own['process']}")
@@ -56,11 +62,10 @@ def _take(lock: Path, own: dict[str, Any]) -> None:
                 _name(mine, lock)
                 return
             except FileExistsError:
-                holder = _read(lock)
-                if holder is not None and not _gone(holder):
+                found = _read(lock)
+                if found is not None and not _gone(found):
                     raise RunError(
-                        f"{lock.parent}: process {holder.get('process')} on {holder.get('host')} has been writing "
-                        f"there since {holder.get('since')}; wait for it or choose another --out (if that "
+                        f"{lock.parent}: {_in_words(found)}; wait for it or choose another --out (if that "
                         f"machine is gone, delete {lock})"
                     ) from None
                 # Of several that find a dead holder, one renames its lock, and all try again.
@@ -95,6 +100,11 @@ def _read(lock: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _in_words(holder: dict[str, Any]) -> str:
+    process, host, since = (holder.get(key) for key in ("process", "host", "since"))
+    return f"process {process} on {host} has been writing there since {since}"
 
 
 def _gone(holder: dict[str, Any]) -> bool:

@@ -82,6 +82,7 @@ def fit(
         objective.train()
         last = checkpoint.newest(directory) if directory and resume else None
         if last:
+            checkpoint.check_bits(last)
             checkpoint.load_weights(objective, last / checkpoint.WEIGHTS)
         passes, wrapped, optimizer = prepare(objective, training, accelerator)
         done = checkpoint.restore(objective, optimizer.optimizer, scaler, last) if last else 0
