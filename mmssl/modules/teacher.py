@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from timm.layers import DropPath
@@ -41,10 +41,21 @@ def cosine_momentum(start: float, progress: float) -> float:
     return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
 
 
+def has_dropout(module: nn.Module) -> bool:
+    """Whether dropout or stochastic depth is on in training mode."""
+    return any(getattr(part, rate) > 0 for part, rate in _dropping(module))
+
+
 def without_dropout(module: nn.Module) -> None:
     """Turn dropout and stochastic depth off, also in training mode."""
+    for part, rate in _dropping(module):
+        setattr(part, rate, 0.0)
+
+
+def _dropping(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """The parts that drop something in training, each with the name of its rate."""
     for part in module.modules():
         if isinstance(part, DropPath):
-            part.drop_prob = 0.0
+            yield part, "drop_prob"
         elif isinstance(part, nn.modules.dropout._DropoutNd | StochasticDepth):
-            part.p = 0.0
+            yield part, "p"

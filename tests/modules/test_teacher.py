@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from timm.layers import DropPath
 from torch import nn
+from torchvision.ops import StochasticDepth
 
-from mmssl.modules.teacher import Teacher, cosine_momentum
+from mmssl.modules.teacher import Teacher, cosine_momentum, has_dropout, without_dropout
 
 
 def student() -> nn.ModuleDict:
@@ -42,3 +44,13 @@ def test_a_schedule_from_start_to_one():
     assert cosine_momentum(0.996, 0) == pytest.approx(0.996)
     assert cosine_momentum(0.996, 1) == 1
     assert cosine_momentum(0.99, 0.5) == pytest.approx(1 - 0.01 * (math.cos(math.pi / 2) + 1) / 2)
+
+
+@pytest.mark.parametrize("part", [nn.Dropout(0.1), DropPath(0.1), StochasticDepth(0.1, "row")])
+def test_dropout_is_found_and_turned_off(part):
+    net = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Dropout(0.0), part))
+    assert has_dropout(net)
+    without_dropout(net)
+    assert not has_dropout(net)
+    x = torch.randn(50, 3)
+    assert torch.equal(net[1].train()(x), x)

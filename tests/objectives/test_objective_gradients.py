@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from tiny_encoders import (
+    DroppingText,
     TinyCausal,
     TinyText,
     tiny_batch,
@@ -83,6 +84,7 @@ CASES = {
     "simclr_video": ("simclr", {"encoder": "video", "hidden": 16, "width": 7}),
     "simclr_image": ("simclr", {"hidden": 16, "width": 7}),
     "simclr_audio": ("simclr", {"encoder": "audio", "hidden": 16, "width": 7}),
+    "simcse": ("simcse", {}),
     "barlow_twins_image": ("barlow_twins", {"hidden": 16, "width": 7}),
     "barlow_twins_audio": ("barlow_twins", {"encoder": "audio", "hidden": 16, "width": 7}),
     "vicreg_image": ("vicreg", {"hidden": 16, "width": 7}),
@@ -197,6 +199,8 @@ def case(name: str) -> tuple[Objective, dict[str, Tensor]]:
             del encoders["fusion"]
     if kind == "causal_language":
         encoders["text"] = TinyCausal()
+    if kind == "simcse":
+        encoders["text"] = DroppingText()
     if kind == "replaced_token":
         encoders["words"] = TinyText(encoders["text"].tokenizer)
     if kind == "cross_modal_distillation":  # clips are for its teachers

@@ -121,6 +121,19 @@ class TinyText(Encoder):
         return Features(tokens, (tokens * weight).sum(1) / weight.sum(1), (x.shape[1],), valid)
 
 
+class DroppingText(TinyText):
+    """Dropout whose masks are those of even rows and of odd ones, so that they do not depend on how a batch is cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
+        features = super().forward(x, valid)
+        masks = torch.tensor([[2.0, 0, 2, 2, 0, 2], [0, 2, 2, 0, 2, 2]], dtype=features.pooled.dtype)
+        return features._replace(pooled=features.pooled * masks[torch.arange(len(x)) % 2])
+
+
 class TinyCausal(TinyText):
     """Each word with the mean of those up to it."""
 
