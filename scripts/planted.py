@@ -161,6 +161,14 @@ RUNS = [
         "collapsed",
         FAST | CONSTANT | {"objective.variance": 0.0, "objective.covariance": 0.0},
     ),
+    Planted("LeJEPA without SIGReg", "lejepa_toy", 40, "collapsed", FAST | CONSTANT | {"objective.sigreg": 0.0}),
+    Planted(
+        "LeJEPA with it",
+        "lejepa_toy",
+        100,
+        "learned",
+        FAST | CONSTANT | {"training.batch_size": 32, "objective.sigreg": 0.1},
+    ),
     Planted("SimSiam as published", "simsiam_toy", 100, "learned", SGD),
     Planted("rotation, learned early", "rotation_toy", 30, "learned", TURNS),
     Planted(

@@ -15,8 +15,9 @@ import mmssl
 from mmssl.batch import split_rows
 from mmssl.encoders import create as create_encoder
 from mmssl.errors import RecipeError
+from mmssl.modules.prototypes import PrototypeHead
 from mmssl.objectives import create
-from mmssl.objectives.invariance.dino import _focus, _Head
+from mmssl.objectives.invariance.dino import _focus
 from mmssl.ops.draws import Draws
 from mmssl.registry import ROOT
 from mmssl.training.step import ForwardPass, accumulated_backward
@@ -133,7 +134,7 @@ def test_without_small_crops_two_pairs_are_left():
 
 
 def test_the_head_is_published_weight_norm_with_its_gain_frozen_at_one():
-    head = _Head(6, 9, 5, K, batch_norm=False).double()
+    head = PrototypeHead(6, 9, 5, K, batch_norm=False).double()
     pooled = torch.randn(3, 4, 6, dtype=torch.float64)
     layer = nn.Linear(5, K, bias=False).double()
     layer.weight.data.copy_(head.prototypes.weight.data)
@@ -147,7 +148,7 @@ def test_the_head_is_published_weight_norm_with_its_gain_frozen_at_one():
     (expected**3).sum().backward()
     torch.testing.assert_close(head.prototypes.weight.grad, normed.parametrizations.weight.original1.grad)
     assert not [m for m in head.modules() if isinstance(m, nn.BatchNorm1d)]
-    assert len([m for m in _Head(6, 9, 5, K, True).modules() if isinstance(m, nn.BatchNorm1d)]) == 2
+    assert len([m for m in PrototypeHead(6, 9, 5, K, True).modules() if isinstance(m, nn.BatchNorm1d)]) == 2
 
 
 def test_prototypes_are_frozen_at_first_with_a_gradient_of_zero():

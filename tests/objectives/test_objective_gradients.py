@@ -36,6 +36,7 @@ ALIGNMENT = {"window": 0.5, "min_shift": 0.3, "width": 8}
 MAE = {"decoder_depth": 1, "decoder_width": 8, "decoder_heads": 2}
 JOINT = MAE | {"joint_heads": 2}
 DINO = {"prototypes": 24, "hidden": 16, "bottleneck": 8, "local_crops": 2, "freeze_last": 0.0}
+LEJEPA = {"hidden": 16, "width": 7, "directions": 20, "local_crops": 2, "sigreg": 0.5}
 ALIGN = {"width": 7, "temperature": 1.0, "smoothing": 0.1}
 CASES = {
     "rotation": ("rotation", {}),
@@ -97,6 +98,8 @@ CASES = {
     "simsiam": ("simsiam", {"width": 16, "bottleneck": 8}),
     "dino": ("dino", DINO | {"local_views": {"size": 8}}),
     "dino_audio": ("dino", DINO | {"encoder": "audio"}),
+    "lejepa": ("lejepa", LEJEPA | {"local_views": {"size": 8}}),
+    "lejepa_audio": ("lejepa", LEJEPA | {"encoder": "audio"}),
     "clip": ("contrastive", {"width": 7}),
     "clip_audio_text": ("contrastive", {"a": "audio", "b": "text", "width": 7}),
     "clip_audio_video": ("contrastive", {"a": "audio", "b": "video", "width": 7, "hidden": 9}),

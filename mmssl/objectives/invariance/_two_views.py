@@ -26,7 +26,7 @@ class TwoViews(Objective):
         **published: modality -> what each view's settings are without that; see `Views`.
 
     Attributes:
-        compared: the output that holds the embeddings, unit vectors (B, views, width).
+        compared: the output that holds the embeddings, (B, views, width), those of the two views first.
     """
 
     compared = "z"
@@ -49,7 +49,7 @@ class TwoViews(Objective):
     def drawn_together(self, inputs: Batch) -> dict[str, Tensor]:
         """Both views, and what is compared of them; a single one where only the first is embedded."""
         pooled = self.each_view(inputs, self.encoder(self.name))
-        return {self.name: pooled, EMBEDDINGS: self.predict(inputs)[self.compared]}
+        return {self.name: pooled, EMBEDDINGS: self.predict(inputs)[self.compared][:, :2]}
 
     def each_view(self, inputs: Batch, encoder: nn.Module, *heads: nn.Module) -> Tensor:
         """What an encoder and heads after it make of both views, (B, 2, D).

@@ -27,12 +27,11 @@ from torch import Tensor, nn
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
-from mmssl.errors import RecipeError
+from mmssl.modules.prototypes import PrototypeHead
 from mmssl.modules.teacher import Teacher, cosine_momentum, without_dropout
-from mmssl.modules.views import Given, Views, encode_views
+from mmssl.modules.views import Given, encode_views
 from mmssl.objectives.base import Chance, Panel
-from mmssl.objectives.invariance._two_views import TwoViews
-from mmssl.ops.draws import Draws
+from mmssl.objectives.invariance._multi_crop import MultiCrop
 from mmssl.ops.gather import average
 from mmssl.ops.losses import ranking, spread
 from mmssl.ranges import Count, Share, Temperature, Width
@@ -45,7 +44,7 @@ GLOBAL_VIEWS = (
 LOCAL_VIEWS = (COLOR | {"area": (0.05, 0.4), "size": 96 / 224, "blur": 0.5},)
 
 
-class DINO(TwoViews):
+class DINO(MultiCrop):
     """Match a momentum teacher's assignment to prototypes, from large and small crops.
 
     Args:
@@ -90,17 +89,12 @@ class DINO(TwoViews):
         views: Given = None,
         local_views: Given = None,
     ) -> None:
-        super().__init__(encoders, encoder, views, image=GLOBAL_VIEWS)
-        if self.needs == ("video",):
-            raise RecipeError(f"dino compares crops of images or of sounds, and the encoder '{encoder}' reads video")
+        super().__init__(encoders, encoder, views, local_views, local_crops, large=GLOBAL_VIEWS, small=LOCAL_VIEWS)
         self.prototypes, self.student_temperature = prototypes, student_temperature
         self.teacher_temperature, self.temperature_warmup = teacher_temperature, temperature_warmup
         self.center_momentum, self.momentum, self.freeze_last = center_momentum, momentum, freeze_last
         student = self.encoder(encoder)
-        self.local_views = Views(student, local_views, local_crops, image=LOCAL_VIEWS, audio=({"window": 0.2},))
-        if self.local_views.mixes:
-            self.meets = "transform"
-        self.head = _Head(student.dim, hidden, bottleneck, prototypes, batch_norm)
+        self.head = PrototypeHead(student.dim, hidden, bottleneck, prototypes, batch_norm)
         self.teacher = Teacher(self._student())
         without_dropout(self.teacher)
         self.register_buffer("center", torch.zeros(prototypes))
@@ -125,23 +119,12 @@ class DINO(TwoViews):
         """Any of K prototypes."""
         return Chance(math.log(self.prototypes), {"ranking": 0.5})
 
-    @torch.no_grad()
-    def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """Large crops `views` (B, 2, 3, h, h) and small ones `local` (B, L, 3, l, l); of sounds also what is valid."""
-        large, small = super().transform(batch, draws), self.local_views(batch, draws, self.encoder(self.name))
-        return large | dict(zip(("local", "local_valid"), small, strict=False))
-
     def predict(self, inputs: Batch) -> Batch:
         """Logits (B, V, K) of the `student` for all V crops, (B, 2, K) of the `teacher` for the large ones.
 
         `z` (B, 2, bottleneck) are the student's unit vectors of the large crops.
         """
-        # As published, all crops of one size in one pass.
-        pooled = encode_views(self.encoder(self.name), inputs["views"], inputs.get("valid"))
-        if "local" in inputs:
-            small = encode_views(self.encoder(self.name), inputs["local"], inputs.get("local_valid"))
-            pooled = torch.cat([pooled, small], dim=1)
-        z, student = self.head(pooled, self.progress < self.freeze_last)
+        z, student = self.head(self.encode_crops(inputs), self.progress < self.freeze_last)
         with torch.no_grad():
             _, teacher = self.teacher["head"](encode_views(self._taught, inputs["views"], inputs.get("valid")))
         return {"student": student, "teacher": teacher, "z": z[:, :2]}
@@ -183,50 +166,17 @@ class DINO(TwoViews):
         """The crops, the likeliest prototype of each large one, and where the teacher looks in the first."""
         views = inputs["views"]
         scale = self.encoder(self.name).scale(views[0, 0])
-        panels = [Panel(f"large crop {i + 1}", list(views[:, i]), scale=scale) for i in range(2)]
-        if "local" in inputs:  # pictures side by side, of sounds the first
-            local = inputs["local"]
-            shown = local if local.ndim == 5 else local[:, 0]
-            panels.append(Panel("small crops", list(shown), scale=self.encoder(self.name).scale(shown[0])))
         taught = (outputs["teacher"] - self.center).argmax(-1).tolist()
         answered = outputs["student"][:, :2].argmax(-1).tolist()
         lines = [f"teacher {a[0]}, {a[1]}; student {b[0]}, {b[1]}" for a, b in zip(taught, answered, strict=True)]
         valid = inputs.get("valid")
         focus = _focus(self._taught, views[:, 0], None if valid is None else valid[:, 0])
         lit = focus if views.ndim == 4 else views[:, 0] * (0.15 + 0.85 * focus[:, None])
-        return [*panels, Panel("prototypes of 1 and 2", lines), Panel("teacher looks at", list(lit), scale=scale)]
-
-
-class _Head(nn.Module):
-    """Three layers to unit vectors, and their cosine with each prototype."""
-
-    def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int, batch_norm: bool) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for width in (dim, hidden):
-            layers += [nn.Linear(width, hidden), *([nn.BatchNorm1d(hidden)] if batch_norm else []), nn.GELU()]
-        self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
-        for layer in self.mlp:
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
-        self.prototypes = nn.Linear(bottleneck, prototypes, bias=False)
-
-    def forward(self, pooled: Tensor, frozen: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Vectors (B, V, D) -> unit vectors (B, V, bottleneck) and logits (B, V, K).
-
-        Where `frozen` (bool, 0-dim) is True the prototypes get a gradient of 0, which all processes can average.
-        """
-        weight = self.prototypes.weight
-        if frozen is not None:
-            weight = torch.where(frozen, weight.detach(), weight)
-        hidden = self.mlp(pooled.flatten(0, 1)).to(weight.dtype)
-        with torch.autocast(
-            hidden.device.type, enabled=False
-        ):  # a cosine in half precision, divided by 0.04, is coarse
-            z = F.normalize(hidden, dim=-1)
-            logits = F.linear(z, F.normalize(weight, dim=-1))
-        return z.unflatten(0, pooled.shape[:2]), logits.unflatten(0, pooled.shape[:2])
+        return [
+            *self.crop_panels(inputs),
+            Panel("prototypes of 1 and 2", lines),
+            Panel("teacher looks at", list(lit), scale=scale),
+        ]
 
 
 def _focus(encoder: Encoder, x: Tensor, valid: Tensor | None) -> Tensor:
