@@ -28,6 +28,22 @@ class Teacher(nn.ModuleDict):
         self.requires_grad_(False)
 
     @torch.no_grad()
+    def begin(self, number: int, students: Mapping[str, nn.Module]) -> None:
+        """Before the first step of the task be what the students are by then.
+
+        In a combination they may have learned before it, and a copy of what they were at random would teach nothing.
+
+        Args:
+            number: of the step, from 0 for the task's own first; see `Step`.
+            students: name -> module.
+        """
+        if number == 0:
+            for name, student in students.items():
+                own = dict(self[name].named_parameters()) | dict(self[name].named_buffers())
+                for path, value in (*student.named_parameters(), *student.named_buffers()):
+                    own[path].copy_(value)
+
+    @torch.no_grad()
     def follow(self, students: Mapping[str, nn.Module], momentum: float) -> None:
         """Move every parameter toward that of the same name in `students`; `momentum` is the share that it keeps."""
         for name, student in students.items():

@@ -9,6 +9,8 @@ such a tensor where no task crops them by itself: `views` crops them once for al
 Tasks may take turns: in stages (`steps`), as where masked modeling comes first and contrastive pairs second, or one
 source a step (`pick`), as in FLAVA. A task whose turn it is not makes no inputs and runs no network; parameters that no
 task trained at a step stay as they are, untouched by momentum and weight decay. In evaluation mode all tasks take part.
+What a task does along a run (a teacher's momentum, a temperature) it does along its own stage, and a teacher begins as
+what its student is by then: so self-distillation may join for the last fifth of a run, as in SigLIP 2.
 """
 
 from __future__ import annotations
@@ -106,7 +108,7 @@ class Combine(Objective):
         self.mixing = Mixing(stages, groups, pick)
         self.takes_turns = self.mixing.takes_turns
         self.local_norms = any(task.local_norms for task in built.values())
-        self._active = list(built)
+        self._active, self._step = list(built), 0
         self.crop = Crop.of(VIEWS, views)
         if self.crop != Crop() and not any("image" in task.needs for task in built.values()):
             raise RecipeError("combine: views crop images, and no task reads any")
@@ -159,6 +161,7 @@ class Combine(Objective):
             for key in images:
                 batch.pop(f"{key}_aspect", None)
         inputs: Batch = {}
+        self._step = draws.step
         self._active = self.mixing.active(draws.seed, draws.step) if self.training else list(self.tasks)
         for name, task in self._each():
             if name not in self._active:
@@ -220,10 +223,19 @@ class Combine(Objective):
         return {key: self.weights[name] * value for key, value in found.items() if key.startswith("encoders.")}
 
     def after_step(self, progress: float) -> None:
-        """Each task's own, of those that trained."""
+        """Each task's own, of those that trained; `progress` is that of its stage."""
         for name, task in self._each():
             if name in self._active:
-                task.after_step(progress)
+                task.after_step(self._progress(name, progress))
+
+    def _progress(self, name: str, progress: float) -> float:
+        """Of the run -> of the task's own stage, after the step that was transformed."""
+        start, stop = self.mixing.stages[name]
+        done = self._step + 1
+        end = round(done / progress)
+        if stop is not None:
+            end = min(end, stop)
+        return (done - start) / (end - start)
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Each task's columns, next to each other."""

@@ -54,3 +54,16 @@ def test_dropout_is_found_and_turned_off(part):
     assert not has_dropout(net)
     x = torch.randn(50, 3)
     assert torch.equal(net[1].train()(x), x)
+
+
+def test_a_teacher_begins_as_its_students_with_their_statistics():
+    net = student()
+    teacher = Teacher(dict(net.items()))
+    with torch.no_grad():
+        for value in (*net.parameters(), *net.buffers()):
+            value.add_(1)
+    teacher.begin(1, dict(net.items()))
+    assert not any(torch.equal(a, b) for a, b in zip(teacher.parameters(), net.parameters(), strict=True))
+    teacher.begin(0, dict(net.items()))
+    own, theirs = ((*part.parameters(), *part.buffers()) for part in (teacher, net))
+    assert all(torch.equal(a, b) for a, b in zip(own, theirs, strict=True))

@@ -29,7 +29,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.modules.heads import mlp
 from mmssl.modules.teacher import Teacher, cosine_momentum
 from mmssl.modules.views import BYOL_VIEWS, Given
-from mmssl.objectives.base import Chance, Panel
+from mmssl.objectives.base import Chance, Panel, Step
 from mmssl.objectives.invariance._two_views import TwoViews
 from mmssl.ops.losses import ranking, spread
 from mmssl.ranges import Share, Width
@@ -87,6 +87,10 @@ class BYOL(TwoViews):
             "ranking": ranking(prediction[:, 0], target[:, 0]),
             "spread": spread(target),
         }
+
+    def before_step(self, step: Step) -> None:
+        """See `Teacher.begin`."""
+        self.target.begin(step.number, self._online())
 
     def after_step(self, progress: float) -> None:
         """The target follows."""

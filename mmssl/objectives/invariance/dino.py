@@ -30,7 +30,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.modules.prototypes import PrototypeHead
 from mmssl.modules.teacher import Teacher, cosine_momentum, without_dropout
 from mmssl.modules.views import Given, encode_views
-from mmssl.objectives.base import Chance, Panel
+from mmssl.objectives.base import Chance, Panel, Step
 from mmssl.objectives.invariance._multi_crop import MultiCrop
 from mmssl.ops.gather import average
 from mmssl.ops.losses import ranking, spread
@@ -152,6 +152,10 @@ class DINO(MultiCrop):
         start, end = self.teacher_temperature
         share = self.progress / self.temperature_warmup if self.temperature_warmup else torch.ones_like(self.progress)
         return start + (end - start) * share.clamp(max=1)
+
+    def before_step(self, step: Step) -> None:
+        """See `Teacher.begin`."""
+        self.teacher.begin(step.number, self._student())
 
     def after_step(self, progress: float) -> None:
         """The teacher follows, the center moves toward the mean of the logits that this step saw."""

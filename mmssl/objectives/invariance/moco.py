@@ -36,7 +36,7 @@ from mmssl.errors import RecipeError
 from mmssl.modules.heads import mlp
 from mmssl.modules.teacher import Teacher, cosine_momentum
 from mmssl.modules.views import Given
-from mmssl.objectives.base import Chance, Panel
+from mmssl.objectives.base import Chance, Panel, Step
 from mmssl.objectives.invariance._two_views import TwoViews
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import gather, own_rows, process_share
@@ -176,6 +176,10 @@ class MoCo(TwoViews):
             "accuracy": found.to(q.dtype).mean(),
             "spread": spread(q),
         }
+
+    def before_step(self, step: Step) -> None:
+        """See `Teacher.begin`."""
+        self.teacher.begin(step.number, self._student())
 
     def after_step(self, progress: float) -> None:
         """The copy follows; in v2 the keys of this batch replace the oldest in the queue."""

@@ -37,7 +37,7 @@ from mmssl.modules.pictures import read_picture
 from mmssl.modules.teacher import Teacher, without_dropout
 from mmssl.modules.views import Crop
 from mmssl.objectives._concealed import Concealed
-from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.objectives.base import Chance, Objective, Panel, Step
 from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import mean_over, spread
@@ -224,6 +224,10 @@ class JEPA(Objective):
             "relative_error": torch.stack(ratios).mean(),
             "spread": spread(outputs["taught"]),
         }
+
+    def before_step(self, step: Step) -> None:
+        """See `Teacher.begin`."""
+        self.teacher.begin(step.number, {"encoder": self.encoder(self.name)})
 
     def after_step(self, progress: float) -> None:
         """The teacher follows."""
