@@ -143,6 +143,12 @@ def classified(logits: Tensor, answer: Tensor, valid: Tensor, count: Tensor) -> 
     }
 
 
+def divergence(posterior: Tensor, log_probabilities: Tensor) -> Tensor:
+    """Kullback-Leibler divergence (B,) of probabilities (B, K) from those whose logarithms are given."""
+    log = log_probabilities.expand_as(posterior)
+    return (torch.special.xlogy(posterior, posterior) - torch.where(posterior > 0, posterior * log, 0)).sum(1)
+
+
 @torch.no_grad()
 def ranking(a: Tensor, b: Tensor) -> Tensor:
     """How often a row of `b` is nearer to its partner in `a` than another row of this process is, 0-dim; chance 0.5.

@@ -127,6 +127,11 @@ CASES = {
     "matching_uniform_joint": ("matching", {"contrastive": 0.0, "negatives": "uniform"}),
     "matching_multiway": ("matching", {"a": "video", "b": "audio", "width": 7}),
     "matching_distilled": ("matching", {"width": 7, "momentum": 0.9, "queue": 21, "ramp": 2}),
+    "cross_encoder_distillation": ("cross_encoder_distillation", {"width": 7, "candidates": 3}),
+    "cross_encoder_distillation_margin": (
+        "cross_encoder_distillation",
+        {"form": "margin_mse", "width": 7, "candidates": 20, "chunk": 9},
+    ),
     "temporal_alignment": ("temporal_alignment", ALIGNMENT),
     "temporal_alignment_ambiguous": ("temporal_alignment", ALIGNMENT | {"ambiguity": 0.5}),
     "temporal_alignment_shift": (
@@ -175,6 +180,16 @@ CASES = {
             },
         },
     ),
+    "combine_siglip2": (
+        "combine",
+        {
+            "tasks": {
+                "pairs": {"name": "contrastive", "form": "siglip", "width": 7, "views": {"area": None}},
+                "caption": {"name": "captioning"},
+                "distil": {"name": "dino", **DINO, "local_views": {"size": 8}, "weight": 0.25},
+            },
+        },
+    ),
     "combine_uncoupled": (
         "combine",
         {"tasks": {"words": {"name": "masked_language"}, "sync": {"name": "temporal_alignment", **ALIGNMENT}}},
@@ -190,7 +205,7 @@ def case(name: str) -> tuple[Objective, dict[str, Tensor]]:
     torch.manual_seed(1)
     patches = ("masked_autoencoder", "audio_visual_autoencoder", "jepa")
     encoders = tiny_patches() if kind in patches else tiny_encoders()
-    if name in ("captioning", "captioning_audio", "combine_coca"):
+    if name in ("captioning", "captioning_audio", "combine_coca", "combine_siglip2"):
         encoders = tiny_captioners(hyper.get("a", "image"))
     if kind in ("span_denoising", "denoising"):
         encoders = {"text": tiny_text_to_text()}
@@ -208,7 +223,7 @@ def case(name: str) -> tuple[Objective, dict[str, Tensor]]:
         encoders["words"] = TinyText(encoders["text"].tokenizer)
     if kind == "cross_modal_distillation":  # clips are for its teachers
         del encoders["video"]
-    if kind == "matching":
+    if kind in ("matching", "cross_encoder_distillation"):
         fusion = next((kind for kind in ("joint", "multiway") if name.endswith(kind)), "cross")
         encoders = tiny_fused(fusion, hyper.get("a", "image"), hyper.get("b", "text"))
     objective = create(kind, encoders, **hyper)

@@ -28,6 +28,7 @@ from mmssl.objectives.base import Chance, Objective, Panel, Step
 from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import average, process_share
+from mmssl.ops.losses import divergence
 from mmssl.ranges import Positive
 
 VIEWS: dict[str, Any] = {}
@@ -153,9 +154,3 @@ class CrossModalDistillation(Objective):
             found = [f"class {int(i)}: {float(p):.0%}" for i, p in zip(said, chance, strict=True)]
             panels += [Panel(f"{name} says", taught), Panel("prediction", found, (best == said).tolist())]
         return panels
-
-
-def divergence(posterior: Tensor, log_probabilities: Tensor) -> Tensor:
-    """Kullback-Leibler divergence (B,) of probabilities (B, K) from those whose logarithms are given."""
-    log = log_probabilities.expand_as(posterior)
-    return (torch.special.xlogy(posterior, posterior) - torch.where(posterior > 0, posterior * log, 0)).sum(1)

@@ -34,11 +34,12 @@ from torch.utils.checkpoint import checkpoint
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder, Features
+from mmssl.encoders.fusion import FusionEncoder
 from mmssl.errors import RecipeError
 from mmssl.modules.side import SIDES, find_fusion
 from mmssl.modules.views import Crop
 from mmssl.objectives._two_sides import TwoSides
-from mmssl.objectives.base import Chance, Pair, Panel
+from mmssl.objectives.base import Chance, Pair, Panel, Step
 from mmssl.objectives.correspondence._distillation import Distillation
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import average, gather, own_rows
@@ -92,7 +93,7 @@ class Matching(TwoSides):
         chunk: Positive | None = None,
     ) -> None:
         super().__init__(encoders, a, b, Crop.of(VIEWS, views))
-        both = find_fusion("matching", fusion, self.encoder(fusion), a, b)
+        both = self._find_fusion(fusion)
         if not contrastive and (negatives == "hard" or momentum is not None):
             raise RecipeError(
                 "matching: without the contrastive term no similarity is learned by which negatives are hard, and "
@@ -109,6 +110,9 @@ class Matching(TwoSides):
             self.distillation = Distillation(
                 self._towers(), width, 3, momentum=momentum, queue=queue, alpha=alpha, ramp=ramp
             )
+
+    def _find_fusion(self, name: str) -> FusionEncoder:
+        return find_fusion("matching", name, self.encoder(name), self.a, self.b)
 
     def _towers(self) -> dict[str, nn.Module]:
         towers = {key: side.encoder for key, side in self.sides.items()}
@@ -141,12 +145,15 @@ class Matching(TwoSides):
         outputs: Batch = {}
         for key, side in self.sides.items():
             features = side.features(inputs)
-            outputs[f"{key}_tokens"] = features.tokens
-            if features.valid is not None:
-                outputs[f"{key}_valid"] = features.valid.to(features.tokens.dtype)
+            outputs |= self._tokens(key, features)
             if self.weight:
                 outputs[key] = self.embed(key, features)
         return outputs if self.distillation is None else outputs | self.distillation.keys(inputs)
+
+    def _tokens(self, key: str, features: Features) -> Batch:
+        """What the fusion will read of a side."""
+        valid = {} if features.valid is None else {f"{key}_valid": features.valid.to(features.tokens.dtype)}
+        return {f"{key}_tokens": features.tokens, **valid}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Both terms, their sum and what each gets right; means over the pairs of the global batch."""
@@ -203,7 +210,10 @@ class Matching(TwoSides):
     def _three(self, outputs: Batch, other_b: Tensor, other_a: Tensor) -> Tensor:
         """Logits (3B, 2) of the rows' own pairs, of those with another `b`, of those with another `a`."""
         own = own_rows(len(other_b), other_b.device)
-        rows = {"a": torch.cat([own, own, other_a]), "b": torch.cat([own, other_b, own])}
+        return self._fused(outputs, torch.cat([own, own, other_a]), torch.cat([own, other_b, own]))
+
+    def _fused(self, outputs: Batch, *rows: Tensor) -> Tensor:
+        """Logits (N, 2) of N pairs: `a` of these rows of the global batch, and `b` of those, int64 (N,)."""
         tokens = {side: gather(outputs[f"{side}_tokens"]) for side in SIDES}
         valid = {side: gather(outputs[f"{side}_valid"].detach()) > 0.5 for side in SIDES if f"{side}_valid" in outputs}
 
@@ -215,8 +225,8 @@ class Matching(TwoSides):
             return self._logits(*sides)
 
         if self.chunk is None:
-            return logits(*rows.values())
-        parts = zip(*(row.split(self.chunk) for row in rows.values()), strict=True)
+            return logits(*rows)
+        parts = zip(*(row.split(self.chunk) for row in rows), strict=True)
         return torch.cat([checkpoint(logits, *part, use_reentrant=False) for part in parts])
 
     def _logits(self, a: Features, b: Features) -> Tensor:
@@ -235,6 +245,11 @@ class Matching(TwoSides):
         embed = (partial(self.embed, "a"), partial(self.embed, "b")) if self.weight else None
         project = (self.project_a, self.project_b) if self.weight else None
         return (Pair(self.a, self.b, embed=embed, match=self.match, project=project),)
+
+    def before_step(self, step: Step) -> None:
+        """See `Teacher.begin`."""
+        if self.distillation is not None:
+            self.distillation.teacher.begin(step.number, self._towers())
 
     def after_step(self, progress: float) -> None:
         """Clamp the temperature; the slow copy and its queue move on."""
