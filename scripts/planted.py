@@ -26,8 +26,10 @@ from mmssl.build import build
 from mmssl.objectives.base import Objective
 from mmssl.objectives.correspondence.contrastive import Contrastive
 from mmssl.objectives.invariance.dino import DINO
+from mmssl.objectives.invariance.nnclr import NNCLR
 from mmssl.objectives.invariance.simclr import SimCLR
 from mmssl.objectives.invariance.simsiam import SimSiam
+from mmssl.objectives.invariance.swav import SwAV
 from mmssl.objectives.transformation.rotation import Rotation
 from mmssl.ops.draws import Draws
 from mmssl.training.loop import fit
@@ -66,6 +68,30 @@ class Attract(SimCLR):
         return super().loss(outputs, inputs) | {"loss": -(first * second).sum(1).mean()}
 
 
+class Befriend(NNCLR):
+    """NNCLR without negatives."""
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        z, p = outputs["z"], outputs["p"].flip(1)
+        found = torch.stack([self.queue.rows[self.neighbors(view)] for view in z.detach().unbind(1)], dim=1)
+        return super().loss(outputs, inputs) | {"loss": -(found * p).sum(2).mean()}
+
+
+class Alike(NNCLR):
+    """NNCLR whose queue holds one vector many times, which is everybody's neighbor."""
+
+    def after_step(self, progress: float) -> None:
+        super().after_step(progress)
+        self.queue.rows.copy_(self.queue.rows[:1].clone().expand_as(self.queue.rows))
+
+
+class Unbalanced(SwAV):
+    """SwAV without Sinkhorn: prototypes take what is nearest to them."""
+
+    def transported(self, scores: Tensor) -> Tensor:
+        return (scores / self.epsilon).softmax(-1)
+
+
 class RandomTurns(Rotation):
     """Rotation whose targets are drawn by lot."""
 
@@ -99,6 +125,11 @@ def becomes(kind: type[Objective]) -> Callable[[Objective], None]:
 
 def without_predictor(task: Objective) -> None:
     task.prediction = nn.Identity()
+
+
+def befriending(task: Objective) -> None:
+    becomes(Befriend)(task)
+    without_predictor(task)
 
 
 @dataclass(frozen=True)
@@ -140,6 +171,7 @@ CONSTANT = {"training.schedule.name": "constant"}
 TEACHER = {"objective.momentum": 0.5}
 FAST = {"training.optimizer.lr": 1e-2}
 TURNS = {"training.optimizer.lr": 3e-3}
+LARGER = {"training.batch_size": 32}
 RUNS = [
     Planted("BYOL without predictor", "byol_toy", 30, "collapsed", TEACHER | FAST, without_predictor),
     Planted("SimSiam without stop-gradient", "simsiam_toy", 100, "collapsed", SGD | CONSTANT, becomes(Unstopped)),
@@ -151,9 +183,7 @@ RUNS = [
         "collapsed",
         TEACHER | FAST | CONSTANT | {"objective.teacher_temperature": [1.0, 1.0]},
     ),
-    Planted(
-        "SimCLR without negatives", "simclr_toy", 30, "collapsed", FAST | {"training.batch_size": 32}, becomes(Attract)
-    ),
+    Planted("SimCLR without negatives", "simclr_toy", 30, "collapsed", FAST | LARGER, becomes(Attract)),
     Planted(
         "VICReg without variance and covariance",
         "vicreg_toy",
@@ -169,6 +199,20 @@ RUNS = [
         "learned",
         FAST | CONSTANT | {"training.batch_size": 32, "objective.sigreg": 0.1},
     ),
+    Planted(
+        "NNCLR without negatives and predictor", "nnclr_toy", 100, "collapsed", FAST | LARGER | CONSTANT, befriending
+    ),
+    Planted("NNCLR, one neighbor for all", "nnclr_toy", 60, "at chance", FAST | LARGER, becomes(Alike)),
+    Planted("NNCLR as published", "nnclr_toy", 100, "learned", LARGER),
+    Planted("SwAV without Sinkhorn", "swav_toy", 100, "collapsed", FAST | LARGER | CONSTANT, becomes(Unbalanced)),
+    Planted(
+        "SwAV, assignments that are all alike",
+        "swav_toy",
+        100,
+        "collapsed",
+        FAST | LARGER | CONSTANT | {"objective.epsilon": 10.0},
+    ),
+    Planted("SwAV as published", "swav_toy", 100, "learned", LARGER),
     Planted("SimSiam as published", "simsiam_toy", 100, "learned", SGD),
     Planted("rotation, learned early", "rotation_toy", 30, "learned", TURNS),
     Planted(

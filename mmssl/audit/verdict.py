@@ -9,7 +9,8 @@ that a long run at chance stays there.
 Where a task logs `relative_error`, its error over that of the best answer which ignores the input, that alone decides:
 knowing how frequent each answer is already takes accuracy and loss far from guessing, with colors as with words. The
 loss decides only where nothing else has a level: that of embeddings falls by their being close together. Where all are
-one point, `spread` says so.
+one point, `spread` says so; where all are of one cluster, `perplexity`; and a loss of embeddings that has come to its
+level says that the answer has become the same for all.
 
 Learned means: in the last window a number is better than guessing, *and* better than that of the untrained network,
 which the record of step 0 holds. Three comparisons may show it, each one-sided at 1 %: the last window with step 0; the
@@ -25,32 +26,39 @@ to all right, in four of five runs. Below that, and for errors below five record
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, fmean, stdev
-from typing import Any, Literal, NamedTuple
+from statistics import NormalDist, fmean
+from typing import Literal, NamedTuple
 
 from scipy import stats
 
 from mmssl.audit.conflicts import fiercest
 from mmssl.audit.power import more_often_right, tells
+from mmssl.audit.windows import (
+    FALSE_ALARM,
+    MONITOR,
+    ROUNDING,
+    Record,
+    Records,
+    Series,
+    is_share,
+    last_of,
+    scatter,
+    task_of,
+)
 from mmssl.objectives.base import EMBEDDINGS, Chance
-from mmssl.training.monitors import MONITOR as MONITORED
-from mmssl.training.monitors import SAME_ROWS
 
-Record = Mapping[str, Any]
 Outcome = Literal["learned", "unmoved", "at chance", "collapsed", "too few answers to tell", "unknown"]
 
 RELATIVE = "relative_error"
-MONITOR, AGAIN = f"{MONITORED}/", f"{SAME_ROWS}/"
-WINDOW = 20  # records at most
 RECORDS = 5  # below which the scatter of an error is not known
-FALSE_ALARM = 0.01  # how often a run at chance is said to have left it, if only for a while
 # Isotropic embeddings whose rows have a mean cosine c have the spread sqrt(1 - c): 0.1 is c = 0.99, an angle of 8
 # degrees between any two rows. Vectors along one line in 100 dimensions or more fall below it as well.
 COLLAPSED = 0.1
+ONE_CLUSTER = 1.5  # perplexity: that of 86 % of the rows in one cluster and the rest in another
+AT_LEVEL = 0.01  # of a loss, relative
 LINE = 2.0  # effective rank below which features are hardly more than one direction
-ROUNDING = 1e-5  # of float32 sums, relative: a loss that says nothing differs by less from its level
 LARGEST_Z = 37.0  # the tail beyond it is 0 in double precision
 
 
@@ -100,51 +108,37 @@ def judge(history: Sequence[Record], chance: Chance, rows: int) -> list[Verdict]
         chance: of the objective with global batches of `rows`.
         rows: of the global batch; a share in a record is a share of so many answers.
     """
-    run = _Run.of(history)
-    spreads = (key for record in run.steps for key in record if _last(key) == "spread")
-    tasks = dict.fromkeys(_task(key) for key in (*chance.levels, *spreads))
+    run = Records.of(history)
+    spreads = (key for record in run.steps for key in record if last_of(key) == "spread")
+    tasks = dict.fromkeys(task_of(key) for key in (*chance.levels, *spreads))
     # The total of a combination says nothing of any of its tasks.
     apart = [
         task
         for task in tasks
         if not any(other.startswith(f"{task}/" if task else "") for other in tasks if other != task)
     ]
-    compare = {_task(key) for record in run.steps for key in record if _last(key) == "spread"}
+    compare = {task_of(key) for record in run.steps for key in record if last_of(key) == "spread"}
     flat = {task: _flat(history, task) for task in apart if task in compare}
     return [flat.get(task) or _judge(run, task, chance, rows) for task in apart]
 
 
-class _Run(NamedTuple):
-    """The records of the steps; what the untrained network scored on the first batch, and the trained one; or empty."""
-
-    steps: Sequence[Record]
-    untrained: Record
-    again: Record
-
-    @classmethod
-    def of(cls, history: Sequence[Record]) -> _Run:
-        last = history[-1] if history else {}
-        return cls(
-            [{k: v for k, v in r.items() if not k.startswith((AGAIN, MONITOR))} for r in history if r["step"] > 0],
-            next((record for record in history if record["step"] == 0), {}),
-            {key.removeprefix(AGAIN): value for key, value in last.items() if key.startswith(AGAIN)},
-        )
-
-
-def _judge(run: _Run, task: str, chance: Chance, rows: int) -> Verdict:
-    spread = _Series.of(run, f"{task}/spread" if task else "spread")
+def _judge(run: Records, task: str, chance: Chance, rows: int) -> Verdict:
+    spread = Series.of(run, f"{task}/spread" if task else "spread")
     beside = ""
     if spread.windows:
         value = fmean(spread.values[spread.windows[-1]])
         if value < COLLAPSED:
-            return _collapsed(spread, task, value)
+            room = f"spread of the embeddings {value:.3f}, below {COLLAPSED} (1 all over the sphere, 0 a single point; "
+            return _collapsed(spread, task, COLLAPSED, f"{room}{_records(spread.windows[-1])})")
         beside = f"; spread of the embeddings {value:.2f}"
 
-    levels = {key: level for key, level in chance.levels.items() if _task(key) == task and _last(key) != "spread"}
-    every = [_test(_Series.of(run, key), level, rows) for key, level in sorted(levels.items(), key=_order)]
+    if alike := _all_alike(run, task, chance, compares=bool(spread.windows)):
+        return alike
+    levels = {key: level for key, level in chance.levels.items() if task_of(key) == task and last_of(key) != "spread"}
+    every = [_test(Series.of(run, key), level, rows) for key, level in sorted(levels.items(), key=_order)]
     every = [test for test in every if test.zs]
-    relative = [test for test in every if _last(test.series.key) == RELATIVE]
-    tests = relative or [test for test in every if _last(test.series.key) != "loss"] or every
+    relative = [test for test in every if last_of(test.series.key) == RELATIVE]
+    tests = relative or [test for test in every if last_of(test.series.key) != "loss"] or every
     if not tests:
         return Verdict("unknown", f"no number of known chance level has two records to test{beside}", task)
     alarm = FALSE_ALARM / sum(len(test.zs) for test in tests)
@@ -170,14 +164,44 @@ def _judge(run: _Run, task: str, chance: Chance, rows: int) -> Verdict:
     return test.verdict("at chance", task, test.back(enough), before + beside)
 
 
-def _collapsed(spread: _Series, task: str, value: float) -> Verdict:
-    window = spread.windows[-1]
-    above = max((i for i in range(window.start) if spread.values[i] >= COLLAPSED), default=-1)
+def _collapsed(series: Series, task: str, line: float, reason: str) -> Verdict:
+    """Of what has ended below the line, since when."""
+    window = series.windows[-1]
+    above = max((i for i in range(window.start) if series.values[i] >= line), default=-1)
+    value = fmean(series.values[window])
+    return Verdict("collapsed", reason, task, series.steps[above + 1], series.key, value, untrained=series.untrained)
+
+
+def _all_alike(run: Records, task: str, chance: Chance, compares: bool) -> Verdict | None:
+    """A collapse of what is answered: one cluster for all rows, or for each the same answer; None where there is none.
+
+    Embeddings may keep some room in both. A task that assigns rows to clusters of its own logs their `perplexity`. The
+    loss of one that compares embeddings is at its level where the answer is the same for all rows: an untrained
+    network's, which is far from it, says at least something.
+    """
+    own = dict.fromkeys(key for record in run.steps for key in record if task_of(key) == task)
+    for key in own:
+        series = Series.of(run, key)
+        if not last_of(key).startswith("perplexity") or not series.windows:
+            continue
+        value = fmean(series.values[series.windows[-1]])
+        if value < ONE_CLUSTER:
+            before = "" if series.untrained is None else f"and {series.untrained:.1f} untrained; "
+            reason = f"{last_of(key)} {value:.2f}: nearly all rows are of one cluster ({before}"
+            return _collapsed(series, task, ONE_CLUSTER, f"{reason}{_records(series.windows[-1])})")
+    key = f"{task}/loss" if task else "loss"
+    series, level = Series.of(run, key), chance.levels.get(key)
+    if not compares or not level or not series.windows or series.untrained is None:
+        return None
+    values = series.values[series.windows[-1]]
+    near = len(values) >= RECORDS and abs(fmean(values) / level - 1) < AT_LEVEL < abs(series.untrained / level - 1) / 5
+    if not near or (_z(series, series.windows[-1], level, 1) or 0.0) > NormalDist().inv_cdf(1 - FALSE_ALARM):
+        return None
     reason = (
-        f"spread of the embeddings {value:.3f}, below {COLLAPSED} (1 all over the sphere, 0 a single point; "
-        f"{_records(window)})"
+        f"loss {_number(fmean(values))}, that of the same answer for all rows, {_number(level)}, and was "
+        f"{_number(series.untrained)} untrained ({_records(series.windows[-1])})"
     )
-    return Verdict("collapsed", reason, task, spread.steps[above + 1], spread.key, value, untrained=spread.untrained)
+    return Verdict("collapsed", reason, task, None, key, fmean(values), level, untrained=series.untrained)
 
 
 def _flat(history: Sequence[Record], task: str) -> Verdict | None:
@@ -188,16 +212,16 @@ def _flat(history: Sequence[Record], task: str) -> Verdict | None:
     a collapse only where it was not so untrained.
     """
     own = f"{MONITOR}{task}/" if task else MONITOR
-    names = dict.fromkeys(_task(key) for r in history for key in r if key.startswith(own) and _last(key) == "rank")
+    names = dict.fromkeys(task_of(key) for r in history for key in r if key.startswith(own) and last_of(key) == "rank")
     for name in names:
         seen = [(r["step"], r[f"{name}/rank"], r[f"{name}/spread"]) for r in history if f"{name}/rank" in r]
         step, rank, spread = seen[0]
-        embeddings = _last(name) == EMBEDDINGS
+        embeddings = last_of(name) == EMBEDDINGS
         flat = [_thin(r, rank) and (embeddings or s < min(COLLAPSED, spread / 2)) for _, r, s in seen]
         if flat[-1]:
             since = max((i for i, one in enumerate(flat) if not one), default=-1) + 1
             last, now, room = seen[-1]
-            what = "embeddings" if embeddings else f"features of the encoder '{_last(name)}'"
+            what = "embeddings" if embeddings else f"features of the encoder '{last_of(name)}'"
             reason = (
                 f"{what} of effective rank {now:.1f} and spread {room:.3f} at step {last}, "
                 f"against {rank:.1f} and {spread:.3f} at step {step}"
@@ -211,48 +235,10 @@ def _thin(rank: float, untrained: float) -> bool:
     return rank < min(LINE, untrained / 2) or rank < min(2 * LINE, untrained / 10)
 
 
-class _Series(NamedTuple):
-    """The finite values of one entry of the records, and its windows from first to last."""
-
-    key: str
-    steps: list[int]
-    values: list[float]
-    windows: list[slice]
-    untrained: float | None
-    again: float | None
-
-    @classmethod
-    def of(cls, run: _Run, key: str) -> _Series:
-        kept = [(record["step"], value) for record in run.steps if (value := _finite(record, key)) is not None]
-        # Half of a short run, for a loss that still moves; at least five records, to know their scatter.
-        size = min(WINDOW, max(5, math.ceil(len(kept) / 2)))
-        stops = sorted(range(len(kept), 0, -size))
-        if len(stops) > 1 and stops[0] < 3:
-            del stops[0]  # one or two left over at the beginning go to the first window
-        windows = [slice(start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
-        steps, values = [step for step, _ in kept], [value for _, value in kept]
-        return cls(key, steps, values, windows, _finite(run.untrained, key), _finite(run.again, key))
-
-    def between(self, window: slice) -> str:
-        return f"steps {self.steps[window][0]} to {self.steps[window][-1]}"
-
-    def rose(self) -> bool:
-        """Whether the last window is better than the first, by Welch's test."""
-        if len(self.windows) < 2:
-            return False
-        first, last = (
-            (fmean(values), _scatter(values), len(values))
-            for values in (self.values[self.windows[0]], self.values[self.windows[-1]])
-        )
-        better = "greater" if _is_share(_last(self.key)) else "less"
-        tail = stats.ttest_ind_from_stats(*last, *first, equal_var=False, alternative=better).pvalue
-        return bool(tail < FALSE_ALARM)
-
-
 class _Test(NamedTuple):
     """One entry of the records against its level: the z of each window."""
 
-    series: _Series
+    series: Series
     level: float
     rows: int
     zs: list[float]
@@ -271,13 +257,13 @@ class _Test(NamedTuple):
         if before is None:
             return False
         values = series.values[window]
-        if _is_share(_last(series.key)):
+        if is_share(last_of(series.key)):
             tails = [more_often_right(fmean(values), self.rows * len(values), before, self.rows)]
             tails += [] if again is None else [more_often_right(again, self.rows, before, self.rows)]
             return min(tails) < FALSE_ALARM
         if len(values) < 2:
             return False
-        single = _scatter(values)  # of one record; that of the window's mean is smaller
+        single = scatter(values)  # of one record; that of the window's mean is smaller
         gains = [(before - fmean(values)) / (single * math.sqrt(1 + 1 / len(values)))]
         gains += [] if again is None else [(before - again) / (single * math.sqrt(2))]
         return bool(stats.t.sf(max(gains), len(values) - 1) < FALSE_ALARM)
@@ -285,7 +271,7 @@ class _Test(NamedTuple):
     def unmoved(self) -> Outcome:
         """Of what has not improved: whether it would have been seen, had it."""
         before, again = self.series.untrained, self.series.again
-        if before is None or again is None or not _is_share(_last(self.series.key)):
+        if before is None or again is None or not is_share(last_of(self.series.key)):
             return "unmoved"
         rose = again > before and not tells(before, self.rows, FALSE_ALARM)
         return "too few answers to tell" if rose else "unmoved"
@@ -297,7 +283,7 @@ class _Test(NamedTuple):
             return embeddings and len(self.zs) > 1 and self.zs[0] > enough
         if embeddings:
             return True
-        if _is_share(_last(series.key)):
+        if is_share(last_of(series.key)):
             right = math.floor(series.untrained * self.rows + 1e-6)
             return bool(stats.binom.sf(right - 1, self.rows, self.level) < FALSE_ALARM)
         return series.untrained < self.level * (1 - ROUNDING)
@@ -305,14 +291,14 @@ class _Test(NamedTuple):
     def tells(self, false_alarm: float) -> bool:
         """Whether the last window would have shown an effect."""
         count = self.series.windows[-1].stop - self.series.windows[-1].start
-        if _is_share(_last(self.series.key)):
+        if is_share(last_of(self.series.key)):
             return tells(self.level, self.rows * count, false_alarm)
         return count >= RECORDS
 
     def verdict(self, outcome: Outcome, task: str, since: int | None, rest: str) -> Verdict:
-        window, z, name = self.series.windows[-1], self.zs[-1], _last(self.series.key)
+        window, z, name = self.series.windows[-1], self.zs[-1], last_of(self.series.key)
         value = fmean(self.series.values[window])
-        answers = f", {self.rows * (window.stop - window.start)} answers" if _is_share(name) else ""
+        answers = f", {self.rows * (window.stop - window.start)} answers" if is_share(name) else ""
         by = "of the best constant answer" if name == RELATIVE else "by guessing"
         sign = {LARGEST_Z: ">", -LARGEST_Z: "<"}.get(z, "=")
         before, again = self.series.untrained, self.series.again
@@ -325,50 +311,29 @@ class _Test(NamedTuple):
         return Verdict(outcome, reason, task, since, self.series.key, value, self.level, z, before)
 
 
-def _test(series: _Series, level: float, rows: int) -> _Test:
+def _test(series: Series, level: float, rows: int) -> _Test:
     return _Test(series, level, rows, [z for w in series.windows if (z := _z(series, w, level, rows)) is not None])
 
 
-def _z(series: _Series, window: slice, level: float, rows: int) -> float | None:
+def _z(series: Series, window: slice, level: float, rows: int) -> float | None:
     """How much better than its level, or None where there is no scatter to measure it by."""
     values = series.values[window]
-    if _is_share(_last(series.key)):
+    if is_share(last_of(series.key)):
         trials = rows * len(values)
         # Half of the observed count's own probability: the tails to both sides then add up to 1.
         right = math.floor(fmean(values) * trials + 1e-6)
         tail = stats.binom.sf(right, trials, level) + stats.binom.pmf(right, trials, level) / 2
     elif len(values) > 1:
-        error = _scatter(values) / math.sqrt(len(values))
+        error = scatter(values) / math.sqrt(len(values))
         tail = stats.t.sf((level - fmean(values)) / error, len(values) - 1)
     else:
         return None
     return min(max(float(stats.norm.isf(tail)), -LARGEST_Z), LARGEST_Z)
 
 
-def _finite(record: Record, key: str) -> float | None:
-    value = float(record.get(key, math.nan))
-    return value if math.isfinite(value) else None
-
-
-def _scatter(values: Sequence[float]) -> float:
-    return max(stdev(values), ROUNDING * max(1.0, *map(abs, values)))
-
-
-def _is_share(name: str) -> bool:
-    return name.startswith(("accuracy", "ranking"))
-
-
 def _order(item: tuple[str, float]) -> bool:
     """Shares first: they say most to a person."""
-    return not _is_share(_last(item[0]))
-
-
-def _task(key: str) -> str:
-    return key.rpartition("/")[0]
-
-
-def _last(key: str) -> str:
-    return key.rpartition("/")[2]
+    return not is_share(last_of(item[0]))
 
 
 def _records(window: slice) -> str:

@@ -47,6 +47,20 @@ def errors(values: list[float], again: float) -> list[dict[str, Any]]:
     return history
 
 
+def assigned(history: list[dict[str, Any]], *perplexities: float) -> list[dict[str, Any]]:
+    """Perplexities, the first at step 0, each for its part of the run."""
+    part = math.ceil((len(history) - 1) / (len(perplexities) - 1))
+    return [
+        record | {"perplexity": perplexities[0] if not i else perplexities[1 + (i - 1) // part]}
+        for i, record in enumerate(history)
+    ]
+
+
+def costing(history: list[dict[str, Any]], untrained: float, trained: float) -> list[dict[str, Any]]:
+    """A loss around a value."""
+    return [record | {"loss": trained + 0.002 * (-1) ** i if i else untrained} for i, record in enumerate(history)]
+
+
 def monitored(history: list[dict[str, Any]], what: str, *rooms: tuple[float, float]) -> list[dict[str, Any]]:
     """Ranks and spreads, one a tenth of the run, the first at step 0."""
     every = (len(history) - 1) // (len(rooms) - 1)
@@ -85,6 +99,15 @@ FINE = shares("ranking", [0.55] + [0.9] * 20, 64, 0.9, **SPREAD)
         (monitored([dict(r) for r in FINE], "image", (6, 0.3), (4, 0.2), (1.1, 0.02)), HALF, 64, "collapsed"),
         (monitored([dict(r) for r in FINE], "image", (1.1, 0.02), (1.1, 0.02), (1.1, 0.02)), HALF, 64, "learned"),
         (monitored([dict(r) for r in FINE], "image", (6, 0.3), (1.1, 0.02), (5, 0.3)), HALF, 64, "learned"),
+        # All rows of one cluster, whatever room embeddings have.
+        (assigned(FINE, 12.0, 6.0, 1.2), HALF, 64, "collapsed"),
+        (assigned(FINE, 12.0, 1.2, 6.0), HALF, 64, "learned"),
+        (assigned(FINE, 1.9, 1.9, 1.8), HALF, 64, "learned"),  # of two clusters both
+        # The same answer for all rows.
+        (costing(FINE, 5.2, 4.003), HALF, 64, "collapsed"),
+        (costing(FINE, 5.2, 3.98), HALF, 64, "learned"),
+        (costing(FINE, 4.01, 4.003), HALF, 64, "learned"),  # it never was another one
+        (costing(FINE, 5.2, 4.2), HALF, 64, "learned"),
         # A head may read small differences.
         (
             monitored(shares("accuracy", [0.25] + [0.9] * 40, 64, 0.9), "image", (6, 0.3), (1.1, 0.02)),
@@ -105,6 +128,14 @@ def test_a_collapse_names_its_step_and_what_was_before() -> None:
     assert str(verdict) == (
         "collapsed since step 100: embeddings of effective rank 1.1 and spread 0.900 at step 200, "
         "against 49.0 and 1.000 at step 0"
+    )
+
+
+def test_a_collapse_to_one_cluster_names_its_step() -> None:
+    (verdict,) = judge(assigned(FINE, 12.0, 6.0, 1.2), HALF, 64)
+    assert str(verdict) == (
+        "collapsed since step 110: perplexity 1.20: nearly all rows are of one cluster (and 12.0 untrained; "
+        "last 10 records)"
     )
 
 

@@ -132,7 +132,7 @@ def test_all_frames_of_a_view_change_alike():
         torch.testing.assert_close(frame, random_views(moving[:, number], Draws(0, 0, ROWS), 2, 16))
 
 
-@pytest.mark.parametrize("name", ["simclr", "moco", "byol", "simsiam", "barlow_twins", "vicreg"])
+@pytest.mark.parametrize("name", ["simclr", "moco", "nnclr", "byol", "simsiam", "barlow_twins", "vicreg"])
 def test_all_frames_of_a_view_share_one_draw(name):
     """Of a clip that stands still every view stands still, and the two views differ."""
     torch.manual_seed(0)
@@ -144,7 +144,7 @@ def test_all_frames_of_a_view_share_one_draw(name):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["simclr", "moco", "byol", "simsiam", "barlow_twins", "vicreg"])
+@pytest.mark.parametrize("name", ["simclr", "moco", "nnclr", "byol", "simsiam", "barlow_twins", "vicreg"])
 def test_tasks_of_two_views_take_a_step_on_clips(name):
     torch.manual_seed(0)
     task = create(name, {"video": tiny_encoders()["video"]}, encoder="video")

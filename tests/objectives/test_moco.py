@@ -61,10 +61,10 @@ def test_v2_is_the_softmax_over_one_key_and_the_queue_with_its_gradient():
     expected = 0.0
     for query, key, gradient in zip(q.detach()[:, 0], k.detach()[:, 0], q.grad[:, 0], strict=True):
         positive = math.exp(float(query @ key) / 0.3)
-        negatives = [math.exp(float(query @ old) / 0.3) for old in task.queue]
+        negatives = [math.exp(float(query @ old) / 0.3) for old in task.queue.rows]
         total = positive + sum(negatives)
         expected -= math.log(positive / total) / 4
-        pull = sum(n / total * old for n, old in zip(negatives, task.queue, strict=True))
+        pull = sum(n / total * old for n, old in zip(negatives, task.queue.rows, strict=True))
         torch.testing.assert_close(gradient, ((positive / total - 1) * key + pull) / 0.3 / 4)
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
@@ -92,10 +92,10 @@ def test_v3_is_symmetric_cross_entropy_over_the_batch_times_twice_the_temperatur
 @pytest.mark.usefixtures("double")
 def test_before_training_the_queue_is_noise_around_the_key():
     task = create("moco", tiny_encoders(), queue=4096)
-    torch.testing.assert_close(task.queue.norm(dim=1), torch.ones(4096))
+    torch.testing.assert_close(task.queue.rows.norm(dim=1), torch.ones(4096))
     q = units(torch.Generator().manual_seed(1), 16, 1, 128)
     loss = float(task.loss({"q": q, "k": q}, {})["loss"])
-    cosine = q[:, 0] @ task.queue.T
+    cosine = q[:, 0] @ task.queue.rows.T
     expected = (1 + ((cosine - 1) / 0.2).exp().sum(1)).log().mean()
     assert loss == pytest.approx(float(expected), rel=1e-10)
     # The mean over random directions of exp(cos / T) is exp(1 / (2 D T²)) for large D.
@@ -107,7 +107,7 @@ def test_what_sees_nothing_is_at_chance(form):
     task = create("moco", tiny_encoders(), form=form, queue=100, hidden=8)
     same = torch.ones(6, 1 if form == "v2" else 2, 4) / 2
     if form == "v2":
-        task.queue = same[:1, 0].expand(100, -1)
+        task.queue.rows = same[:1, 0].expand(100, -1)
     losses, chance = task.loss({"q": same, "k": same}, {}), task.chance(6)
     assert losses["loss"] == pytest.approx(chance.loss, rel=1e-6)
     assert losses["accuracy"] == pytest.approx(chance.metrics["accuracy"])  # ties are guesses
@@ -118,24 +118,24 @@ def test_what_sees_nothing_is_at_chance(form):
 def test_the_oldest_keys_leave_the_queue_also_around_its_end():
     torch.manual_seed(0)
     task = create("moco", tiny_encoders(), queue=7, width=6).train()
-    expected, oldest = task.queue.clone(), 0
+    expected, oldest = task.queue.rows.clone(), 0
     for step in range(6):
         inputs = task.transform(tiny_batch(3, seed=step), Draws(0, step, 3))
         outputs = task.predict(inputs)
-        before = task.queue.clone()
+        before = task.queue.rows.clone()
         task.loss(outputs, inputs)
         task.loss(outputs, inputs)  # asking twice enters nothing twice
-        assert torch.equal(task.queue, before)  # compared first, entered later
+        assert torch.equal(task.queue.rows, before)  # compared first, entered later
         with torch.no_grad():
             task.after_step(0.5)
         for key in outputs["k"][:, 0]:
             expected[oldest % 7] = key
             oldest += 1
-        assert torch.equal(task.queue, expected)
-        assert int(task.pointer) == oldest % 7
+        assert torch.equal(task.queue.rows, expected)
+        assert int(task.queue.pointer) == oldest % 7
     task.eval().loss(outputs, inputs)
     task.after_step(0.5)
-    assert torch.equal(task.queue, expected)  # evaluation enters nothing
+    assert torch.equal(task.queue.rows, expected)  # evaluation enters nothing
 
 
 def test_a_batch_must_fit_into_the_queue():
@@ -301,7 +301,7 @@ def test_its_encoder_has_one_name_in_a_combination():
     assert sorted(names) == ["encoders.image.first.weight", "tasks.search.teacher.encoder.first.weight"]
     task(task.transform(tiny_batch(4), Draws(0, 0, 4)))["loss"].backward()
     task.after_step(0.5)
-    assert int(task.get_buffer("tasks.search.pointer")) == 4
+    assert int(task.get_buffer("tasks.search.queue.pointer")) == 4
 
 
 def test_preview_finds_the_nearest_key():

@@ -37,6 +37,7 @@ MAE = {"decoder_depth": 1, "decoder_width": 8, "decoder_heads": 2}
 JOINT = MAE | {"joint_heads": 2}
 DINO = {"prototypes": 24, "hidden": 16, "bottleneck": 8, "local_crops": 2, "freeze_last": 0.0}
 LEJEPA = {"hidden": 16, "width": 7, "directions": 20, "local_crops": 2, "sigreg": 0.5}
+SWAV = {"prototypes": 24, "hidden": 16, "width": 8, "local_crops": 2, "freeze": 0.0}
 ALIGN = {"width": 7, "temperature": 1.0, "smoothing": 0.1}
 CASES = {
     "rotation": ("rotation", {}),
@@ -93,6 +94,7 @@ CASES = {
     "moco": ("moco", {"hidden": 16, "width": 7, "queue": 24}),
     "moco_audio": ("moco", {"encoder": "audio", "hidden": 16, "width": 7, "queue": 24}),
     "moco_v3": ("moco", {"form": "v3", "hidden": 16, "width": 7, "temperature": 0.2}),
+    "nnclr": ("nnclr", {"hidden": 16, "prediction_hidden": 9, "width": 7, "queue": 24}),
     "byol": ("byol", {"hidden": 16, "width": 7}),
     "byol_audio": ("byol", {"encoder": "audio", "hidden": 16, "width": 7, "views": {"mix": 0.4}}),
     "simsiam": ("simsiam", {"width": 16, "bottleneck": 8}),
@@ -100,6 +102,8 @@ CASES = {
     "dino_audio": ("dino", DINO | {"encoder": "audio"}),
     "lejepa": ("lejepa", LEJEPA | {"local_views": {"size": 8}}),
     "lejepa_audio": ("lejepa", LEJEPA | {"encoder": "audio"}),
+    "swav": ("swav", SWAV | {"local_views": {"size": 8}, "queue": 24}),
+    "swav_audio": ("swav", SWAV | {"encoder": "audio"}),
     "clip": ("contrastive", {"width": 7}),
     "clip_audio_text": ("contrastive", {"a": "audio", "b": "text", "width": 7}),
     "clip_audio_video": ("contrastive", {"a": "audio", "b": "video", "width": 7, "hidden": 9}),

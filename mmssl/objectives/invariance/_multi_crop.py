@@ -76,3 +76,10 @@ class MultiCrop(TwoViews):
             shown = local if local.ndim == 5 else local[:, 0]
             panels.append(Panel("small crops", list(shown), scale=encoder.scale(shown[0])))
         return panels
+
+
+def mean_over_others(terms: Tensor) -> Tensor:
+    """Mean of terms (B, 2, V), of a large crop and any crop, over those in which the two differ, 0-dim."""
+    same = torch.eye(*terms.shape[1:], dtype=torch.bool, device=terms.device)
+    pairs = terms.numel() - len(terms) * min(terms.shape[1:])
+    return terms.masked_fill(same, 0.0).sum() / pairs

@@ -31,7 +31,7 @@ from mmssl.modules.prototypes import PrototypeHead
 from mmssl.modules.teacher import Teacher, cosine_momentum, without_dropout
 from mmssl.modules.views import Given, encode_views
 from mmssl.objectives.base import Chance, Panel, Step
-from mmssl.objectives.invariance._multi_crop import MultiCrop
+from mmssl.objectives.invariance._multi_crop import MultiCrop, mean_over_others
 from mmssl.ops.gather import average
 from mmssl.ops.losses import ranking, spread
 from mmssl.ranges import Count, Share, Temperature, Width
@@ -137,11 +137,8 @@ class DINO(MultiCrop):
             self.seen_count += 1
         wanted = ((teacher - self.center) / self._sharpness()).log_softmax(-1)
         answered = (outputs["student"] / self.student_temperature).log_softmax(-1)
-        terms = -(wanted.exp() @ answered.mT)
-        same = torch.eye(*terms.shape[1:], dtype=torch.bool, device=terms.device)
-        pairs = terms.numel() - len(terms) * min(terms.shape[1:])
         return {
-            "loss": terms.masked_fill(same, 0.0).sum() / pairs,
+            "loss": mean_over_others(-(wanted.exp() @ answered.mT)),
             "teacher_entropy": -(wanted.exp() * wanted).sum(-1).mean(),
             "ranking": ranking(outputs["z"][:, 0], outputs["z"][:, 1]),
             "spread": spread(outputs["z"]),

@@ -34,6 +34,7 @@ from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
 from mmssl.modules.heads import mlp
+from mmssl.modules.queue import Queue
 from mmssl.modules.teacher import Teacher, cosine_momentum
 from mmssl.modules.views import Given
 from mmssl.objectives.base import Chance, Panel, Step
@@ -41,7 +42,6 @@ from mmssl.objectives.invariance._two_views import TwoViews
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import gather, own_rows, process_share
 from mmssl.ops.losses import spread
-from mmssl.ops.queue import enqueue
 from mmssl.ranges import Positive, Share, Temperature, Width
 
 
@@ -66,8 +66,6 @@ class MoCo(TwoViews):
 
     compared = "q"
     meets = "loss"
-    queue: Tensor
-    pointer: Tensor
 
     def __init__(
         self,
@@ -97,9 +95,7 @@ class MoCo(TwoViews):
             if any(isinstance(module, _BatchNorm) for module in net.modules()):
                 self.groups = groups
             self.projection = mlp(net.dim, hidden or net.dim, width, norm=False, last_bias=True)
-            self.register_buffer("queue", F.normalize(torch.randn(queue, width), dim=1))
-            self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
-            self._keys: Tensor | None = None
+            self.queue = Queue(queue, width)
         else:
             self.temperature = temperature if temperature is not None else 0.2 if patches else 1.0
             self.momentum = 0.99 if momentum is None else momentum
@@ -162,9 +158,8 @@ class MoCo(TwoViews):
         if self.form == "v2":
             if len(k) > len(self.queue):
                 raise RecipeError(f"moco: queue = {len(self.queue)} should hold the keys of a batch, {len(k)} rows")
-            if self.training:
-                self._keys = k[:, 0]
-            logits = torch.cat([(q * k[own]).sum(2), q[:, 0] @ self.queue.T], dim=1)
+            self.queue.put(k[:, 0])
+            logits = torch.cat([(q * k[own]).sum(2), q[:, 0] @ self.queue.rows.T], dim=1)
             target, scale = torch.zeros_like(own), 1.0
         else:
             logits = torch.einsum("bvd,nvd->bvn", q, k).flatten(0, 1)
@@ -185,9 +180,8 @@ class MoCo(TwoViews):
         """The copy follows; in v2 the keys of this batch replace the oldest in the queue."""
         momentum = self.momentum if self.form == "v2" else cosine_momentum(self.momentum, progress)
         self.teacher.follow(self._student(), momentum)
-        if self.form == "v2" and self._keys is not None:
-            enqueue(self.pointer, [(self.queue, self._keys)])
-            self._keys = None
+        if self.form == "v2":
+            self.queue.advance()
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """Both views, and for the query from view 1 the row whose key, from view 2, is nearest."""
