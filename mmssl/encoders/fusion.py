@@ -5,7 +5,9 @@ arXiv 2112.04482): transformers' `FlavaMultimodalModel`. `cross`: `b` attends to
 of ALBEF and BLIP and the decoder of CoCa do (arXiv 2107.07651, 2201.12086, 2205.01917): layers of transformers' BERT
 with cross-attention. `multiway`: all attend together, then each modality has a feed-forward expert of its own and pairs
 have a third one in the top layers, as in VLMo and BEiT-3 (Bao et al. 2022, arXiv 2111.02358; Wang et al. 2022, arXiv
-2208.10442): blocks of a timm vision transformer.
+2208.10442): blocks of a timm vision transformer. `bottleneck`: each modality has blocks of its own, and a few tokens
+that both read are all that passes between them, as in MBT (Nagrani et al. 2021, arXiv 2107.00135, section 3.2): in each
+layer either side writes a version of these, and the mean of both versions is read in the next.
 
 Known traps. A padding token that may be attended to changes a row with the length of its neighbors. transformers
 starts weights with a standard deviation of 0.02, made for a width of 768: in narrow layers `b` hardly sees `a` at
@@ -13,7 +15,8 @@ first, and whether they match is learned late. An `initializer_range` of 0.02 ·
 width 32, two layers on synthetic pairs were at a loss of 0.43 after 300 steps with 0.02, and at 0.02 with 0.1. An
 expert that sees no token has no gradient, which distributed training waits for; here it gets one of 0. torchscale's
 code for BEiT-3 splits the projections of attention and its norms by modality, too, and has no expert for pairs; here,
-as in the paper, attention and its norm are shared, and an expert is a norm and a feed-forward network.
+as in the paper, attention and its norm are shared, and an expert is a norm and a feed-forward network. Of a bottleneck,
+what one side writes in the last layer nobody reads: with one layer nothing passes at all.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from mmssl.encoders.backbones._files import LOCAL_DIR, load_weights, native_stat
 from mmssl.encoders.backbones.base import Pretrained, build_errors, refuse, split_model
 from mmssl.encoders.base import Encoder, Features, attendable, masked_mean
 from mmssl.errors import RecipeError, nearest
+from mmssl.ranges import Positive
 
 # What of transformers' configurations makes a layer.
 LAYER = {
@@ -58,19 +62,22 @@ class FusionEncoder(Encoder):
 
     Args:
         model: `transformers/flava` (joint), `transformers/bert` (cross) or the name of a timm vision transformer,
-            `timm/vit_base_patch16_224` (multiway), of which the blocks are taken.
+            `timm/vit_base_patch16_224` (multiway, or bottleneck), of which the blocks are taken.
         reads: name -> width of the two encoders, `a` first. A recipe names them, `reads: [image, text]`, and their
             widths are filled in.
         pretrained: `local-dir:` and a directory that `export` wrote.
         pool: of `cross`, how a pair becomes one vector: the `first` token of `b` (default), or the `mean` of its valid
-            ones. `joint` has a start token, and `multiway` takes the mean of all valid tokens.
+            ones. `joint` has a start token, `multiway` takes the mean of all valid tokens, and `bottleneck` that of
+            `a`'s mean and `b`'s.
         joint_layers: of `multiway`, number of top layers in which pairs have an expert (default 3).
+        bottleneck_tokens: how many tokens pass between the two sides, 4 in MBT; a timm vision transformer is
+            `bottleneck` with them and `multiway` without.
         **kwargs: of the layers: `hidden_size`, `num_hidden_layers`, `num_attention_heads`, `intermediate_size` ... for
             transformers; `embed_dim`, `depth`, `num_heads`, `mlp_ratio` ... for timm.
     """
 
     modality = "fusion"
-    kind: Literal["joint", "cross", "multiway"]
+    kind: Literal["joint", "cross", "multiway", "bottleneck"]
 
     def __init__(
         self,
@@ -80,6 +87,7 @@ class FusionEncoder(Encoder):
         pretrained: Pretrained = False,
         pool: Literal["first", "mean"] | None = None,
         joint_layers: int | None = None,
+        bottleneck_tokens: Positive | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -94,16 +102,22 @@ class FusionEncoder(Encoder):
             raise RecipeError(
                 f"model '{model}' is no fusion; there are {', '.join(KINDS)} and the vision transformers of timm"
             )
-        self.kind = KINDS.get(model, "multiway")
+        self.kind = KINDS.get(model, "multiway" if bottleneck_tokens is None else "bottleneck")
         if pool is not None and self.kind != "cross":
             raise RecipeError(f"{model}: 'pool' is for transformers/bert; a {self.kind} fusion has one way to pool")
         if joint_layers is not None and self.kind != "multiway":
-            raise RecipeError(f"{model}: 'joint_layers' is for the experts of a timm vision transformer")
+            raise RecipeError(
+                f"{model}: 'joint_layers' is for the experts of a timm vision transformer, a multiway one"
+            )
+        if bottleneck_tokens is not None and self.kind != "bottleneck":
+            raise RecipeError(f"{model}: 'bottleneck_tokens' is for the blocks of a timm vision transformer")
         self.net: Any
         if self.kind == "joint":
             self.net = _Joint(model, kwargs)
         elif self.kind == "cross":
             self.net = _Cross(model, kwargs, pool or "first")
+        elif bottleneck_tokens is not None:
+            self.net = _Bottleneck(name, kwargs, bottleneck_tokens)
         else:
             self.net = _Multiway(name, kwargs, 3 if joint_layers is None else joint_layers)
         self.dim = self.net.dim
@@ -111,7 +125,8 @@ class FusionEncoder(Encoder):
         width_a, width_b = reads.values()
         self.map_a, self.map_b = nn.Linear(width_a, self.dim), nn.Linear(width_b, self.dim)
         self.spec = {"model": model, "modality": "fusion", "reads": self.reads, **kwargs}
-        self.spec |= {k: v for k, v in {"pool": pool, "joint_layers": joint_layers}.items() if v is not None}
+        own = {"pool": pool, "joint_layers": joint_layers, "bottleneck_tokens": bottleneck_tokens}
+        self.spec |= {key: value for key, value in own.items() if value is not None}
         if pretrained:
             if not isinstance(pretrained, str) or not pretrained.startswith(LOCAL_DIR):
                 raise RecipeError(f"{model}: pretrained: a fusion has no published weights; give local-dir:DIRECTORY")
@@ -260,23 +275,29 @@ class _MultiwayLayer(nn.Module):
         return x + self.drop_expert(out)
 
 
+def _vision_transformers(name: str, kwargs: Mapping[str, Any], number: int) -> list[Any]:
+    """So many networks of timm of one shape, with random weights of their own and plain blocks."""
+    import timm
+    from timm.models.vision_transformer import Block
+
+    model = f"timm/{name}"
+    refuse(model, kwargs)
+    with build_errors(model):
+        nets: list[Any] = [timm.create_model(name, num_classes=0, **kwargs) for _ in range(number)]
+    if not all(type(block) is Block for block in getattr(nets[0], "blocks", [None])):
+        raise RecipeError(f"{model}: a fusion needs plain blocks, such as those of timm/vit_base_patch16_224")
+    return nets
+
+
 class _Multiway(nn.Module):
     """Blocks of a timm vision transformer with an expert a modality, and one for pairs in the top layers."""
 
     def __init__(self, name: str, kwargs: Mapping[str, Any], joint_layers: int) -> None:
         super().__init__()
-        import timm
-        from timm.models.vision_transformer import Block
-
-        model = f"timm/{name}"
-        refuse(model, kwargs)
-        with build_errors(model):
-            nets: list[Any] = [timm.create_model(name, num_classes=0, **kwargs) for _ in range(3)]
-        stacks = [list(getattr(net, "blocks", [None])) for net in nets]
-        if not all(type(block) is Block for block in stacks[0]):
-            raise RecipeError(f"{model}: experts need plain blocks, such as those of timm/vit_base_patch16_224")
+        nets = _vision_transformers(name, kwargs, 3)
+        stacks = [list(net.blocks) for net in nets]
         if not 0 <= joint_layers <= len(stacks[0]):
-            raise RecipeError(f"{model}: joint_layers = {joint_layers}, and there are {len(stacks[0])} layers")
+            raise RecipeError(f"timm/{name}: joint_layers = {joint_layers}, and there are {len(stacks[0])} layers")
         joint_from = len(stacks[0]) - joint_layers
         self.layers = nn.ModuleList(
             _MultiwayLayer(list(blocks[: 2 if i < joint_from else 3]))
@@ -291,3 +312,34 @@ class _Multiway(nn.Module):
             x = layer(x, valid[:, None, None], length)
         x = self.norm(x)
         return Fused(x[:, :length], x[:, length:], masked_mean(x, valid))
+
+
+class _Bottleneck(nn.Module):
+    """Blocks of a timm vision transformer for each modality, and the tokens through which alone they exchange."""
+
+    def __init__(self, name: str, kwargs: Mapping[str, Any], tokens: int) -> None:
+        super().__init__()
+        nets = _vision_transformers(name, kwargs, 2)
+        if len(nets[0].blocks) < 2:
+            raise RecipeError(
+                f"timm/{name}: a bottleneck needs a depth of 2 or more: what one layer writes is read in the next"
+            )
+        self.blocks, self.norms = (nn.ModuleList(getattr(net, part) for net in nets) for part in ("blocks", "norm"))
+        self.dim = int(nets[0].num_features)
+        self.tokens = nn.Parameter(torch.randn(tokens, self.dim) * 0.02)
+
+    def forward(self, side_a: Side, side_b: Side, causal: bool) -> Fused:
+        rows, number = len(side_a[0]), len(self.tokens)
+        both, valid = map(list, zip(side_a, side_b, strict=True))
+        always = valid[0].new_ones(rows, number)
+        seen = [torch.cat([own, always], dim=1)[:, None, None] for own in valid]
+        passed = self.tokens.to(both[0].dtype).expand(rows, -1, -1)
+        for layer in zip(*self.blocks, strict=True):
+            written = []
+            for i, block in enumerate(layer):
+                x = block(torch.cat([both[i], passed], dim=1), attn_mask=seen[i])
+                both[i] = x[:, :-number]
+                written.append(x[:, -number:])
+            passed = (written[0] + written[1]) / 2
+        a, b = (norm(x) for norm, x in zip(self.norms, both, strict=True))
+        return Fused(a, b, (masked_mean(a, valid[0]) + masked_mean(b, valid[1])) / 2)

@@ -29,6 +29,7 @@ MODELS = {
     "joint": ("transformers/flava", BERT),
     "cross": ("transformers/bert", BERT | NO_DROPOUT),
     "multiway": ("timm/vit_tiny_patch16_224", VIT | {"joint_layers": 1}),
+    "bottleneck": ("timm/vit_tiny_patch16_224", VIT | {"bottleneck_tokens": 2}),
 }
 
 
@@ -155,6 +156,64 @@ def test_each_modality_has_its_expert_and_pairs_have_theirs_on_top():
     assert not torch.equal(weights[0], weights[2])
 
 
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_bottleneck_is_two_vision_transformers_that_pass_the_mean_of_a_few_tokens(number):
+    """By timm's own blocks, one row and one modality at a time, without padding in place of with a mask."""
+    made = unmapped("bottleneck", bottleneck_tokens=number)
+    theirs = [timm.create_model("vit_tiny_patch16_224", num_classes=0, **VIT) for _ in range(2)]
+    for i, net in enumerate(theirs):
+        net.blocks.load_state_dict(made.net.blocks[i].state_dict())
+        net.norm.load_state_dict(made.net.norms[i].state_dict())
+    a, b = side(A, D, [5, 2, 4]), side(B, D, [7, 3, 1])
+    fused = made(a, b)
+    pooled = []
+    for row in range(3):
+        streams = [features.tokens[row : row + 1][:, features.valid[row]] for features in (a, b)]
+        passed = made.net.tokens[None]
+        for layer in range(VIT["depth"]):
+            out = [net.blocks[layer](torch.cat([passed, x], 1)) for net, x in zip(theirs, streams, strict=True)]
+            streams = [x[:, number:] for x in out]
+            passed = torch.stack([x[:, :number] for x in out]).mean(0)
+        streams = [net.norm(x) for net, x in zip(theirs, streams, strict=True)]
+        torch.testing.assert_close(fused.a[row][a.valid[row]], streams[0][0])
+        torch.testing.assert_close(fused.b[row][b.valid[row]], streams[1][0])
+        pooled.append(torch.stack([x[0].mean(0) for x in streams]).mean(0))
+    torch.testing.assert_close(fused.pooled, torch.stack(pooled))
+    expected = gradients(nn.ModuleList(net.blocks for net in theirs), torch.stack(pooled))
+    own = gradients(made.net.blocks, fused.pooled)
+    assert own.keys() == expected.keys()
+    torch.testing.assert_close(own, expected)
+
+
+def test_nothing_passes_but_through_the_bottleneck():
+    """Between the layers `b` is another one: its only way to `a` are the tokens that are written and read."""
+    made = fusion("bottleneck").eval()
+    with torch.no_grad():  # little passes through weights as they start
+        for parameter in made.parameters():
+            parameter.mul_(3)
+    a, b = side(A, 6), side(B, 8)
+    louder = b._replace(tokens=b.tokens * 3)
+    assert (made(a, louder).a - made(a, b).a).abs().max() > 1e-3
+    width = made.net.tokens.shape[0]
+
+    def closed(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        return torch.cat([out[:, :-width], torch.zeros_like(out[:, -width:])], dim=1)
+
+    handles = [block.register_forward_hook(closed) for blocks in made.net.blocks for block in blocks]
+    shut, still = made(a, b), made(a, louder)
+    torch.testing.assert_close(still.a, shut.a, rtol=0, atol=0)
+    assert (still.b - shut.b).abs().max() > 1e-3
+    for handle in handles:
+        handle.remove()
+    # In the first layer nothing of the other side is there to be read yet.
+    first = [[], []]
+    for i, blocks in enumerate(made.net.blocks):
+        blocks[0].register_forward_hook(lambda module, given, out, i=i: first[i].append(out))
+    made(a, b), made(a, louder)
+    torch.testing.assert_close(first[0][0], first[0][1], rtol=0, atol=0)
+    assert (first[1][0] - first[1][1]).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_padding_has_no_say(kind):
     made = fusion(kind).eval()
@@ -242,6 +301,10 @@ def test_it_can_be_built_again_with_new_or_with_its_own_weights(kind, tmp_path: 
         ("multiway", {"joint_layers": 4}, "there are 3 layers"),
         ("joint", {"pool": "mean"}, "one way to pool"),
         ("cross", {"joint_layers": 1}, "experts"),
+        ("bottleneck", {"joint_layers": 1}, "experts"),
+        ("bottleneck", {"depth": 1}, "a depth of 2 or more"),
+        ("bottleneck", {"bottleneck_tokens": 0}, "from 1"),
+        ("cross", {"bottleneck_tokens": 2}, "blocks of a timm vision transformer"),
         ("cross", {"pretrained": True}, "local-dir"),
     ],
 )
@@ -252,7 +315,7 @@ def test_what_cannot_be_built_is_refused_in_one_sentence(kind, changes, message)
 
 def test_networks_without_plain_blocks_and_other_libraries_are_refused():
     for model, message in (
-        ("timm/resnet18", "plain blocks"),
+        ("timm/resnet18", "a fusion needs plain blocks"),
         ("transformers/roberta", "is no fusion"),
         ("torchvision/r3d_18", "is no fusion"),
     ):
@@ -266,10 +329,10 @@ def test_networks_without_plain_blocks_and_other_libraries_are_refused():
 
 def test_one_side_alone_and_causal_order_are_for_those_that_know_them():
     a, b = side(A, 6), side(B, 8)
-    for kind in ("joint", "cross"):
+    for kind in ("joint", "cross", "bottleneck"):
         with pytest.raises(ValueError, match="one is missing"):
             fusion(kind)(a, None)
-    for kind in ("joint", "multiway"):
+    for kind in ("joint", "multiway", "bottleneck"):
         with pytest.raises(ValueError, match="both ways"):
             fusion(kind)(a, b, causal=True)
     with pytest.raises(ValueError, match="missing"):
