@@ -170,6 +170,10 @@ CASES = {
     "wav2vec2": ("wav2vec2", {"mask_length": 2, "negatives": 5, "codes": 6, "width": 4, "diversity": 5.0}),
     "hubert": ("hubert", {"mask_length": 2, "codes": 6, "width": 4, "target": "layers.0", "unmasked": 0.5}),
     "sound_speed": ("sound_speed", {"window": 0.3}),
+    "pitch_shift": (
+        "pitch_shift",
+        {"shifts": [-1, 1], "window": 0.6, "grain": 0.2, "crossfade": 0.05, "jitter": 0.05},
+    ),
     "cpc": ("cpc", {"blocks": 5, "steps": 2, "width": 7}),
     "cpc_dpc": ("cpc", {"encoder": "video", "form": "dpc", "blocks": 4, "steps": 2, "width": 7}),
     "captioning": ("captioning", {"smoothing": 0.1}),
@@ -235,7 +239,7 @@ def case(name: str) -> tuple[Objective, dict[str, Tensor]]:
     for module in objective.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
-    batch = tiny_batch(ROWS, frames=48 if kind == "sound_speed" else 12)
+    batch = tiny_batch(ROWS, frames=48 if kind in ("sound_speed", "pitch_shift") else 12)
     if name == "clip_frozen":
         objective.encoder("image").freeze()
     if hyper.get("positives") == "equal":  # on one process and on several, in one micro-batch and in several

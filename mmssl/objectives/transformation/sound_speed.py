@@ -14,32 +14,25 @@ off.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Annotated, cast
+from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from annotated_types import Ge, Le
-from torch import Tensor, nn
 
 from mmssl.batch import Batch
-from mmssl.encoders.audio import AudioEncoder
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
-from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.objectives.transformation._played import EDGE, Played, draw_start
 from mmssl.ops.augment_audio import reach, resample
 from mmssl.ops.draws import Draws
-from mmssl.ops.losses import mean_over
 from mmssl.ranges import Part
 
-EDGE = 0.85  # of the lowest speed, where the filter cuts
-LEVEL = 0.1  # root mean square of every window
 Speed = Annotated[float, Ge(0.25), Le(4)]
 
 
-class SoundSpeed(Objective):
+class SoundSpeed(Played):
     """Classify the speed.
 
     Args:
@@ -49,9 +42,6 @@ class SoundSpeed(Objective):
         window: share of a sound that is heard at the highest speed.
     """
 
-    needs = ("audio",)
-    divisors = ("scored_rows",)
-
     def __init__(
         self,
         encoders: Mapping[str, Encoder],
@@ -60,17 +50,12 @@ class SoundSpeed(Objective):
         speeds: tuple[Speed, ...] = (0.7, 0.85, 1.0, 1.2, 1.4),
         window: Part = 0.5,
     ) -> None:
-        super().__init__(encoders)
-        self.name, self.window = encoder, window
-        self.speeds = [Fraction(speed).limit_denominator(20) for speed in speeds]
+        fractions = [Fraction(speed).limit_denominator(20) for speed in speeds]
+        super().__init__(encoders, encoder, "speed", [f"{float(speed):g}" for speed in fractions])
+        self.speeds, self.window = fractions, window
         if len(set(self.speeds)) < max(2, len(speeds)):
             raise RecipeError(f"sound_speed: speeds = {list(speeds)} should be two or more that differ by a twentieth")
         self.cutoff = EDGE * min(1.0, float(min(self.speeds)))
-        self.head = nn.Linear(self.encoder(encoder, "audio").dim, len(self.speeds))
-
-    def chance(self, rows: int) -> Chance:
-        """Any speed."""
-        return Chance(math.log(len(self.speeds)), {"accuracy": 1 / len(self.speeds)})
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
@@ -85,49 +70,10 @@ class SoundSpeed(Objective):
                 f"sound_speed: a window of {length} samples and {2 * around} around it do not fit into sounds of "
                 f"{audio.shape[1]}; raise data.audio.seconds or lower window"
             )
-        whole = torch.full_like(audio[:, 0], audio.shape[1]).long()
-        lengths = batch["audio_mask"].sum(1) if "audio_mask" in batch else whole
-        free = (lengths - span).clamp(min=0)
-        start = (draws.uniform() * (free + 1)).long().minimum(free)
+        start, scored = draw_start(batch, span, draws)
         heard = audio.gather(1, start[:, None] + torch.arange(span, device=audio.device))
         views = []
         for speed in self.speeds:
             skipped = around - reach(speed, self.cutoff)  # so that all begin at the same sample
             views.append(resample(heard[:, skipped:], speed, self.cutoff)[:, :size])
-        windows = torch.stack(views, dim=1)
-        power = windows.square().mean(2, keepdim=True).sqrt()
-        scored = lengths >= span
-        return {
-            "audio": windows * (LEVEL / power.clamp(min=1e-6)),
-            "scored": scored,
-            "scored_rows": scored.sum(),
-        }
-
-    def predict(self, inputs: Batch) -> Batch:
-        """`logits` (B, K windows, K speeds)."""
-        pooled = self.encoder(self.name)(inputs["audio"].flatten(0, 1)).pooled
-        return {"logits": self.head(pooled).unflatten(0, (-1, len(self.speeds)))}
-
-    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
-        """Cross-entropy, and accuracy over all windows of the rows that are long enough; `valid`, their share."""
-        logits, scored, count = outputs["logits"], inputs["scored"][:, None], inputs["scored_rows"]
-        number = logits.shape[1]
-        speed = torch.arange(number, device=logits.device).expand(len(logits), -1)
-        errors = F.cross_entropy(logits.mT, speed, reduction="none")
-        right = (logits.argmax(2) == speed).to(logits.dtype)
-        return {
-            "loss": mean_over(errors, scored, count * number),
-            "accuracy": mean_over(right, scored, count * number),
-            "valid": scored.to(logits.dtype).mean(),
-        }
-
-    def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
-        """The sound at each speed, and what the network takes each for."""
-        scale = cast(AudioEncoder, self.encoder(self.name)).scale(inputs["audio"][0, 0])
-        names = [f"{float(speed):g}" for speed in self.speeds]
-        sounds = [Panel(f"speed {n}", list(inputs["audio"][:, k]), scale=scale) for k, n in enumerate(names)]
-        guesses = [
-            "  ".join(f"{'✓' if k == right else '✗'} {names[k]}" for right, k in enumerate(row))
-            for row in outputs["logits"].argmax(-1).tolist()
-        ]
-        return [*sounds, Panel("prediction", guesses)]
+        return self.inputs_of(torch.stack(views, dim=1), scored)
