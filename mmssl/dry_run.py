@@ -11,6 +11,7 @@ from mmssl.batch import TEXT_PARTS, Batch
 from mmssl.encoders.text import tokenizers_of
 from mmssl.errors import MmsslError, RecipeError
 from mmssl.media.text import Tokenizer
+from mmssl.modules.blocks import counts_batches, learning_blocks
 from mmssl.objectives.base import Objective
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import process_share
@@ -39,8 +40,25 @@ def check(recipe: Recipe, objective: Objective, where: str) -> None:
         raise RecipeError(
             f"{where}: training.batch_size = 1: {recipe.objective['name']} compares the rows of a batch and needs 2"
         )
+    if recipe.training.checkpointing:
+        _check_blocks(objective, recipe.training.compile, where)
     _check_sources(recipe, objective, where)
     _try_shapes(recipe, objective, where)
+
+
+def _check_blocks(objective: Objective, compiled: bool, where: str) -> None:
+    for name in objective.encoders:
+        encoder = objective.encoder(name)
+        if not encoder.frozen and not learning_blocks(encoder):
+            raise RecipeError(
+                f"{where}: training.checkpointing: encoders.{name}: {encoder.spec['model']} has no blocks whose "
+                "activations could be computed anew; leave it out, and raise training.accumulate instead"
+            )
+    if compiled and any(counts_batches(block) for block in learning_blocks(objective)):
+        raise RecipeError(
+            f"{where}: training.checkpointing: torch.compile cannot keep BatchNorm from counting a batch twice; drop "
+            "this or training.compile"
+        )
 
 
 def _check_sources(recipe: Recipe, objective: Objective, where: str) -> None:

@@ -171,6 +171,8 @@ class Training(Section):
         precision: of the forward pass; `fp64` runs everything in double precision, for proofs.
         clip: largest norm of the whole gradient; none by default.
         compile: torch.compile the objective's forward.
+        checkpointing: compute activations of each block anew in the backward pass: less memory, about a third more
+            time, the same bits.
         seed: of initialization, order and every draw.
         workers: processes that decode; 0 decodes in the main one.
         save_every, log_every: in steps; the last step is always saved and logged.
@@ -184,6 +186,7 @@ class Training(Section):
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     clip: Annotated[float, Field(gt=0)] | None = None
     compile: bool = False
+    checkpointing: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] = 0
     save_every: Steps = 500

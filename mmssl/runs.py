@@ -38,7 +38,7 @@ from mmssl.training.optim import lr_factor
 from mmssl.version import __version__
 
 # Settings that may differ when a run is resumed: they change how, not what, is computed.
-FREE_ON_RESUME = {"workers", "log_every", "save_every", "trackers", "accumulate"}
+FREE_ON_RESUME = {"workers", "log_every", "save_every", "trackers", "accumulate", "checkpointing"}
 # Settings that may be changed on the way, which is said: what the advice on a diverged run names, and a longer run.
 STATED_ON_RESUME = {"steps", "epochs", "clip", "precision", "optimizer.lr"}
 DATA = "data.json"

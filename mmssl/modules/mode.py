@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 
 @contextmanager
@@ -46,3 +46,40 @@ def norms_apart(groups: int, *modules: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             del norm.forward
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Undo what a forward pass does to the running statistics of norms: a batch that is repeated counts once."""
+    norms = [m for m in module.modules() if isinstance(m, _NormBase) and m.track_running_stats]
+    saved = [[buffer.clone() for buffer in norm.buffers(recurse=False)] for norm in norms]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for norm, buffers in zip(norms, saved, strict=True):
+                for buffer, value in zip(norm.buffers(recurse=False), buffers, strict=True):
+                    buffer.copy_(value)
+
+
+def repeating(module: nn.Module) -> Callable[[], AbstractContextManager[None]]:
+    """Makes contexts in which a forward pass of now can be repeated later, for its gradients.
+
+    Norms that see groups of rows apart do so again, and running statistics stay as they are.
+    """
+    apart = {
+        part: part.forward for part in module.modules() if isinstance(part, _BatchNorm) and "forward" in vars(part)
+    }
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        for norm, forward in apart.items():
+            norm.forward = forward  # type: ignore[method-assign]
+        try:
+            with frozen_statistics(module):
+                yield
+        finally:
+            for norm in apart:
+                del norm.forward
+
+    return again

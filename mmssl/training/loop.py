@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmssl.batch import Batch, count_rows, to_device
 from mmssl.errors import Interrupted, RunError
+from mmssl.modules.blocks import learning_blocks, recomputed
 from mmssl.objectives.base import Objective, Step
 from mmssl.ops.draws import Draws, mix_seed
 from mmssl.ops.gather import average, gather, process_share, wait_for_everyone
@@ -73,7 +74,8 @@ def fit(
         RunError: for a loss that is not finite, or a checkpoint that cannot be written or read.
     """
     double = training.precision == "fp64"
-    with default_dtype(torch.float64 if double else None), StopFlag() as stop:
+    blocks = learning_blocks(objective) if training.checkpointing else []
+    with default_dtype(torch.float64 if double else None), StopFlag() as stop, recomputed(blocks):
         accelerator = make_accelerator(training, directory, objective.takes_turns)
         check_sharding(accelerator, probe_every if probe else 0)
         device, scaler, (share, shares) = accelerator.device, accelerator.scaler, process_share()

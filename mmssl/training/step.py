@@ -15,9 +15,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
-from torch.nn.modules.batchnorm import _NormBase
 
 from mmssl.batch import Batch, split_rows
+from mmssl.modules.mode import frozen_statistics
 from mmssl.objectives.base import Objective, full_precision
 from mmssl.ops.gather import average
 
@@ -205,14 +205,3 @@ def unchanged(module: nn.Module) -> Iterator[None]:
     with torch.no_grad():
         for name, buffer in module.named_buffers():
             buffer.copy_(saved[name])
-
-
-@contextmanager
-def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Undo what a forward pass does to the running statistics of norms: the replay counts each batch once."""
-    norms = [m for m in module.modules() if isinstance(m, _NormBase) and m.track_running_stats]
-    saved = [[buffer.clone() for buffer in norm.buffers(recurse=False)] for norm in norms]
-    yield
-    for norm, buffers in zip(norms, saved, strict=True):
-        for buffer, value in zip(norm.buffers(recurse=False), buffers, strict=True):
-            buffer.copy_(value)
