@@ -213,6 +213,10 @@ RUNS = [
         FAST | LARGER | CONSTANT | {"objective.epsilon": 10.0},
     ),
     Planted("SwAV as published", "swav_toy", 100, "learned", LARGER),
+    Planted(
+        "data2vec without EMA", "data2vec_text_toy", 40, "collapsed", FAST | CONSTANT | {"objective.momentum": [0, 0]}
+    ),
+    Planted("data2vec with it", "data2vec_text_toy", 60, "learned", TURNS | CONSTANT),
     Planted("SimSiam as published", "simsiam_toy", 100, "learned", SGD),
     Planted("rotation, learned early", "rotation_toy", 30, "learned", TURNS),
     Planted(

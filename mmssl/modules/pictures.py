@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -11,8 +12,37 @@ from mmssl.batch import Batch
 from mmssl.encoders._network import NetworkEncoder
 from mmssl.encoders.audio import AudioEncoder
 from mmssl.encoders.base import Encoder, places
+from mmssl.errors import RecipeError
 from mmssl.modules.views import Crop
 from mmssl.ops.draws import Draws
+
+
+def check_patches(task: str, network: Encoder) -> tuple[int, ...]:
+    """Extent of the patches of a network, any of which can be left out.
+
+    Raises:
+        RecipeError: where it has none, naming the task.
+    """
+    if not network.subsets or network.patch_size is None:
+        raise RecipeError(
+            f"{task} hides patches, and {network.spec['model']} does not read patch by patch, or its patches overlap; "
+            "take a plain vision transformer, such as timm/vit_tiny_patch16_224"
+        )
+    return network.patch_size
+
+
+def cut(task: str, extents: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
+    """Numbers of patches along each side of a picture of so many pixels.
+
+    Raises:
+        RecipeError: where some pixels are left over, naming the task.
+    """
+    if any(extent % size for extent, size in zip(extents, patch, strict=True)):
+        raise RecipeError(
+            f"{task}: {' x '.join(map(str, extents))} pixels cannot be cut into patches of "
+            f"{' x '.join(map(str, patch))}"
+        )
+    return tuple(extent // size for extent, size in zip(extents, patch, strict=True))
 
 
 def read_picture(encoder: Encoder, batch: Batch, draws: Draws, crop: Crop) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmssl.ops.draws import Draws
 
 MASKED, REPLACED, KEPT = 0.8, 0.1, 0.1  # what becomes of BERT's chosen tokens
+SMALLEST_BLOCK = 16 / 196  # of BEiT's, as a share of the picture
 
 
 def choose_places(candidates: Tensor, counts: Tensor, slots: int, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -93,7 +94,7 @@ def draw_tokens(logits: Tensor, dice: Tensor) -> Tensor:
 
 def mask_blocks(
     grid: tuple[int, int],
-    total: int,
+    total: int | Tensor,
     draws: Draws,
     *,
     smallest: int = 16,
@@ -109,7 +110,7 @@ def mask_blocks(
 
     Args:
         grid: height and width.
-        total: places to hide at most.
+        total: places to hide at most, of all rows or int64 (B,) of each.
         draws: source of randomness.
         smallest: smallest area, in places.
         aspect: smallest height / width.

@@ -75,6 +75,10 @@ CASES = {
         "jepa",
         {"encoder": "video", "form": "vjepa", "predictor_depth": 1, "predictor_width": 8, "predictor_heads": 2},
     ),
+    "data2vec": ("data2vec", {}),
+    "data2vec_spectrogram": ("data2vec", {"encoder": "audio"}),
+    "data2vec_text": ("data2vec", {"encoder": "text", "mask_ratio": 0.3}),
+    "data2vec_waves": ("data2vec", {"encoder": "audio", "mask_length": 2}),
     "masked_autoencoder_video": (
         "masked_autoencoder",
         {"encoder": "video", "norm_pix": False, "mask_ratio": 0.9, **MAE, "decoder_width": 32},
@@ -211,14 +215,14 @@ VARIANTS = [(2, 1), (4, 1), (1, 4), (2, 4), (4, 4)]  # processes, micro-batches 
 def case(name: str) -> tuple[Objective, dict[str, Tensor]]:
     kind, hyper = CASES[name]
     torch.manual_seed(1)
-    patches = ("masked_autoencoder", "audio_visual_autoencoder", "jepa")
-    encoders = tiny_patches() if kind in patches else tiny_encoders()
+    patches = ("masked_autoencoder", "audio_visual_autoencoder", "jepa", "data2vec")
+    encoders = tiny_encoders() | (tiny_patches() if kind in patches else {})
     if name in ("captioning", "captioning_audio", "combine_coca", "combine_siglip2"):
         encoders = tiny_captioners(hyper.get("a", "image"))
     if kind in ("span_denoising", "denoising"):
         encoders = {"text": tiny_text_to_text()}
-    if kind in ("wav2vec2", "hubert"):
-        encoders = {"audio": tiny_waves(kind)}
+    if kind in ("wav2vec2", "hubert") or name == "data2vec_waves":
+        encoders = {"audio": tiny_waves("hubert" if kind == "hubert" else "wav2vec2")}
     if kind == "masked_pair":
         encoders = tiny_pairs("multiway", hyper.get("a", "image"))
         if "fusion" in hyper:

@@ -120,6 +120,9 @@ class TinyText(Encoder):
         tokens = F.gelu(self.net(torch.cat([words, mean.expand_as(words)], -1)))
         return Features(tokens, (tokens * weight).sum(1) / weight.sum(1), (x.shape[1],), valid)
 
+    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
+        return {"layers.0": self(x, valid)}
+
 
 class DroppingText(TinyText):
     """Dropout whose masks are those of even rows and of odd ones, so that they do not depend on how a batch is cut."""

@@ -23,10 +23,9 @@ from mmssl.objectives.base import Panel
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import process_share
 from mmssl.ops.losses import mean_over, token_losses
-from mmssl.ops.masking import mask_blocks, take
+from mmssl.ops.masking import SMALLEST_BLOCK, mask_blocks, take
 from mmssl.ops.patches import patchify, unpatchify
 
-SMALLEST_BLOCK = 16 / 196
 TOKENS_COUNTED = 32  # for each entry of the vocabulary
 
 

@@ -53,37 +53,66 @@ class MaskedFrames(Objective):
 
     @torch.no_grad()
     def hide(self, batch: Batch, draws: Draws) -> tuple[Batch, Tensor]:
-        """`audio` (B, S), with `audio_mask` where the batch has it, and `hidden` (B, N); and the valid frames (B, N).
-
-        Raises:
-            RecipeError: for sounds of fewer frames than a span.
-        """
-        audio = batch["audio"]
-        mask = batch.get("audio_mask", torch.ones_like(audio, dtype=torch.bool))
-        shortest = self.waves.reach + (self.mask_length - 1) * self.waves.stride
-        if audio.shape[1] < shortest:
-            raise RecipeError(
-                f"a span of mask_length = {self.mask_length} frames is {shortest} samples, and the sounds have "
-                f"{audio.shape[1]}; raise data.audio.seconds or lower mask_length"
-            )
-        valid = self.network.valid_frames(mask)
-        inputs = {key: batch[key] for key in ("audio", "audio_mask") if key in batch}
-        return inputs | {"hidden": mask_spans(valid, self.mask_probability, self.mask_length, draws)}, valid
+        """See `hide_frames`."""
+        return hide_frames(self.network, batch, self.mask_probability, self.mask_length, draws)
 
     def most_hidden(self, frames: int) -> int:
-        """How many of so many frames are hidden at most."""
-        return min(frames, self.mask_length * most_spans(frames, self.mask_probability, self.mask_length))
+        """See the function of that name."""
+        return most_hidden(frames, self.mask_probability, self.mask_length)
 
     def read(self, inputs: Batch) -> tuple[Tensor, Tensor]:
-        """The frames (B, N, C) of all of a sound, and what the transformer makes of those not hidden, (B, N, D)."""
-        frames, valid = self.network.frames(inputs["audio"], inputs.get("audio_mask"))
-        tokens = self.network.embed(frames, inputs["hidden"], self.mask_token)
-        return frames, self.network.encode(tokens, valid).tokens
+        """See `read_frames`."""
+        return read_frames(self.network, inputs, self.mask_token)
 
     def sounds(self, inputs: Batch) -> list[Panel]:
-        """The sound, and what is seen of it: silence where no frame is seen."""
-        audio, samples = inputs["audio"], inputs["audio"].shape[1]
-        seen = (~inputs["hidden"]).repeat_interleave(self.waves.stride, dim=1)
-        seen = F.pad(seen, (0, max(0, samples - seen.shape[1])), value=True)[:, :samples]
-        scale = self.network.scale(audio[0])
-        return [Panel("sound", list(audio), scale=scale), Panel("seen", list(audio * seen), scale=scale)]
+        """See `sound_panels`."""
+        return sound_panels(self.network, inputs)
+
+
+def hide_frames(
+    network: AudioEncoder, batch: Batch, probability: float, length: int, draws: Draws
+) -> tuple[Batch, Tensor]:
+    """`audio` (B, S), with `audio_mask` where the batch has it, and `hidden` (B, N); and the valid frames (B, N).
+
+    Args:
+        network: of waveforms.
+        batch: of sounds.
+        probability: see `mask_spans`.
+        length: of a span, in frames.
+        draws: source of randomness.
+
+    Raises:
+        RecipeError: for sounds of fewer frames than a span.
+    """
+    audio = batch["audio"]
+    mask = batch.get("audio_mask", torch.ones_like(audio, dtype=torch.bool))
+    shortest = network.waves.reach + (length - 1) * network.waves.stride
+    if audio.shape[1] < shortest:
+        raise RecipeError(
+            f"a span of mask_length = {length} frames is {shortest} samples, and the sounds have "
+            f"{audio.shape[1]}; raise data.audio.seconds or lower mask_length"
+        )
+    valid = network.valid_frames(mask)
+    inputs = {key: batch[key] for key in ("audio", "audio_mask") if key in batch}
+    return inputs | {"hidden": mask_spans(valid, probability, length, draws)}, valid
+
+
+def most_hidden(frames: int, probability: float, length: int) -> int:
+    """How many of so many frames are hidden at most."""
+    return min(frames, length * most_spans(frames, probability, length))
+
+
+def read_frames(network: AudioEncoder, inputs: Batch, mask_token: Tensor) -> tuple[Tensor, Tensor]:
+    """The frames (B, N, C) of all of a sound, and what the transformer makes of those not hidden, (B, N, D)."""
+    frames, valid = network.frames(inputs["audio"], inputs.get("audio_mask"))
+    tokens = network.embed(frames, inputs["hidden"], mask_token)
+    return frames, network.encode(tokens, valid).tokens
+
+
+def sound_panels(network: AudioEncoder, inputs: Batch) -> list[Panel]:
+    """The sound, and what is seen of it: silence where no frame is seen."""
+    audio, samples = inputs["audio"], inputs["audio"].shape[1]
+    seen = (~inputs["hidden"]).repeat_interleave(network.waves.stride, dim=1)
+    seen = F.pad(seen, (0, max(0, samples - seen.shape[1])), value=True)[:, :samples]
+    scale = network.scale(audio[0])
+    return [Panel("sound", list(audio), scale=scale), Panel("seen", list(audio * seen), scale=scale)]

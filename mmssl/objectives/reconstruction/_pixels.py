@@ -14,6 +14,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.encoders.image import ImageEncoder
 from mmssl.encoders.video import VideoEncoder
 from mmssl.errors import RecipeError
+from mmssl.modules.pictures import check_patches
 from mmssl.objectives.base import Panel
 from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
@@ -64,12 +65,7 @@ class HiddenPixels:
             raise RecipeError(f"{task} reads images, clips and sound, and the encoder '{name}' reads {self.modality}")
         if (tube or form == "videomae") and self.modality != "video":
             raise RecipeError(f"{task}: tube is for clips, whose frames hide the same places, and so is videomae")
-        if not network.subsets or network.patch_size is None:
-            raise RecipeError(
-                f"{task} hides patches, and {network.spec['model']} does not read patch by patch, or its patches "
-                "overlap; take a plain vision transformer, such as timm/vit_tiny_patch16_224"
-            )
-        self.patch = network.patch_size
+        self.patch = check_patches(task, network)
         self.mask_ratio = MASK_RATIO[form] if mask_ratio is None else mask_ratio
         self.norm_pix = form != "simmim" if norm_pix is None else norm_pix
         self.tube = form == "videomae" if tube is None else tube

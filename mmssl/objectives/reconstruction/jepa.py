@@ -31,9 +31,8 @@ from torch import Tensor
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
-from mmssl.errors import RecipeError
 from mmssl.modules.decoders import PatchDecoder, check_decoder
-from mmssl.modules.pictures import read_picture
+from mmssl.modules.pictures import check_patches, cut, read_picture
 from mmssl.modules.teacher import Teacher, without_dropout
 from mmssl.modules.views import Crop
 from mmssl.objectives._concealed import Concealed
@@ -102,14 +101,9 @@ class JEPA(Objective):
         super().__init__(encoders)
         network = self.encoder(encoder, "image", "audio", "video")
         self.modality = network.modality
-        if not network.subsets or network.patch_size is None:
-            raise RecipeError(
-                f"jepa hides patches, and {network.spec['model']} does not read patch by patch, or its patches "
-                "overlap; take a plain vision transformer, such as timm/vit_tiny_patch16_224"
-            )
         check_decoder("jepa", predictor_width, predictor_heads, "predictor")
         self.needs = (self.modality,)
-        self.name, self.form, self.patch = encoder, form, network.patch_size
+        self.name, self.form, self.patch = encoder, form, check_patches("jepa", network)
         self.momentum = MOMENTUM[form] if momentum is None else momentum
         self.ways, self.crop = WAYS[form], Crop.of(VIEWS, views)
         self.divisors = tuple(f"scored_{way}" for way in range(len(self.ways)))
@@ -141,13 +135,7 @@ class JEPA(Objective):
         padding and where nothing is left to be read, and `scored_i`, how many are not.
         """
         picture, pixels, sounding = read_picture(self.encoder(self.name), batch, draws, self.crop)
-        extents = pixels.shape[2:]
-        if any(extent % size for extent, size in zip(extents, self.patch, strict=True)):
-            raise RecipeError(
-                f"jepa: {' x '.join(map(str, extents))} pixels cannot be cut into patches of "
-                f"{' x '.join(map(str, self.patch))}"
-            )
-        grid = self._grid(picture)
+        grid = cut("jepa", pixels.shape[2:], self.patch)
         frames, flat = math.prod(grid[:-2]), (grid[-2], grid[-1])
         places = math.prod(flat)
         inputs = {self.modality: picture}
