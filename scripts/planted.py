@@ -26,6 +26,7 @@ from mmssl.build import build
 from mmssl.objectives.base import Objective
 from mmssl.objectives.correspondence.contrastive import Contrastive
 from mmssl.objectives.invariance.dino import DINO
+from mmssl.objectives.invariance.ibot import IBOT
 from mmssl.objectives.invariance.nnclr import NNCLR
 from mmssl.objectives.invariance.simclr import SimCLR
 from mmssl.objectives.invariance.simsiam import SimSiam
@@ -58,6 +59,15 @@ class Uncentered(DINO):
     def after_step(self, progress: float) -> None:
         super().after_step(progress)
         self.center.zero_()
+
+
+class UncenteredPatches(IBOT):
+    """iBOT without centering, of crops or of patches."""
+
+    def after_step(self, progress: float) -> None:
+        super().after_step(progress)
+        self.center.zero_()
+        self.patch_center.zero_()
 
 
 class Attract(SimCLR):
@@ -172,6 +182,8 @@ TEACHER = {"objective.momentum": 0.5}
 FAST = {"training.optimizer.lr": 1e-2}
 TURNS = {"training.optimizer.lr": 3e-3}
 LARGER = {"training.batch_size": 32}
+HOT = {"objective.teacher_temperature": [1.0, 1.0]}
+HOT_PATCHES = HOT | {"objective.patch_temperature": [1.0, 1.0]}
 RUNS = [
     Planted("BYOL without predictor", "byol_toy", 30, "collapsed", TEACHER | FAST, without_predictor),
     Planted("SimSiam without stop-gradient", "simsiam_toy", 100, "collapsed", SGD | CONSTANT, becomes(Unstopped)),
@@ -181,9 +193,18 @@ RUNS = [
         "dino_toy",
         60,
         "collapsed",
-        TEACHER | FAST | CONSTANT | {"objective.teacher_temperature": [1.0, 1.0]},
+        TEACHER | FAST | CONSTANT | HOT,
     ),
     Planted("SimCLR without negatives", "simclr_toy", 30, "collapsed", FAST | LARGER, becomes(Attract)),
+    Planted("iBOT without centering", "ibot_toy", 30, "collapsed", TEACHER | TURNS, becomes(UncenteredPatches)),
+    Planted(
+        "DINOv2, the teacher's temperatures above the student's, no KoLeo",
+        "ibot_dinov2_toy",
+        40,
+        "collapsed",
+        TEACHER | FAST | CONSTANT | HOT_PATCHES | {"objective.koleo": 0.0},
+    ),
+    Planted("DINOv2 with both", "ibot_dinov2_toy", 60, "learned", TURNS | LARGER),
     Planted(
         "VICReg without variance and covariance",
         "vicreg_toy",

@@ -122,6 +122,29 @@ def sinkhorn(scores: Tensor, columns: Tensor, iterations: int = 10) -> tuple[Ten
     return (scores + columns + rows[:, None]).exp(), columns
 
 
+@torch.no_grad()
+def balanced_assignment(scores: Tensor, counted: Tensor | None = None, iterations: int = 3) -> Tensor:
+    """Rows assigned to columns, all of which are given about as much, over the rows of all processes: SwAV's targets.
+
+    Caron et al. 2020, arXiv 2006.09882, section 3.1. Columns and then rows of exp(scores) are scaled to one sum each,
+    in turn, in logarithms.
+
+    Args:
+        scores: (B, K), this process's; for instance logits over a temperature.
+        counted: bool (B,), which rows take part; all where left out. What is returned of the others means nothing.
+        iterations: of both.
+
+    Returns:
+        (B, K), logarithms of shares that sum to 1 in each row.
+    """
+    shares = scores
+    for _ in range(iterations):
+        heard = shares if counted is None else shares.masked_fill(~counted[:, None], -math.inf)
+        mass = gather(heard.logsumexp(0)[None]).logsumexp(0)
+        shares = (shares - torch.where(mass.isfinite(), mass, 0.0)).log_softmax(1)
+    return shares
+
+
 def balanced_kmeans(points: Tensor, centers: Tensor, iterations: int = 25) -> tuple[Tensor, Tensor]:
     """k-means whose assignment is a transport with equal mass for each center; see `sinkhorn`.
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from mmssl.batch import Batch
 from mmssl.ops.gather import gather, own_rows, process_share
 
+KOLEO_EPS = 1e-8
+
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Normalized temperature-scaled cross-entropy (Chen et al. 2020, arXiv 2002.05709, equation 1).
@@ -54,6 +56,25 @@ def off_diagonal(a: Tensor, b: Tensor) -> Tensor:
     own_a, own_b = a.chunk(shares)[share], b.chunk(shares)[share]
     everything = ((own_a @ a.T) * (own_b @ b.T)).sum() * shares
     return everything - (a * b).sum(0).square().sum()
+
+
+def koleo(z: Tensor) -> Tensor:
+    """Minus the logarithm of the distance of each row from the nearest other one of all processes, as unit vectors.
+
+    Sablayrolles, Douze, Schmid & Jégou 2018, arXiv 1806.03198, equation 3, after Kozachenko & Leonenko: the higher the
+    entropy of the rows' distribution, the lower. As in DINOv2's code, with 1e-8 added to distances.
+
+    Args:
+        z: (B, D), of any length.
+
+    Returns:
+        a mean over the local rows, 0-dim.
+    """
+    own = F.normalize(z, dim=1, eps=KOLEO_EPS)
+    everyone = gather(own)
+    cosine = own.detach() @ everyone.detach().T
+    nearest = cosine.scatter(1, own_rows(len(z), z.device)[:, None], -math.inf).argmax(1)
+    return -(F.pairwise_distance(own, everyone[nearest], eps=KOLEO_EPS) + KOLEO_EPS).log().mean()
 
 
 def score_tokens(logits: Tensor, target: Tensor, chosen: Tensor, smoothing: float = 0.0) -> Batch:

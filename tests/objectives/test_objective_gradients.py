@@ -36,6 +36,7 @@ ALIGNMENT = {"window": 0.5, "min_shift": 0.3, "width": 8}
 MAE = {"decoder_depth": 1, "decoder_width": 8, "decoder_heads": 2}
 JOINT = MAE | {"joint_heads": 2}
 DINO = {"prototypes": 24, "hidden": 16, "bottleneck": 8, "local_crops": 2, "freeze_last": 0.0}
+IBOT = DINO | {"views": {"size": 12}, "local_views": {"size": 8}}
 LEJEPA = {"hidden": 16, "width": 7, "directions": 20, "local_crops": 2, "sigreg": 0.5}
 SWAV = {"prototypes": 24, "hidden": 16, "width": 8, "local_crops": 2, "freeze": 0.0}
 ALIGN = {"width": 7, "temperature": 1.0, "smoothing": 0.1}
@@ -104,6 +105,8 @@ CASES = {
     "simsiam": ("simsiam", {"width": 16, "bottleneck": 8}),
     "dino": ("dino", DINO | {"local_views": {"size": 8}}),
     "dino_audio": ("dino", DINO | {"encoder": "audio"}),
+    "ibot": ("ibot", IBOT),
+    "ibot_dinov2": ("ibot", IBOT | {"shared_head": False, "centering": "sinkhorn", "koleo": 0.1}),
     "lejepa": ("lejepa", LEJEPA | {"local_views": {"size": 8}}),
     "lejepa_audio": ("lejepa", LEJEPA | {"encoder": "audio"}),
     "swav": ("swav", SWAV | {"local_views": {"size": 8}, "queue": 24}),
@@ -215,7 +218,7 @@ VARIANTS = [(2, 1), (4, 1), (1, 4), (2, 4), (4, 4)]  # processes, micro-batches 
 def case(name: str) -> tuple[Objective, dict[str, Tensor]]:
     kind, hyper = CASES[name]
     torch.manual_seed(1)
-    patches = ("masked_autoencoder", "audio_visual_autoencoder", "jepa", "data2vec")
+    patches = ("masked_autoencoder", "audio_visual_autoencoder", "jepa", "data2vec", "ibot")
     encoders = tiny_encoders() | (tiny_patches() if kind in patches else {})
     if name in ("captioning", "captioning_audio", "combine_coca", "combine_siglip2"):
         encoders = tiny_captioners(hyper.get("a", "image"))

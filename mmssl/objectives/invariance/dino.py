@@ -18,8 +18,8 @@ The published code clips the gradient of each parameter alone at 3, `training.cl
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -63,8 +63,14 @@ class DINO(MultiCrop):
         freeze_last: share of the run in which prototypes do not learn; one epoch of a hundred as published.
         views: what differs from the published large crops: settings of `ImageView` or `AudioView`, for both or each.
         local_views: the same for the small crops.
+
+    Attributes:
+        large: published settings of the large crops of images.
+        small: of the small ones.
     """
 
+    large: ClassVar[Sequence[Mapping[str, Any]]] = GLOBAL_VIEWS
+    small: ClassVar[Sequence[Mapping[str, Any]]] = LOCAL_VIEWS
     center: Tensor
     progress: Tensor
     seen: Tensor
@@ -89,7 +95,7 @@ class DINO(MultiCrop):
         views: Given = None,
         local_views: Given = None,
     ) -> None:
-        super().__init__(encoders, encoder, views, local_views, local_crops, large=GLOBAL_VIEWS, small=LOCAL_VIEWS)
+        super().__init__(encoders, encoder, views, local_views, local_crops, large=self.large, small=self.small)
         self.prototypes, self.student_temperature = prototypes, student_temperature
         self.teacher_temperature, self.temperature_warmup = teacher_temperature, temperature_warmup
         self.center_momentum, self.momentum, self.freeze_last = center_momentum, momentum, freeze_last
@@ -135,7 +141,7 @@ class DINO(MultiCrop):
         if self.training:
             self.seen += teacher.mean((0, 1))
             self.seen_count += 1
-        wanted = ((teacher - self.center) / self._sharpness()).log_softmax(-1)
+        wanted = self._assigned(teacher)
         answered = (outputs["student"] / self.student_temperature).log_softmax(-1)
         return {
             "loss": mean_over_others(-(wanted.exp() @ answered.mT)),
@@ -144,9 +150,13 @@ class DINO(MultiCrop):
             "spread": spread(outputs["z"]),
         }
 
-    def _sharpness(self) -> Tensor:
-        """The teacher's temperature now."""
-        start, end = self.teacher_temperature
+    def _assigned(self, teacher: Tensor) -> Tensor:
+        """Logarithms of the shares of each prototype, of the teacher's logits (B, 2, K)."""
+        return ((teacher - self.center) / self._warmed(self.teacher_temperature)).log_softmax(-1)
+
+    def _warmed(self, temperature: tuple[float, float]) -> Tensor:
+        """What it is now, between the first and the last."""
+        start, end = temperature
         share = self.progress / self.temperature_warmup if self.temperature_warmup else torch.ones_like(self.progress)
         return start + (end - start) * share.clamp(max=1)
 

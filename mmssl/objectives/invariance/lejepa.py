@@ -12,8 +12,8 @@ weight of `sigreg` it is `invariance` alone, which is 0 there, and `spread` tell
 
 Known traps. Statistics are of one crop and of the global batch: those of each process alone, or of directions of its
 own, are another loss. The statistic grows with the batch, so that a weight means something for one size of it (0.05
-for 128 to 512). Crops are drawn to the mean of the *large* ones, and these count among the crops (lightly left them
-out up to 1.5, issue 2023). Nothing is normalized to unit length before it is compared.
+is advised for 128 rows and more). Crops are drawn to the mean of the *large* ones, and these count among the crops
+(lightly-ai/lightly, issue 2023). Nothing is normalized to unit length before it is compared.
 """
 
 from __future__ import annotations
