@@ -15,6 +15,7 @@ from mmssl.audit.gradients import leaks
 from mmssl.encoders import create as create_encoder
 from mmssl.errors import RecipeError
 from mmssl.objectives import create
+from mmssl.objectives.base import Step
 from mmssl.objectives.reconstruction.data2vec import Data2Vec
 from mmssl.ops.draws import Draws
 
@@ -149,6 +150,9 @@ def test_the_teacher_follows_and_the_student_leaves_the_run():
     built.after_step(0.15)  # half of the way from 0.8 to 0.9
     for name, parameter in built.teacher["encoder"].named_parameters():
         torch.testing.assert_close(parameter, before[name] + 0.15)
+    built.before_step(Step(0, data=list))  # of a task that joins late, whose student has learned
+    for name, parameter in built.teacher["encoder"].named_parameters():
+        torch.testing.assert_close(parameter, before[name] + 1.0)
     assert built.exported["text"] is built.encoders["text"]
     built(built.transform(batch("words"), Draws(0, 0, ROWS)))["loss"].backward()
     assert all(parameter.grad is None for parameter in built.teacher.parameters())

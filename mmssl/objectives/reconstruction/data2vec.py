@@ -45,7 +45,7 @@ from mmssl.modules.mode import evaluating
 from mmssl.modules.teacher import Teacher
 from mmssl.modules.views import Crop
 from mmssl.objectives._concealed import Concealed
-from mmssl.objectives.base import Chance, Objective, Panel
+from mmssl.objectives.base import Chance, Objective, Panel, Step
 from mmssl.objectives.reconstruction._masked_places import Masked, MaskedPatches, MaskedWaves, MaskedWords
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import total
@@ -206,6 +206,10 @@ class Data2Vec(Objective):
             "relative_error": torch.where(constant > 0, own / constant.clamp(min=1e-12), 1.0).mean(),
             "spread": variance.sqrt(),
         }
+
+    def before_step(self, step: Step) -> None:
+        """See `Teacher.begin`."""
+        self.teacher.begin(step.number, {"encoder": self.encoder(self.name)})
 
     def after_step(self, progress: float) -> None:
         """The teacher follows, and the mean of targets moves toward that of those that this step saw."""
