@@ -62,7 +62,7 @@ def build(recipe: Recipe, directory: Path | None = None, *, where: str = "recipe
         workers=training.workers,
         share=share,
         shares=shares,
-        errors=directory / "errors.jsonl" if directory else None,
+        directory=directory,
     )
     return objective, loader
 

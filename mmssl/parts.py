@@ -23,7 +23,7 @@ from mmssl.atomic import flush, temporary_name, write_text
 from mmssl.batch import Batch
 from mmssl.data.digest import digest
 from mmssl.data.features import name_of
-from mmssl.data.sources import StreamSource
+from mmssl.data.stream import StreamSource
 from mmssl.embedding_files import FORMATS
 from mmssl.errors import DataError, RecipeError, RunError
 from mmssl.recipe import Data

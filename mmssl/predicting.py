@@ -20,7 +20,7 @@ from mmssl.adaptation.targets.base import Target
 from mmssl.adaptation.targets.classes import Classes
 from mmssl.atomic import write_text
 from mmssl.batch import Batch
-from mmssl.data.sources import StreamSource
+from mmssl.data.stream import StreamSource
 from mmssl.embedding_files import FORMATS
 from mmssl.encoders.text import tokenizers_of
 from mmssl.errors import DataError, RecipeError, RunError

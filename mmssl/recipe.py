@@ -31,7 +31,7 @@ from mmssl.schema import (
     read_yaml,
 )
 
-MOST_WORKERS = 256
+MOST_WORKERS, MOST_READERS = 256, 4096
 
 
 class Data(Section):
@@ -50,7 +50,9 @@ class Data(Section):
         start: which part of a longer sound or clip is taken: one random window a row and epoch, the middle, the start.
         windows: how many windows of a sound or clip probes, `embed` and `predict` see, spread evenly from its start to
             its end: features are averaged over them. A row of training is one window.
-        shuffle_buffer: rows that a stream permutes at a time.
+        readers: virtual readers that share a stream, each with its own part of the files: a row of the global batch
+            always comes from the same ones, on any number of processes that divides theirs.
+        shuffle_buffer: rows that a stream permutes at a time, of all readers together.
         limit: use only that many rows.
         max_bad: share of rows that may be undecodable before the run stops.
         cache: folder in which training keeps decoded pictures, and sounds and clips where `start` is not `random` or
@@ -69,6 +71,7 @@ class Data(Section):
     video: VideoDecode = VideoDecode()
     start: Literal["random", "middle", "first"] = "random"
     windows: Annotated[int, Field(ge=1, le=100)] = 1
+    readers: Annotated[int, Field(ge=1, le=MOST_READERS)] = 64
     shuffle_buffer: Positive = 4096
     limit: Positive | None = None
     max_bad: Share = 0.01
@@ -224,7 +227,9 @@ class Training(Section):
         if self.epochs is None:
             return self
         if steps_per_epoch is None:
-            raise ValueError("training.epochs needs data of known size, and a stream's is not; give training.steps")
+            raise ValueError(
+                "training.epochs needs data of known size, and that of this stream is not; give training.steps"
+            )
         return self.model_copy(update={"steps": max(1, round(self.epochs * steps_per_epoch))})
 
 

@@ -170,6 +170,9 @@ def test_a_run_in_epochs_is_the_run_of_their_steps_and_can_be_resumed(tmp_path: 
     tree["training"] = {"epochs": 1.5, "batch_size": 4, "log_every": 2, "schedule": {"warmup": 0.5}}
     assert mmssl.run(tree, out=tmp_path / "epochs", resume=True, quiet=True).step == 6
     tree["data"]["streaming"] = True
+    assert mmssl.run(tree, out=tmp_path / "jsonl", quiet=True).step == 6
+    (tmp_path / "rows.csv").write_text("\n".join(["text", *SENTENCES]))
+    tree["data"]["source"] = str(tmp_path / "rows.csv")
     with pytest.raises(RecipeError, match="needs data of known size"):
         mmssl.run(tree, out=tmp_path / "stream", quiet=True)
     assert not (tmp_path / "stream").exists()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mmssl.adaptation.features import POOLED, extract
 from mmssl.adaptation.rows import BatchSplit, SourceSplit, Split, in_order
 from mmssl.data.digest import add_cell, digest_of_tensors
-from mmssl.data.sources import StreamSource
+from mmssl.data.stream import StreamSource
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RunError
 from mmssl.media.text import Tokenizer

@@ -15,7 +15,7 @@ from mmssl.adaptation.rows import BatchSplit, SourceSplit, Split
 from mmssl.adaptation.targets.base import Target
 from mmssl.data.base import MapSource
 from mmssl.data.columns import WINDOWS, Decoder, as_text, find_column
-from mmssl.data.sources import StreamSource
+from mmssl.data.stream import StreamSource
 from mmssl.errors import DataError, RecipeError, nearest
 from mmssl.media.mask import Frame
 from mmssl.media.text import Tokenizer

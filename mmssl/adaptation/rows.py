@@ -20,7 +20,8 @@ from mmssl.data.features import name_of
 from mmssl.data.files import expand
 from mmssl.data.loader import read
 from mmssl.data.order import find_present
-from mmssl.data.sources import Source, StreamSource, TableSource, open_source
+from mmssl.data.sources import Source, TableSource, open_source
+from mmssl.data.stream import StreamSource
 from mmssl.errors import DataError, RecipeError, nearest
 from mmssl.recipe import MOST_WORKERS, Data
 
@@ -361,9 +362,8 @@ def open_rows(
         return BatchSplit(given, reads, limit)
     import datasets
 
-    source: Source
     if isinstance(given, datasets.IterableDataset):
-        source = StreamSource(given.take(limit) if limit else given, _DATASET)
+        source: Source = StreamSource(given, _DATASET, limit=limit)
     else:
         some = given.select([i * len(given) // limit for i in range(limit)]) if limit and limit < len(given) else given
         source = TableSource(some)

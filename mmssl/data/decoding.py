@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmssl.alive import began, end_with
+from mmssl.atomic import append_lines
 from mmssl.batch import Batch
 from mmssl.data.base import MapSource, Row
 from mmssl.data.columns import Decoder
@@ -90,7 +91,7 @@ class Failures:
         self.first += [f"row {number}: {reason}" for number, reason in new.items()][: 3 - len(self.first)]
         if self.path is not None and new:
             records = ({"step": step, "source": source, "id": row, "reason": reason} for row, reason in new.items())
-            _append(self.path, (json.dumps(record, ensure_ascii=False) for record in records))
+            append_lines(self.path, (json.dumps(record, ensure_ascii=False) for record in records))
         allowed = self.spec.max_bad * self.seen
         if self.seen >= FEWEST_ROWS and self.failed > allowed + 3 * math.sqrt(allowed):
             more = f"; all of them are in {self.path}" if self.path else ""
@@ -184,10 +185,11 @@ def decode(rows: Rows, tasks: Iterator[dict[str, Task]]) -> Iterator[dict[str, D
         batches = iter(loader)
         workers = getattr(batches, "_workers", ())
         yield from batches
-    except (RuntimeError, ConnectionError) as error:
+    except (RuntimeError, ConnectionError, EOFError) as error:
         # The loader notices a death, or the tensors of a batch can no longer be fetched from the dead. A stream, read
         # in this process, may lose its connection, too.
-        reset = isinstance(error, ConnectionError) and bool(wait([worker.sentinel for worker in workers], timeout=1))
+        lost = isinstance(error, ConnectionError | EOFError)
+        reset = lost and bool(wait([worker.sentinel for worker in workers], timeout=1))
         if not (reset or str(error).startswith("DataLoader worker")):
             raise
         raise DataError(
@@ -224,13 +226,3 @@ def _written(path: Path, source: str) -> dict[int, int]:
         return {}
     records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     return {record["id"]: record["step"] for record in records if record["source"] == source}
-
-
-def _append(path: Path, lines: Iterator[str]) -> None:
-    """Append whole lines in one write, so that those of several processes never mix."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(descriptor, "".join(f"{line}\n" for line in lines).encode())
-    finally:
-        os.close(descriptor)

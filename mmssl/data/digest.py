@@ -19,18 +19,18 @@ from mmssl.data.sources import Source
 SAMPLE, HEAD, FILES = 64, 4096, 100_000
 
 
-def digest(source: Source) -> str:
+def digest(source: Source, stream: str | None = None) -> str:
     """Number of rows and a hash: of a sample of them, and of the names and sizes of the files that they are of.
 
-    Of a stream, which would have to be read for rows, its columns and files. Of paths the last two parts count, and of
-    files no time, so that a folder may be moved or copied. A file that has kept its size is told from what it was by
-    the rows of the sample alone, and by the first bytes of files among these.
+    Of a stream, which would have to be read for rows, its columns and files, and how it is shared, which `stream` says.
+    Of paths the last two parts count, and of files no time, so that a folder may be moved or copied. A file that has
+    kept its size is told from what it was by the rows of the sample alone, and by the first bytes of files among these.
     """
     content = hashlib.blake2b(repr(sorted(source.columns)).encode(), digest_size=8)
     for file in _spread(source.files, FILES):
         content.update(repr((Path(file).name, _size(file))).encode())
     if not isinstance(source, MapSource):
-        return f"a stream, {content.hexdigest()}"
+        return f"{(stream or 'a stream').replace(',', '')}, {content.hexdigest()}"
     size = len(source)
     if source.fingerprint is not None:
         return f"{size} rows, {source.fingerprint}"

@@ -23,13 +23,19 @@ from mmssl.data.columns import WINDOWS, Classes, Decoder, TextToIds, find_classe
 from mmssl.data.decoding import Decoded, Failures, Reader, Rows, Task, decode
 from mmssl.data.digest import digest
 from mmssl.data.order import MapOrder, Picked, StreamOrder, find_present
-from mmssl.data.sources import Source, StreamSource, open_source
+from mmssl.data.packing import Packing, pack
+from mmssl.data.shared import SharedStream
+from mmssl.data.sources import Source, open_source
+from mmssl.data.stream import StreamSource
+from mmssl.data.stream_index import Index
 from mmssl.errors import DataError, RecipeError, nearest
 from mmssl.ops.draws import Draws, mix_seed
 from mmssl.recipe import Data
 
 # Rows whose channels are compared at the start of a run.
 HEARD = 8
+ERRORS, STREAMS = "errors.jsonl", "streams.jsonl"
+"""In a run directory."""
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +52,8 @@ class Loader:
         workers: processes that decode; 0 decodes in this one.
         share: which share of the global batch is this process's, from 0.
         shares: number of processes.
-        errors: file to which undecodable rows are written.
+        directory: of the run, where `errors.jsonl` names undecodable rows and `streams.jsonl` says what is known of the
+            files of streams; None keeps neither.
 
     Attributes:
         sources: name -> opened source.
@@ -67,7 +74,7 @@ class Loader:
         workers: int = 0,
         share: int = 0,
         shares: int = 1,
-        errors: Path | None = None,
+        directory: Path | None = None,
     ) -> None:
         if batch_size % shares:
             raise RecipeError(f"a batch of {batch_size} rows cannot be divided among {shares} processes")
@@ -76,6 +83,7 @@ class Loader:
         self.sources: dict[str, Source] = {}
         readers: dict[str, Reader] = {}
         self._orders: dict[str, MapOrder | StreamOrder] = {}
+        errors = directory / ERRORS if directory else None
         self._failures = {name: Failures(spec, name, errors) for name, spec in sources.items()}
         for name, keys in _needs_by_source(needs, sources).items():
             spec = sources[name]
@@ -90,20 +98,44 @@ class Loader:
                 classes=find_classes(source.values(label)) if label else None,
             )
             source = source.select(decoder.reads)
+            packing = _packing(decoder) if spec.text.pack else None
+            own = mix_seed(seed, "order", name)
             if isinstance(source, StreamSource):
-                source = source.present(decoder.requires)
-            if spec.text.pack:
-                source = _packed(source, decoder)
+                shared = self._shared(name, source, decoder, directory, packing)
+                self._orders[name] = StreamOrder(shared, spec.shuffle_buffer, own)
+            else:
+                source = pack(source, packing) if packing else source
+                self._orders[name] = MapOrder(source, decoder.requires, batch_size, own)
             self.sources[name] = source
             readers[name] = _reader(source, decoder)
-            own = mix_seed(seed, "order", name)
-            self._orders[name] = (
-                StreamOrder(source, spec.shuffle_buffer, batch_size, own)
-                if isinstance(source, StreamSource)
-                else MapOrder(source, decoder.requires, batch_size, own)
-            )
 
         self._rows = Rows(readers, workers)
+
+    def _shared(
+        self, name: str, source: StreamSource, decoder: Decoder, directory: Path | None, packing: Packing | None
+    ) -> SharedStream:
+        reads = [
+            name,
+            *decoder.requires,
+            f"limit {source.limit}",
+            *([f"packed to {packing.length}"] if packing else []),
+        ]
+        shared = SharedStream(
+            source,
+            decoder.requires,
+            readers=self.specs[name].readers,
+            batch_size=self.batch_size,
+            index=Index(directory / STREAMS if directory else None, reads),
+            packing=packing,
+        )
+        readers = shared.division.readers
+        if readers % self.shares:
+            why = f" ({shared.notes[-1]})" if readers < self.specs[name].readers else ""
+            raise RecipeError(
+                f"{source.name}: {readers} readers cannot be divided among {self.shares} processes{why}; choose "
+                "data.readers and the number of processes so that one is a multiple of the other"
+            )
+        return shared
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -118,17 +150,22 @@ class Loader:
 
     def digests(self) -> dict[str, str]:
         """Name of source -> its number of rows and a hash of a sample; what a resumed run has to find again."""
-        return {name: digest(source) for name, source in self.sources.items()}
+        found = {}
+        for name, source in self.sources.items():
+            order = self._orders[name]
+            found[name] = digest(source, order.stream.described if isinstance(order, StreamOrder) else None)
+        return found
 
     def found(self) -> list[str]:
         """What was found, a line each: rows and columns of every source, and what may not be expected."""
         lines = []
         for name, source in self.sources.items():
             order, spec = self._orders[name], self.specs[name]
-            rows = f"{len(order.present):,} rows" if isinstance(order, MapOrder) else "a stream of rows"
+            rows = f"{len(order.present):,} rows" if isinstance(order, MapOrder) else order.stream.described
             columns = ", ".join(source.columns)
             lines.append(f"data{'.' + name if name else ''}: {rows} of {spec.source}, split {spec.split}: {columns}")
-            lines += [f"  {note}" for note in (*source.notes, *_canceling(*self._rows.readers[name]))]
+            notes = order.stream.notes if isinstance(order, StreamOrder) else []
+            lines += [f"  {note}" for note in (*source.notes, *notes, *_canceling(*self._rows.readers[name]))]
         return lines
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
@@ -281,14 +318,14 @@ def _canceling(source: MapSource | None, decoder: Decoder) -> list[str]:
     return [f"{canceled} of {len(asked)} rows asked: {CANCELING}"] if canceled else []
 
 
-def _packed(source: Source, decoder: Decoder) -> Source:
-    from mmssl.data.packing import pack
-
+def _packing(decoder: Decoder) -> Packing:
     if decoder.needs != ("text",) or decoder.label is not None:
         read = ", ".join(decoder.needs)
         raise RecipeError(f"data.text.pack joins the texts of several rows, and here rows have {read}; set pack: false")
     tokenizer: Any = decoder.tokenizer
-    return pack(source, decoder.columns["text"], tokenizer, decoder.spec.text.length, decoder.parts)
+    packing = Packing(decoder.columns["text"], tokenizer, decoder.spec.text.length, decoder.parts)
+    packing.check()
+    return packing
 
 
 def _reader(source: Source, decoder: Decoder) -> Reader:

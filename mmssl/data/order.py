@@ -1,14 +1,14 @@
 """Which rows a batch has: a function of (seed, step) alone, for tables and for streams.
 
-A table is read in a new permutation every epoch; a stream in its own order, permuted in blocks. What is left over at
-the end of an epoch is dropped, so that no batch holds a row twice.
+A table is read in a new permutation every epoch; a stream by readers, each in its own order and permuted in blocks.
+What is left over at the end of an epoch is dropped, so that no batch holds a row twice.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
@@ -17,12 +17,14 @@ import numpy as np
 import torch
 
 from mmssl.data.base import MapSource, Row
-from mmssl.data.sources import StreamSource
+from mmssl.data.shared import SharedStream, check_enough
 from mmssl.errors import DataError
 from mmssl.ops.draws import mix_seed
 
 # Rows after an undecodable one that are tried in its place.
 NEIGHBORS = 100
+# Readers of a process that read at a time.
+MOST_READING = 16
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ class MapOrder:
     def __init__(self, source: MapSource, columns: Sequence[str], batch_size: int, seed: int) -> None:
         self.source, self.batch_size, self.seed = source, batch_size, seed
         self.present = find_present(source, columns)
-        _check_enough(source.name, len(self.present), batch_size)
+        check_enough(source.name, len(self.present), batch_size)
         self.steps_per_epoch = len(self.present) // batch_size
 
     def picks(self, start: int, stop: int, mine: slice) -> Iterator[Picked]:
@@ -81,68 +83,96 @@ class MapOrder:
 
 
 class _Block(NamedTuple):
-    first: int
+    numbers: list[int]
     rows: list[Row]
 
 
 class StreamOrder:
-    """The order of the source, permuted in blocks.
+    """Rows of a stream, each reader's in its own order, permuted in blocks.
 
-    To begin in the middle of an epoch, what is before the first block that is needed is passed over undecoded. How
-    many rows there are is known after the first epoch; a start beyond it costs one more pass, which counts them.
+    To begin anywhere, readers go to where they would be.
 
     Args:
-        source: of sequential access.
-        block_size: rows of a block; two blocks or three are held in memory, undecoded.
-        batch_size: rows of the global batch.
+        stream: who reads what.
+        buffer: rows that are permuted at a time, of all readers together; twice as many are held in memory, undecoded.
         seed: of the permutations.
 
     Attributes:
-        steps_per_epoch: whole batches in the source; None until its end was seen.
+        steps_per_epoch: whole batches in the source; None where its end is not known.
     """
 
-    def __init__(self, source: StreamSource, block_size: int, batch_size: int, seed: int) -> None:
-        self.source, self.block_size, self.batch_size, self.seed = source, block_size, batch_size, seed
-        self.steps_per_epoch: int | None = None
+    def __init__(self, stream: SharedStream, buffer: int, seed: int) -> None:
+        self.stream, self.seed = stream, seed
+        self.block_size = max(1, buffer // stream.division.readers)
+        self.steps_per_epoch = stream.steps_per_epoch
 
     def picks(self, start: int, stop: int, mine: slice) -> Iterator[Picked]:
-        """Rows `mine` of the global batches `start` to `stop - 1`.
+        """Rows `mine` of the global batches `start` to `stop - 1`; no other reader's rows are read.
 
         Raises:
             DataError: where the stream has fewer rows than a batch, or than it had before.
         """
-        step = start
-        while step < stop:
-            epoch, within = divmod(step, self.steps_per_epoch) if self.steps_per_epoch else (0, step)
-            number, passed = divmod(within * self.batch_size, self.block_size)
-            needed = -(-(passed + (stop - step) * self.batch_size) // self.block_size)
-            waiting: list[tuple[_Block, int]] = []
-            end = None
-            for block in _ahead(self._blocks(number, needed)):
-                order = _permutation(len(block.rows), self.seed, epoch, block.first // self.block_size)
-                waiting += [(block, int(place)) for place in order[passed:]]
-                passed, end = 0, block.first + len(block.rows)
-                while len(waiting) >= self.batch_size and step < stop:
-                    yield _pick(waiting[: self.batch_size][mine])
-                    waiting = waiting[self.batch_size :]
-                    step += 1
-            if step == stop:
-                return
-            if self.steps_per_epoch is None:
-                rows = self.source.count() if end is None else end
-                _check_enough(self.source.name, rows, self.batch_size)
-                self.steps_per_epoch = rows // self.batch_size
-            elif step < (epoch + 1) * self.steps_per_epoch:
-                raise DataError(f"{self.source.name} ended after {end} rows, in an earlier epoch it had more")
+        division, places = self.stream.division, range(mine.start, mine.stop)
+        readers = sorted({division.reader(step, row) for step in range(division.turns) for row in places})
+        pool = ThreadPoolExecutor(min(MOST_READING, len(readers)))
+        try:
+            coming = {reader: self._rows(reader, self._given(reader, start), pool) for reader in readers}
+            for step in range(start, stop):
+                within = step % self.steps_per_epoch if self.steps_per_epoch else step
+                yield _pick([next(coming[division.reader(within, row)]) for row in places])
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    def _blocks(self, number: int, count: int) -> Iterator[_Block]:
-        rows = self.source.rows(skip=number * self.block_size)
-        for index in range(number, number + count):
-            block = list(islice(rows, self.block_size))
-            if block:
-                yield _Block(index * self.block_size, block)
-            if len(block) < self.block_size:
+    def _given(self, reader: int, step: int) -> int:
+        """Rows that a reader has given before a step."""
+        epochs, within = divmod(step, self.steps_per_epoch) if self.steps_per_epoch else (0, step)
+        return epochs * (self._per_epoch(reader) or 0) + self.stream.division.given(reader, within)
+
+    def _per_epoch(self, reader: int) -> int | None:
+        """Rows that a reader gives before it begins anew; None until it has seen its end."""
+        if self.steps_per_epoch:
+            return self.stream.division.given(reader, self.steps_per_epoch)
+        rows = self.stream.readers[reader].rows
+        return None if rows is None else rows - rows % self._at_once
+
+    @property
+    def _at_once(self) -> int:
+        """Rows that a reader gives of a batch; what is left of them at its end is dropped."""
+        return self.stream.division.rows if self.stream.division.turns == 1 else 1
+
+    def _rows(self, reader: int, given: int, pool: Executor) -> Iterator[tuple[_Block, int]]:
+        """All rows of a reader after the first ones, epoch after epoch."""
+        while True:
+            known = self._per_epoch(reader)
+            epoch, within = divmod(given, known) if known else (0, given)
+            rows = self._epoch(reader, epoch, within, pool)
+            if known:
+                yield from islice(rows, known - within)
+                given += known - within
+                continue
+            while len(some := list(islice(rows, self._at_once))) == self._at_once:
+                yield from some
+                given += self._at_once
+            if not self._per_epoch(reader):
+                name, most = self.stream.source.name, self.stream.readers[reader].rows or 0
+                raise DataError(
+                    f"{name} has {most} usable rows for one of its readers, fewer than it gives a batch; lower "
+                    "training.batch_size or data.readers"
+                )
+
+    def _epoch(self, reader: int, epoch: int, start: int, pool: Executor) -> Iterator[tuple[_Block, int]]:
+        """Rows of an epoch after the first `start`; the next block is read while one is used."""
+        number, passed = divmod(start, self.block_size)
+        rows = self.stream.readers[reader].read(number * self.block_size)
+        coming = pool.submit(_block, rows, self.block_size)
+        while (block := coming.result()).rows:
+            if len(block.rows) == self.block_size:
+                coming = pool.submit(_block, rows, self.block_size)
+            order = _permutation(len(block.rows), self.seed, reader, epoch, number)
+            yield from ((block, int(place)) for place in order[passed:])
+            if len(block.rows) < self.block_size:
                 return
+            number, passed = number + 1, 0
 
 
 def find_present(source: MapSource, columns: Sequence[str]) -> np.ndarray:
@@ -161,36 +191,25 @@ def find_present(source: MapSource, columns: Sequence[str]) -> np.ndarray:
     return present
 
 
-def _pick(waiting: list[tuple[_Block, int]]) -> Picked:
+def _pick(picked: list[tuple[_Block, int]]) -> Picked:
     return Picked(
-        [block.first + place for block, place in waiting],
-        [block.rows[place] for block, place in waiting],
-        lambda position: _after(*waiting[position]),
+        [block.numbers[place] for block, place in picked],
+        [block.rows[place] for block, place in picked],
+        lambda position: _after(*picked[position]),
     )
 
 
 def _after(block: _Block, place: int) -> Iterator[tuple[int, Row | None]]:
     for distance in range(1, min(NEIGHBORS + 1, len(block.rows))):
         other = (place + distance) % len(block.rows)
-        yield block.first + other, block.rows[other]
+        yield block.numbers[other], block.rows[other]
 
 
-def _ahead(blocks: Iterator[_Block]) -> Iterator[_Block]:
-    """The same blocks; the next one is read while this one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, blocks, None)
-        while (block := coming.result()) is not None:
-            coming = pool.submit(next, blocks, None)
-            yield block
+def _block(rows: Iterator[tuple[int, Row]], size: int) -> _Block:
+    some = list(islice(rows, size))
+    return _Block([number for number, _ in some], [row for _, row in some])
 
 
 def _permutation(rows: int, *seed: object) -> np.ndarray:
     generator = torch.Generator().manual_seed(mix_seed(*seed))
     return torch.randperm(rows, generator=generator).numpy()
-
-
-def _check_enough(name: str, rows: int, batch_size: int) -> None:
-    if rows < batch_size:
-        raise DataError(
-            f"{name} has {rows} usable rows, fewer than the batch of {batch_size}; lower training.batch_size"
-        )

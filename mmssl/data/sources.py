@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import tarfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,6 +30,8 @@ from mmssl.data.files import (
     walk,
 )
 from mmssl.data.shards import shard_features, take_names
+from mmssl.data.stored import Folders, Merged, explained, first, resolved, stored, visible
+from mmssl.data.stream import StreamSource, not_blank
 from mmssl.errors import DataError
 from mmssl.recipe import Data
 
@@ -42,80 +40,7 @@ if TYPE_CHECKING:
 
 # Where pandas puts the first cells of rows that have more of them than there are names: all others would be shifted.
 _INDEX = "__index_level_0__"
-# What `datasets` and pyarrow say of files without rows: of a table, of parquet, and of a tar file.
-_EMPTY = re.compile(
-    r"corresponds to no data|^BatchSize must be greater|^Must pass at least one table|^No columns to parse"
-)
-Folders = Mapping[str, Path]
-Merged = Mapping[str, Sequence[str]]
 T = TypeVar("T")
-
-
-class StreamSource:
-    """Rows that come in one order only, so that nothing has to be kept on disk.
-
-    Args:
-        dataset: a streaming Hugging Face data set; pictures, sounds and clips in it are left undecoded.
-        name: as in the recipe, for messages.
-        folders: column -> folder, against which relative paths in that column are resolved.
-        merged: column -> columns of which the one that a row has takes its place, such as jpg and png of shards.
-
-    Attributes:
-        notes, splits, files: see `MapSource`.
-    """
-
-    notes: tuple[str, ...] = ()
-    splits: tuple[str, ...] = ()
-    files: Sequence[str | Path] = ()
-
-    def __init__(
-        self,
-        dataset: IterableDataset,
-        name: str,
-        folders: Folders | None = None,
-        merged: Merged | None = None,
-    ) -> None:
-        self.name, self.folders, self.merged = name, folders or {}, merged or {}
-        self.dataset = undecoded(dataset)
-        columns = self.dataset.column_names
-        if columns is None:
-            with _explained(name):
-                columns = list(next(iter(self.dataset), {}))
-        self.columns = _visible(columns, self.merged)
-
-    def rows(self, skip: int = 0) -> Iterator[Row]:
-        """All rows after the first `skip`, undecoded, in the order of the shards; the same at every call."""
-        take_names()
-        with _explained(self.name):
-            for row in self.dataset.skip(skip) if skip else self.dataset:
-                yield _resolved(row, self.folders, self.merged)
-
-    def values(self, column: str) -> Iterator[Any]:
-        """One column's cells, in order."""
-        return (row[column] for row in self.select([column]).rows())
-
-    def class_names(self, column: str) -> list[str] | None:
-        """See `MapSource`."""
-        return names_of_classes(self.dataset, column)
-
-    def count(self) -> int:
-        """Number of rows, by reading them all."""
-        with _explained(self.name):
-            return sum(table.num_rows for table in self.dataset.with_format("arrow").iter(1000))
-
-    def select(self, columns: Sequence[str]) -> StreamSource:
-        """The same rows with these columns only."""
-        return self._like(self.dataset.select_columns(_stored(columns, self.merged)))
-
-    def present(self, columns: Sequence[str]) -> StreamSource:
-        """The rows in which none of the columns is null; they are numbered anew."""
-        groups = [_stored([column], self.merged) for column in columns]
-        return self._like(self.dataset.filter(partial(_has_each, groups)))
-
-    def _like(self, dataset: IterableDataset) -> StreamSource:
-        source = StreamSource(dataset, self.name, self.folders, self.merged)
-        source.notes, source.splits, source.files = self.notes, self.splits, self.files
-        return source
 
 
 Source = MapSource | StreamSource
@@ -131,24 +56,24 @@ class TableSource(MapSource):
         if dataset.format["type"] == "custom":
             self.notes = ("what its transform makes of a row is not used: rows are decoded here",)
         self.dataset = undecoded(dataset.with_format(None))
-        self.columns = _visible(dataset.column_names, self.merged)
+        self.columns = visible(dataset.column_names, self.merged)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def row(self, index: int) -> Row:
         """See `MapSource`."""
-        with _explained(self.name):
-            return _resolved(self.dataset[int(index)], self.folders, self.merged)
+        with explained(self.name):
+            return resolved(self.dataset[int(index)], self.folders, self.merged)
 
     def values(self, column: str) -> Iterator[Any]:
         """See `MapSource`."""
-        stored = _stored([column], self.merged)
-        for rows in self.dataset.select_columns(stored).iter(1000):
-            if len(stored) == 1:
+        names = stored([column], self.merged)
+        for rows in self.dataset.select_columns(names).iter(1000):
+            if len(names) == 1:
                 yield from rows[column]
             else:
-                yield from (_first(cells) for cells in zip(*(rows[name] for name in stored), strict=True))
+                yield from (first(cells) for cells in zip(*(rows[name] for name in names), strict=True))
 
     def class_names(self, column: str) -> list[str] | None:
         """See `MapSource`."""
@@ -158,7 +83,7 @@ class TableSource(MapSource):
         """See `MapSource`."""
         if not columns:
             return np.arange(len(self))
-        groups = [_stored([column], self.merged) for column in columns]
+        groups = [stored([column], self.merged) for column in columns]
         names = list(dict.fromkeys(name for group in groups for name in group))
         tables = self.dataset.select_columns(names).with_format("arrow").iter(1000)
         masks = [
@@ -169,7 +94,7 @@ class TableSource(MapSource):
 
     def select(self, columns: Sequence[str]) -> MapSource:
         """See `MapSource`."""
-        dataset = self.dataset.select_columns(_stored(columns, self.merged))
+        dataset = self.dataset.select_columns(stored(columns, self.merged))
         some = TableSource(dataset, self.name, self.folders, self.merged)
         some.notes, some.splits, some.files = self.notes, self.splits, self.files
         return some
@@ -306,7 +231,7 @@ def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: 
             parents = [Path(file).parent for own in asked.values() for file in own]
             base = Path(os.path.commonpath(parents)).absolute()
             folders = {spec.columns.get(key, key): base for key in (*EXTENSIONS, "mask")}
-    with _explained(where):
+    with explained(where):
         if builder == "csv":
             arguments["sep"] = mark = separator(next(iter(asked.values()))[0])
             arguments["converters"] = as_written((file for own in asked.values() for file in own), mark)
@@ -314,9 +239,10 @@ def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: 
             arguments["features"], merged = shard_features(next(iter(asked.values()))[0])
         take_names()
         dataset = datasets.load_dataset(builder, streaming=spec.streaming, **arguments)
-        if builder == "text":
-            dataset = dataset.filter(_not_blank, input_columns="text")
-    source = _limited(spec, dataset, folders, notes, merged)
+        blanks = builder == "text"
+        if blanks and not spec.streaming:
+            dataset = dataset.filter(not_blank, input_columns="text")
+    source = _limited(spec, dataset, folders, notes, merged, blanks)
     if builder == "csv" and _INDEX in source.columns:
         raise DataError(f"{where}: rows have more cells than the first line has names (as by a comma at their end)")
     source.splits = tuple(splits)
@@ -330,12 +256,13 @@ def _limited(
     folders: Folders,
     notes: Sequence[str] = (),
     merged: Merged | None = None,
+    blanks: bool = False,
 ) -> Source:
     import datasets
 
     source: Source
     if isinstance(dataset, datasets.IterableDataset):
-        source = StreamSource(dataset.take(spec.limit) if spec.limit else dataset, spec.source, folders, merged)
+        source = StreamSource(dataset, spec.source, folders, merged, spec.limit, blanks)
     else:
         if spec.limit and spec.limit < len(dataset):
             # Spread over the data set, which may be sorted by class.
@@ -343,53 +270,3 @@ def _limited(
         source = TableSource(dataset, spec.source, folders, merged)
     source.notes = tuple(notes)
     return source
-
-
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turns what reading a data set raises into one sentence about it."""
-    from datasets.exceptions import DatasetGenerationError, DatasetsError
-
-    try:
-        yield
-    except (OSError, ValueError, ImportError, DatasetsError, tarfile.TarError, EOFError, zlib.error) as error:
-        cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
-        reason = " ".join(str(cause).split())
-        if isinstance(cause, UnicodeDecodeError):
-            reason += "; text should be UTF-8: `iconv -f latin1 -t utf-8` converts it, `iconv -c -t utf-8` cleans it"
-        elif "surrogate" in reason:
-            reason += "; whoever wrote it cut a character in two: in Python, text.encode('utf-8', 'replace').decode()"
-        if _EMPTY.search(reason):
-            raise DataError(f"{name} holds no rows") from error
-        raise DataError(f"{name}: cannot be read: {reason}") from error
-
-
-def _not_blank(text: str) -> bool:
-    return bool(text.strip())
-
-
-def _resolved(row: Row, folders: Folders, merged: Merged) -> Row:
-    found = {c: str(folder / row[c]) for c, folder in folders.items() if isinstance(row.get(c), str)}
-    chosen = {c: _first(row.get(name) for name in names) for c, names in merged.items() if c in row}
-    hidden = {name for c, names in merged.items() for name in names if name != c}
-    return {c: cell for c, cell in row.items() if c not in hidden} | found | chosen
-
-
-def _first(cells: Iterable[Any]) -> Any:
-    """The first cell that holds something."""
-    return next((cell for cell in cells if cell is not None), None)
-
-
-def _has_each(groups: Sequence[Sequence[str]], row: Row) -> bool:
-    return all(any(row[name] is not None for name in group) for group in groups)
-
-
-def _visible(columns: Iterable[str], merged: Merged) -> tuple[str, ...]:
-    """Columns as a reader sees them."""
-    hidden = {name for column, names in merged.items() for name in names if name != column}
-    return tuple(column for column in columns if column not in hidden)
-
-
-def _stored(columns: Iterable[str], merged: Merged) -> list[str]:
-    """Columns as the data set has them."""
-    return list(dict.fromkeys(name for column in columns for name in merged.get(column, (column,))))

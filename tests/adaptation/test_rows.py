@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 import mmssl
 from mmssl.adaptation.cache import FeatureCache
 from mmssl.adaptation.rows import BatchSplit, Reads, SourceSplit, open_splits
-from mmssl.data.sources import StreamSource, TableSource
+from mmssl.data.sources import TableSource
+from mmssl.data.stream import StreamSource
 from mmssl.data.toy import ToySource
 from mmssl.decode_settings import ImageDecode
 from mmssl.encoders import reinitialized

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import wave
-from itertools import islice
 
 import pytest
 import torch
@@ -28,6 +27,7 @@ def make_spec(where, kind="map", **changes):
         "source": str(where),
         "streaming": kind == "stream",
         "shuffle_buffer": BLOCK,
+        "readers": 4,
         "text": TextDecode(length=8),
         "image": ImageDecode(size=4),
         "audio": AudioDecode(rate=8000, seconds=0.05),
@@ -77,14 +77,25 @@ def test_every_epoch_is_a_new_permutation_without_repetition(rows, kind):
     assert not torch.equal(ids[0], ids_of(make(make_spec(rows, kind), seed=2).batches(0, PER_EPOCH)))
 
 
-def test_a_stream_is_permuted_in_blocks(rows):
+def parts_of_readers(readers=4):
+    """Numbers of the rows of each: consecutive, and equally many to one."""
+    sizes = [ROWS // readers + (reader < ROWS % readers) for reader in range(readers)]
+    return [range(sum(sizes[:reader]), sum(sizes[: reader + 1])) for reader in range(readers)]
+
+
+def test_a_stream_is_permuted_in_blocks_of_each_reader(rows):
+    parts, length = parts_of_readers(), BLOCK // 4
     for epoch in range(2):
-        ids = ids_of(make(make_spec(rows, "stream")).batches(epoch * PER_EPOCH, (epoch + 1) * PER_EPOCH)).tolist()
-        blocks = [ids[start : start + BLOCK] for start in range(0, len(ids), BLOCK)]
-        for number, block in enumerate(blocks[:-1]):
-            assert sorted(block) == list(range(number * BLOCK, (number + 1) * BLOCK))
-            assert block != sorted(block)
-        within = [[row - number * BLOCK for row in block] for number, block in enumerate(blocks)]
+        ids = ids_of(make(make_spec(rows, "stream")).batches(epoch * PER_EPOCH, (epoch + 1) * PER_EPOCH))
+        given = ids.view(PER_EPOCH, 4, 2).transpose(0, 1).flatten(1).tolist()  # two rows of each batch are a reader's
+        for part, own in zip(parts, given, strict=True):
+            blocks = [own[start : start + length] for start in range(0, len(own), length)]
+            for number, block in enumerate(blocks[:-1]):
+                assert sorted(block) == list(part[number * length : (number + 1) * length])
+        assert any(block != sorted(block) for block in blocks)
+        within = [
+            [row - start for row in own[:length]] for own, start in zip(given, (p[0] for p in parts), strict=True)
+        ]
         assert within[0] != within[1]
 
 
@@ -129,9 +140,9 @@ def test_workers_change_nothing(rows, tmp_path, kind):
     needs = ("image", "text", "audio")
     runs = []
     for workers in (0, 2):
-        errors = tmp_path / f"errors_{workers}.jsonl"
-        loader = make(make_spec(rows, kind), needs, workers=workers, errors=errors)
-        runs.append((list(loader.batches(3, PER_EPOCH + 4)), errors.read_text()))
+        directory = tmp_path / str(workers)
+        loader = make(make_spec(rows, kind), needs, workers=workers, directory=directory)
+        runs.append((list(loader.batches(3, PER_EPOCH + 4)), (directory / "errors.jsonl").read_text()))
     assert_equal(runs[1][0], runs[0][0])
     assert runs[1][1] == runs[0][1]
 
@@ -166,14 +177,14 @@ def sound(samples):
 def test_an_undecodable_row_is_replaced_by_the_next_and_written_down(rows, tmp_path, kind):
     errors = tmp_path / "run" / "errors.jsonl"
     plain = list(make(make_spec(rows, kind)).batches(0, PER_EPOCH))
-    batches = list(make(make_spec(rows, kind), ("image",), errors=errors).batches(0, PER_EPOCH))
+    batches = list(make(make_spec(rows, kind), ("image",), directory=errors.parent).batches(0, PER_EPOCH))
+    ends = {part[start : start + 5][-1]: part[start] for part in parts_of_readers() for start in range(0, len(part), 5)}
     lost = []
     for step, (before, batch) in enumerate(zip(plain, batches, strict=True)):
         for was, now in zip(before["id"].tolist(), batch["id"].tolist(), strict=True):
             if was % 17 == 5:
-                # The next in the table, the next in the block of the stream.
-                wraps = kind == "stream" and (was + 1) % BLOCK == 0
-                assert now == was + 1 - wraps * BLOCK
+                # The next in the table, the next in the block of the reader.
+                assert now == (ends[was] if kind == "stream" and was in ends else was + 1)
                 lost.append((step + 1, was))  # steps are counted from 1, as in the records
             else:
                 assert now == was
@@ -190,7 +201,7 @@ def test_too_many_undecodable_rows_stop_the_run(rows, tmp_path, kind, workers):
     columns = {"image": [{"bytes": b"broken", "path": None}] * ROWS}
     path = write_parquet(tmp_path / "bad" / "train.parquet", columns)
     errors = tmp_path / "errors.jsonl"
-    loader = make(make_spec(path, kind), ("image",), batch_size=20, errors=errors, workers=workers)
+    loader = make(make_spec(path, kind), ("image",), batch_size=20, directory=tmp_path, workers=workers)
     with pytest.raises(DataError) as error:
         list(loader.batches(0, 5))
     words = str(error.value)
@@ -283,22 +294,6 @@ def test_too_few_rows_are_refused(rows, kind):
 def test_a_missing_column_is_found_when_built(rows):
     with pytest.raises(DataError, match=r"no column 'video'.*it has: text, kind, image, audio"):
         make(make_spec(rows), ("video",))
-
-
-def test_epoch_of_a_stream_is_known_once_it_was_seen(rows):
-    loader = make(make_spec(rows, "stream"))
-    assert loader.steps_per_epoch is None
-    list(loader.batches(0, PER_EPOCH + 1))
-    assert loader.steps_per_epoch == PER_EPOCH
-
-
-def test_a_stream_that_shrinks_is_refused(rows, monkeypatch):
-    loader = make(make_spec(rows, "stream"))
-    list(loader.batches(0, PER_EPOCH + 1))
-    everything = loader.sources[""].rows
-    monkeypatch.setattr(loader.sources[""], "rows", lambda skip: islice(everything(skip), max(0, 50 - skip)))
-    with pytest.raises(DataError, match="ended after 50 rows, in an earlier epoch it had more"):
-        list(loader.batches(PER_EPOCH, 2 * PER_EPOCH))
 
 
 def test_global_random_numbers_are_left_alone(rows):

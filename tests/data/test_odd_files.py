@@ -34,7 +34,7 @@ def test_a_sound_that_nothing_can_take_is_a_row_that_is_named(tmp_path, workers)
     write_parquet(tmp_path / "train.parquet", {"audio": cells})
     spec = Data(source=str(tmp_path), audio=AudioDecode(rate=8000, seconds=0.5), max_bad=0.2)
     errors = tmp_path / "errors.jsonl"
-    loader = Loader({"": spec}, ("audio",), batch_size=8, seed=0, workers=workers, errors=errors)
+    loader = Loader({"": spec}, ("audio",), batch_size=8, seed=0, workers=workers, directory=errors.parent)
     assert len(list(loader.batches(0, 3))) == 3
     assert [json.loads(line)["id"] for line in errors.read_text().splitlines()] == [5]
 

@@ -11,7 +11,8 @@ from made import png, texts, wav, write, write_arrow, write_csv, write_jsonl, wr
 
 from mmssl.data.base import MapSource
 from mmssl.data.files import expand
-from mmssl.data.sources import StreamSource, TableSource, open_source
+from mmssl.data.sources import TableSource, open_source
+from mmssl.data.stream import StreamSource
 from mmssl.errors import DataError
 from mmssl.recipe import Data
 
@@ -58,15 +59,6 @@ def test_shards_of_a_glob_are_one_source_in_order(tmp_path):
     ):
         assert list(open_source(Data(source=str(where))).values("text")) == texts(15)["text"]
     assert len(open_source(Data(source=str(tmp_path), split="validation"))) == 4
-
-
-def test_a_stream_is_skipped_and_counted_exactly(tmp_path):
-    for part in range(2):
-        write_parquet(tmp_path / f"train_{part}.parquet", texts(50, 50 * part), row_group=7)
-    source = open_source(Data(source=str(tmp_path), streaming=True))
-    assert source.count() == 100
-    for skip in (0, 1, 7, 49, 50, 51, 99, 100, 150):
-        assert [row["text"] for row in source.rows(skip)] == texts(100)["text"][skip:]
 
 
 def test_limit_spreads_over_a_table_and_cuts_a_stream(tmp_path):

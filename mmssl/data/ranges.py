@@ -1,0 +1,164 @@
+"""Bytes of a file at a path or an address, a range at a time.
+
+Where a server fails the run waits, says so, and asks again.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from mmssl.errors import DataError
+
+TRIES = 8
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
+"""Seconds between tries, doubled from one to the next: two minutes in all."""
+SILENCE = 60.0
+"""Seconds without a byte after which an answer is given up."""
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+class Ranges(io.RawIOBase):
+    """A file for reading and seeking; a read takes the bytes asked for and none ahead.
+
+    Args:
+        file: path, or address of any file system that fsspec knows.
+        at: where reading begins, in bytes.
+        end: where the file is taken to end; None for its own end.
+
+    Raises:
+        OSError: where there is no such file.
+        DataError: where a server fails `TRIES` times in a row, or answers with whole files only.
+    """
+
+    def __init__(self, file: str, at: int = 0, end: int | None = None) -> None:
+        self.file, self._at, self._size = file, at, -1 if end is None else end
+        self._local = open(file, "rb") if "://" not in file else None  # noqa: SIM115 - closed with this one
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._local is not None:
+            self._local.close()
+        super().close()
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next read begins."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """See `io.IOBase`."""
+        self._at = offset + (0, self._at, self.size if whence == io.SEEK_END else 0)[whence]
+        return self._at
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        if self._size < 0:
+            self._size = _size(self.file) if self._local is None else self._local.seek(0, io.SEEK_END)
+        return self._size
+
+    def readinto(self, buffer: Any) -> int:
+        """See `io.RawIOBase`."""
+        content = self._bytes(self._at, min(self._at + len(buffer), self.size))
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
+
+    def _bytes(self, start: int, stop: int) -> bytes:
+        if start >= stop:
+            return b""
+        if self._local is None:
+            return fetch(self.file, start, stop)
+        self._local.seek(start)
+        return self._local.read(stop - start)
+
+
+def fetch(file: str, start: int | None = None, stop: int | None = None) -> bytes:
+    """Bytes `start` to `stop - 1` of a file at an address, or all; see `Ranges`."""
+    from fsspec.asyn import AsyncFileSystem
+
+    files, path = _opened(file)
+
+    def ask() -> bytes:
+        if isinstance(files, AsyncFileSystem):
+            content: bytes = files.cat_file(path, start=start, end=stop)
+        else:
+            with files.open(path, "rb", cache_type="none") as opened:
+                opened.seek(start or 0)
+                content = opened.read(-1 if stop is None else stop - (start or 0))
+        if start is not None and stop is not None and len(content) != stop - start:
+            if len(content) > stop - start:
+                raise DataError(f"{file}: the server answers with whole files, not with parts of them; download it")
+            raise ConnectionError(f"the answer broke off after {len(content):,} of {stop - start:,} bytes")
+        return content
+
+    return _patiently(file, ask)
+
+
+def _size(file: str) -> int:
+    files, path = _opened(file)
+    size = _patiently(file, lambda: files.size(path))
+    if size is None:
+        raise DataError(
+            f"{file}: the server does not say how large it is, so that no part can be asked for; download it"
+        )
+    return int(size)
+
+
+def _opened(file: str) -> tuple[Any, str]:
+    """File system and path."""
+    from datasets.utils.file_utils import _prepare_path_and_storage_options
+    from fsspec.core import url_to_fs
+
+    address, options = _prepare_path_and_storage_options(file)
+    if address.startswith(("http://", "https://")):
+        from aiohttp import ClientTimeout
+
+        patience = ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+        options = {**(options or {}), "client_kwargs": {"timeout": patience}}
+    files, path = url_to_fs(address, **(options or {}))
+    return files, path
+
+
+def _patiently(file: str, ask: Callable[[], T]) -> T:
+    for attempt in range(1, TRIES + 1):
+        try:
+            return ask()
+        except Exception as error:
+            if not _passes(error):
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if attempt == TRIES:
+                raise DataError(
+                    f"{file}: the server failed {TRIES} times in a row ({reason}); go on with --resume when it answers"
+                ) from error
+            wait = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)
+            log.warning("%s: %s; waiting %g s before try %d of %d", file, reason, wait, attempt + 1, TRIES)
+            time.sleep(wait)
+    raise AssertionError("the last try returns or raises")
+
+
+def _passes(error: Exception) -> bool:
+    """Whether what went wrong may go right the next time."""
+    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(status, int):
+        return status in (408, 429) or status >= 500
+    if isinstance(error, FileNotFoundError | PermissionError | DataError):
+        return False
+    from aiohttp import ClientError
+    from datasets.utils.file_utils import CONNECTION_ERRORS_TO_RETRY
+
+    return isinstance(error, (OSError, ClientError, *CONNECTION_ERRORS_TO_RETRY))

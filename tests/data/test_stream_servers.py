@@ -1,0 +1,149 @@
+"""Streams from a server: ranges of files are asked for once, and failing answers are waited for, with a limit."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from test_streams import BATCH, PER_EPOCH, ROWS, assert_equal, joined, load, make_files, size_of
+
+from mmssl.data import ranges
+from mmssl.errors import DataError
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Files below a folder, by ranges; what `server.faults` holds comes before a good answer."""
+
+    def log_message(self, *args):
+        pass
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body):
+        path = self.server.folder / self.path.lstrip("/")
+        if not path.is_file():
+            self.send_error(404)
+            return
+        content = path.read_bytes()
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        fault = self.server.faults.pop(0) if body and asked and self.server.faults else None
+        if isinstance(fault, int):
+            self.send_error(fault)
+            return
+        if fault == "slow":
+            time.sleep(1)
+        start, stop = (int(asked[1]), int(asked[2] or len(content) - 1) + 1) if asked else (0, len(content))
+        part = content[start:stop]
+        self.send_response(206 if asked else 200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(part)))
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{len(content)}")
+        self.end_headers()
+        if body:
+            self.server.asked.append((self.path, start, len(part)))
+            self.wfile.write(part[: len(part) // 2] if fault == "broken" else part)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    monkeypatch.setattr(ranges, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr("datasets.config.STREAMING_READ_RETRY_INTERVAL", 0.01)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    server.folder, server.faults, server.asked = tmp_path / "files", [], []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def address(server, kind, files=8):
+    return f"http://127.0.0.1:{server.server_port}/part-{{000..{files - 1:03d}}}.{kind}"
+
+
+def sent(server):
+    return sum(size for _, _, size in server.asked)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_files_at_addresses_are_those_on_disk(kind, server):
+    make_files(kind, server.folder, files=8)
+    here = list(load(server.folder).batches(0, PER_EPOCH))
+    for shares in (1, 4):
+        there = joined(address(server, kind), shares, 0, PER_EPOCH)
+        assert [sorted(batch["text"].tolist()) for batch in there] == [sorted(b["text"].tolist()) for b in here]
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_every_byte_is_asked_for_once_an_epoch_and_none_before_the_step_again(kind, server, tmp_path):
+    make_files(kind, server.folder, files=8)
+    size = size_of(server.folder, kind)
+    for shares in (1, 2, 4):
+        loaders = [load(address(server, kind), share, shares, directory=tmp_path / "run") for share in range(shares)]
+        server.asked.clear()
+        whole = [list(loader.batches(0, PER_EPOCH)) for loader in loaders]
+        slack = 8 * 2**16 * (kind == "parquet" and shares > 1)  # footers, where looking through is another's
+        assert 0.98 * size < sent(server) < 1.02 * size + slack
+    server.asked.clear()
+    rest = list(load(address(server, kind), 3, 4, directory=tmp_path / "run").batches(PER_EPOCH - 3, PER_EPOCH))
+    assert_equal(rest, whole[3][-3:])
+    heads = [size for path, start, size in server.asked if start == 0 and path.endswith("000.tar")]
+    ours = {"/part-006.tar", "/part-007.tar"}
+    if kind == "tar":  # the first shard is opened for its columns, before any reader
+        assert {path for path, start, _ in server.asked if start} <= ours
+        assert len(heads) <= 2
+
+
+def test_an_index_of_webdataset_tells_how_many_rows_there_are(server):
+    make_files("tar", server.folder, files=8)
+    assert load(address(server, "tar")).steps_per_epoch is None
+    shards = [{"url": f"part-{n:03d}.tar", "nsamples": ROWS // 8} for n in range(8)]
+    (server.folder / "index.json").write_text(json.dumps({"wids_version": 1, "shardlist": shards}))
+    loader = load(address(server, "tar"))
+    assert loader.steps_per_epoch == PER_EPOCH
+    assert sorted(i for batch in loader.batches(0, PER_EPOCH) for i in batch["id"].tolist()) == list(range(ROWS))
+    (server.folder / "index.json").unlink()
+    (server.folder / "sizes.json").write_text(json.dumps({f"part-{n:03d}.tar": ROWS // 8 + 2 for n in range(8)}))
+    with pytest.raises(DataError, match=r"part-00\d\.tar ended after 40 rows, it had 42 before"):
+        list(load(address(server, "tar")).batches(0, PER_EPOCH + 1))
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_the_run_waits_for_a_server_that_fails_and_says_so(kind, server, caplog):
+    make_files(kind, server.folder, files=8)
+    expected = list(load(address(server, kind)).batches(0, PER_EPOCH))
+    loader = load(address(server, kind))
+    server.faults += [503, "broken", 500, "slow", 429, "broken"]
+    assert_equal(list(loader.batches(0, PER_EPOCH)), expected)
+    assert not server.faults
+    said = [record.getMessage() for record in caplog.records if "waiting" in record.getMessage()]
+    assert any("of 8" in line and f"127.0.0.1:{server.server_port}/part-" in line for line in said)
+
+
+def test_a_server_that_goes_on_failing_ends_the_run_in_one_sentence(server):
+    make_files("parquet", server.folder, files=8)
+    loader = load(address(server, "parquet"))
+    batches = loader.batches(0, PER_EPOCH)
+    next(batches)
+    server.faults += [503] * 1000
+    with pytest.raises(
+        DataError, match=r"part-\d+.parquet: the server failed 8 times in a row .*503.* --resume"
+    ) as error:
+        list(batches)
+    assert "\n" not in str(error.value)
+
+
+def test_a_server_that_falls_silent_is_asked_again(server, monkeypatch):
+    monkeypatch.setattr(ranges, "SILENCE", 0.3)
+    make_files("parquet", server.folder, files=8)
+    loader = load(address(server, "parquet"))
+    server.faults += ["slow"] * 3
+    assert len(list(loader.batches(0, BATCH))) == BATCH
