@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 # A stop and what closes with it, before white space or the end; a full-width stop, which needs no space; a line break.
+# Each is looked for once from where a run of stops or of white space begins, for long ones would take quadratic time.
 SENTENCE_END = re.compile(
-    r"""[.!?\u2026\u061f\u06d4\u0964]+["')\]}\u00bb\u2019\u201d]*(?=\s|$)"""
+    r"""(?<![.!?\u2026\u061f\u06d4\u0964])[.!?\u2026\u061f\u06d4\u0964]+["')\]}\u00bb\u2019\u201d]*(?=\s|$)"""
     r"""|[\u3002\uff01\uff1f\uff0e\uff61]+["')\]\u300d\u300f\u2019\u201d\uff09]*"""
-    r"""|\s*[\n\r\u2028\u2029]\s*"""
+    r"""|(?<!\s)\s*[\n\r\u2028\u2029]\s*"""
 )
 
 

@@ -52,6 +52,7 @@ def test_a_text_in_which_no_sentence_ends_is_read_from_any_word(tokenizer):
     assert seen == set(WORDS)
 
 
+@pytest.mark.long
 def test_a_passage_begins_with_a_word_or_a_sentence(tokenizer):
     sentences = [" ".join(WORDS[10 * n : 10 * n + 10]) + "." for n in range(40)]
     text = " ".join(sentences)
@@ -73,7 +74,8 @@ def test_a_passage_begins_with_a_word_or_a_sentence(tokenizer):
         "x" * 100_000,
         "好" * 5_000,
         "a. " * 5_000,
-        " " * 5_000,
+        " " * 100_000,
+        "!" * 100_000 + "x",
         "\ud83d" + "word " * 3_000,
         "no end of a sentence " * 500,
         "",
