@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -51,13 +51,11 @@ def balanced_accuracy(right: Tensor, labels: Tensor) -> float:
 
 
 def mean_average_precision(scores: Tensor, labels: Tensor) -> float:
-    """Average precision of each label that some row of `labels`, bool (M, C), has, averaged; 0 where none has any."""
-    from sklearn.metrics import average_precision_score
+    """Average precision of each label that some row of `labels`, bool (M, C), has, averaged; 0 where none has any.
 
-    present = labels.any(0)
-    if not present.any():
-        return 0.0
-    return float(average_precision_score(labels[:, present].numpy(), scores[:, present].numpy(), average="macro"))
+    NaN where a score of such a label is.
+    """
+    return _mean_over_labels(scores, labels, best=False)
 
 
 def interpolated_average_precision(scores: Tensor, labels: Tensor) -> float:
@@ -70,15 +68,32 @@ def interpolated_average_precision(scores: Tensor, labels: Tensor) -> float:
         scores: float (M, C).
         labels: bool (M, C).
     """
-    from sklearn.metrics import precision_recall_curve
+    return _mean_over_labels(scores, labels, best=True)
 
-    found = []
-    for score, truth in zip(scores.T.numpy(), labels.T.numpy(), strict=True):
-        if truth.any():
-            precision, recall, _ = precision_recall_curve(truth, score)  # by falling recall
-            best = np.maximum.accumulate(precision)
-            found.append(float(-(np.diff(recall) * best[:-1]).sum()))
+
+def _mean_over_labels(scores: Tensor, labels: Tensor, *, best: bool) -> float:
+    found = [
+        _average_precision(score, truth, best) for score, truth in zip(scores.T, labels.T, strict=True) if truth.any()
+    ]
     return statistics.fmean(found) if found else 0.0
+
+
+def _average_precision(scores: Tensor, labels: Tensor, best: bool) -> float:
+    """Precision where a row that has the label (bool (M,)) is found, or the best from there on, averaged over these."""
+    # Settings are chosen by it on few rows, of which scikit-learn, which checks what it is given, needs eight times
+    # as long.
+    if scores.isnan().any():
+        return math.nan
+    scores, order = scores.sort(descending=True)
+    right = labels[order].double()
+    precision = right.cumsum(0) / torch.arange(1, len(right) + 1)
+    # Rows of one score are found together, so that they have the precision of the last of them.
+    _, number = scores.unique_consecutive(return_inverse=True)
+    last = torch.bincount(number).cumsum(0) - 1
+    precision = precision[last]
+    if best:
+        precision = precision.flip(0).cummax(0).values.flip(0)
+    return float((precision[number] * right).sum() / right.sum())
 
 
 def subset_accuracy(found: Tensor, labels: Tensor) -> float:

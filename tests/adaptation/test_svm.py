@@ -1,13 +1,15 @@
 """SVMs of VOC07 against scikit-learn called directly, and VOC's average precision against its own definition."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, precision_recall_curve
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.svm import LinearSVC
 
-from mmssl.adaptation.metrics import interpolated_average_precision
+from mmssl.adaptation.metrics import interpolated_average_precision, mean_average_precision
 from mmssl.adaptation.probes.svm import Svm
 from mmssl.adaptation.targets.classes import Classes
 from mmssl.adaptation.targets.labels import Labels
@@ -119,8 +121,15 @@ def test_interpolated_precision_is_that_of_voc():
     found = interpolated_average_precision(torch.from_numpy(scores), torch.from_numpy(truth))
     assert found == pytest.approx(np.mean([voc_precision(scores[:, i], truth[:, i]) for i in range(3)]))
     assert found > average_precision_score(truth[:, :3], scores[:, :3])
+    # Rows of one score are found together, in either.
+    equal = (scores * 2).round().astype(np.float32)
+    given = torch.from_numpy(equal), torch.from_numpy(truth)
+    assert mean_average_precision(*given) == pytest.approx(average_precision_score(truth[:, :3], equal[:, :3]))
+    curves = [precision_recall_curve(truth[:, i], equal[:, i]) for i in range(3)]
+    best = [-(np.diff(recall) * np.maximum.accumulate(precision)[:-1]).sum() for precision, recall, _ in curves]
+    assert interpolated_average_precision(*given) == pytest.approx(np.mean(best))
+    assert math.isnan(mean_average_precision(given[0].log(), given[1]))
     # Where precision never rises with recall both are one.
     order, right = torch.tensor([[4.0], [3.0], [2.0], [1.0]]), torch.tensor([[True], [True], [False], [True]])
-    assert (
-        interpolated_average_precision(order, right) == average_precision_score(right, order) == pytest.approx(11 / 12)
-    )
+    assert average_precision_score(right, order) == pytest.approx(11 / 12)
+    assert interpolated_average_precision(order, right) == pytest.approx(11 / 12)
