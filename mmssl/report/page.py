@@ -6,10 +6,11 @@ import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader, Template, select_autoescape
 from PIL import Image
 
 from mmssl.adaptation.table import Table
@@ -34,13 +35,17 @@ NOT_RESULTS = {"step", "lr", "samples_per_second", "data_wait", "peak_memory_gib
 
 def write_report(run: Run) -> Path:
     """Write report.html into the run directory, pictures inside; returns its path."""
-    template = Environment(
-        loader=PackageLoader("mmssl.report", "."), autoescape=select_autoescape(default=True)
-    ).get_template("page.html.jinja")
-    page = template.render(**_facts(run))
+    page = _template().render(**_facts(run))
     path = run.directory / "report.html"
     write_text(path, page)
     return path
+
+
+@cache
+def _template() -> Template:
+    """Compiled once, for every probe of a run writes its report anew."""
+    loader = PackageLoader("mmssl.report", ".")
+    return Environment(loader=loader, autoescape=select_autoescape(default=True)).get_template("page.html.jinja")
 
 
 def _facts(run: Run) -> dict[str, Any]:
