@@ -13,7 +13,7 @@ install "[test]"
 .venv/bin/codespell
 if [ "${1:-}" = --fast ]; then
     shift
-    set -- -m "not long and not slow" "$@"
+    set -- -m "not long and not slow" --durations 10 --durations-min 1 "$@"
 fi
 # A file stays with one worker, so that what its tests share is made once.
 .venv/bin/python -m pytest -n 2 --dist loadfile "$@"

@@ -2,7 +2,8 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +11,20 @@ import pytest
 # One thread a worker of pytest-xdist: the networks are tiny, and threads of several workers would fight for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-PRELOADED = ["torch.distributed", "mmssl.build", "mmssl.objectives.combine", "mmssl.training.loop"]
+# The compiler is what DistributedDataParallel imports once it is called.
+PRELOADED = ["torch.distributed", "torch._dynamo", "mmssl.build", "mmssl.objectives.combine", "mmssl.training.loop"]
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Of a test that is `quick(n)`, mark what comes after the first n cases `long`."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        if quick := item.get_closest_marker("quick"):
+            test = item.nodeid.partition("[")[0]
+            seen[test] += 1
+            if seen[test] > quick.args[0]:
+                item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(scope="session")

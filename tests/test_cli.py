@@ -1,11 +1,13 @@
 """The command line: quick where it is light, one sentence where it fails, and every verb on one small run."""
 
 import errno
+import io
 import json
 import re
 import resource
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -161,14 +163,12 @@ def test_an_interrupted_call_ends_with_130(monkeypatch, error):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run of two steps, made by the command line, and what it printed."""
-    directory = tmp_path_factory.mktemp("cli") / "run"
+    directory, printed = tmp_path_factory.mktemp("cli") / "run", io.StringIO()
     small = ["training.steps=2", "training.log_every=1", "training.batch_size=8", "data.limit=32"]
     arguments = ["run", "rotation_toy", "--out", str(directory), *(w for pair in small for w in ("--set", pair))]
-    done = subprocess.run(
-        [sys.executable, "-m", "mmssl", *arguments], capture_output=True, text=True, cwd=ROOT.parent, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return directory, done.stdout
+    with pytest.MonkeyPatch.context() as monkeypatch, redirect_stdout(printed):
+        assert call(monkeypatch, *arguments) == 0
+    return directory, printed.getvalue()
 
 
 def test_run_says_where_everything_is_and_what_comes_next(finished):
@@ -182,6 +182,7 @@ def test_run_says_where_everything_is_and_what_comes_next(finished):
     assert "=null" not in printed  # the recipe asks for no probe
 
 
+@pytest.mark.long
 def test_a_run_on_own_files_is_not_told_to_run_on_own_files(monkeypatch, capsys, tmp_path):
     for n in range(8):
         Image.new("RGB", (8, 8), (n, 0, 0)).save(tmp_path / f"{n}.png")
@@ -216,6 +217,7 @@ def test_run_refuses_a_directory_that_holds_a_run(monkeypatch, capsys, finished)
     assert "--resume" in capsys.readouterr().err
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("what", ["recipe", "run"])
 def test_show_draws_the_task_untrained_or_trained(monkeypatch, tmp_path, finished, what):
     target = tmp_path / "picture.png"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from recipe_files import TOYS, each
 from torch import Tensor
 
 from mmssl import recipe
@@ -15,10 +16,8 @@ from mmssl.errors import RecipeError
 from mmssl.objectives import reinitialized
 from mmssl.objectives.base import Objective
 from mmssl.ops.draws import Draws
-from mmssl.registry import ROOT
 from mmssl.report.figures import draw_panels
 
-TOYS = sorted((ROOT.parent / "recipes").rglob("*_toy.yaml"))
 # Of one source, and no frames of clips; the tasks of a combination are tested alone.
 PICTURES = [
     path
@@ -32,7 +31,7 @@ WHOLE = {"captioning", "inpainting", "jigsaw"}  # no share of the area is drawn 
 ROWS = 4
 
 
-@pytest.fixture(scope="module", params=TOYS, ids=lambda path: path.stem)
+@pytest.fixture(scope="module", params=each(TOYS))
 def built(request) -> tuple[Objective, Batch]:
     """An objective in evaluation mode, where BatchNorm and dropout leave rows alone, and a batch of its data."""
     torch.manual_seed(0)
@@ -253,7 +252,7 @@ def test_what_it_compares_it_compares_row_by_row(built):
             torch.testing.assert_close(pair.match(*turned), logits.flip(0), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", each(PICTURES))
 def test_squeezed_pictures_are_seen_in_their_shape_or_refused(path):
     plain = recipe.load(path)
     settings = {"training.batch_size": ROWS, "data.image.fit": "squeeze"}

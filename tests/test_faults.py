@@ -108,6 +108,7 @@ def test_data_that_changed_is_not_resumed_on_unless_asked_to(tmp_path: Path) -> 
     assert mmssl.run(recipe(source, steps=10), out=out, resume=True, quiet=True).step == 10
 
 
+@pytest.mark.long
 def test_what_was_found_is_said_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     source = pictures(tmp_path / "pictures", 8)
     (source / "notes.md").write_text("no picture")

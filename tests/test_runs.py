@@ -157,6 +157,7 @@ def test_a_finished_run_goes_on_and_says_how(tmp_path: Path, capfd: pytest.Captu
     assert earlier not in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.long
 def test_a_run_in_epochs_is_the_run_of_their_steps_and_can_be_resumed(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": sentence}) + "\n" for sentence in SENTENCES))

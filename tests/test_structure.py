@@ -3,6 +3,7 @@
 import ast
 import itertools
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,7 @@ def imports(source: str) -> set[str]:
     return {name if name in MODULES else name.rpartition(".")[0] for name in inside} - {""}
 
 
+@cache
 def arrows() -> set[tuple[str, str]]:
     return {(name, other) for name, path in MODULES.items() if name for other in imports(path.read_text("utf-8"))}
 
@@ -137,6 +139,12 @@ def test_files_can_be_read_in_one_sitting():
 
 def test_every_file_has_a_subject():
     assert not [path for path in FILES if path.stem in ("utils", "util", "helpers", "misc", "common")]
+
+
+@pytest.mark.quick(1)
+@pytest.mark.parametrize("number", [0, 1])
+def test_of_a_quick_test_the_first_case_alone_is_for_every_day(request, number):
+    assert bool(request.node.get_closest_marker("long")) == bool(number)
 
 
 def test_no_two_tests_have_one_name():

@@ -24,6 +24,7 @@ def wheel(tmp_path_factory) -> Path:
     return next(folder.glob("mmssl-*.whl"))
 
 
+@pytest.mark.long
 def test_the_wheel_holds_every_file_of_the_package_and_every_recipe(wheel):
     with zipfile.ZipFile(wheel) as opened:
         inside = {name for name in opened.namelist() if ".dist-info/" not in name}

@@ -137,6 +137,7 @@ def test_a_hidden_layer_reads_what_a_line_cannot():
     assert not torch.equal(answers, other)
 
 
+@pytest.mark.long
 def test_it_learns_values_in_their_units_and_several_labels():
     (x, label), (y, truth) = crossed(400, 0), crossed(200, 1)
     probe, target = Mlp(lr=(1e-2,), steps=200, hidden=32), Values()

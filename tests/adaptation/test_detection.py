@@ -219,6 +219,7 @@ def test_detectors_find_what_an_oracle_sees(detector, steps, lr):
     assert table.row("constant").metrics["average_precision_50"] < 0.1
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("size", [28, 33, 40])
 @pytest.mark.parametrize(
     ("model", "arguments"),

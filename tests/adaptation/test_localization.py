@@ -75,6 +75,7 @@ def test_boxes_are_drawn_together_and_never_vanish():
     assert heat_maps.draw_boxes(box(0.9999, 0.9999, 1, 1)).sum() == 1
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("options", [{}, {"by": "gradient"}])
 @pytest.mark.parametrize("embeds", [True, False])
 def test_a_network_that_knows_reaches_the_ceiling_and_needs_its_sound(embeds, options):

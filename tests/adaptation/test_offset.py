@@ -111,6 +111,7 @@ def test_windows_are_cut_from_a_sound_that_was_moved():
     assert clip.heard(grid, 20)["audio"][2].tolist() == list(range(80, 100))  # late by half a second: in sync there
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "form",
     [{"min_shift": 0.5}, {"form": "shift", "offsets": 2}, {"form": "contrast", "moments": 3}],

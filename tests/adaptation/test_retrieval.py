@@ -161,6 +161,7 @@ def test_tasks_together_compare_what_each_does(small):
     assert reinitialized(both, 1).pairs[0][:2] == ("image", "text")
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("suffix", ["", "/test.parquet"])
 def test_a_test_split_alone_will_do(tmp_path, small, suffix):
     table(RIGHT).to_parquet(tmp_path / "test.parquet")

@@ -127,6 +127,7 @@ def test_sources_streams_and_batches_give_one_table(small):
         assert whole.score > 0.75 or probe == "finetune"
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("probe", ["ridge", "finetune"])
 def test_rows_that_cannot_be_decoded_are_left_out_and_said(small, probe):
     cells, labels = pictures(60)

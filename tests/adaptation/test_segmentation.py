@@ -113,6 +113,7 @@ def test_an_oracle_is_right_and_a_blind_encoder_is_the_constant_answer(pair):
     assert [metric.name for metric in blind.metrics] == ["mean_iou", "pixel_accuracy"]
 
 
+@pytest.mark.long
 def test_each_depth_is_asked_and_some_can_be_named(pair):
     options = {"label": "mask", "probe": "segmentation", "data": DATA, "baseline": False, **QUICK}
     table = mmssl.adapt(Painted(), *pair, layers=True, **options)
@@ -124,6 +125,7 @@ def test_each_depth_is_asked_and_some_can_be_named(pair):
         mmssl.adapt(Painted(), *pair, depths=("pixel",), **options)
 
 
+@pytest.mark.long
 def test_a_head_alone_leaves_the_encoder_and_tuning_trains_a_copy_of_it():
     torch.manual_seed(0)
     encoder = mmssl.encoder("timm/test_resnet", modality="image")

@@ -181,6 +181,7 @@ def test_labels_and_values_of_the_toy_world_are_what_its_scenes_show():
     assert all(scene.box.left < row["position"][0] < scene.box.right for row, scene in zip(rows, scenes, strict=True))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("column", ["shapes", "colors"])
 def test_probes_of_labels_equal_scikit_learn(encoder, toy, column):
     train, test, cells = toy
@@ -215,6 +216,7 @@ def test_probes_of_labels_equal_scikit_learn(encoder, toy, column):
     assert "subset_accuracy" in table.rows[0].interval
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("column", ["size", "position", "count"])
 def test_probes_of_values_equal_scikit_learn(encoder, toy, column):
     train, test, cells = toy
@@ -316,6 +318,7 @@ def test_finetuning_learns_labels_and_values():
     assert values.score > 0.7
 
 
+@pytest.mark.long
 def test_a_target_of_ones_own_is_learned_by_the_probes_of_what_it_derives_from(encoder, monkeypatch, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/halves.py").write_text(

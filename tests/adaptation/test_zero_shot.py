@@ -90,6 +90,7 @@ def test_classes_that_no_row_has_are_wrong_answers():
     assert (numbers(both.rows[-1])[0], numbers(all_.rows[-1])[0]) == (1 / 2, 1 / 6)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("templates", [("{}",), ("a photo of a {}.", "{}", "the {} there")])
 def test_class_vectors_equal_open_clips_classifier(templates):
     torch.manual_seed(0)

@@ -28,6 +28,7 @@ def task(name: str, **options: Any) -> Recipe:
     )
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("name", "touching", "apart"),
     [
@@ -45,6 +46,7 @@ def test_tiles_that_touch_are_put_together_and_a_gap_makes_it_harder(name, touch
     assert close.chance == pytest.approx(1 / 24 if name == "jigsaw" else 1 / 4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "apart"), [("jigsaw", {"tile": 8, "gap": 8}), ("relative_position", {"patch": 8, "gap": 8})]
 )

@@ -95,6 +95,7 @@ PLANTED = [
 ]
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(("name", "leaking", "what"), PLANTED)
 def test_a_planted_leak_is_found_and_the_task_itself_has_none(name, leaking, what):
     objective, batch = built(name)

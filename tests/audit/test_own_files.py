@@ -35,6 +35,7 @@ def test_kinds_of_files_are_counted(photos):
     assert next(iter(kinds)) == "jpeg 4:2:2"
 
 
+@pytest.mark.long
 def test_with_next_to_no_training_it_says_that_it_could_not_see(photos):
     result = CliRunner().invoke(app, ["audit", "rotation_toy", "--data", str(photos), "--steps", "1", "--rows", "64"])
     assert result.exit_code == 0, result.output

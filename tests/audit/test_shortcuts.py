@@ -75,6 +75,7 @@ def test_files_are_a_function_of_seed_and_row(tmp_path):
     assert len({*stored, encode(Arm(file="jpeg 4:2:0"), 24, 8, 0)}) == 4
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("null", ["white", "blurred", "natural", "phases"])
 def test_no_direction_and_no_border_of_a_null_is_special(null):
     stripes = np.zeros((24, 24, 3), np.uint8)

@@ -63,6 +63,7 @@ def test_a_run_that_only_guesses_is_at_chance_since_step_0(count, seed):
     assert str(verdict).startswith("at chance since step 0: accuracy 0.")
 
 
+@pytest.mark.long
 def test_one_run_in_a_hundred_that_guesses_is_called_otherwise():
     wrong = sum(only(records([0.25] * 100, seed)).since != 0 for seed in range(300))
     assert wrong <= 9  # 3 expected; the binomial has at most 9 with probability 0.999

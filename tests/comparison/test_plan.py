@@ -73,6 +73,7 @@ def test_a_step_of_more_rows_than_there_are_names_the_way_out():
     assert make_plan(few, **given, batch=80).tasks["simclr"]["training"]["batch_size"] == 40
 
 
+@pytest.mark.long
 def test_a_task_that_has_nothing_to_predict_on_these_rows_is_left_out(tmp_path):
     for i in range(32):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40), dtype=np.uint8)).save(tmp_path / f"{i}.png")

@@ -119,6 +119,7 @@ def test_resumption_changes_nothing(rows, kind):
     assert_equal(first + list(live), whole)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_processes_share_the_batch(rows, kind):
     needs = ("image", "text", "audio")

@@ -28,6 +28,7 @@ def wide_wav(samples: int = 800) -> bytes:
     return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_sound_that_nothing_can_take_is_a_row_that_is_named(tmp_path, workers):
     cells = [wide_wav() if n == 5 else wav(0.1, 8000) for n in range(24)]

@@ -56,6 +56,7 @@ def test_words_are_told_apart_across_documents(tmp_path, tokenizer):
             assert int(content.max()) + 1 >= len(text.split())
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_resumed_run_reads_the_same_rows(tmp_path, tokenizer, streaming):
     loader = packed(tmp_path, tokenizer, streaming=streaming)

@@ -26,6 +26,7 @@ def shard(path, samples):
                 file.addfile(member, io.BytesIO(content))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("streaming", [False, True])
 def test_shards_whose_samples_differ_in_their_parts(tmp_path, streaming):
     samples = {f"{n:03d}": {"jpg": png(n), "txt": f"row {n}".encode()} for n in range(130)}
@@ -48,6 +49,7 @@ def test_shards_whose_samples_differ_in_their_parts(tmp_path, streaming):
     assert len(list(loader.batches(0, 8))) == 8
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(("cells", "found"), [(["cat", "dog"], ["cat", "dog"]), (["7", "dog\n"], ["7", "dog"])])
 def test_classes_of_shards_may_be_names(tmp_path, streaming, cells, found):

@@ -112,6 +112,7 @@ def overhang(body: Body) -> dict[str, float]:
     return {"floor": height - y.max(), "left": width + x.min(), "right": width - x.max()}
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("row", range(12))
 def test_an_impact_is_seen_in_its_frame(row):
     """Where pixels differ from the empty room's there is the body; it touches the floor when `events` says so."""
@@ -195,6 +196,7 @@ def test_a_story_goes_on_about_what_it_began_with():
             assert sentence.endswith(f"{body.color} {body.shape}")
 
 
+@pytest.mark.long
 def test_an_untrained_encoder_fails():
     """Chance is 12.5 %; the quickstart's network, trained by it, gets far above the bound."""
     torch.manual_seed(0)

@@ -45,7 +45,8 @@ def test_default_normalization_divides_by_two_standard_deviations():
     torch.testing.assert_close(silence, torch.full_like(silence, expected))
 
 
-@pytest.mark.parametrize("model", ["timm/resnet18", "torchvision/shufflenet_v2_x0_5", "timm/vit_tiny_patch16_224"])
+@pytest.mark.quick(1)
+@pytest.mark.parametrize("model", ["timm/vit_tiny_patch16_224", "timm/resnet18", "torchvision/shufflenet_v2_x0_5"])
 def test_a_spectrogram_is_as_good_as_its_sound(model):
     encoder = vit() if "vit" in model else create(model, "audio").eval()
     whole = encoder(sound())
@@ -114,7 +115,8 @@ def test_tokens_behind_the_end_of_a_sound_have_no_influence():
     torch.testing.assert_close(encoder(x, full).pooled, encoder(x).pooled)
 
 
-@pytest.mark.parametrize("model", ["timm/resnet18", "timm/convnext_atto", "torchvision/shufflenet_v2_x0_5"])
+@pytest.mark.quick(1)
+@pytest.mark.parametrize("model", ["torchvision/shufflenet_v2_x0_5", "timm/resnet18", "timm/convnext_atto"])
 def test_convolutional_network_pools_the_valid_places(model):
     encoder = create(model, "audio").double().eval()
     x = sound(32_000)

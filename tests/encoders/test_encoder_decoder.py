@@ -79,6 +79,7 @@ def test_it_decodes_causally_and_sees_the_valid_memory_alone(name, tokenizer):
         assert ((heard.abs().amax(2) > 0) == mask).all()
 
 
+@pytest.mark.quick(1)
 @both
 def test_it_leaves_whole_and_comes_back(name, tokenizer, tmp_path):
     encoder = build(name, tokenizer, decoder=True).float()
@@ -107,6 +108,7 @@ def test_it_leaves_whole_and_comes_back(name, tokenizer, tmp_path):
         assert not torch.equal(other(ids, mask).pooled, one(ids, mask).pooled)
 
 
+@pytest.mark.quick(1)
 @both
 def test_without_its_decoder_every_weight_is_the_encoders(name, tokenizer, tmp_path):
     encoder = build(name, tokenizer)

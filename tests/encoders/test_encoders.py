@@ -41,7 +41,7 @@ def an_input(modality, tokenizer):
 
 ENCODERS = [
     ("image", "timm/vit_tiny_patch16_224", VIT),
-    ("image", "timm/resnet18", {}),
+    ("image", "timm/test_resnet", {}),
     ("image", "torchvision/shufflenet_v2_x0_5", {}),
     ("image", "open_clip/ViT-B-32", CLIP),
     ("text", "transformers/bert", BERT),
@@ -149,9 +149,9 @@ def test_double_precision_from_input_to_output(modality, model, kwargs, tokenize
         ("image", "open_clip/ViT-B-32", {"vision_cfg": {"layer": 2}}, "unknown key 'layer'.*did you mean 'layers'"),
         ("text", "transformers/bert", {}, "missing key 'tokenizer'"),
         ("text", "timm/resnet18", {}, "has no networks for text"),
-        ("image", "torchvision/r3d_18", {}, "reads clips, which no encoder of image makes"),
+        ("image", "torchvision/s3d", {}, "reads clips, which no encoder of image makes"),
         ("audio", "timm/vit_tiny_patch16_224", {"mels": 60}, "mels = 60 cannot be cut into patches of 16"),
-        ("video", "torchvision/r3d_18", {"temporal": "max"}, "'temporal' is for image networks"),
+        ("video", "torchvision/s3d", {"temporal": "max"}, "'temporal' is for image networks"),
         ("image", "timm/resnet18", {"pretrained": "local-dir:/nowhere"}, "cannot read /nowhere/config.json"),
         ("image", "open_clip/ViT-B-32", {"pretrained": "laion2"}, "no weights 'laion2'"),
         ("image", "open_clip/ViT-B-32", {"pretrained": True}, "no default weights .known: .*openai"),

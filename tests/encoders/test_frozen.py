@@ -67,6 +67,7 @@ def test_the_optimizer_has_none_of_it():
         assert held == learning
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_a_run_leaves_it_bit_by_bit_as_it_was(accumulate):
     loaded = recipe.load(LIT, {"training.steps": 4, "training.accumulate": accumulate, "training.optimizer.lr": 0.1})
@@ -78,6 +79,7 @@ def test_a_run_leaves_it_bit_by_bit_as_it_was(accumulate):
     assert not all(torch.equal(value, other[key]) for key, value in text.state_dict().items())
 
 
+@pytest.mark.long
 def test_it_is_probed_exported_and_read_back(tmp_path: Path):
     run = mmssl.run(LIT, set={"training.steps": 2, "training.batch_size": 8}, out=tmp_path / "run", quiet=True)
     again = mmssl.load(tmp_path / "run")

@@ -313,6 +313,7 @@ def test_what_cannot_be_built_is_refused_in_one_sentence(kind, changes, message)
         fusion(kind, **changes)
 
 
+@pytest.mark.long
 def test_networks_without_plain_blocks_and_other_libraries_are_refused():
     for model, message in (
         ("timm/resnet18", "a fusion needs plain blocks"),

@@ -150,6 +150,7 @@ def test_open_clip_tower_equals_open_clip():
     assert encoder(pictures(48)).grid == (6, 6)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("name", "kwargs"),
     [
@@ -170,14 +171,15 @@ def test_other_open_clip_towers_pool_like_open_clip(name, kwargs):
     assert len(encoder.layers(pictures(size))) >= 2
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("name", "size"),
     [
+        ("efficientnet_b0", 64),
         ("resnet18", 64),
         ("convnext_tiny", 64),
         ("swin_t", 64),
         ("vit_b_16", 32),
-        ("efficientnet_b0", 64),
         ("regnet_y_400mf", 64),
     ],
 )
@@ -201,7 +203,8 @@ def test_torchvision_network_equals_torchvision(name, size):
         torch.testing.assert_close(depths["layer4"].tokens, features.tokens)
 
 
-@pytest.mark.parametrize("name", ["alexnet", "squeezenet1_1", "mobilenet_v3_small", "densenet121", "mnasnet0_5"])
+@pytest.mark.quick(2)
+@pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small", "mnasnet0_5", "alexnet", "densenet121"])
 def test_torchvision_network_pools_its_last_map(name):
     encoder = create(f"torchvision/{name}", "image").eval()
     features = encoder(pictures(64))

@@ -80,6 +80,7 @@ def test_it_is_built_again_so_and_leaves_as_timm_s_own(tmp_path):
     assert torch.equal(again.backbone.net.blocks[0].mlp.fc1.weight, weights[0])
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("model", ["timm/test_resnet", "timm/swin_tiny_patch4_window7_224"])
 def test_other_networks_are_refused(model):
     with pytest.raises(RecipeError, match="weight_init = 'mae' is for a plain vision transformer"):

@@ -146,6 +146,7 @@ def test_hidden_places_of_frames_show_the_mask_token(model, kwargs):
     assert video.encode(tokens, torch.zeros(2, 64, dtype=torch.bool)).pooled.isfinite().all()
 
 
+@pytest.mark.long
 def test_a_run_whose_task_sees_more_frames_than_its_network_is_monitored_and_probed(tmp_path):
     """Playback speed takes four of sixteen frames, and the network is built for four."""
     run = mmssl.run("playback_speed_toy", set={"training.steps": 2}, out=tmp_path / "run", quiet=True)

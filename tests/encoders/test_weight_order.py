@@ -11,6 +11,7 @@ from torch import nn
 import mmssl
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("model", ["timm/test_resnet", "timm/test_efficientnet", "torchvision/squeezenet1_1"])
 @pytest.mark.parametrize("modality", ["image", "audio"])
 def test_outputs_and_gradients_are_those_of_the_usual_order(model, modality):
@@ -36,6 +37,7 @@ def test_a_teacher_has_the_order_of_its_student():
     assert all(a.stride() == b.stride() for a, b in pairs)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("model", "modality"),
     [("timm/test_vit", "image"), ("timm/test_convnext", "image"), ("torchvision/mc3_18", "video")],

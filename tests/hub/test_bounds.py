@@ -114,6 +114,7 @@ def test_encoders_are_named_like_files_inside(folder, name) -> None:
         mmssl.load(folder)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("content", ["{}", "[{}]", "[[]]", "[3]", "garbage", "", '{"rows": []}', "[" * 100_000])
 def test_damaged_probes_are_said(folder, tmp_path, content) -> None:
     run = mmssl.load(folder)
@@ -137,6 +138,7 @@ def test_tokenizers_that_the_library_chokes_on(folder, tokens) -> None:
         mmssl.load(folder)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["in memory", "on disk"])
 def test_weights_that_are_not_finite_are_handed_to_nobody(tmp_path, value, where) -> None:

@@ -138,6 +138,7 @@ def test_towers_without_projections_are_a_whole_clip(tmp_path, form) -> None:
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "encoders",
     [

@@ -129,6 +129,7 @@ def test_names_and_kinds_of_problem(tmp_path, monkeypatch):
     assert timm.create_model(f"local-dir:{out}/image", pretrained=True).num_classes == 2
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("case", ["timm-resnet", "torchvision", "vit"])
 def test_an_encoder_starts_from_an_exported_classifier(case, tmp_path):
     model, options, _ = CASES[case]

@@ -151,6 +151,7 @@ def test_a_run_without_weights(run, tmp_path, monkeypatch) -> None:
         push(run, "me/pairs", dry_run=tmp_path / "out")
 
 
+@pytest.mark.long
 def test_open_clip_tokenizers_travel_by_name(tmp_path) -> None:
     tree = {**PAIRS, "encoders": {"image": CLIP, "text": CLIP}}
     run = make_run(tmp_path / "run", tree)

@@ -48,6 +48,7 @@ def test_another_name_and_frozen(first):
     assert torch.equal(encoder.backbone.net.pos_embed, first.encoders["image"].backbone.net.pos_embed)
 
 
+@pytest.mark.long
 def test_a_text_encoder_takes_the_tokenizer_along(first, tmp_path):
     bert = {key: value for key, value in BERT.items() if key != "tokenizer"}
     copied = shutil.copytree(first.directory, tmp_path / "first")

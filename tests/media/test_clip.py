@@ -37,6 +37,7 @@ def find_event(sound: torch.Tensor, video: torch.Tensor) -> tuple[int, int]:
     return int(sound.abs().argmax()), int(brightness.argmax())
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize(("audio_start", "video_start"), STARTS)
 @pytest.mark.parametrize(("suffix", "codec"), CONTAINERS)
 def test_click_and_flash_are_one_instant(suffix, codec, audio_start, video_start, tmp_path, monkeypatch):
@@ -73,6 +74,7 @@ def test_click_and_flash_are_one_instant(suffix, codec, audio_start, video_start
     assert found[0] == found[1]
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("rate", [44_100, 48_000])
 @pytest.mark.parametrize(
     ("suffix", "codec"), [*CONTAINERS, ("mp4", "libmp3lame"), ("mkv", "libmp3lame"), ("mkv", "pcm_s16le")]

@@ -20,6 +20,7 @@ def the(container: str, video: str, audio: str) -> Clock:
     return found
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("container", "video", "audio"),
     [
@@ -76,6 +77,7 @@ def test_the_proof_sees_a_clock_that_is_wrong(monkeypatch):
     assert the("mp4", NO_PICTURES, "PCM").samples == (5,) * 8
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("suffix", "codec", "mark"),
     [

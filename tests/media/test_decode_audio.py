@@ -97,6 +97,7 @@ def test_channels_are_averaged_and_integers_scaled():
         assert (decode_audio({"array": array, "sampling_rate": 100}, 100, 1.0)[0] == -0.5).all()
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "m4a", "aac"])
 def test_written_sounds_come_back(suffix, tmp_path):
     codec = {"wav": "pcm_s16le", "flac": "flac", "ogg": "libopus", "mp3": "libmp3lame"}.get(suffix, "aac")

@@ -69,6 +69,7 @@ def test_written_frames_come_back_one_by_one(suffix, codec, fps, tmp_path):
     assert numbers(decode_video(path, 16, fps, 50)) == list(range(50))
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("suffix", "codec"),
     [("mp4", "libx264"), ("mkv", "libx264"), ("webm", "libvpx-vp9"), ("avi", "mpeg4")],
@@ -190,6 +191,7 @@ def test_damaged_bytes_never_raise_anything_else():
                 continue
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("options", ["open-gop=1", "open-gop=0:bframes=8:keyint=25", "intra-refresh=1:keyint=25"])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_a_seek_into_any_structure_of_pictures_gives_the_same_frames(options, suffix, tmp_path):

@@ -44,6 +44,7 @@ def opened(monkeypatch) -> list[str]:
     return names
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("suffix", "video", "audio"), FORMATS)
 def test_windows_are_those_read_one_by_one_and_the_file_is_opened_once(suffix, video, audio, tmp_path, opened):
     path = tmp_path / f"a.{suffix}"
@@ -82,6 +83,7 @@ def spec_of(rows: datasets.Dataset, folder, **settings) -> Data:
     return data_section(str(folder / "rows.parquet"), settings)
 
 
+@pytest.mark.long
 def test_windows_reach_from_the_start_to_the_end(rows, tmp_path):
     spec = spec_of(rows, tmp_path)
     (batch,) = read(spec, ["video", "audio"], windows=3)

@@ -48,6 +48,7 @@ def test_what_stands_still_is_at_no_offset():
         assert net(*sides).abs().max() < 0.1
 
 
+@pytest.mark.long
 def test_learns_within_seconds_which_sounds_go_with_which_pictures():
     """Each moment is one of two kinds, equally far from what is between; in the space as drawn the wrong ones meet."""
     net, draw = _network(), torch.Generator().manual_seed(0)

@@ -128,6 +128,7 @@ SQUEEZED = [
 ]
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize("crop", SQUEEZED, ids=str)
 @pytest.mark.parametrize("aspect", [0.5, 1.0, 2.5])
 def test_a_crop_of_a_squeezed_picture_is_in_its_right_shape(crop, aspect):

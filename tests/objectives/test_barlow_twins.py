@@ -101,6 +101,7 @@ MODELS = {
 }
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("model", MODELS)
 def test_any_image_encoder(model):
     encoder = create_encoder(model, modality="image", **MODELS[model])

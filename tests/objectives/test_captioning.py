@@ -295,6 +295,7 @@ def test_whatever_is_described_is_looked_at(a):
     assert task.preview(inputs, task.predict(inputs))[0].title == a
 
 
+@pytest.mark.long
 def test_it_learns_what_the_picture_says_and_writes_it():
     # Its color says which of four words comes; all else is the same everywhere.
     torch.manual_seed(0)

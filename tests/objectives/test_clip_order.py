@@ -51,6 +51,7 @@ def test_place_i_holds_the_clip_that_the_order_names(clips):
     assert stats.chisquare(counts.numpy()).pvalue > 1e-4
 
 
+@pytest.mark.long
 def test_the_place_of_the_clips_says_nothing_of_their_order():
     inputs = task().transform(numbered(20_000), Draws(0, 0, 20_000))
     first = inputs["start"].amin(1)
@@ -169,6 +170,7 @@ def test_says_how_many_frames_it_needs():
         task(frames=16, gap=8).transform(numbered(2), Draws(0, 0, 2))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("form", "steps"), [("order", 60), ("verification", 140)])
 def test_it_is_learned_where_time_shows(form, steps):
     built = task(form=form, width=64)

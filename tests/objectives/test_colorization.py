@@ -113,6 +113,7 @@ def test_the_regression_is_squared_distance():
     torch.testing.assert_close(task.loss({"answer": answer}, inputs)["loss"], expected)
 
 
+@pytest.mark.quick(1)
 @FORMS
 def test_chance_is_what_the_best_constant_scores(form):
     task = task_of(form=form)
@@ -139,6 +140,7 @@ def test_chance_is_what_the_best_constant_scores(form):
         assert task.chance(8).loss is None
 
 
+@pytest.mark.quick(1)
 @FORMS
 def test_the_average_is_that_of_all_colored_pictures_and_one_to_begin_with(form):
     task = task_of(form=form)
@@ -159,6 +161,7 @@ def test_the_average_is_that_of_all_colored_pictures_and_one_to_begin_with(form)
     assert torch.equal(task.recent, counted)
 
 
+@pytest.mark.quick(1)
 @FORMS
 def test_processes_agree_on_the_average(form, monkeypatch):
     task, batch = task_of(form=form), pictures(6, gray=(1, 4, 5))
@@ -177,6 +180,7 @@ def test_processes_agree_on_the_average(form, monkeypatch):
     assert task.recent_pictures == 7
 
 
+@pytest.mark.quick(1)
 @FORMS
 def test_micro_batches_weigh_pictures_as_the_whole_batch_does(form):
     def gradients(parts: int) -> list[Tensor]:
@@ -191,6 +195,7 @@ def test_micro_batches_weigh_pictures_as_the_whole_batch_does(form):
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-9)
 
 
+@pytest.mark.quick(1)
 @FORMS
 def test_the_right_answer_paints_the_picture(form):
     task = task_of(form=form)

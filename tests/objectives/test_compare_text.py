@@ -29,6 +29,7 @@ def _chain(texts: int) -> tuple[Counts, np.ndarray]:
     return counts.fit(), step
 
 
+@pytest.mark.long
 def test_what_is_counted_is_the_chain_and_its_posterior():
     counts, step = _chain(20_000)
     for left in (0, *range(SPECIAL, SIZE)):

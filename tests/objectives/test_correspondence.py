@@ -151,6 +151,7 @@ def test_each_sound_is_judged_alone(form):
     assert len(task.preview(inputs, {"logits": logits})) == 4
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("form", FORMS)
 def test_sounds_of_no_picture_are_told_at_chance_before_and_after_training(form):
     """On noise, whose sounds say nothing of the pictures, what is learned of some rows is worth nothing on others."""

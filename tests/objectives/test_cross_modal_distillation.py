@@ -75,6 +75,7 @@ def test_loss_is_the_divergence_from_what_the_teachers_say(monkeypatch):
     assert len(task.preview(inputs, outputs)) == 6
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("double")
 def test_a_student_of_what_it_can_hear_does_better_than_the_average_and_one_of_noise_does_not(monkeypatch):
     task = _task(monkeypatch, source="image")

@@ -104,6 +104,7 @@ def test_lengths_are_poisson_and_sum_to_the_budget(mean, nothing):
     assert stats.chisquare(found, [s * first.numel() for s in share]).pvalue > 1e-4
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     "hyper", [{}, {"span": 3.5}, {"mask_ratio": 0.9, "span": 0.5}, {"mask_ratio": 0.0}, {"mask_ratio": 1.0}]
 )

@@ -302,6 +302,7 @@ MODELS = {
 }
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("model", MODELS)
 def test_any_image_encoder(model):
     encoder = create_encoder(model, "image", **MODELS[model])

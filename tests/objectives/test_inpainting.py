@@ -176,6 +176,7 @@ def test_the_discriminator_learns_at_a_tenth_of_the_rate():
     assert not hasattr(task(adversarial=0.0), "discriminator")
 
 
+@pytest.mark.long
 def test_a_discriminator_that_is_trained_tells_the_two_apart():
     built = task(adversarial=0.001)
     inputs = inputs_of(built)

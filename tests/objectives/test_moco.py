@@ -177,6 +177,7 @@ def influence(task: nn.Module, inputs: dict[str, Tensor], key: str, view: int) -
     return torch.stack(moved, dim=1)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("rows", [32, 27])
 def test_batch_statistics_of_a_query_are_not_those_of_its_key(rows):

@@ -198,6 +198,7 @@ def stories() -> tuple[Tokenizer, dict[str, Tensor]]:
     return tokenizer, {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("form", FORMS)
 def test_words_alone_do_not_tell(form, stories):
     """Neither those of the pair for the order, nor those of its second part, or their number, for the continuation."""

@@ -71,6 +71,7 @@ def accuracy_on_noise(windows):
     return model.score(found[half:].reshape(half * 5, -1), speeds[half:].ravel())
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("double")
 def test_white_noise_says_nothing_of_its_speed():
     rows = 80

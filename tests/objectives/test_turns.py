@@ -185,6 +185,7 @@ def test_records_without_a_task_are_judged_by_those_with_it():
     assert names[5] == ["gradient_share/pairs", "gradient_share/words"]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("hyper", TURNS.values(), ids=TURNS)
 def test_a_resumed_run_has_the_same_bits(hyper, tmp_path):
     class Stops(Data):

@@ -102,6 +102,7 @@ def test_area_and_log_ratio_are_uniform():
         assert stats.kstest((boxes[:, axis] / free[:, axis]).numpy(), "uniform").pvalue > SURE
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("shape", [(64, 64), (48, 96), (20, 300)], ids=["square", "wide", "very wide"])
 def test_crops_are_distributed_as_torchvisions(shape):
     n = 3000
@@ -117,6 +118,7 @@ def test_crops_are_distributed_as_torchvisions(shape):
     assert (mine[:, :2] + mine[:, 2:] <= torch.tensor(shape)).all()
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("file", [(448, 448), (387, 469), (640, 360), (300, 900), (800, 400)])
 def test_crops_of_squeezed_pictures_are_torchvisions_of_the_file(file):
     n, side = 3000, 448

@@ -56,6 +56,7 @@ def test_black_and_white_have_finite_gradients():
     assert torch.isfinite(lab.grad).all()
 
 
+@pytest.mark.long
 def test_the_table_has_313_colors_that_hold_those_of_rounded_srgb():
     bins = {tuple(row) for row in color_bins().int().tolist()}
     assert color_bins().shape == (313, 2)
@@ -80,6 +81,7 @@ def test_soft_code_on_a_bin():
     torch.testing.assert_close(share.flatten(), expected, atol=5e-5, rtol=0)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("neighbors", "mean", "largest"), [(10, 0.235, 0.353), (5, 0.221, 0.705), (1, 3.82, 7.06)])
 def test_a_color_survives_its_code(neighbors, mean, largest):
     ab, bins = random_colors(), color_bins()

@@ -121,6 +121,7 @@ def test_accuracies_count_both_directions(chunk):
         assert math.isclose(b_to_a, 2 / 3)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("chunk", [None, 4])
 def test_guessing_scores_one_in_b_whatever_is_equal(chunk):
     """Random guesses: the mean of many is 1/B, though some rows have three right answers."""

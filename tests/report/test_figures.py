@@ -167,6 +167,7 @@ def test_history_shows_what_is_monitored(tmp_path, monkeypatch):
     assert sorted(name for name in seen["curves"] if name.startswith("monitor/")) == sorted(records)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("history", [[], [{"step": 1, "loss": 1.0, "lr": 0.1}], [{"step": 1, "loss": -3.0, "lr": 0.0}]])
 def test_a_short_history_is_drawn_too(tmp_path, history):
     assert draw_history(history, Chance(1.0), tmp_path / "h.png").exists()

@@ -134,6 +134,7 @@ def test_it_is_self_contained_and_escapes_what_it_shows(tmp_path):
     assert not re.search(r"https?://", page)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("changes", [{"probes": []}, {"history": []}, {"encoders": {}}], ids=lambda c: next(iter(c)))
 def test_it_does_without_what_a_run_lacks(tmp_path, changes):
     assert "</html>" in write_report(made(tmp_path, **changes)).read_text(encoding="utf-8")

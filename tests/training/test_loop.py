@@ -83,6 +83,7 @@ def test_loss_falls(single: dict, task: str) -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("parts", [2, 4])
 def test_same_curve_with_accumulation(single: dict, task: str, parts: int) -> None:
@@ -138,6 +139,7 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert metrics_a == metrics_b
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("task", "optimizer"), [*((task, "adamw") for task in TASKS), *(("pull", name) for name in ("sgd", "lars", "lamb"))]
 )

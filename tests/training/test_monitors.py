@@ -53,6 +53,7 @@ def normed(dropout: float = 0.3) -> Pull:
     return task
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("parts", [1, 2])
 def test_measuring_leaves_no_trace(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """BatchNorm's statistics, dropout's random numbers, a queue: as in a run that measures nothing."""
@@ -82,7 +83,8 @@ def test_a_run_that_starts_over_measures_step_0_once(tmp_path: Path) -> None:
     assert steps == list(range(21))
 
 
-@pytest.mark.parametrize(("steps", "every", "expected"), [(20, 1, 11), (100, 7, 11), (9, 4, 4), (200, 60, 5)])
+@pytest.mark.quick(1)
+@pytest.mark.parametrize(("steps", "every", "expected"), [(9, 4, 4), (20, 1, 11), (100, 7, 11), (200, 60, 5)])
 def test_monitors_are_read_ten_times_a_run_and_first_and_last(steps: int, every: int, expected: int) -> None:
     history = fit(make(Pull), MemoryLoader(), settings(steps=steps, log_every=every), quiet=True)
     seen = [record["step"] for record in history if "monitor/image/rank" in record]
