@@ -16,6 +16,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,8 @@ class DecodedCells:
             save_file(tensors, temporary, metadata)
             temporary.replace(path)
         except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
             raise RunError(
                 f"data.cache: {path} cannot be written: {sentence(error)}; make room, or leave data.cache out"
             ) from error

@@ -108,8 +108,10 @@ class Failures:
         return sum(step <= self.step for step in _written(self.path, self.name or self.spec.source).values())
 
 
-class Rows(Dataset[dict[str, Decoded]]):
-    """What a worker holds; its items are batches.
+class Rows(Dataset[dict[str, Decoded] | MmsslError]):
+    """What a worker holds; its items are batches, or what ends the reading.
+
+    The latter is an item, for the loader would put the worker's traceback into the sentence of one that is raised.
 
     Rows of a small source that decode to the same tensors every time are decoded once and kept.
 
@@ -122,8 +124,11 @@ class Rows(Dataset[dict[str, Decoded]]):
         self.readers, self.workers = dict(readers), workers
         self.kept: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in readers}
 
-    def __getitem__(self, tasks: dict[str, Task]) -> dict[str, Decoded]:
-        return {name: self._batch(name, task) for name, task in tasks.items()}
+    def __getitem__(self, tasks: dict[str, Task]) -> dict[str, Decoded] | MmsslError:
+        try:
+            return {name: self._batch(name, task) for name, task in tasks.items()}
+        except MmsslError as error:
+            return error
 
     def decode(self, name: str, number: int, row: Row | None, window: float) -> dict[str, Tensor] | str:
         """One row's tensors, or why there are none; `row` is None where the source is read by number."""
@@ -167,6 +172,7 @@ def decode(rows: Rows, tasks: Iterator[dict[str, Task]]) -> Iterator[dict[str, D
 
     Raises:
         DataError: where a worker dies.
+        MmsslError: where no row can be decoded at all, such as of a disk that is full.
     """
     loader = DataLoader(
         rows,
@@ -184,7 +190,10 @@ def decode(rows: Rows, tasks: Iterator[dict[str, Task]]) -> Iterator[dict[str, D
     try:
         batches = iter(loader)
         workers = getattr(batches, "_workers", ())
-        yield from batches
+        for batch in batches:
+            if isinstance(batch, MmsslError):
+                raise batch
+            yield batch
     except (RuntimeError, ConnectionError, EOFError) as error:
         # The loader notices a death, or the tensors of a batch can no longer be fetched from the dead. A stream, read
         # in this process, may lose its connection, too.

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from made import Letters, png, wav
+from made import Letters, png, wav, write_parquet
 
 from mmssl.data import decoded, decoding
 from mmssl.data.columns import CENTER, Decoder
@@ -196,6 +196,22 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(decoded, "save_file", full)
     with pytest.raises(RunError, match=r"data.cache: .*cannot be written: .*No space left on device; make room"):
         cells({}, {}, lambda: {"image": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.long)])
+def test_a_disk_that_refuses_ends_a_run_with_one_sentence(tmp_path, workers):
+    path = clip(tmp_path / "clip.mkv")
+    write_parquet(tmp_path / "train.parquet", {"clip": [str(path)] * 9})
+    for number in range(256):  # no folder can be made where these are
+        (tmp_path / "kept").mkdir(exist_ok=True)
+        (tmp_path / "kept" / f"{number:02x}").write_text("")
+    data = how(tmp_path / "kept", source=str(tmp_path / "train.parquet"), columns=CLIP)
+    loader = Loader({"": data}, ("video", "audio"), batch_size=3, seed=1, workers=workers)
+    with pytest.raises(RunError) as refused:
+        next(loader.batches(0, 1))
+    assert str(refused.value).startswith("data.cache: ")
+    assert str(refused.value).endswith("; make room, or leave data.cache out")
+    assert "Traceback" not in str(refused.value)
 
 
 def test_probes_decode_anew(tmp_path):
