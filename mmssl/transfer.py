@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from mmssl.recipe import Data
 from mmssl.report.page import write_report
 from mmssl.run_directory import FEATURES, UNFINISHED, Run
 from mmssl.training.launch import start_processes
+from mmssl.training.lock import locked
 
 
 def adapt(
@@ -163,24 +165,40 @@ def adapt(
     place = run.directory / UNFINISHED if run else _next_to(save)
     if isinstance(asked, Finetune) and place is not None:
         asked.unfinished = Unfinished(place)
-    try:
-        table = asked.score(Model.of(model, encoder), request)
-    except Interrupted as stopped:
-        raise Interrupted("stopped; the same call, made again, goes on from the last checkpoint") from stopped
-    if isinstance(model, Run) and table.test in {where(data) for data in model.recipe.sources().values()}:
-        seen = "the run was trained on these rows, so that they say nothing of new ones; give test rows (--test)"
-        table = replace(table, warnings=(*table.warnings, seen))
-    if process_share()[0] == 0:
-        if run:
-            run.add_probe(table.to_json())
-            if (run.directory / "report.html").exists():
-                write_report(run)
-        if save is not None:
-            save_classifier(save, trained[0], table, data)
-        if isinstance(asked, Finetune) and asked.unfinished is not None:
-            asked.unfinished.clear()
+    with _alone(save):
+        try:
+            table = asked.score(Model.of(model, encoder), request)
+        except Interrupted as stopped:
+            raise Interrupted("stopped; the same call, made again, goes on from the last checkpoint") from stopped
+        if isinstance(model, Run) and table.test in {where(data) for data in model.recipe.sources().values()}:
+            seen = "the run was trained on these rows, so that they say nothing of new ones; give test rows (--test)"
+            table = replace(table, warnings=(*table.warnings, seen))
+        if process_share()[0] == 0:
+            if run:
+                run.add_probe(table.to_json())
+                if (run.directory / "report.html").exists():
+                    write_report(run)
+            if save is not None:
+                save_classifier(save, trained[0], table, data)
+            if isinstance(asked, Finetune) and asked.unfinished is not None:
+                asked.unfinished.clear()
     wait_for_everyone()
     return table
+
+
+@contextmanager
+def _alone(save: str | Path | None) -> Iterator[None]:
+    """The lock of the folder that is to be written, for another call would see at its end that it is there."""
+    place = _next_to(save)
+    if place is None or process_share()[0] > 0:
+        yield
+        return
+    try:
+        with locked(place, instead="save elsewhere"):
+            yield
+    finally:
+        with suppress(OSError):  # trainings that the same call goes on with
+            place.rmdir()
 
 
 def _next_to(save: str | Path | None) -> Path | None:

@@ -18,8 +18,12 @@ LOCK = ".lock"
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, *, instead: str = "choose another --out") -> Iterator[None]:
     """Hold the lock of a run directory, made if it is missing.
+
+    Args:
+        directory: to write into.
+        instead: what else can be done where another process does.
 
     Raises:
         RunError: where another process holds it, or nothing can be written there.
@@ -29,12 +33,12 @@ def locked(directory: Path) -> Iterator[None]:
     new = not os.path.exists(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _take(lock, own)
+        _take(lock, own, instead)
     except OSError as error:
         if new:
             with suppress(OSError):
                 directory.rmdir()
-        raise RunError(f"{directory}: cannot be written: {error.strerror or error}; choose another --out") from error
+        raise RunError(f"{directory}: cannot be written: {error.strerror or error}; {instead}") from error
     try:
         yield
     finally:
@@ -48,7 +52,7 @@ def holder(directory: Path) -> str | None:
     return None if found is None or _gone(found) else _in_words(found)
 
 
-def _take(lock: Path, own: dict[str, Any]) -> None:
+def _take(lock: Path, own: dict[str, Any], instead: str) -> None:
     # Written under a name of its own first, so that nobody reads half of it.
     mine = lock.with_name(f"{LOCK}.{own['host']}.{own['process']}")
     for other in lock.parent.glob(f"{LOCK}.*"):  # of processes that were killed while they took the lock
@@ -65,7 +69,7 @@ def _take(lock: Path, own: dict[str, Any]) -> None:
                 found = _read(lock)
                 if found is not None and not _gone(found):
                     raise RunError(
-                        f"{lock.parent}: {_in_words(found)}; wait for it or choose another --out (if that "
+                        f"{lock.parent}: {_in_words(found)}; wait for it or {instead} (if that "
                         f"machine is gone, delete {lock})"
                     ) from None
                 # Of several that find a dead holder, one renames its lock, and all try again.

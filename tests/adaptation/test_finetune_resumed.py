@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 import mmssl
 from mmssl.adaptation.probes._unfinished import Unfinished
-from mmssl.errors import Interrupted, RecipeError
+from mmssl.adaptation.probes.finetune import Finetune
+from mmssl.errors import Interrupted, RecipeError, RunError
 from mmssl.hub import load_classifier
 from mmssl.recipe import Data
 from mmssl.training import checkpoint
@@ -72,6 +73,18 @@ def test_another_call_goes_on_with_nothing_of_this_one(tmp_path, monkeypatch):
         tune(tmp_path / str(number), baseline=False, **others)
     assert len(places) == 5 * 3  # two candidates, and all rows
     assert len(set(places)) == len(places)
+
+
+def test_two_calls_do_not_save_at_one_place(tmp_path, monkeypatch):
+    def asked_twice(*_):
+        with pytest.raises(RunError, match=r"process \d+ on .* has been writing there since .*or save elsewhere"):
+            tune(tmp_path / "same")
+        raise RunError("as far as it goes")
+
+    monkeypatch.setattr(Finetune, "score", asked_twice)
+    with pytest.raises(RunError, match="as far as it goes"):
+        tune(tmp_path / "same")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
