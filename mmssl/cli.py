@@ -6,7 +6,10 @@ Only light modules are imported here; torch comes in with the verb that needs it
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +19,7 @@ from rich.markup import escape
 
 from mmssl import cli_asking, cli_rows
 from mmssl.cli_options import RunPath, Set, Trust, overrides
-from mmssl.errors import Interrupted, MmsslError
+from mmssl.errors import Interrupted, MmsslError, RecipeError
 from mmssl.version import __version__
 
 app = typer.Typer(
@@ -34,6 +37,7 @@ def main() -> None:
     """Run the command line; an error that the user can mend is one line and exit code 2."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # a bar a split that is opened; workers inherit it
     try:
+        _refuse_empty(sys.argv)
         app(prog_name="mmssl")
     except (MmsslError, OSError) as error:  # the latter of a disk that is full, or a folder that nobody may write
         if "--debug" in sys.argv:
@@ -42,6 +46,16 @@ def main() -> None:
         says = str(error) if stopped else f"[red]error:[/red] {escape(str(error))}"
         Console(stderr=True, highlight=False, soft_wrap=True).print(says)
         sys.exit(130 if stopped else 2)
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Raise RecipeError for an argument that is empty: of a path that would be the folder that one is in."""
+    for before, one in pairwise(arguments):
+        if not one or re.fullmatch("--[a-z-]+=", one):
+            raise RecipeError(
+                f"{one or before}: an argument is empty, as of a variable that is not set; write what is meant, or "
+                "leave it out"
+            )
 
 
 def _print_version(wanted: bool) -> None:

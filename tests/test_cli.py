@@ -136,6 +136,14 @@ def test_an_error_is_one_line_on_stderr_and_exit_code_2(monkeypatch, capsys, tmp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("arguments", [("--out", ""), ("--out=",)], ids=" ".join)
+def test_an_empty_argument_is_not_the_folder_that_one_is_in(monkeypatch, capsys, tmp_path, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "run", "rotation_toy", *arguments, "--set", "training.steps=1") == 2
+    assert re.match(r"error: --out=?: an argument is empty.*\n$", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_the_disk_refuses_is_one_line(monkeypatch, capsys):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "runs/a")
