@@ -159,17 +159,15 @@ def next_calls(run: Run, recipe: str, own_data: bool) -> list[str]:
         recipe: as it was named.
         own_data: whether it ran on another source than the recipe's.
     """
-    question, options = (
-        "what the encoder knows about labeled rows",
-        "path/to/labeled --label label --probe logistic --layers",
-    )
-    if run.objective.pairs:
-        question, options = "how well each side of a pair finds the other", "path/to/pairs --probe retrieval"
-    adapt = [f"{question}:", f"  mmssl adapt {run.directory} --data {options}"]
+    first, *others = [
+        (f"{question}:", f"  mmssl adapt {run.directory} --data {options}") for question, options in _questions(run)
+    ]
+    more = [line for question, call in others for line in (f"or {question}", call)]
     if own_data:
         return [
-            f"\nnext, {adapt[0]}",
-            adapt[1],
+            f"\nnext, {first[0]}",
+            first[1],
+            *more,
             "or what the task sees:",
             f"  mmssl show {run.directory} --out task.png",
         ]
@@ -178,9 +176,24 @@ def next_calls(run: Run, recipe: str, own_data: bool) -> list[str]:
     return [
         "\nnext, the same on your own folder of files:",
         f"  mmssl run {recipe} --set {source}=path/to/folder{without} --out runs/mine",
-        f"or {adapt[0]}",
-        adapt[1],
+        f"or {first[0]}",
+        first[1],
+        *more,
     ]
+
+
+def _questions(run: Run) -> Iterator[tuple[str, str]]:
+    """What the task has trained for, and the options of `mmssl adapt` that ask for it."""
+    encoders = run.objective.exported
+    pairs = [{encoders[pair.a].modality, encoders[pair.b].modality} for pair in run.objective.pairs]
+    if not pairs:
+        yield "what the encoder knows about labeled rows", "path/to/labeled --label label --probe logistic --layers"
+    elif {"video", "audio"} in pairs and run.objective.meets == "nowhere":  # told from other moments of the same clip
+        yield "by how much sound and picture of a clip are apart", "path/to/clips --probe offset"
+    else:
+        yield "how well each side of a pair finds the other", "path/to/pairs --probe retrieval"
+    if {"video", "audio"} in pairs or {"image", "audio"} in pairs:
+        yield "where in the picture its sound comes from", "path/to/boxes --label box --probe localization"
 
 
 @contextmanager
