@@ -32,6 +32,7 @@ def test_rows_of_results_belong_to_the_task_of_the_longest_name():
     assert docs.measured(results) == {"masked_language": ["A"], "masked_pair": ["B?"], "barlow_twins": ["B?"]}
 
 
+@pytest.mark.long
 def test_recipes_of_a_task_begin_with_the_smallest():
     assert [path.stem for path in docs.recipes_of("jigsaw")] == ["jigsaw_toy", "jigsaw_folder", "jigsaw_imagenet"]
 

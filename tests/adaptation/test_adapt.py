@@ -134,6 +134,7 @@ def test_labels_without_meaning_score_as_the_constant_does(small):
     assert low - 0.05 < accuracy(none, "constant") < high + 0.05
 
 
+@pytest.mark.long
 def test_layers_are_probed_in_order_for_both_encoders(small):
     train, test = as_batches(*pictures(150, 0)), as_batches(*pictures(80, 1))
     deep = adapt(small, train, test, probe="ridge", layers=True, seeds=2)
@@ -345,6 +346,7 @@ def test_the_toy_world_by_its_name(small):
     assert toy.test == "toy, split test"
 
 
+@pytest.mark.long
 @pytest.mark.skipif("MMSSL_DATA" not in os.environ, reason="MMSSL_DATA names no folder of real data")
 def test_real_emoji_from_the_train_to_the_test_split(small):
     source = f"{os.environ['MMSSL_DATA']}/emoji"

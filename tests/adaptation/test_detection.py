@@ -119,6 +119,7 @@ def cells(rows: dict, size: int = 20, **settings):
     return mmssl.adapt, table, data
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("column", "options"),
     [

@@ -102,6 +102,7 @@ def test_layer_wise_rates_follow_the_rule_of_mae():
     assert found["norm.weight"] == 1.0
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("model", ["timm/resnet18", "torchvision/resnet18", "timm/test_resnet"])
 def test_layer_wise_rates_never_fall_toward_the_head(model):
     found = list(scales(create(model, modality="image"), 0.5).values())

@@ -95,6 +95,7 @@ def test_a_network_that_knows_reaches_the_ceiling_and_needs_its_sound(embeds, op
     assert table.baseline < 1
 
 
+@pytest.mark.long
 def test_what_is_off_screen_is_told_by_the_confidence():
     rows = scenes(24, off=8)
     for embeds in (True, False):

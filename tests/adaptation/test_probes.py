@@ -44,6 +44,7 @@ def test_every_probe_is_found_by_name():
         assert registry.find("probe", name).__name__.lower() == name.replace("_", "")
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
 def test_knn_equals_brute_force(temperature):
     train, labels = blobs(150, noise=2.0)

@@ -63,6 +63,7 @@ def test_a_damaged_plan_is_one_sentence(tmp_path):
             act()
 
 
+@pytest.mark.long
 def test_a_step_of_more_rows_than_there_are_names_the_way_out():
     few = Data(source="toy", limit=40)
     given = {"label": "shape", "tasks": ["simclr"], "encoder": "timm/test_resnet", "size": 32, "budget": "steps=4"}

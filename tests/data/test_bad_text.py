@@ -80,6 +80,7 @@ TASKS = {
 }
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("texts", [ROWS, ["", " ", "\n", "\t"] * 2], ids=["hostile", "blank"])
 def test_a_step_is_finite_and_leaves_finite_gradients(name, texts, tmp_path):

@@ -44,6 +44,7 @@ def test_the_name_of_a_table_tells_its_split(stem):
     assert split_in(stem) == TABLES[stem]
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize(
     ("names", "writer"),
     [

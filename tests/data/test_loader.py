@@ -105,6 +105,7 @@ def test_a_row_carries_its_own_content(rows, kind):
         assert letters(batch) == [f"row {n}" for n in batch["id"].tolist()]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_resumption_changes_nothing(rows, kind):
     needs = ("image", "text")

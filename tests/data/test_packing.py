@@ -98,6 +98,7 @@ def test_probes_read_documents_one_by_one(tmp_path, tokenizer):
     assert sum(len(batch["id"]) for batch in read(spec, ("text",), tokenizers={"text": tokenizer})) == len(DOCUMENTS)
 
 
+@pytest.mark.long
 def test_what_cannot_be_packed_is_refused(tmp_path, tokenizer):
     with pytest.raises(RecipeError, match="compares sentences"):
         packed(tmp_path, tokenizer, needs=("text", "text_sentence"))

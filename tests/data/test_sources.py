@@ -25,6 +25,7 @@ def rows_of(source):
     return [source.row(i) for i in range(len(source))]
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("streaming", [False, True])
 def test_tables_give_their_rows_in_order(tmp_path, kind, streaming):

@@ -74,6 +74,7 @@ def test_no_two_splits_rows_or_worlds_share_a_scene():
     assert len(pictures) == 60
 
 
+@pytest.mark.long
 def test_labels_are_balanced_and_say_nothing_about_each_other():
     scenes = [scene_of(i) for i in range(2000)]
     counts = np.zeros((len(SHAPES), len(CLASSES["color"])))

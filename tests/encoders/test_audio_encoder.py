@@ -20,6 +20,7 @@ def vit(**kwargs):
     return create("timm/vit_tiny_patch16_224", "audio", **VIT | kwargs).double().eval()
 
 
+@pytest.mark.long
 def test_spectrogram_is_that_of_torchaudio():
     settings = {"rate": 8000, "n_fft": 256, "hop": 80, "mels": 32, "f_min": 50.0, "f_max": 3500.0}
     native = torchaudio.transforms.MelSpectrogram(

@@ -41,6 +41,7 @@ def answer(encoder, ids, mask, said, valid):
     return encoder.logits(encoder.decode(encoder.shift(said), valid, encoder(ids, mask)))
 
 
+@pytest.mark.quick(2)
 @each
 def test_it_is_the_librarys_encoder_and_decoder(name, tokenizer):
     encoder = build(name, tokenizer, decoder=True)

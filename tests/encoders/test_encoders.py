@@ -40,15 +40,15 @@ def an_input(modality, tokenizer):
 
 
 ENCODERS = [
-    ("image", "timm/vit_tiny_patch16_224", VIT),
     ("image", "timm/test_resnet", {}),
+    ("text", "transformers/bert", BERT),
+    ("audio", "timm/vit_tiny_patch16_224", VIT | {"img_size": [64, 48]}),
+    ("video", "timm/vit_tiny_patch16_224", VIT | {"temporal": "max"}),
+    ("image", "timm/vit_tiny_patch16_224", VIT),
     ("image", "torchvision/shufflenet_v2_x0_5", {}),
     ("image", "open_clip/ViT-B-32", CLIP),
-    ("text", "transformers/bert", BERT),
     ("text", "open_clip/ViT-B-32", CLIP),
-    ("audio", "timm/vit_tiny_patch16_224", VIT | {"img_size": [64, 48]}),
     ("audio", "torchvision/shufflenet_v2_x0_5", {"mels": 32}),
-    ("video", "timm/vit_tiny_patch16_224", VIT | {"temporal": "max"}),
     ("video", "timm/mobilenetv3_small_050", {}),
 ]
 
@@ -85,6 +85,7 @@ def test_encoder_keeps_the_contract(modality, model, kwargs, tokenizer):
     assert not [name for name, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize(("modality", "model", "kwargs"), ENCODERS)
 def test_specification_builds_the_network_again(modality, model, kwargs, tokenizer):
     if modality == "text":
@@ -108,6 +109,7 @@ def test_specification_builds_the_network_again(modality, model, kwargs, tokeniz
     assert first(*inputs).pooled.abs().sum() > 0
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize(("modality", "model", "kwargs"), ENCODERS)
 def test_double_precision_from_input_to_output(modality, model, kwargs, tokenizer):
     if modality == "text":
@@ -149,9 +151,9 @@ def test_double_precision_from_input_to_output(modality, model, kwargs, tokenize
         ("image", "open_clip/ViT-B-32", {"vision_cfg": {"layer": 2}}, "unknown key 'layer'.*did you mean 'layers'"),
         ("text", "transformers/bert", {}, "missing key 'tokenizer'"),
         ("text", "timm/resnet18", {}, "has no networks for text"),
-        ("image", "torchvision/s3d", {}, "reads clips, which no encoder of image makes"),
+        ("image", "torchvision/r3d_18", {}, "reads clips, which no encoder of image makes"),
         ("audio", "timm/vit_tiny_patch16_224", {"mels": 60}, "mels = 60 cannot be cut into patches of 16"),
-        ("video", "torchvision/s3d", {"temporal": "max"}, "'temporal' is for image networks"),
+        ("video", "torchvision/r3d_18", {"temporal": "max"}, "'temporal' is for image networks"),
         ("image", "timm/resnet18", {"pretrained": "local-dir:/nowhere"}, "cannot read /nowhere/config.json"),
         ("image", "open_clip/ViT-B-32", {"pretrained": "laion2"}, "no weights 'laion2'"),
         ("image", "open_clip/ViT-B-32", {"pretrained": True}, "no default weights .known: .*openai"),
@@ -178,6 +180,7 @@ def test_mistakes_in_a_text_model_are_one_sentence(tokenizer):
             create(model, "text", tokenizer=tokenizer, **kwargs)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(
     ("modality", "model", "kwargs"),
     [
@@ -214,6 +217,7 @@ def test_the_directory_of_a_run_is_told_from_a_missing_file(tmp_path):
         create("timm/test_resnet", "image", pretrained=str(tmp_path))
 
 
+@pytest.mark.long
 def test_pretrained_from_a_file(tmp_path):
     for model, kwargs in [("timm/vit_tiny_patch16_224", VIT), ("torchvision/shufflenet_v2_x0_5", {})]:
         encoder = create(model, "image", **kwargs)
@@ -233,6 +237,7 @@ def test_pretrained_from_a_file(tmp_path):
     torch.testing.assert_close(again.backbone.net.state_dict(), clip.visual.state_dict())
 
 
+@pytest.mark.long
 def test_weights_of_another_network_are_refused(tmp_path):
     create("timm/vit_tiny_patch16_224", "image", **VIT).export(tmp_path / "timm")
     create("torchvision/shufflenet_v2_x0_5", "image").export(tmp_path / "torchvision")

@@ -340,6 +340,7 @@ def test_one_side_alone_and_causal_order_are_for_those_that_know_them():
         fusion("multiway")(None, None)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("reads", "message"),
     [

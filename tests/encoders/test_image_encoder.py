@@ -39,6 +39,7 @@ def vit(**kwargs):
     return encoder
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("kwargs", VARIANTS)
 def test_vision_transformer_equals_timm(kwargs):
     encoder = vit(**kwargs)
@@ -212,6 +213,7 @@ def test_torchvision_network_pools_its_last_map(name):
     assert features.tokens.shape == (2, features.grid[0] * features.grid[1], encoder.dim)
 
 
+@pytest.mark.long
 def test_timm_networks_of_every_layout_equal_timm():
     for name, kwargs, size in [
         ("resnet18", {}, 64),

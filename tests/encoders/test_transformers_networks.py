@@ -77,6 +77,7 @@ def in_place(name, hidden):
     return hidden[:, PREFIX.get(name, 0) :]
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_and_every_depth_are_those_of_the_library(name):
     encoder, x = build(name), an_input(MODELS[name][0])
@@ -99,6 +100,7 @@ def test_outputs_and_every_depth_are_those_of_the_library(name):
     torch.testing.assert_close(features.pooled, pooled, rtol=0, atol=1e-9)
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_weight_learns_and_the_seed_is_all_that_differs(name):
     encoder = build(name).train()
@@ -179,6 +181,7 @@ def test_other_sizes_get_resampled_positions_as_in_the_library(name):
     assert encoder(x).grid == (6, 4)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["wav2vec2", "hubert", "wavlm"])
 def test_hidden_frames_are_those_of_the_library(name):
     encoder, x = build(name), an_input("audio")
@@ -205,6 +208,7 @@ def test_only_networks_of_waveforms_have_frames():
         build("audio-spectrogram-transformer").frames(an_input("audio"))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["wav2vec2", "hubert", "wavlm"])
 def test_padding_has_no_influence_on_valid_frames(name):
     encoder, x = build(name), an_input("audio")

@@ -100,6 +100,7 @@ FRAMES = [
 ]
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("temporal", ["mean", "max"])
 @pytest.mark.parametrize(("model", "kwargs"), FRAMES)
 def test_tokens_of_single_frames_can_be_left_out(model, kwargs, temporal):

@@ -44,6 +44,7 @@ CASES = {
     "bert-mean": ("transformers/bert", SMALL, "the mean of the tokens, and BertForSequenceClassification does not"),
     "modernbert-first": ("transformers/modernbert", SMALL | {"pool": "first"}, "has a layer of its own"),
 }
+HEAVY = ("open_clip", "siglip", "torchvision")
 SENTENCES = ["two small blue squares", "a red circle on a table, and the green triangle"]
 
 
@@ -88,7 +89,8 @@ def program_of(folder) -> str:
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[pytest.mark.long] if case in ("open_clip", "siglip") else []) for case in CASES]
+    "case",
+    [pytest.param(case, marks=[pytest.mark.long] if case in HEAVY else []) for case in CASES],
 )
 def test_the_lines_give_the_same_outputs(case, tmp_path, monkeypatch):
     model, options, why = CASES[case]

@@ -196,6 +196,7 @@ def test_one_track_is_decoded_without_reading_the_other(suffix, kind, tmp_path, 
         assert decoded == sum(1 for _ in container.decode(**{kind: 0}))
 
 
+@pytest.mark.long
 def test_a_clip_that_was_read_is_freed_without_waiting_for_garbage(tmp_path):
     """Decoders and frames that hold on to each other pile up: 14 KiB a window of 160 x 160 pixels, it was."""
     path = tmp_path / "a.mp4"

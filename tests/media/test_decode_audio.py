@@ -25,6 +25,7 @@ def loudness(sound: torch.Tensor) -> float:
     return float(sound.square().mean().sqrt())
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.name)
 def test_every_sample_holds_the_same_music(path):
     sound, mask = decode_audio(path, 16_000, 2.0, window=0.5)
@@ -112,6 +113,7 @@ def test_written_sounds_come_back(suffix, tmp_path):
         assert int(decode_audio(path, 16_000, 4.0)[1].sum()) == 48_000
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("suffix", "codec"), [("mkv", "flac"), ("mp4", "aac"), ("mkv", "libmp3lame")])
 def test_a_gap_in_the_sound_stays_a_gap(suffix, codec, tmp_path):
     """Two seconds of tone, one of nothing, a click two later: recorders that drop out write this."""

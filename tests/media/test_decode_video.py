@@ -30,6 +30,7 @@ def numbers(video: torch.Tensor, step: int = 4) -> list[int]:
     return (video.float().mean(dim=(1, 2, 3)) / step).round().int().tolist()
 
 
+@pytest.mark.quick(10)
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.name)
 def test_every_sample_decodes_or_says_why(path):
     if path.name in BROKEN:

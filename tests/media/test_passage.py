@@ -46,6 +46,7 @@ def test_a_text_that_fits_is_read_whole(tokenizer):
     assert {passage(text, tokenizer.token_starts, LENGTH, "random", k / 10) for k in range(10)} == {text}
 
 
+@pytest.mark.long
 def test_a_text_in_which_no_sentence_ends_is_read_from_any_word(tokenizer):
     text = " ".join(WORDS)
     seen = {word for k in range(100) for word in read(text, tokenizer, "sentence", k / 99.01)}
@@ -68,6 +69,7 @@ def test_a_passage_begins_with_a_word_or_a_sentence(tokenizer):
     assert len(words) > 100
 
 
+@pytest.mark.quick(10)
 @pytest.mark.parametrize(
     "text",
     [

@@ -54,6 +54,7 @@ def test_tokens_without_a_grid_are_refused(grid):
         feature_map(Features(torch.zeros(1, 6, 5), torch.zeros(1, 5), grid))
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(
     ("model", "arguments", "grid"),
     [

@@ -222,6 +222,7 @@ def test_views_of_squeezed_files_have_the_detail_of_those_that_torchvision_cuts(
     assert expected.mean() - before.mean() > 1 - 3 * error
 
 
+@pytest.mark.long
 def test_a_view_with_another_row_in_it_makes_rows_meet_in_the_transform():
     encoders, mixed = {"audio": tiny_encoders()["audio"]}, {"mix": 0.4}
     batch = tiny_batch(4)

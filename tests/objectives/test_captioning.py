@@ -54,6 +54,7 @@ def _real(model: str, kwargs: dict, tokenizer: Tokenizer) -> Captioning:
     return create("captioning", {"image": image, "text": text, "fusion": fusion}).eval()
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("model", CAUSAL)
 def test_no_logit_has_a_gradient_on_a_later_token_and_all_look_at_the_image(model, tokenizer):
     task = _real(model, CAUSAL[model], tokenizer).double()

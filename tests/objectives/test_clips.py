@@ -160,6 +160,7 @@ def test_tasks_of_two_views_take_a_step_on_clips(name):
     assert task.encoder("video").net.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.long
 def test_simclr_tells_clips_apart():
     torch.manual_seed(0)
     model, kwargs = NETWORKS["videomae"]

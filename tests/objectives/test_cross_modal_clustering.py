@@ -111,6 +111,7 @@ def test_clusters_of_equal_size_are_more_even():
         assert even.codebooks[key].perplexity() > 3.7
 
 
+@pytest.mark.long
 def test_clusters_of_noise_are_told_at_chance():
     task = _task(every=1000)
     task.before_step(_step(0, rows=64, batches=8))

@@ -194,6 +194,7 @@ def test_a_discriminator_that_is_trained_tells_the_two_apart():
     assert losses["adversarial"] > 2
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("model", "arguments"),
     [

@@ -177,6 +177,7 @@ def test_the_relative_error_is_over_the_frequencies_of_earlier_steps(monkeypatch
     torch.testing.assert_close(task(again)["relative_error"], torch.tensor(1.0))
 
 
+@pytest.mark.long
 def test_a_run_that_learns_the_frequencies_alone_is_at_chance():
     torch.manual_seed(0)
     share = 1 / torch.arange(1.0, 26)

@@ -122,6 +122,7 @@ def test_neither_lengths_nor_places_depend_on_the_answer(monkeypatch):
     assert lengths.float().mean() > 3
 
 
+@pytest.mark.long
 def test_a_partner_has_another_text_and_all_others_are_as_likely(monkeypatch):
     # Each row has three tokens of its own, so that they tell where a second part is from; 0, 5 and 6 are one text.
     own = torch.tensor([0, 1, 2, 3, 4, 0, 0])[:, None] * 3 + 5

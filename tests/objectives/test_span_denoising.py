@@ -54,6 +54,7 @@ def test_512_and_114_are_made_of_568():
     assert (inputs["target_mask"].sum(1) == 114).all()
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("roll", [True, False])
 @pytest.mark.parametrize(("rate", "span"), [(0.15, 3.0), (0.5, 1.0), (0.9, 2.0), (0.3, 8.0)])
 def test_counts_are_exact_and_the_text_can_be_put_together_again(rate, span, roll):

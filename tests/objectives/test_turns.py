@@ -171,6 +171,7 @@ def test_all_take_part_in_evaluation_and_the_sum_has_no_level():
     assert whole.chance(8).loss is not None
 
 
+@pytest.mark.long
 def test_records_without_a_task_are_judged_by_those_with_it():
     task = _task(STAGES)
     history = fit(task, Data(), _settings(steps=30), quiet=True)

@@ -93,6 +93,7 @@ def test_a_color_survives_its_code(neighbors, mean, largest):
     assert float(error.max()) == pytest.approx(largest, rel=0.03)
 
 
+@pytest.mark.long
 def test_the_annealed_mean_of_a_code_is_near_its_color():
     ab, bins = random_colors(), color_bins()
     index, share = soft_encode(ab, bins, bins_nearby(bins, 10))

@@ -24,6 +24,7 @@ def share(path, color) -> float:
     return float((np.abs(pixels(path).astype(int) - color).max(-1) < 8).mean())
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize(
     "cell",
     [
@@ -156,6 +157,7 @@ def test_history_shows_loss_and_metrics_beside_chance(tmp_path, monkeypatch):
     assert seen["levels"] == [math.log(4), 0.25, 0.2]
 
 
+@pytest.mark.long
 def test_history_shows_what_is_monitored(tmp_path, monkeypatch):
     seen = curves(monkeypatch)
     records = {

@@ -140,6 +140,7 @@ def test_it_does_without_what_a_run_lacks(tmp_path, changes):
     assert "</html>" in write_report(made(tmp_path, **changes)).read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_it_replaces_an_older_report_whole(tmp_path):
     (tmp_path / "report.html").write_text("from before")
     write_report(made(tmp_path))

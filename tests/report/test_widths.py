@@ -34,6 +34,7 @@ def test_the_page_does_not_scroll_sideways(tmp_path, width):
     assert re.findall(r"wide (\d+)", done.stdout)[-1:] == [str(width)], done.stderr
 
 
+@pytest.mark.long
 def test_tables_pictures_and_listings_stand_in_what_can_be_moved(tmp_path):
     """What can be told without a browser."""
     page = write_report(made(tmp_path)).read_text(encoding="utf-8")

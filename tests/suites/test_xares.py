@@ -46,6 +46,7 @@ def suite(request):
     return XaresEncoder(mmssl.encoder(request.param, modality="audio", **NETWORKS[request.param]), seconds=1.0)
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("samples", [300, 16_000, 50_000, 160_000])
 def test_frames_are_at_the_stated_rate(suite, samples):
     frames = suite(torch.randn(2, samples) / 10)
