@@ -13,7 +13,9 @@ import torch
 from mmssl import encoders as encoder_room
 from mmssl import objectives as objective_room
 from mmssl import recipe as recipes
+from mmssl.data.base import MapSource
 from mmssl.data.loader import Loader
+from mmssl.data.sources import open_source
 from mmssl.data.tokenizers import trained_tokenizers
 from mmssl.dry_run import check, check_batch_size
 from mmssl.encoders import start_in_words, started
@@ -24,7 +26,7 @@ from mmssl.media.text import Tokenizer
 from mmssl.objectives.base import Objective
 from mmssl.ops.gather import process_share
 from mmssl.recipe import Recipe
-from mmssl.registry import find
+from mmssl.registry import find, keywords
 from mmssl.training import checkpoint
 
 
@@ -43,7 +45,7 @@ def build(recipe: Recipe, directory: Path | None = None, *, where: str = "recipe
     share, shares = process_share()
     training = recipe.training
     check_batch_size(recipe, shares, where)
-    find("objective", recipe.objective["name"], f"{where}: objective")
+    recipe = counted(recipe, where)
     torch.manual_seed(training.seed)
     starts = _starts(recipe, where)
     tokenizers = trained_tokenizers(recipe, directory, where)
@@ -65,6 +67,38 @@ def build(recipe: Recipe, directory: Path | None = None, *, where: str = "recipe
         directory=directory,
     )
     return objective, loader
+
+
+def counted(recipe: Recipe, where: str = "recipe") -> Recipe:
+    """The recipe with the number of rows of its data, where a task keeps something of each row and leaves it out.
+
+    Such a task has a hyper-parameter `rows`; the numbers of its rows are below it.
+
+    Raises:
+        RecipeError: for an unknown task, a stream, whose rows have no lasting number, or fewer rows than there are.
+        DataError: when the data cannot be read.
+    """
+
+    def settled(task: dict[str, Any], key: str) -> dict[str, Any]:
+        if isinstance(tasks := task.get("tasks"), dict):
+            named = {n: t for n, t in tasks.items() if isinstance(t, dict) and isinstance(t.get("name"), str)}
+            return task | {"tasks": tasks | {name: settled(one, f"{key}.tasks.{name}") for name, one in named.items()}}
+        name = task["name"]
+        data = recipe.sources().get(task.get("data", ""))
+        if "rows" not in keywords(find("objective", name, f"{where}: {key}")) or data is None:
+            return task
+        source = open_source(data)
+        if not isinstance(source, MapSource):
+            raise RecipeError(
+                f"{where}: {key}: {name} keeps a vector of each row, and {data.source} is a stream, whose rows have no "
+                "number that lasts; set data.streaming=false"
+            )
+        rows = task.get("rows") or len(source)
+        if isinstance(rows, int) and rows < len(source):
+            raise RecipeError(f"{where}: {key}.rows = {rows}: {data.source} has {len(source)} rows; leave it out")
+        return task | {"rows": rows}
+
+    return recipe.model_copy(update={"objective": settled(recipe.objective, "objective")})
 
 
 def build_stored(directory: Path) -> tuple[Recipe, Objective]:

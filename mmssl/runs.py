@@ -21,7 +21,7 @@ from mmssl.adaptation.cache import FeatureCache
 from mmssl.adaptation.recipe_probes import check_probes, check_rows, probe_at_end, probes_during
 from mmssl.atomic import write_text
 from mmssl.batch import to_device
-from mmssl.build import build
+from mmssl.build import build, counted
 from mmssl.data.loader import Loader
 from mmssl.errors import RunError
 from mmssl.hub.load import load
@@ -91,6 +91,7 @@ def run(
 def _run(
     resolved: Recipe, directory: Path, where: str, resume: bool, changed_data: bool, quiet: bool, state: PartialState
 ) -> Run:
+    resolved = counted(resolved, where)
     resume = _prepare(directory, resolved, resume, quiet or not state.is_main_process)
     state.wait_for_everyone()
     check_trackers(resolved.training)

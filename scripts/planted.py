@@ -25,8 +25,11 @@ from mmssl.batch import Batch
 from mmssl.build import build
 from mmssl.objectives.base import Objective
 from mmssl.objectives.correspondence.contrastive import Contrastive
+from mmssl.objectives.invariance.deepcluster import DeepCluster
+from mmssl.objectives.invariance.densecl import DenseCL
 from mmssl.objectives.invariance.dino import DINO
 from mmssl.objectives.invariance.ibot import IBOT
+from mmssl.objectives.invariance.instance_discrimination import InstanceDiscrimination
 from mmssl.objectives.invariance.nnclr import NNCLR
 from mmssl.objectives.invariance.simclr import SimCLR
 from mmssl.objectives.invariance.simsiam import SimSiam
@@ -95,10 +98,46 @@ class Alike(NNCLR):
         self.queue.rows.copy_(self.queue.rows[:1].clone().expand_as(self.queue.rows))
 
 
+class PulledTogether(DenseCL):
+    """DenseCL without negatives: images and places become one point."""
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        return super().loss(outputs, inputs) | {
+            "loss": self.distance(outputs) - (outputs["q"] * outputs["k"]).sum(2).mean()
+        }
+
+    def distance(self, outputs: Batch) -> Tensor:
+        return -(outputs["dense_q"] * outputs["dense_k"]).sum(2).mean()
+
+
+class PlacesTogether(PulledTogether):
+    """DenseCL in which places alone have no negatives."""
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        losses = DenseCL.loss(self, outputs, inputs)
+        of_images = losses["loss"] - self.dense * losses["loss_dense"]
+        return losses | {"loss": of_images + 10 * self.distance(outputs)}
+
+
+class Lumped(DeepCluster):
+    """DeepCluster whose copy says the same of all rows, so that one cluster has them all."""
+
+    def _copied(self, inputs: Batch) -> Tensor:
+        return torch.ones_like(super()._copied(inputs)) / self.codebook.centers.shape[1] ** 0.5
+
+
+class Forgotten(InstanceDiscrimination):
+    """Instance discrimination whose bank holds one vector for all rows."""
+
+    def after_step(self, progress: float) -> None:
+        super().after_step(progress)
+        self.bank.copy_(self.bank[:1].clone().expand_as(self.bank))
+
+
 class Unbalanced(SwAV):
     """SwAV without Sinkhorn: prototypes take what is nearest to them."""
 
-    def transported(self, scores: Tensor) -> Tensor:
+    def balanced(self, scores: Tensor, counted: Tensor) -> Tensor:
         return (scores / self.epsilon).softmax(-1)
 
 
@@ -238,6 +277,20 @@ RUNS = [
         "data2vec without EMA", "data2vec_text_toy", 40, "collapsed", FAST | CONSTANT | {"objective.momentum": [0, 0]}
     ),
     Planted("data2vec with it", "data2vec_text_toy", 60, "learned", TURNS | CONSTANT),
+    Planted("DeepCluster, one cluster for all", "deepcluster_toy", 40, "collapsed", FAST | LARGER, becomes(Lumped)),
+    Planted("DeepCluster as published", "deepcluster_toy", 100, "learned", LARGER),
+    Planted("DenseCL without negatives", "densecl_toy", 60, "collapsed", FAST | LARGER, becomes(PulledTogether)),
+    Planted("DenseCL, no negatives of places", "densecl_toy", 60, "collapsed", FAST | LARGER, becomes(PlacesTogether)),
+    Planted("DenseCL as published", "densecl_toy", 60, "learned", LARGER),
+    Planted(
+        "instance discrimination, one vector for all rows",
+        "instance_discrimination_toy",
+        60,
+        "at chance",
+        FAST | LARGER,
+        becomes(Forgotten),
+    ),
+    Planted("instance discrimination as published", "instance_discrimination_toy", 100, "learned", LARGER),
     Planted("SimSiam as published", "simsiam_toy", 100, "learned", SGD),
     Planted("rotation, learned early", "rotation_toy", 30, "learned", TURNS),
     Planted(

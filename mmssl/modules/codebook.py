@@ -20,6 +20,7 @@ class Codebook(nn.Module):
     Args:
         codes: K.
         width: D of the vectors.
+        unit: whether these are unit vectors, and centers shall be.
 
     Attributes:
         centers: (K, D).
@@ -30,8 +31,9 @@ class Codebook(nn.Module):
     counts: Tensor
     seed: Tensor
 
-    def __init__(self, codes: int, width: int) -> None:
+    def __init__(self, codes: int, width: int, *, unit: bool = False) -> None:
         super().__init__()
+        self.unit = unit
         self.register_buffer("centers", torch.randn(codes, width))
         self.register_buffer("counts", torch.zeros(codes, dtype=torch.long))
         self.register_buffer("seed", torch.randint(2**62, ()))
@@ -66,7 +68,7 @@ class Codebook(nn.Module):
         self._learn(sample, start, iterations)
 
     def _learn(self, sample: Tensor, start: Tensor, iterations: int) -> None:
-        centers, counts = kmeans(sample, start, iterations)
+        centers, counts = kmeans(sample, start, iterations, unit=self.unit)
         self.centers.copy_(centers)
         self.counts.copy_(counts)
 

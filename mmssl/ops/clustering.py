@@ -10,6 +10,7 @@ import math
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.ops.gather import gather, process_share, total
@@ -70,7 +71,7 @@ def choose_centers(points: Tensor, number: int, seed: int) -> Tensor:
     return centers
 
 
-def kmeans(points: Tensor, centers: Tensor, iterations: int = 25) -> tuple[Tensor, Tensor]:
+def kmeans(points: Tensor, centers: Tensor, iterations: int = 25, *, unit: bool = False) -> tuple[Tensor, Tensor]:
     """Lloyd's iterations, until no point changes its center.
 
     A center without points moves to the point that is farthest from its own, if that has any distance.
@@ -79,6 +80,7 @@ def kmeans(points: Tensor, centers: Tensor, iterations: int = 25) -> tuple[Tenso
         points: (N, D), the same on every process, each of which works on a part of them.
         centers: (K, D) to begin with.
         iterations: at most so many.
+        unit: whether centers are unit vectors, for points that are: spherical k-means (Dhillon & Modha 2001).
 
     Returns:
         (K, D) centers, and the number of points of each, int64 (K,).
@@ -98,6 +100,8 @@ def kmeans(points: Tensor, centers: Tensor, iterations: int = 25) -> tuple[Tenso
         if len(empty):
             far, far_distance = _farthest(own, distance, len(empty))
             centers[empty[: len(far)]] = torch.where(far_distance[:, None] > 0, far, centers[empty[: len(far)]])
+        if unit:
+            centers = F.normalize(centers, dim=1)
         before, (codes, distance) = codes, nearest_center(own, centers)
     return centers, total(torch.bincount(codes, minlength=len(centers)))
 

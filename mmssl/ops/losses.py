@@ -171,6 +171,13 @@ def divergence(posterior: Tensor, log_probabilities: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def found(logits: Tensor, target: Tensor) -> Tensor:
+    """How often the target has the largest of logits (N, K), 0-dim; a tie is a guess."""
+    nearest = logits == logits.amax(1, keepdim=True)
+    return (nearest.gather(1, target[:, None])[:, 0] / nearest.sum(1)).to(logits.dtype).mean()
+
+
+@torch.no_grad()
 def ranking(a: Tensor, b: Tensor) -> Tensor:
     """How often a row of `b` is nearer to its partner in `a` than another row of this process is, 0-dim; chance 0.5.
 

@@ -40,7 +40,8 @@ JOINT = MAE | {"joint_heads": 2}
 DINO = {"prototypes": 24, "hidden": 16, "bottleneck": 8, "local_crops": 2, "freeze_last": 0.0}
 IBOT = DINO | {"views": {"size": 12}, "local_views": {"size": 8}}
 LEJEPA = {"hidden": 16, "width": 7, "directions": 20, "local_crops": 2, "sigreg": 0.5}
-SWAV = {"prototypes": 24, "hidden": 16, "width": 8, "local_crops": 2, "freeze": 0.0}
+CROPS = {"hidden": 16, "width": 8, "local_crops": 2}
+SWAV = CROPS | {"prototypes": 24, "freeze": 0.0}
 ALIGN = {"width": 7, "temperature": 1.0, "smoothing": 0.1}
 CASES = {
     "rotation": ("rotation", {}),
@@ -113,6 +114,10 @@ CASES = {
     "lejepa_audio": ("lejepa", LEJEPA | {"encoder": "audio"}),
     "swav": ("swav", SWAV | {"local_views": {"size": 8}, "queue": 24}),
     "swav_audio": ("swav", SWAV | {"encoder": "audio"}),
+    "densecl": ("densecl", {"hidden": 16, "width": 7, "queue": 24}),
+    "deepcluster": ("deepcluster", CROPS | {"clusters": 6, "local_views": {"size": 8}}),
+    "instance_discrimination": ("instance_discrimination", {"rows": 40, "width": 7, "negatives": 9}),
+    "instance_discrimination_softmax": ("instance_discrimination", {"rows": 40, "width": 7, "form": "softmax"}),
     "clip": ("contrastive", {"width": 7}),
     "clip_audio_text": ("contrastive", {"a": "audio", "b": "text", "width": 7}),
     "clip_audio_video": ("contrastive", {"a": "audio", "b": "video", "width": 7, "hidden": 9}),
@@ -249,6 +254,8 @@ def case(name: str) -> tuple[Objective, dict[str, Tensor]]:
         if isinstance(module, _BatchNorm):
             module.eval()
     batch = tiny_batch(ROWS, frames=48 if kind in ("sound_speed", "pitch_shift") else 12)
+    if kind == "instance_discrimination":
+        batch["id"] = torch.arange(ROWS).flip(0) * 2
     if name == "clip_frozen":
         objective.encoder("image").freeze()
     if hyper.get("positives") == "equal":  # on one process and on several, in one micro-batch and in several

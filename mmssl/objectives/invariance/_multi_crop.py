@@ -78,8 +78,7 @@ class MultiCrop(TwoViews):
         return panels
 
 
-def mean_over_others(terms: Tensor) -> Tensor:
-    """Mean of terms (B, 2, V), of a large crop and any crop, over those in which the two differ, 0-dim."""
+def over_others(terms: Tensor) -> Tensor:
+    """Of terms (B, 2, V), of a large crop and any crop: the mean over the crops that are another one, (B, 2)."""
     same = torch.eye(*terms.shape[1:], dtype=torch.bool, device=terms.device)
-    pairs = terms.numel() - len(terms) * min(terms.shape[1:])
-    return terms.masked_fill(same, 0.0).sum() / pairs
+    return terms.masked_fill(same, 0.0).sum(2) / (terms.shape[2] - 1)

@@ -31,7 +31,7 @@ from mmssl.modules.prototypes import PrototypeHead
 from mmssl.modules.teacher import Teacher, cosine_momentum, without_dropout
 from mmssl.modules.views import Given, encode_views
 from mmssl.objectives.base import Chance, Panel, Step
-from mmssl.objectives.invariance._multi_crop import MultiCrop, mean_over_others
+from mmssl.objectives.invariance._multi_crop import MultiCrop, over_others
 from mmssl.ops.gather import average
 from mmssl.ops.losses import ranking, spread
 from mmssl.ranges import Count, Share, Temperature, Width
@@ -144,7 +144,7 @@ class DINO(MultiCrop):
         wanted = self._assigned(teacher)
         answered = (outputs["student"] / self.student_temperature).log_softmax(-1)
         return {
-            "loss": mean_over_others(-(wanted.exp() @ answered.mT)),
+            "loss": over_others(-(wanted.exp() @ answered.mT)).mean(),
             "teacher_entropy": -(wanted.exp() * wanted).sum(-1).mean(),
             "ranking": ranking(outputs["z"][:, 0], outputs["z"][:, 1]),
             "spread": spread(outputs["z"]),

@@ -28,7 +28,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
@@ -38,14 +37,13 @@ from mmssl.modules.queue import Queue
 from mmssl.modules.teacher import Teacher, cosine_momentum
 from mmssl.modules.views import Given
 from mmssl.objectives.base import Chance, Panel, Step
-from mmssl.objectives.invariance._two_views import TwoViews
-from mmssl.ops.draws import Draws
-from mmssl.ops.gather import gather, own_rows, process_share
-from mmssl.ops.losses import spread
+from mmssl.objectives.invariance._shuffled_keys import ShuffledKeys, found_among
+from mmssl.ops.gather import gather, own_rows
+from mmssl.ops.losses import found, spread
 from mmssl.ranges import Positive, Share, Temperature, Width
 
 
-class MoCo(TwoViews):
+class MoCo(ShuffledKeys):
     """Find the key of the other view, made by a momentum copy of the network.
 
     Args:
@@ -64,9 +62,6 @@ class MoCo(TwoViews):
         views: what differs from the published views: settings of `ImageView` or `AudioView`, for both or one each.
     """
 
-    compared = "q"
-    meets = "loss"
-
     def __init__(
         self,
         encoders: Mapping[str, Encoder],
@@ -83,17 +78,14 @@ class MoCo(TwoViews):
         views: Given = None,
     ) -> None:
         patches = encoder in encoders and encoders[encoder].patch_size is not None
-        super().__init__(encoders, encoder, views, image=_views(form, patches))
+        super().__init__(encoders, encoder, views, groups if form == "v2" else None, image=_views(form, patches))
         net = self.encoder(encoder)
-        self.form, self.groups, width = form, 1, width or (128 if form == "v2" else 256)
+        self.form, width = form, width or (128 if form == "v2" else 256)
         if form == "v2":
-            self.local_norms = True
             self.temperature, self.momentum = (
                 0.2 if temperature is None else temperature,
                 0.999 if momentum is None else momentum,
             )
-            if any(isinstance(module, _BatchNorm) for module in net.modules()):
-                self.groups = groups
             self.projection = mlp(net.dim, hidden or net.dim, width, norm=False, last_bias=True)
             self.queue = Queue(queue, width)
         else:
@@ -116,40 +108,18 @@ class MoCo(TwoViews):
             return Chance(math.log(keys), {"accuracy": 1 / keys})
         return Chance(4 * self.temperature * math.log(rows), {"accuracy": 1 / rows})
 
-    @torch.no_grad()
-    def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """Both views; with groups, `place` (B,) in [0, 1) too: what the keys are ordered by."""
-        inputs = super().transform(batch, draws)
-        return inputs if self.groups == 1 else inputs | {"place": draws.uniform()}
-
     def predict(self, inputs: Batch) -> Batch:
         """`q` and `k`, unit vectors (B, 1, width), in v3 (B, 2, width); `k[:, i]` is the key for `q[:, i]`."""
         if self.form == "v2":
-            first, second = ([inputs[key][:, i] for key in ("views", "valid") if key in inputs] for i in range(2))
-            q = self.projection(self._in_groups(self.encoder(self.name), first))[:, None]
+            query, key = self.query_and_key(inputs, self.teacher["encoder"], lambda features: features.pooled)
+            q = self.projection(query)[:, None]
             with torch.no_grad():
-                k = self.teacher["projection"](self._shuffled(second, inputs.get("place")))[:, None]
+                k = self.teacher["projection"](key)[:, None]
         else:
             q = self.each_view(inputs, self.encoder(self.name), self.projection, self.prediction)
             with torch.no_grad():
                 k = self.each_view(inputs, self.teacher["encoder"], self.teacher["projection"]).flip(1)
         return {"q": F.normalize(q, dim=-1), "k": F.normalize(k, dim=-1)}
-
-    def _in_groups(self, encoder: nn.Module, views: list[Tensor]) -> Tensor:
-        """Pooled vectors (B, D) of views (B, ...), in training one pass a group of neighboring rows."""
-        rows = len(views[0])
-        groups = min(self.groups // process_share()[1], rows // 2) if self.training else 1
-        parts = zip(*(torch.tensor_split(part, max(1, groups)) for part in views), strict=True)
-        return torch.cat([encoder(*part).pooled for part in parts])
-
-    def _shuffled(self, views: list[Tensor], place: Tensor | None) -> Tensor:
-        """`_in_groups` by the copy, of rows of the global batch in the order of `place`; each back where it was."""
-        if place is None or not self.training:
-            return self._in_groups(self.teacher["encoder"], views)
-        own = own_rows(len(place), place.device)
-        order = gather(place).argsort(stable=True)
-        pooled = gather(self._in_groups(self.teacher["encoder"], [gather(part)[order[own]] for part in views]))
-        return pooled[order.argsort()[own]]
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy of each query over the keys; accuracy: how often its own is the nearest one."""
@@ -159,16 +129,15 @@ class MoCo(TwoViews):
             if len(k) > len(self.queue):
                 raise RecipeError(f"moco: queue = {len(self.queue)} should hold the keys of a batch, {len(k)} rows")
             self.queue.put(k[:, 0])
-            logits = torch.cat([(q * k[own]).sum(2), q[:, 0] @ self.queue.rows.T], dim=1)
-            target, scale = torch.zeros_like(own), 1.0
+            logits, target, accuracy = found_among((q * k[own]).sum(2)[:, 0], q[:, 0] @ self.queue.rows.T)
+            scale = 1.0
         else:
             logits = torch.einsum("bvd,nvd->bvn", q, k).flatten(0, 1)
             target, scale = own.repeat_interleave(2), 4 * self.temperature
-        nearest = logits == logits.amax(1, keepdim=True)
-        found = nearest.gather(1, target[:, None])[:, 0] / nearest.sum(1)  # a tie is a guess
+            accuracy = found(logits, target)
         return {
             "loss": scale * F.cross_entropy(logits / self.temperature, target),
-            "accuracy": found.to(q.dtype).mean(),
+            "accuracy": accuracy,
             "spread": spread(q),
         }
 

@@ -30,9 +30,9 @@ from mmssl.modules.heads import mlp
 from mmssl.modules.queue import Queue
 from mmssl.modules.views import Given
 from mmssl.objectives.base import Chance, Panel
-from mmssl.objectives.invariance._multi_crop import MultiCrop, mean_over_others
-from mmssl.ops.clustering import sinkhorn
-from mmssl.ops.gather import gather, own_rows
+from mmssl.objectives.invariance._multi_crop import MultiCrop, over_others
+from mmssl.ops.clustering import balanced_assignment
+from mmssl.ops.gather import average, gather, process_share
 from mmssl.ops.losses import ranking, spread
 from mmssl.ranges import Count, Positive, Share, Temperature, Width
 
@@ -117,13 +117,13 @@ class SwAV(MultiCrop):
         `perplexity` says to how many prototypes the softmax gives rows of the global batch, on average over them: K, or
         1 where all rows are one.
         """
-        scores, z = outputs["scores"], gather(outputs["z"].detach())
-        everyone = gather(scores[:, :2].detach())
-        wanted = self.assigned(everyone)[own_rows(len(scores), scores.device)]
-        self.queue.put(z.flatten(1))
-        said = (everyone / self.temperature).softmax(-1).mean((0, 1))
+        scores = outputs["scores"]
+        large = scores[:, :2].detach()
+        self.queue.put(gather(outputs["z"].detach()).flatten(1))
+        said = average((large / self.temperature).softmax(-1).mean((0, 1)))
+        terms = -(self.assigned(large) @ (scores / self.temperature).log_softmax(-1).mT)
         return {
-            "loss": mean_over_others(-(wanted @ (scores / self.temperature).log_softmax(-1).mT)),
+            "loss": over_others(terms).mean(),
             "perplexity": torch.special.entr(said).sum().exp(),
             "ranking": ranking(outputs["z"][:, 0], outputs["z"][:, 1]),
             "spread": spread(outputs["z"]),
@@ -131,22 +131,18 @@ class SwAV(MultiCrop):
 
     @torch.no_grad()
     def assigned(self, scores: Tensor) -> Tensor:
-        """Shares of prototypes, of which each row's sum to 1, for scores (N, 2, K) of the global batch: the same."""
-        alone = self.transported(scores)
-        if not len(self.queue):
-            return alone
+        """Shares of prototypes, of which each row's sum to 1, for scores (B, 2, K) of this process's rows: the same."""
         earlier = F.linear(self.queue.rows.unflatten(1, (2, -1)), self.prototypes.weight)
-        together = self.transported(torch.cat([scores, earlier]))[: len(scores)]
-        ready = (self.progress >= self.queue_start) & self.queue.rows[-1].any()
-        return torch.where(ready, together, alone)
+        ready = (self.progress >= self.queue_start) & self.queue.rows[-1:].any()
+        # All processes hold the queue, and one counts it.
+        counts = (ready & (process_share()[0] == 0)).expand(len(earlier))
+        counted = torch.cat([torch.ones_like(scores[:, 0, 0], dtype=torch.bool), counts])
+        views = torch.cat([scores, earlier]).unbind(1)
+        return torch.stack([self.balanced(view, counted)[: len(scores)] for view in views], dim=1)
 
-    def transported(self, scores: Tensor) -> Tensor:
-        """Both views (N, 2, K) alone: first prototypes, then rows are scaled to their shares, `iterations` times."""
-        rows = len(scores)
-        plans = [
-            sinkhorn(view.T / self.epsilon, scores.new_zeros(rows), self.iterations)[0] for view in scores.unbind(1)
-        ]
-        return torch.stack([plan.T * rows for plan in plans], dim=1)
+    def balanced(self, scores: Tensor, counted: Tensor) -> Tensor:
+        """One view alone, (N, K), over the rows of all processes that are `counted` (N,)."""
+        return balanced_assignment(scores / self.epsilon, counted, self.iterations).exp()
 
     @torch.no_grad()
     def normalize_prototypes(self) -> None:
