@@ -41,6 +41,7 @@ def call(monkeypatch, *arguments: str) -> int:
     return int(exit_.value.code or 0)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     "arguments",
     [

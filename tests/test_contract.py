@@ -252,6 +252,7 @@ def test_what_it_compares_it_compares_row_by_row(built):
             torch.testing.assert_close(pair.match(*turned), logits.flip(0), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize("path", each(PICTURES))
 def test_squeezed_pictures_are_seen_in_their_shape_or_refused(path):
     plain = recipe.load(path)

@@ -37,6 +37,7 @@ def test_recipes_of_a_task_begin_with_the_smallest():
     assert [path.stem for path in docs.recipes_of("jigsaw")] == ["jigsaw_toy", "jigsaw_folder", "jigsaw_imagenet"]
 
 
+@pytest.mark.long
 @pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "link", ["[x](nowhere.md)", "[x](#nowhere)", "[x](other.md#nowhere)", "[x](other.md#here)"], ids=lambda link: link

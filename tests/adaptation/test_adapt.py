@@ -338,6 +338,7 @@ def test_a_probe_during_training_never_learns_what_it_scores(small, tmp_path):
     assert together < 0.6 < 0.7 < divided < 0.97
 
 
+@pytest.mark.long
 def test_the_toy_world_by_its_name(small):
     toy = mmssl.adapt(
         small, "toy", label="shape", seeds=1, limit=60, data=Data(source="toy", image=ImageDecode(size=SIZE))

@@ -124,6 +124,7 @@ def crossed(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x * torch.tensor([100.0, 0.01]) + 7, ((x > 0).sum(1) != 1).long()
 
 
+@pytest.mark.long
 def test_a_hidden_layer_reads_what_a_line_cannot():
     (x, label), (y, truth) = crossed(400, 0), crossed(200, 1)
     probe, target = Mlp(lr=(1e-2,), steps=200, hidden=32), Classes(range(2))

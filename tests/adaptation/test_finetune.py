@@ -42,6 +42,7 @@ def small():
     return create("timm/test_resnet", modality="image")
 
 
+@pytest.mark.long
 def test_it_learns_separable_classes_and_leaves_the_encoder_alone(small):
     x, labels = tinted(96, 0)
     y, truth = tinted(64, 1)

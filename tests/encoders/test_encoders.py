@@ -166,6 +166,7 @@ def test_mistakes_are_one_sentence(modality, model, kwargs, sentence):
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.long
 def test_mistakes_in_a_text_model_are_one_sentence(tokenizer):
     for model, kwargs, sentence in [
         ("transformers/brt", {}, "no such model type.*did you mean 'bert'"),

@@ -95,6 +95,7 @@ def test_windows_reach_from_the_start_to_the_end(rows, tmp_path):
         assert torch.equal(batch["audio"][2, number], sound)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("modality", [pytest.param("video", marks=pytest.mark.long), "audio"])
 def test_features_are_averaged_over_windows(rows, tmp_path, modality):
     torch.manual_seed(0)

@@ -45,6 +45,7 @@ def test_loss_and_gradient_are_those_of_the_paper():
     torch.testing.assert_close(z.grad, again.grad)
 
 
+@pytest.mark.long
 def test_identical_white_views():
     """Nothing is left on the diagonal; chance correlations beside it have variance 1 / N."""
     rows, width = 4000, 40
