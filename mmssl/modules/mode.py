@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import cast
 
 import torch
+from timm.layers import LayerNorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
@@ -83,3 +85,31 @@ def repeating(module: nn.Module) -> Callable[[], AbstractContextManager[None]]:
                 del norm.forward
 
     return again
+
+
+@contextmanager
+def constant_scales(*modules: nn.Module) -> Iterator[None]:
+    """Inside, LayerNorm takes the deviation that it divides by for a constant: the same values, other gradients.
+
+    What is normalized may be longer or shorter and the output is the same, so that gradients have no part along it, and
+    their product with it sums to nothing, however much it contributes. (Ali et al. 2022, "XAI for Transformers: Better
+    Explanations through Conservative Propagation", arXiv 2202.07304.)
+    """
+    norms = {part for module in modules for part in module.modules() if type(part) in (nn.LayerNorm, LayerNorm)}
+
+    def constant(norm: nn.LayerNorm) -> None:
+        def forward(x: Tensor) -> Tensor:
+            variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
+            found = (x - mean) / (variance + norm.eps).sqrt().detach()
+            found = found if norm.weight is None else found * norm.weight
+            return found if norm.bias is None else found + norm.bias
+
+        norm.forward = forward  # type: ignore[method-assign, assignment]
+
+    for norm in norms:
+        constant(cast(nn.LayerNorm, norm))
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.forward

@@ -3,8 +3,8 @@
 With a common space the map is the inner product of each place with the sound (Senocak et al. 2018, arXiv 1803.03849);
 without one it is the gradient of the score, times the token, summed over channels: of a linear head on the mean of
 tokens that is the class activation map of Owens & Efros 2018 (arXiv 1804.03641), and of other networks HiResCAM
-(Draelos et al. 2020, arXiv 2011.08891). Maps of a clip are averaged over its frames; `columns: {center: onset_s}` of
-the data reads those around an event.
+(Draelos et al. 2020, arXiv 2011.08891), with what layer norms of the head divide by held constant. Maps of a clip are
+averaged over its frames; `columns: {center: onset_s}` of the data reads those around an event.
 
 Known traps. The published measure calls half of all pixels the answer, so that a constant scores nearly as well as a
 network, and no map finds a small box; the table has both rules, the constants, and the ceiling. A map of few places
@@ -44,7 +44,7 @@ from mmssl.adaptation.table import CEILING, MISMATCHED, PRETRAINED, RANDOM, Row,
 from mmssl.batch import count_rows
 from mmssl.encoders.base import Features, masked_mean
 from mmssl.errors import DataError, RecipeError
-from mmssl.modules.mode import evaluating
+from mmssl.modules.mode import constant_scales, evaluating
 
 EQUAL = Metric("ciou_equal_area", "cIoU@0.5, equal area")
 EQUAL_AUC = Metric("auc_equal_area", "AUC, equal area")
@@ -283,11 +283,12 @@ class _Judge:
 def _gradient(network: Network, sides: Sequence[Features], seen: int) -> tuple[Tensor, Tensor]:
     """Gradient of each pair's score times the token, (B, N), and the score (B,).
 
-    Where a network pools its tokens by their mean, what follows from the pooled vector counts as well.
+    Where a network pools its tokens by their mean, what follows from the pooled vector counts as well. See
+    `constant_scales` for layer norms.
     """
     pair, own = network.pair, sides[seen]
     tokens = own.tokens.detach().requires_grad_()
-    with torch.enable_grad():
+    with constant_scales(network.task), torch.enable_grad():
         mean = masked_mean(tokens, own.valid)
         given = list(sides)
         given[seen] = own._replace(tokens=tokens, pooled=own.pooled.detach() + mean - mean.detach())
