@@ -45,6 +45,10 @@ class MapSource:
         """One column's cells, in order."""
         return (self.row(index)[column] for index in range(len(self)))
 
+    def distinct(self, column: str) -> Iterator[Any]:
+        """Different cells of a column, in no order; those that are lists may come more than once."""
+        return self.values(column)
+
     def class_names(self, column: str) -> list[str] | None:
         """Names of the classes that a column holds the numbers of; None where it says none. A missing one is -1."""
         return None

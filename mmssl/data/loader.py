@@ -95,7 +95,7 @@ class Loader:
                 columns=source.columns,
                 tokenizers=tokenizers,
                 label=label,
-                classes=find_classes(source.values(label)) if label else None,
+                classes=find_classes(source.distinct(label)) if label else None,
             )
             source = source.select(decoder.reads)
             packing = _packing(decoder) if spec.text.pack else None
@@ -259,7 +259,7 @@ def read(
     source = source if source is not None else open_source(spec)
     spec = spec.model_copy(update={"text": spec.text.model_copy(update={"start": "first", "pack": False})})
     if label is not None and label in source.columns:
-        found = find_classes(source.values(label))
+        found = find_classes(source.distinct(label))
         classes = found if classes is None else classes
         unknown = sorted(set(found or ()) - set(classes or ()), key=str)
         if unknown:

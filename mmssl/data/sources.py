@@ -30,7 +30,7 @@ from mmssl.data.files import (
     walk,
 )
 from mmssl.data.shards import shard_features, take_names
-from mmssl.data.stored import Folders, Merged, explained, first, resolved, stored, visible
+from mmssl.data.stored import Folders, Merged, distinct, explained, first, resolved, stored, visible
 from mmssl.data.stream import StreamSource, not_blank
 from mmssl.errors import DataError
 from mmssl.recipe import Data
@@ -74,6 +74,14 @@ class TableSource(MapSource):
                 yield from rows[column]
             else:
                 yield from (first(cells) for cells in zip(*(rows[name] for name in names), strict=True))
+
+    def distinct(self, column: str) -> Iterator[Any]:
+        """See `MapSource`."""
+        if len(names := stored([column], self.merged)) > 1:
+            yield from self.values(column)
+        else:
+            with explained(self.name):
+                yield from distinct(self.dataset, *names)
 
     def class_names(self, column: str) -> list[str] | None:
         """See `MapSource`."""

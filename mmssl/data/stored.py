@@ -17,6 +17,8 @@ from mmssl.errors import DataError
 _EMPTY = re.compile(
     r"corresponds to no data|^BatchSize must be greater|^Must pass at least one table|^No columns to parse"
 )
+# Rows of a column that are looked at together.
+MANY = 100_000
 Folders = Mapping[str, Path]
 Merged = Mapping[str, Sequence[str]]
 
@@ -62,3 +64,24 @@ def visible(columns: Iterable[str], merged: Merged) -> tuple[str, ...]:
 def stored(columns: Iterable[str], merged: Merged) -> list[str]:
     """Columns as the data set has them."""
     return list(dict.fromkeys(name for column in columns for name in merged.get(column, (column,))))
+
+
+def distinct(dataset: Any, column: str) -> Iterator[Any]:
+    """Different cells of a column, found without making an object of each; where cells are nested, every one.
+
+    Args:
+        dataset: of `datasets`, a table or a stream.
+        column: as it is stored.
+    """
+    import pyarrow as pa
+    from pyarrow import compute
+
+    seen: set[Any] = set()
+    for table in dataset.select_columns([column]).with_format("arrow").iter(MANY):
+        cells = table[column]
+        if pa.types.is_nested(cells.type):
+            yield from cells.to_pylist()
+        else:
+            new = [cell for cell in compute.unique(cells).to_pylist() if cell not in seen]
+            seen.update(new)
+            yield from new

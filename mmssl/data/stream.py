@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmssl.data.base import Row
 from mmssl.data.features import names_of_classes, undecoded
 from mmssl.data.shards import take_names
-from mmssl.data.stored import Folders, Merged, explained, resolved, stored, visible
+from mmssl.data.stored import Folders, Merged, distinct, explained, resolved, stored, visible
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -68,6 +68,14 @@ class StreamSource:
     def values(self, column: str) -> Iterator[Any]:
         """One column's cells, in order."""
         return (row[column] for row in self.select([column]).rows())
+
+    def distinct(self, column: str) -> Iterator[Any]:
+        """See `MapSource`."""
+        if len(names := stored([column], self.merged)) > 1:
+            yield from self.values(column)
+        else:
+            with explained(self.name):
+                yield from distinct(self.dataset, *names)
 
     def class_names(self, column: str) -> list[str] | None:
         """See `MapSource`."""

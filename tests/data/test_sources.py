@@ -240,3 +240,18 @@ def test_values_of_a_table_agree_with_its_rows(tmp_path):
     write_parquet(tmp_path / "a.parquet", {"n": list(range(2500))})
     source = open_source(Data(source=str(tmp_path)))
     assert np.array_equal(list(source.values("n")), [source.row(i)["n"] for i in range(2500)])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_different_cells_are_found_without_reading_each_as_an_object(tmp_path, streaming):
+    columns = {"kind": [*"abca", None] * 50, "n": [*range(5)] * 50, "tags": [[1], [2], [1], [], None] * 50}
+    source = open_source(Data(source=str(write_parquet(tmp_path / "a.parquet", columns)), streaming=streaming))
+    for column in ("kind", "n"):
+        found = list(source.distinct(column))
+        assert len(found) == len({*found})
+        assert {*found} == {*columns[column]}
+    assert next(source.distinct("tags")) == [1]
+    write_shards(tmp_path / "shards", shards=2, rows=6)
+    shards = open_source(Data(source=str(tmp_path / "shards"), streaming=streaming))
+    assert sorted(shards.distinct("cls")) == [0, 1, 2]
+    assert len([*shards.distinct("png")]) == 12  # one of several columns
