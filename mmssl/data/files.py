@@ -141,7 +141,8 @@ def walk(root: Path) -> tuple[list[Path], list[str]]:
                 seen.add((status.st_dev, status.st_ino))
                 below[:] = sorted(name for name in below if not _is_hidden(name))
                 linked += [Path(folder, name) for name in below if Path(folder, name).is_symlink()]
-                for path in (Path(folder, name) for name in names if not _is_hidden(name)):
+                here = Path(folder)
+                for path in (here / name for name in names if not _is_hidden(name)):
                     (odd if _is_endless(path) else files).append(path)
         waiting = linked
     good = sorted(file for file in files if _is_text(str(file)))
@@ -149,6 +150,16 @@ def walk(root: Path) -> tuple[list[Path], list[str]]:
     notes += [f"pipes and devices are left out: {_some([path.name for path in sorted(odd)])}"] if odd else []
     left = len(files) - len(good)
     return good, [*notes, *([f"{left} files are left out, for their names are not UTF-8"] if left else [])]
+
+
+def folders_below(root: Path, files: Iterable[Path]) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Each file, and the folders that it is in below the root; worked out once for each of these."""
+    known: dict[str, tuple[str, ...]] = {}
+    for file in files:
+        folder = os.path.dirname(file)
+        if folder not in known:
+            known[folder] = Path(folder).relative_to(root).parts
+        yield file, known[folder]
 
 
 def _is_hidden(name: str) -> bool:
@@ -209,7 +220,7 @@ def media_layout(root: Path, files: Sequence[Path]) -> Layout:
     that hold more (`train-clean-100`, `dev-clean`) are splits where all do. The next folder is the class, where each
     file has one.
     """
-    folders = {file: file.relative_to(root).parts[:-1] for file in files}
+    folders = dict(folders_below(root, files))
     depth, naming = _split_depth(list(folders.values()))
     notes: list[str] = []
     splits: dict[str, list[Path]] = {}
@@ -276,9 +287,13 @@ def _inside(folders: Mapping[Path, tuple[str, ...]], least: int) -> dict[Path, t
 
 def _untaken(files: Sequence[Path]) -> list[str]:
     """A note where all files of media are named for splits, which folders alone are."""
-    told = {file: split_in(file.stem) for file in files}
-    splits = {split: [file.name for file in files if told[file] == split] for split in set(told.values())}
-    if None in splits or len(splits) < 2:
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        split = split_in(file.stem)
+        if split is None:
+            return []
+        splits.setdefault(split, []).append(file.name)
+    if len(splits) < 2:
         return []
     named = "; ".join(f"{split}: {_some(names)}" for split, names in sorted(splits.items()))
     return [f"all files are in train, though their names tell splits ({named}); a folder for each makes them splits"]

@@ -154,7 +154,7 @@ class ParquetFiles(TableFiles):
 
     def __init__(self, source: StreamSource, requires: Sequence[str]) -> None:
         super().__init__(source, requires)
-        self._footers: dict[int, Any] = {}
+        self._footers: dict[int, tuple[Any, int]] = {}
 
     def _places(self, number: int) -> list[int]:
         return list(range(self._opened(number).num_row_groups))
@@ -180,13 +180,14 @@ class ParquetFiles(TableFiles):
         )
 
     def _opened(self, number: int) -> ParquetFile:
-        """A file, whose footer is read once."""
+        """A file, whose footer and size are asked for once."""
         import pyarrow as pa
         from pyarrow.parquet import ParquetFile
 
-        raw = pa.PythonFile(Ranges(self.names[number]), mode="r")
-        opened = ParquetFile(raw, metadata=self._footers.get(number), pre_buffer=True)
-        self._footers[number] = opened.metadata
+        footer, size = self._footers.get(number, (None, None))
+        raw = Ranges(self.names[number], end=size)
+        opened = ParquetFile(pa.PythonFile(raw, mode="r"), metadata=footer, pre_buffer=True)
+        self._footers[number] = opened.metadata, raw.size
         return opened
 
 

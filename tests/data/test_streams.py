@@ -238,6 +238,7 @@ def test_what_cannot_be_shared_is_refused_or_said(tmp_path):
     loader = load(few, readers=64)
     assert "  2 readers in place of data.readers = 64, for" in "\n".join(loader.found())
     assert "a stream of 40 rows for 2 readers" in loader.found()[0]
+    assert loader.digests()[""].startswith("a stream of 40 rows for 2 readers, ")  # runs of other ones are refused
     with pytest.raises(DataError, match="has 40 usable rows, fewer than the batch of 41"):
         load(few, batch_size=41)
     with pytest.raises(DataError, match="has 80 usable rows for one of its readers, fewer than it gives a batch"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmssl.data.annotated.layout import Annotations, split_among, stored
 from mmssl.data.base import Row
+from mmssl.data.files import folders_below
 
 IMAGES = {"images", "image", "imgs", "img", "pictures", "photos", "jpegimages"}
 MASKS = {"masks", "mask", "labels", "label", "annotations", "segmentation", "segmentations", "gt", "segmentationclass"}
@@ -42,8 +43,7 @@ def read_mask_folders(root: Path, pictures: Sequence[Path]) -> Annotations | Non
 def _by_place(root: Path, files: Sequence[Path], names: set[str]) -> dict[Key, Path]:
     """Folders without the first that has one of the names, and the file's name without extension -> file."""
     found = {}
-    for file in files:
-        folders = file.relative_to(root).parts[:-1]
+    for file, folders in folders_below(root, files):
         depth = next((i for i, folder in enumerate(folders) if folder.lower() in names), None)
         if depth is not None:
             found[(*folders[:depth], *folders[depth + 1 :]), file.stem] = file
