@@ -13,8 +13,9 @@ from mmssl import recipe
 from mmssl.batch import MODALITIES, TEXT_PARTS, Batch, count_rows, split_rows
 from mmssl.build import build
 from mmssl.errors import RecipeError
+from mmssl.modules.teacher import Teacher
 from mmssl.objectives import reinitialized
-from mmssl.objectives.base import Objective
+from mmssl.objectives.base import Objective, Step
 from mmssl.ops.draws import Draws
 from mmssl.report.figures import draw_panels
 
@@ -194,6 +195,24 @@ def test_its_state_is_all_in_the_state_dict(built):
         assert list(differing(before, objective.predict(inputs), 1e-6))
         objective.load_state_dict(state)
         assert not list(differing(before, objective.predict(inputs)))
+
+
+def test_a_teacher_begins_as_its_student_is_by_then(built):
+    """In a combination it may have learned before; see `Teacher.begin`."""
+    objective, batch = built
+    teachers = [module for module in objective.modules() if isinstance(module, Teacher)]
+    if not teachers or hasattr(objective, "tasks"):
+        pytest.skip("it has no teacher, or is a combination, whose tasks are tested alone")
+    own = {id(parameter) for teacher in teachers for parameter in teacher.parameters()}
+    state = {key: value.clone() for key, value in objective.state_dict().items()}
+    with torch.no_grad():
+        for parameter in objective.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter) * (id(parameter) not in own))
+    before = [parameter.clone() for teacher in teachers for parameter in teacher.parameters()]
+    objective.before_step(Step(0, data=lambda: [batch]))
+    after = [parameter for teacher in teachers for parameter in teacher.parameters()]
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    objective.load_state_dict(state)
 
 
 @pytest.mark.long
