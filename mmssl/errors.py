@@ -33,7 +33,7 @@ class RunError(MmsslError):
 
 
 class Interrupted(MmsslError):
-    """A run was asked to stop (SIGINT, SIGTERM), saved its state and can be resumed."""
+    """A run was asked to stop (SIGINT, SIGTERM, SIGUSR1), saved its state and can be resumed."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -176,6 +176,7 @@ class Training(Section):
         compile: torch.compile the objective's forward.
         checkpointing: compute activations of each block anew in the backward pass: less memory, about a third more
             time, the same bits.
+        sharded: each of several processes holds a part of every weight, gradient and moment (FSDP2); else all hold all.
         seed: of initialization, order and every draw.
         workers: processes that decode; 0 decodes in the main one.
         save_every, log_every: in steps; the last step is always saved and logged.
@@ -190,6 +191,7 @@ class Training(Section):
     clip: Annotated[float, Field(gt=0)] | None = None
     compile: bool = False
     checkpointing: bool = False
+    sharded: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] = 0
     save_every: Steps = 500

@@ -38,7 +38,7 @@ from mmssl.training.optim import lr_factor
 from mmssl.version import __version__
 
 # Settings that may differ when a run is resumed: they change how, not what, is computed.
-FREE_ON_RESUME = {"workers", "log_every", "save_every", "trackers", "accumulate", "checkpointing"}
+FREE_ON_RESUME = {"workers", "log_every", "save_every", "trackers", "accumulate", "checkpointing", "sharded"}
 # Settings that may be changed on the way, which is said: what the advice on a diverged run names, and a longer run.
 STATED_ON_RESUME = {"steps", "epochs", "clip", "precision", "optimizer.lr"}
 DATA = "data.json"
@@ -68,7 +68,7 @@ def run(
         RecipeError: before anything is downloaded or trained.
         DataError: when the data cannot be read.
         RunError: where `out` already holds a run and `resume` is not set, or another process writes there.
-        Interrupted: after SIGINT or SIGTERM, once the state is saved.
+        Interrupted: after SIGINT, SIGTERM or SIGUSR1, once the state is saved.
     """
     state = start_processes()
     where = str(recipe) if isinstance(recipe, str | Path) else "recipe"

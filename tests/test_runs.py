@@ -199,7 +199,7 @@ def test_torchrun_on_two_processes_is_the_same_run(finished: Path, tmp_path: Pat
 
 
 @pytest.mark.long
-def test_processes_of_slurm_end_with_a_checkpoint_on_sigterm_and_go_on(
+def test_processes_of_slurm_end_with_a_checkpoint_on_their_signal_and_go_on(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
     (line,) = re.findall(r"srun bash -c '(.*?)'", (ROOT / "docs/guides/scaling.md").read_text("utf-8"), re.DOTALL)
@@ -224,7 +224,7 @@ def test_processes_of_slurm_end_with_a_checkpoint_on_sigterm_and_go_on(
     metrics = tmp_path / "run" / "metrics.jsonl"
     while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") > 2):
         time.sleep(0.01)
-    tasks[1].send_signal(signal.SIGTERM)
+    tasks[1].send_signal(signal.SIGUSR1)
     assert [task.wait(timeout=100) for task in tasks] == [130, 130]
     state = checkpoint.newest(tmp_path / "run")
     assert state is not None

@@ -84,12 +84,12 @@ def save(
     """
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     moments = {
-        f"{names[id(parameter)]}:{key}": _full(value)
+        f"{names[id(parameter)]}:{key}": whole(value)
         for parameter, values in optimizer.state.items()
         for key, value in values.items()
         if isinstance(value, Tensor)
     }
-    weights = {name: _full(value) for name, value in tensors(module).items()}
+    weights = {name: whole(value) for name, value in tensors(module).items()}
     broken = next((name for name in dict(module.named_parameters()) if not weights[name].isfinite().all()), None)
     if broken is not None:  # on every process alike
         raise RunError(
@@ -117,8 +117,8 @@ def save(
         settle(directory)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        whole = newest(directory)
-        kept = f"the checkpoint {whole.name} is whole" if whole else "there is no earlier checkpoint"
+        last = newest(directory)
+        kept = f"the checkpoint {last.name} is whole" if last else "there is no earlier checkpoint"
         raise RunError(
             f"{directory}: could not save step {state['step']} ({error}); {kept}; free space and use --resume"
         ) from error
@@ -143,8 +143,8 @@ def settle(directory: Path) -> None:
 
 def way_out(directory: Path | None) -> str:
     """What to do about weights or a loss that are not finite: where to go back to, and what to change."""
-    whole = newest(directory) if directory is not None else None
-    start = f"the checkpoint {whole.name} is whole: go on from it with --resume and" if whole else "start again with"
+    last = newest(directory) if directory is not None else None
+    start = f"the checkpoint {last.name} is whole: go on from it with --resume and" if last else "start again with"
     return f"{start} a lower training.optimizer.lr, training.clip=1 or training.precision=fp32"
 
 
@@ -248,7 +248,8 @@ def load_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, checkpoi
         raise RunError(f"{path}: not a readable safetensors file: {error}") from error
 
 
-def _full(value: Tensor) -> Tensor:
+def whole(value: Tensor) -> Tensor:
+    """A copy on the CPU, collected from all processes where each holds a part."""
     value = value.detach()
     return (value.full_tensor() if isinstance(value, DTensor) else value).cpu().contiguous().clone()
 

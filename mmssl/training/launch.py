@@ -17,10 +17,13 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmssl.alive import end_with_launcher
 from mmssl.errors import RecipeError, nearest
+from mmssl.modules.blocks import blocks_of
 from mmssl.objectives.base import Objective
 from mmssl.ops.gather import average, process_share
 from mmssl.recipe import Training
@@ -59,41 +62,58 @@ def make_accelerator(training: Training, directory: Path | None, takes_turns: bo
         takes_turns: see `Objective`.
 
     Raises:
-        RecipeError: for a tracker that is not installed.
+        RecipeError: for a tracker that is not installed, or a launcher that would split the model in a way of its own.
     """
     # Accelerate keeps the mixed precision of the first Accelerator of a process; a second fit may want another.
     start_processes()
     AcceleratorState._reset_state()
     check_trackers(training)
     others = [name for name in training.trackers if name != "tensorboard"]
-    return Accelerator(
+    ddp = DistributedDataParallelKwargs(
+        # Every process computes the same buffers: sending a queue of keys along with each forward pass is waste.
+        broadcast_buffers=False,
+        find_unused_parameters=takes_turns,
+        gradient_as_bucket_view=True,  # else gradients are held twice
+    )
+    accelerator = Accelerator(
         mixed_precision=PRECISION[training.precision],
         log_with=others or None if directory else None,
         project_dir=str(directory) if directory else None,
-        # Every process computes the same buffers: sending a queue of keys along with each forward pass is waste.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=takes_turns)],
+        kwargs_handlers=[ddp],
     )
-
-
-def check_sharding(accelerator: Accelerator, probe_every: int) -> None:
-    """Raise RecipeError for what cannot work with the launcher's way of splitting a model."""
-    kind = accelerator.distributed_type
-    sharding = "accelerate launch --use_fsdp --fsdp_version 2"
-    if kind == DistributedType.DEEPSPEED:
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise RecipeError(
-            f"DeepSpeed keeps weights and optimizer in a form that checkpoints here do not hold; use {sharding}"
+            f"the launcher asks for {accelerator.distributed_type.value}, and how weights are held is the recipe's: "
+            "launch without it, and set training.sharded=true, which is FSDP2"
         )
-    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
-        raise RecipeError(f"FSDP of the first version hides the parameters' names; use {sharding}")
-    if accelerator.is_fsdp2 and probe_every:
+    return accelerator
+
+
+def is_sharded(training: Training) -> bool:
+    """Whether each process holds a part of every weight: where the recipe asks for it, and there is a group of them."""
+    return training.sharded and process_share()[1] > 1
+
+
+def check_sharding(training: Training, probe_every: int) -> None:
+    """Raise RecipeError for what cannot work on weights of which each process holds a part."""
+    if not is_sharded(training):
+        return
+    if probe_every:
         raise RecipeError(
             "probe.every: a probe during training runs on one process, and the weights are sharded over all; "
             "set probe.every=0: the probe at the end runs on the whole weights"
         )
+    if training.precision == "fp16":
+        raise RecipeError("training.sharded: the scaler of fp16 sees one process's part of the gradient; use bf16")
+    if training.optimizer.name in ("lars", "lamb"):
+        raise RecipeError(
+            f"training.sharded: {training.optimizer.name} measures whole weights, and these are sharded; use adamw or "
+            "sgd, or training.sharded=false"
+        )
 
 
 def prepare(objective: Objective, training: Training, accelerator: Accelerator) -> tuple[ForwardPass, nn.Module, Any]:
-    """Move the objective to the device, in its precision, and wrap it as the launcher asks.
+    """Move the objective to the device, in its precision, and wrap it where there are several processes.
 
     Returns:
         Its forward pass bare; the same as DDP or FSDP2 wrapped it; the optimizer, as accelerate wrapped it.
@@ -101,7 +121,7 @@ def prepare(objective: Objective, training: Training, accelerator: Accelerator) 
     if process_share()[1] > 1:
         _synchronize_batch_norm(objective, accelerator)
     objective.to(accelerator.device)
-    if accelerator.is_fsdp2:  # it cuts no weights whose channels are last in memory
+    if is_sharded(training):  # FSDP2 cuts no weights whose channels are last in memory
         objective.to(memory_format=torch.contiguous_format)
     passes = ForwardPass(objective)
     if training.compile:
@@ -109,12 +129,35 @@ def prepare(objective: Objective, training: Training, accelerator: Accelerator) 
     optimizer = make_optimizer(objective, training.optimizer)
     if process_share()[1] == 1 and accelerator.num_processes > 1:  # a probe that one process trains while others wait
         return passes, passes, accelerator.prepare(optimizer)
+    if is_sharded(training):
+        shard(passes, optimizer, accelerator)
+        return passes, passes, accelerator.prepare(optimizer)
     with warnings.catch_warnings():  # torch 2.13 renames it, and 2.11 does not know the new name
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         wrapped, optimizer = accelerator.prepare(passes, optimizer)
-    if accelerator.is_fsdp2:
-        wrapped.collect_shards()
     return passes, wrapped, optimizer
+
+
+def shard(passes: ForwardPass, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
+    """FSDP2: cut every weight over the processes, and collect those of a block when it is its turn; in place.
+
+    Weights and gradients travel in their own precision, and the forward pass is in the recipe's by autocast, as with
+    DDP. accelerate's own plugin does nothing on a CPU, so that nobody could test it there.
+
+    Args:
+        passes: of an objective that is on the device.
+        optimizer: of its parameters, which are others afterwards.
+        accelerator: of the run.
+    """
+    before = dict(passes.named_parameters())
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    for block in blocks_of(passes):
+        fully_shard(block, mesh=mesh)
+    fully_shard(passes, mesh=mesh)
+    passes.collect_shards(accelerator.autocast)
+    after = {id(before[name]): parameter for name, parameter in passes.named_parameters()}
+    for group in optimizer.param_groups:
+        group["params"] = [after[id(parameter)] for parameter in group["params"]]
 
 
 def _synchronize_batch_norm(objective: Objective, accelerator: Accelerator) -> None:
@@ -138,14 +181,14 @@ def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
 
 
 class StopFlag:
-    """Turns SIGINT and SIGTERM into a flag that all processes read at the same step."""
+    """Turns SIGINT, SIGTERM and SIGUSR1, which Slurm sends, into a flag that all processes read at the same step."""
 
     def __init__(self) -> None:
         self._asked = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopFlag:
-        for name in (signal.SIGINT, signal.SIGTERM):
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             try:
                 self._before[name] = signal.signal(name, self._ask)
             except ValueError:  # not the main thread: whoever runs the loop there handles signals

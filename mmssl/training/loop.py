@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from mmssl.batch import Batch, count_rows, to_device
 from mmssl.errors import Interrupted, RunError
@@ -21,7 +22,7 @@ from mmssl.ops.gather import average, gather, process_share, wait_for_everyone
 from mmssl.recipe import Training
 from mmssl.training import checkpoint
 from mmssl.training.history import History
-from mmssl.training.launch import StopFlag, check_sharding, default_dtype, make_accelerator, prepare
+from mmssl.training.launch import StopFlag, check_sharding, default_dtype, is_sharded, make_accelerator, prepare
 from mmssl.training.monitors import Monitors, losses_of
 from mmssl.training.optim import lr_factor, set_lr, set_weight_decay
 from mmssl.training.progress import Clock, peak_memory
@@ -70,14 +71,14 @@ def fit(
         untrained network on the first batch; the last holds the same rows and draws again, as `same_rows/...`.
 
     Raises:
-        Interrupted: after SIGINT or SIGTERM, once the state is saved.
+        Interrupted: after SIGINT, SIGTERM or SIGUSR1, once the state is saved.
         RunError: for a loss that is not finite, or a checkpoint that cannot be written or read.
     """
     double = training.precision == "fp64"
     blocks = learning_blocks(objective) if training.checkpointing else []
     with default_dtype(torch.float64 if double else None), StopFlag() as stop, recomputed(blocks):
         accelerator = make_accelerator(training, directory, objective.takes_turns)
-        check_sharding(accelerator, probe_every if probe else 0)
+        check_sharding(training, probe_every if probe else 0)
         device, scaler, (share, shares) = accelerator.device, accelerator.scaler, process_share()
         if double:
             objective.double()
@@ -115,7 +116,7 @@ def fit(
             return again
 
         chance, finite = objective.chance(training.batch_size), _Finite(device)
-        monitors = Monitors(objective, training, accelerator.autocast, accelerator.is_fsdp2)
+        monitors = Monitors(objective, training, accelerator.autocast, is_sharded(training))
         with History(accelerator, directory, training.steps, done, chance, quiet) as history:
             began = time.perf_counter()
             for number in range(done, training.steps):
@@ -134,7 +135,7 @@ def fit(
                         scale=scaler.get_scale() if scaler is not None else 1.0,
                     ),
                     log=numbers.update,
-                    sharded=accelerator.is_fsdp2,
+                    sharded=is_sharded(training),
                 )
                 objective.before_step(step)
                 untrained = monitors.read(step.inputs) if number == 0 else {}
@@ -175,7 +176,7 @@ def fit(
                     record |= {key: value.item() for key, value in numbers.items()}
                     record["lr"] = lr
                     if norm is not None:
-                        record["gradient_norm"] = float(norm)
+                        record["gradient_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
                     record |= clock.read()
                     record |= monitors.read(step.inputs) if monitors.due(now) else {}
                     record |= first_rows_again() if now == training.steps else {}

@@ -31,6 +31,7 @@ class ForwardPass(nn.Module):
     def __init__(self, objective: Objective) -> None:
         super().__init__()
         self.objective = objective
+        self.autocast: Context = nullcontext
 
     def forward(
         self, inputs: Batch, pull: Batch | None = None, whole: tuple[Batch, Batch] | None = None
@@ -43,13 +44,14 @@ class ForwardPass(nn.Module):
             whole: outputs without gradient and inputs of all micro-batches, for the gradient of parameters that the
                 loss itself owns.
         """
-        outputs = self.predict(inputs)
-        if pull is None:
-            return self.loss(outputs, inputs)
-        terms = [(outputs[key] * gradient).sum() for key, gradient in pull.items()]
-        if whole is not None:
-            terms.append(self.loss(*whole)["loss"])
-        return {"loss": torch.stack(terms).sum()}
+        with self.autocast():
+            outputs = self.predict(inputs)
+            if pull is None:
+                return self.loss(outputs, inputs)
+            terms = [(outputs[key] * gradient).sum() for key, gradient in pull.items()]
+            if whole is not None:
+                terms.append(self.loss(*whole)["loss"])
+            return {"loss": torch.stack(terms).sum()}
 
     def predict(self, inputs: Batch) -> Batch:
         """The objective's outputs, none in half precision."""
@@ -60,8 +62,13 @@ class ForwardPass(nn.Module):
         with torch.autocast(next(iter(outputs.values())).device.type, enabled=False):
             return self.objective.loss(outputs, inputs)
 
-    def collect_shards(self) -> None:
-        """Let FSDP2 collect the shards for what is called outside of `forward`; call it once they are made."""
+    def collect_shards(self, autocast: Context = nullcontext) -> None:
+        """Let FSDP2 collect the shards for what is called outside of `forward`; call it once they are made.
+
+        Args:
+            autocast: context of `forward`, which nothing else wraps.
+        """
+        self.autocast = autocast
         for method in ("predict", "loss"):
             register_fsdp_forward_method(self, method)
 

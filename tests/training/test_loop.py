@@ -198,18 +198,19 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     assert_same_run(tmp_path / "whole", directory)
 
 
-def test_signal_saves_and_leaves(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_saves_and_leaves(tmp_path: Path, number: signal.Signals) -> None:
     class Signals(MemoryLoader):
         def batches(self, start: int, stop: int):  # type: ignore[no-untyped-def]
             for step, batch in enumerate(super().batches(start, stop), start):
                 if step == 7:
-                    os.kill(os.getpid(), signal.SIGTERM)
+                    os.kill(os.getpid(), number)
                 yield batch
 
     with pytest.raises(Interrupted, match=r"stopped at step 8 of 20"):
         fit(make(Pull), Signals(), settings(), tmp_path, quiet=True)
     assert checkpoint.newest(tmp_path).name == "step_00000008"
-    assert signal.getsignal(signal.SIGTERM) is not None
+    assert signal.getsignal(number) is not None
 
 
 @pytest.mark.long
