@@ -27,6 +27,7 @@ C channels or classes, H × W pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -52,8 +53,23 @@ def windows_of(key: str, value: Tensor) -> int | None:
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device | str) -> Batch:
-    """Move every tensor; from pinned memory the copy is asynchronous."""
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    """Move every tensor; from pinned memory to a CUDA device while it still computes the step before."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        return {key: value.to(device) for key, value in batch.items()}
+    copying, computing = _copies(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(copying):
+        moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    computing.wait_stream(copying)
+    for value in moved.values():
+        value.record_stream(computing)  # else its memory might be given away while it is read there
+    return moved
+
+
+@cache
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    """The stream in which batches come to a device."""
+    return torch.cuda.Stream(device)
 
 
 def split_rows(batch: Mapping[str, Tensor], parts: int) -> list[Batch]:

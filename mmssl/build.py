@@ -14,6 +14,7 @@ from mmssl import encoders as encoder_room
 from mmssl import objectives as objective_room
 from mmssl import recipe as recipes
 from mmssl.data.base import MapSource
+from mmssl.data.decoding import cores_to_spare
 from mmssl.data.loader import Loader
 from mmssl.data.sources import open_source
 from mmssl.data.tokenizers import trained_tokenizers
@@ -61,7 +62,7 @@ def build(recipe: Recipe, directory: Path | None = None, *, where: str = "recipe
         batch_size=training.batch_size,
         seed=training.seed,
         tokenizers=tokenizers_of(objective.exported),
-        workers=training.workers,
+        workers=cores_to_spare() if training.workers == "auto" else training.workers,
         share=share,
         shares=shares,
         directory=directory,

@@ -163,6 +163,12 @@ class Schedule(Section):
         return self
 
 
+def _number_or_auto(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and 0 <= value <= MOST_WORKERS):
+        return value
+    raise ValueError(f"{value!r} should be 0 to {MOST_WORKERS}, or auto")
+
+
 class Training(Section):
     """The loop.
 
@@ -178,7 +184,8 @@ class Training(Section):
             time, the same bits.
         sharded: each of several processes holds a part of every weight, gradient and moment (FSDP2); else all hold all.
         seed: of initialization, order and every draw.
-        workers: processes that decode; 0 decodes in the main one.
+        workers: processes that decode; 0 decodes in the main one, and `auto` takes one for each core that a process of
+            the training has, less its own, 16 at most.
         save_every, log_every: in steps; the last step is always saved and logged.
         trackers: in addition to metrics.jsonl and TensorBoard, by accelerate's names: wandb, mlflow, trackio ...
     """
@@ -193,7 +200,7 @@ class Training(Section):
     checkpointing: bool = False
     sharded: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] = 0
+    workers: Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)] = 0
     save_every: Steps = 500
     log_every: Steps = 10
     optimizer: Optimizer = Optimizer()

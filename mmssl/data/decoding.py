@@ -40,6 +40,16 @@ KEPT_BYTES = 2**30
 Reader = tuple[MapSource | None, Decoder]
 
 
+# A training that waits for more workers than this waits for its disk.
+ENOUGH_WORKERS = 16
+
+
+def cores_to_spare() -> int:
+    """Cores that this process may run on, shared with the others of its machine, less the one that trains; 0 to 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(ENOUGH_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+
+
 class Task(NamedTuple):
     """What to decode: `rows` is None where the source is read by number; `windows` are in [0, 1)."""
 

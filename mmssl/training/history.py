@@ -59,6 +59,10 @@ class History:
         """Move the bar."""
         self._reporter.advance(step)
 
+    def say(self, text: str) -> None:
+        """Print a line that is in no file."""
+        self._reporter.say(text)
+
     def log(self, record: dict[str, Any]) -> None:
         """Write one record everywhere; it holds `step`."""
         self._reporter.log(record)

@@ -25,7 +25,7 @@ from mmssl.training.history import History
 from mmssl.training.launch import StopFlag, check_sharding, default_dtype, is_sharded, make_accelerator, prepare
 from mmssl.training.monitors import Monitors, losses_of
 from mmssl.training.optim import lr_factor, set_lr, set_weight_decay
-from mmssl.training.progress import Clock, peak_memory
+from mmssl.training.progress import AUGMENTATION, DECODING, NETWORK, OPTIMIZER, Clock, peak_memory
 from mmssl.training.step import accumulated_backward, task_gradients, unchanged
 
 ENDLESS = 2**62
@@ -92,7 +92,7 @@ def fit(
         if last and directory and accelerator.is_main_process:
             checkpoint.settle(directory)
         batches = loader.batches(done, training.steps)
-        clock = Clock()
+        clock = Clock(device)
 
         def inputs_of(number: int, batch: Batch) -> Batch:
             """What the task makes of the rows of a step."""
@@ -101,8 +101,12 @@ def fit(
                 return objective.transform(batch, draws)
 
         def next_inputs(number: int) -> Batch:
+            clock.enter(DECODING)
             batch = to_device(clock.waiting_for(batches, training.batch_size), device)
-            return inputs_of(number, monitors.keep(number, batch))
+            clock.enter(AUGMENTATION)
+            inputs = inputs_of(number, monitors.keep(number, batch))
+            clock.enter("")
+            return inputs
 
         def first_rows_again() -> dict[str, float]:
             """The losses of step 0 with the network as it is now."""
@@ -142,9 +146,11 @@ def fit(
                 lr = training.optimizer.lr * lr_factor(training, number)
                 set_lr(optimizer, lr)
                 set_weight_decay(optimizer, training.optimizer, number / training.steps)
+                inputs = step.inputs
+                clock.enter(NETWORK)
                 losses = accumulated_backward(
                     passes,
-                    step.inputs,
+                    inputs,
                     parts,
                     wrapped=wrapped,
                     backward=accelerator.backward,
@@ -152,18 +158,21 @@ def fit(
                     autocast=accelerator.autocast,
                     reseed=reseed,
                 )
+                clock.enter("")
                 if scaler is None:  # which passes over a step that overflows
                     finite.see(number, losses["loss"])
                 if number == 0:  # the losses are those of a network that no step has changed
                     finite.see(number, losses["loss"])
                     finite.check(loader, directory)
                     history.log({"step": 0} | {k: average(v).item() for k, v in losses.items()} | untrained)
+                clock.enter(OPTIMIZER)
                 norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.clip) if training.clip else None
                 optimizer.step()
                 optimizer.zero_grad()
                 now = number + 1
                 with torch.no_grad():
                     objective.after_step(now / training.steps)
+                clock.enter("")
 
                 history.advance(now)
                 ending = now == training.steps or stop.agreed(device)
@@ -193,6 +202,8 @@ def fit(
                     state = {"step": now, "scaler": scaler.state_dict() if scaler is not None else None}
                     checkpoint.save(directory, objective, optimizer.optimizer, state, accelerator.is_main_process)
                     wait_for_everyone()
+                if ending and (bound := clock.bound_by()):
+                    history.say(bound)
                 if ending and now < training.steps:
                     way_on = "; go on with --resume" if directory else ""
                     raise Interrupted(f"stopped at step {now} of {training.steps}{way_on}")

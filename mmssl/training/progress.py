@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType, UnionType
 from typing import Any
@@ -20,6 +21,15 @@ from mmssl.batch import Batch
 from mmssl.errors import RunError
 from mmssl.objectives.base import Chance
 
+DECODING, AUGMENTATION, NETWORK, OPTIMIZER = "decoding", "augmentation", "network", "optimizer"
+ADVICE = {
+    DECODING: "what may help is training.workers=auto, data.cache=FOLDER, or files of the size that is decoded",
+    AUGMENTATION: "what may help is a smaller decoded size, fewer views, or a GPU",
+    NETWORK: "what may help is training.precision=bf16 and training.compile=true on a GPU, or more processes",
+    OPTIMIZER: "what may help is a larger training.batch_size, or training.sharded=true on several processes",
+}
+"""What a step's time goes to, and what to change where that is most of it."""
+
 
 def peak_memory() -> float:
     """Largest memory so far in GiB: of the CUDA device where there is one, else of this process."""
@@ -30,12 +40,33 @@ def peak_memory() -> float:
 
 
 class Clock:
-    """Samples per second and the share of time spent waiting for data, since the last reading."""
+    """Samples per second, and what a step's time goes to.
 
-    def __init__(self) -> None:
+    Parts follow each other: `enter` ends one and begins the next. On a CUDA device their ends are recorded in its
+    stream and read with the next record, when the loss has been waited for: nothing is waited for here.
+
+    Args:
+        device: of the training.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._cuda = device is not None and device.type == "cuda"
         self._since = time.perf_counter()
         self._waited = 0.0
         self._rows = 0
+        self._spent: dict[str, float] = {}
+        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
+
+    def enter(self, part: str) -> None:
+        """The part of a step that begins here; `""` for none of those that are counted.
+
+        Decoding on a CUDA device is how long its stream had nothing to do until the rows were there.
+        """
+        mark: float | torch.cuda.Event = time.perf_counter()
+        if self._cuda:
+            mark = torch.cuda.Event(enable_timing=True)
+            mark.record()
+        self._marks.append((part, mark))
 
     def waiting_for(self, batches: Iterator[Batch], rows: int) -> Batch:
         """The next batch, whose `rows` and time to arrive are counted."""
@@ -50,8 +81,28 @@ class Clock:
         now = time.perf_counter()
         elapsed = max(now - self._since, 1e-9)
         values = {"samples_per_second": self._rows / elapsed, "data_wait": self._waited / elapsed}
-        self._since, self._waited, self._rows = now, 0.0, 0
+        for (part, began), (_, ended) in pairwise(self._marks):
+            if isinstance(began, torch.cuda.Event) and isinstance(ended, torch.cuda.Event):
+                ended.synchronize()
+                self._spend(part, began.elapsed_time(ended) / 1000)
+            elif isinstance(began, float) and isinstance(ended, float):
+                self._spend(part, ended - began)
+        self._since, self._waited, self._rows, self._marks = now, 0.0, 0, []
         return values
+
+    def _spend(self, part: str, seconds: float) -> None:
+        if part:
+            self._spent[part] = self._spent.get(part, 0.0) + seconds
+
+    def bound_by(self) -> str:
+        """What most of the time until the last reading went to, and what to change; empty before the first."""
+        total = sum(self._spent.values())
+        if not total:
+            return ""
+        shares = {part: seconds / total for part, seconds in self._spent.items()}
+        most = max(shares, key=lambda part: shares[part])
+        parts = ", ".join(f"{part} {shares[part]:.0%}" for part in ADVICE if part in shares)
+        return f"bound by {most} ({parts}): {ADVICE[most]}"
 
 
 class Reporter:
@@ -100,6 +151,10 @@ class Reporter:
         """Move the bar."""
         if self._bar:
             self._bar.update(self._task, completed=step)
+
+    def say(self, text: str) -> None:
+        """Print a line that is in no file."""
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Write one line of metrics.jsonl and show it."""
