@@ -224,18 +224,19 @@ def table(cells: Cells) -> str:
             continue
         columns = []
         for _, question, line, metric in COLUMNS:
+            digits = 2 if metric == RATIO else 1
             own = [_value(cells, (name, question, line), seed, metric) for seed in kept]
             before = SECOND_RANDOM if name == SECOND and question in ASKED[SECOND_RANDOM] else FIRST_RANDOM
             first = [_value(cells, (before, question, line), seed, metric) for seed in kept]
             gains = [a - b for a, b in zip(own, first, strict=True) if a is not None and b is not None]
-            gain = f" ({'+' * (statistics.fmean(gains) >= 0)}{spread(gains)})" if gains and "random" not in name else ""
-            columns.append("" if None in own else spread(own) + gain)
+            gain = f"{'+' * (statistics.fmean(gains) >= 0)}{spread(gains, digits)}" if gains else ""
+            columns.append("" if None in own else spread(own, digits) + f" ({gain})" * ("random" not in name))
         found.append(f"| {title} | {' | '.join(columns)} | {len(kept)} |")
     for title, (seeds, where) in BASELINES.items():
         columns = []
         for _, question, _, metric in COLUMNS:
             own = [_value(cells, where[question], seed, metric) for seed in seeds] if question in where else [None]
-            columns.append("" if None in own else spread(own))
+            columns.append("" if None in own else spread(own, 2 if metric == RATIO else 1))
         if any(columns):
             found.append(f"| {title} | {' | '.join(columns)} | {len(seeds)} |")
     return "\n".join(found)
