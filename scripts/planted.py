@@ -281,7 +281,6 @@ RUNS = [
     Planted("DeepCluster as published", "deepcluster_toy", 100, "learned", LARGER),
     Planted("DenseCL without negatives", "densecl_toy", 60, "collapsed", FAST | LARGER, becomes(PulledTogether)),
     Planted("DenseCL, no negatives of places", "densecl_toy", 60, "collapsed", FAST | LARGER, becomes(PlacesTogether)),
-    Planted("DenseCL as published", "densecl_toy", 60, "learned", LARGER),
     Planted(
         "instance discrimination, one vector for all rows",
         "instance_discrimination_toy",

@@ -116,7 +116,7 @@ def test_one_cluster_for_all_is_told_and_no_error():
     ]
     task.before_step(Step(0, lambda: iter([rows])))
     losses = task(task.transform(rows, Draws(0, 0, 8)))
-    assert all(math.isfinite(float(value)) for value in losses.values())
+    assert all(value.isfinite() for value in losses.values())
     task.codebook.counts.copy_(torch.tensor([1000, 0, 0, 0, 0]))
     assert float(task(task.transform(rows, Draws(0, 0, 8)))["perplexity"]) < 1.1
 

@@ -30,7 +30,7 @@ from mmssl.modules.views import Given
 from mmssl.objectives.base import EMBEDDINGS, Chance, Panel, Step
 from mmssl.objectives.invariance._shuffled_keys import ShuffledKeys, found_among
 from mmssl.ops.gather import gather
-from mmssl.ops.losses import spread
+from mmssl.ops.losses import ranking, spread
 from mmssl.ranges import Positive, Share, Temperature, Width
 
 
@@ -77,9 +77,9 @@ class DenseCL(ShuffledKeys):
         return {"encoder": self.encoder(self.name), **heads}
 
     def chance(self, rows: int) -> Chance:
-        """One key among K + 1, of an image as of a place."""
+        """One key among K + 1, of an image as of a place; `ranking` is among the keys of the batch."""
         keys = len(self.queue) + 1
-        return Chance(math.log(keys), {"accuracy": 1 / keys, "accuracy_dense": 1 / keys})
+        return Chance(math.log(keys), {"accuracy": 1 / keys, "accuracy_dense": 1 / keys, "ranking": 0.5})
 
     def predict(self, inputs: Batch) -> Batch:
         """Unit vectors: `q`, `k` and `mean_k` (B, 1, width), `dense_q` and `dense_k` (B, N, width) of N places.
@@ -123,6 +123,8 @@ class DenseCL(ShuffledKeys):
             "accuracy": images[2],
             "accuracy_dense": places[2],
             "loss_dense": of_places,
+            # A queue that is noise, as the first one is, is easily told from any key, and the keys of a batch are not.
+            "ranking": ranking(outputs["k"][:, 0], q),
             "spread": spread(outputs["q"]),
         }
 
