@@ -20,8 +20,9 @@ from mmssl.data.shared import Division, SharedStream
 from mmssl.data.sources import open_source
 from mmssl.data.stream_index import Index
 from mmssl.decode_settings import TextDecode
-from mmssl.errors import DataError, RecipeError
+from mmssl.errors import DataError, RecipeError, RunError
 from mmssl.recipe import Data
+from mmssl.runs import DATA, check_data
 
 ROWS, READERS, BATCH = 320, 8, 16
 PER_EPOCH = ROWS // BATCH
@@ -327,3 +328,16 @@ def test_streams_of_the_run_are_kept_beside_it(tmp_path):
     load(tmp_path / "data", directory=tmp_path / "run")
     records = [json.loads(line) for line in (tmp_path / "run" / "streams.jsonl").read_text().splitlines()]
     assert sum(record["rows"] for record in records) == ROWS
+
+
+def test_runs_that_read_the_stream_otherwise_are_refused(tmp_path):
+    make_files("parquet", tmp_path / "data")
+    (tmp_path / DATA).write_text(json.dumps(load(tmp_path / "data").digests()))
+    check_data(tmp_path, load(tmp_path / "data").digests())
+    with pytest.raises(
+        RunError, match="it has a stream of 320 rows for 4 readers and had a stream of 320 rows for 8 r"
+    ):
+        check_data(tmp_path, load(tmp_path / "data", readers=4).digests())
+    (tmp_path / DATA).write_text(json.dumps({"": "a stream, 0123456789abcdef"}))  # of the time before readers
+    with pytest.raises(RunError, match="it has a stream of 320 rows for 8 readers and had a stream;"):
+        check_data(tmp_path, load(tmp_path / "data").digests())
