@@ -90,16 +90,8 @@ def _check_sources(recipe: Recipe, objective: Objective, where: str) -> None:
 
 def _try_shapes(recipe: Recipe, objective: Objective, where: str) -> None:
     """Run the task once on noise of the decoded shapes, so that what cannot work fails here and not at step 1."""
-    batch: Batch = {}
     rows, (share, shares) = 2, process_share()
-    tokenizers = tokenizers_of(objective.exported)
-    for need in objective.needs:
-        prefix, _, key = need.rpartition("/")
-        batch |= {
-            f"{prefix}/{name}" if prefix else name: value
-            for name, value in _noise(recipe.sources()[prefix], key, rows, tokenizers).items()
-        }
-        batch[f"{prefix}/id" if prefix else "id"] = torch.arange(rows) + share * rows
+    batch = noise(recipe, objective, rows, share)
     objective.eval()
     try:
         with torch.no_grad():
@@ -113,6 +105,27 @@ def _try_shapes(recipe: Recipe, objective: Objective, where: str) -> None:
         raise RecipeError(f"{where}: {recipe.objective['name']} cannot run on {shapes}: {first}") from error
     finally:
         objective.train()
+
+
+def noise(recipe: Recipe, objective: Objective, rows: int, share: int = 0) -> Batch:
+    """A batch of noise, of the shapes in which the recipe decodes what the objective needs.
+
+    Args:
+        recipe: resolved.
+        objective: built from it.
+        rows: of this process.
+        share: its number.
+    """
+    batch: Batch = {}
+    tokenizers = tokenizers_of(objective.exported)
+    for need in objective.needs:
+        prefix, _, key = need.rpartition("/")
+        batch |= {
+            f"{prefix}/{name}" if prefix else name: value
+            for name, value in _noise(recipe.sources()[prefix], key, rows, tokenizers).items()
+        }
+        batch[f"{prefix}/id" if prefix else "id"] = torch.arange(rows) + share * rows
+    return batch
 
 
 def _noise(data: Data, key: str, rows: int, tokenizers: Mapping[str, Tokenizer]) -> dict[str, Tensor]:
