@@ -32,6 +32,8 @@ class ForwardPass(nn.Module):
         super().__init__()
         self.objective = objective
         self.autocast: Context = nullcontext
+        # Whether whole weights are given back after a pass, and with them the memory of a logged view of one.
+        self._gives_back = False
 
     def forward(
         self, inputs: Batch, pull: Batch | None = None, whole: tuple[Batch, Batch] | None = None
@@ -60,7 +62,10 @@ class ForwardPass(nn.Module):
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """The objective's loss, in full precision."""
         with torch.autocast(next(iter(outputs.values())).device.type, enabled=False):
-            return self.objective.loss(outputs, inputs)
+            losses = self.objective.loss(outputs, inputs)
+        if not self._gives_back:
+            return losses
+        return {key: value if key == "loss" else value.detach().clone() for key, value in losses.items()}
 
     def collect_shards(self, autocast: Context = nullcontext) -> None:
         """Let FSDP2 collect the shards for what is called outside of `forward`; call it once they are made.
@@ -68,7 +73,7 @@ class ForwardPass(nn.Module):
         Args:
             autocast: context of `forward`, which nothing else wraps.
         """
-        self.autocast = autocast
+        self.autocast, self._gives_back = autocast, True
         for method in ("predict", "loss"):
             register_fsdp_forward_method(self, method)
 

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import mmssl
+from mmssl.batch import Batch
 from mmssl.build import build
 from mmssl.errors import RecipeError
 from mmssl.objectives.base import Objective
@@ -28,7 +29,16 @@ from mmssl.training.loop import fit
 from mmssl.training.step import ForwardPass, accumulated_backward
 
 ROWS = 8
-TASKS: dict[str, type[Objective]] = {"denoise": Denoise, "pull": Pull}
+
+
+class Logged(Pull):
+    """It logs a view of a weight, whose memory FSDP2 gives back."""
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        return super().loss(outputs, inputs) | {"scale": self.scale[0]}
+
+
+TASKS: dict[str, type[Objective]] = {"denoise": Denoise, "pull": Logged}
 
 
 def _task(name: str) -> Objective:
@@ -42,7 +52,8 @@ def _gradients(passes: ForwardPass, parts: int, rank: int = 0, world: int = 1) -
     own = {"image": images[rank * local : (rank + 1) * local]}
     task = passes.objective
     inputs = task.transform(own, Draws(0, 0, local, share=rank, shares=world))
-    accumulated_backward(passes, inputs, parts)
+    logs = accumulated_backward(passes, inputs, parts)
+    assert float(logs.get("scale", 1.0)) == 1.0
     gradients = {}
     for name, parameter in task.named_parameters():
         assert parameter.grad is not None, name
