@@ -125,6 +125,12 @@ def test_what_every_task_hides_stays_hidden(name):
     assert [str(leak.text) for leak in found if leak.leaks] == []
 
 
+@pytest.mark.long
+def test_rows_of_a_network_of_waveforms_are_asked_too():
+    objective, batch = built("wav2vec2")
+    assert [leak.largest for leak in leaks(objective, batch)] == [0, 0]
+
+
 def test_batch_normalization_explains_what_training_mixes():
     objective, batch = built("rotation")
     evaluated, trained = between_rows(objective, batch)

@@ -44,6 +44,9 @@ class WaveTransformer(TransformersNetwork):
         super().__init__()
         self.model = f"transformers/{name}"
         self.net, self.kwargs = build(name, pretrained, kwargs, fixed=FIXED)
+        # In training the library makes its input a leaf that asks for a gradient, which nobody reads and which refuses
+        # an input that was computed.
+        self.net.feature_extractor._requires_grad = False
         config = self.net.config
         if getattr(config, "add_adapter", False):
             raise RecipeError(f"{self.model}: add_adapter shortens the output of the encoder; set it to false")
