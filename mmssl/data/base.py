@@ -46,7 +46,7 @@ class MapSource:
         return (self.row(index)[column] for index in range(len(self)))
 
     def distinct(self, column: str) -> Iterator[Any]:
-        """Different cells of a column, in no order; those that are lists may come more than once."""
+        """All cells of a column that differ, in no order; where that takes reading each, some come more than once."""
         return self.values(column)
 
     def class_names(self, column: str) -> list[str] | None:

@@ -71,7 +71,9 @@ class StreamSource:
 
     def distinct(self, column: str) -> Iterator[Any]:
         """See `MapSource`."""
-        if len(names := stored([column], self.merged)) > 1:
+        # What is read sample by sample has types only then: a shard's class may be a number here and a name there.
+        tables = self.loaded._ex_iterable.iter_arrow is not None
+        if len(names := stored([column], self.merged)) > 1 or not tables:
             yield from self.values(column)
         else:
             with explained(self.name):

@@ -67,5 +67,5 @@ def _knots(like: Tensor) -> tuple[Tensor, Tensor]:
     frequencies = torch.linspace(0, REACH, KNOTS, dtype=like.dtype, device=like.device)
     step = REACH / (KNOTS - 1)
     ends = torch.ones_like(frequencies)
-    ends[0] = ends[-1] = 0.5
+    ends[:: KNOTS - 1].fill_(0.5)
     return frequencies, 2 * step * ends * (-frequencies.square() / 2).exp()

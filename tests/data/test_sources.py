@@ -253,5 +253,5 @@ def test_different_cells_are_found_without_reading_each_as_an_object(tmp_path, s
     assert next(source.distinct("tags")) == [1]
     write_shards(tmp_path / "shards", shards=2, rows=6)
     shards = open_source(Data(source=str(tmp_path / "shards"), streaming=streaming))
-    assert sorted(shards.distinct("cls")) == [0, 1, 2]
+    assert {*shards.distinct("cls")} == {0, 1, 2}
     assert len([*shards.distinct("png")]) == 12  # one of several columns

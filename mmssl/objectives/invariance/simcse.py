@@ -91,7 +91,7 @@ class SimCSE(Objective):
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """Cross-entropy of equation 4 over the global batch; accuracy: how often the second reading is the nearest."""
         first, second = outputs["z"].unbind(1)
-        scale = first.new_tensor(1 / self.temperature)
+        scale = first.new_full((), 1 / self.temperature)
         loss, accuracy, _ = info_nce(first, second, scale, back=False)
         return {"loss": loss, "accuracy": accuracy, "spread": spread(outputs["z"])}
 
