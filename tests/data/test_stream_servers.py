@@ -73,6 +73,7 @@ def sent(server):
     return sum(size for _, _, size in server.asked)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_files_at_addresses_are_those_on_disk(kind, server):
     make_files(kind, server.folder, files=8)
@@ -82,6 +83,7 @@ def test_files_at_addresses_are_those_on_disk(kind, server):
         assert [sorted(batch["text"].tolist()) for batch in there] == [sorted(b["text"].tolist()) for b in here]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_every_byte_is_asked_for_once_an_epoch_and_none_before_the_step_again(kind, server, tmp_path):
     make_files(kind, server.folder, files=8)
@@ -102,6 +104,7 @@ def test_every_byte_is_asked_for_once_an_epoch_and_none_before_the_step_again(ki
         assert len(heads) <= 2
 
 
+@pytest.mark.long
 def test_an_index_of_webdataset_tells_how_many_rows_there_are(server):
     make_files("tar", server.folder, files=8)
     assert load(address(server, "tar")).steps_per_epoch is None
@@ -116,6 +119,7 @@ def test_an_index_of_webdataset_tells_how_many_rows_there_are(server):
         list(load(address(server, "tar")).batches(0, PER_EPOCH + 1))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_the_run_waits_for_a_server_that_fails_and_says_so(kind, server, caplog):
     make_files(kind, server.folder, files=8)
@@ -141,6 +145,7 @@ def test_a_server_that_goes_on_failing_ends_the_run_in_one_sentence(server):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.long
 def test_a_server_that_falls_silent_is_asked_again(server, monkeypatch):
     monkeypatch.setattr(ranges, "SILENCE", 0.3)
     make_files("parquet", server.folder, files=8)

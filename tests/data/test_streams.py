@@ -127,6 +127,7 @@ def total(found):
     return sum(stop - start for _, start, stop in found)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_readers_read_what_reading_from_first_to_last_does(kind, tmp_path):
     make_files(kind, tmp_path, missing=() if kind == "csv" else (3, 100, 319))
@@ -145,6 +146,7 @@ def test_readers_read_what_reading_from_first_to_last_does(kind, tmp_path):
                 assert list(reader.read(start)) == whole[start:]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_number_of_processes_gives_the_same_run(kind, tmp_path):
     make_files(kind, tmp_path)
@@ -186,6 +188,7 @@ def test_what_readers_give_is_what_they_have(rows):
             assert all(one <= size for one, size in zip(given, sizes, strict=True))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_the_bytes_of_all_processes_are_the_data_once(kind, tmp_path, read_bytes):
     make_files(kind, tmp_path / "data")
@@ -202,6 +205,7 @@ def test_the_bytes_of_all_processes_are_the_data_once(kind, tmp_path, read_bytes
         assert max(own) < 1.05 * size / shares
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_resuming_goes_where_it_was(kind, tmp_path, read_bytes):
     make_files(kind, tmp_path / "data")

@@ -152,6 +152,7 @@ def test_a_teacher_is_left_as_it_is() -> None:
     assert len(blocks) == len(blocks_of(task)) / 2 == 6
 
 
+@pytest.mark.long
 def test_a_network_without_blocks_is_refused_when_it_is_built() -> None:
     tree = RECIPE | {"encoders": {"image": {"model": "timm/vgg11"}}, "objective": {"name": "rotation"}}
     recipe = load(tree, {"training.checkpointing": True, "data.image.size": 32})

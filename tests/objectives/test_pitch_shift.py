@@ -36,6 +36,7 @@ def test_a_tone_is_heard_at_each_pitch_for_the_same_time():
     torch.testing.assert_close(inputs["audio"].square().mean(2), torch.full((3, 5), 0.01))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("double")
 def test_no_sample_is_heard_twice_and_all_shifts_hear_the_same_moments():
     objective = task()
