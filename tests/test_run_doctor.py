@@ -105,6 +105,7 @@ def test_each_damage_is_one_sentence_with_the_way_out(run: Path, name: str) -> N
     assert len(problems) <= 2  # the cause, and what cannot be asked for that
 
 
+@pytest.mark.long
 def test_several_damages_are_all_named(run: Path) -> None:
     (run / "report.html").unlink()
     (run / "probes.json").write_text("{")
@@ -114,6 +115,7 @@ def test_several_damages_are_all_named(run: Path) -> None:
     assert re.search(r"^resume +not as it is, see below$", report, re.MULTILINE)
 
 
+@pytest.mark.long
 def test_a_checkpoint_whose_bits_have_changed_is_not_resumed(run: Path) -> None:
     turn_a_bit(state(run) / "optimizer.safetensors")
     with pytest.raises(RunError, match=r"optimizer.safetensors is damaged: its bits are others"):
@@ -130,6 +132,7 @@ def test_the_ways_out_work(run: Path) -> None:
     assert examine_run(run)[1]
 
 
+@pytest.mark.long
 def test_a_run_without_a_checkpoint_and_one_in_use_are_no_damage(run: Path) -> None:
     shutil.rmtree(run / "state")
     with locked(run):
@@ -140,6 +143,7 @@ def test_a_run_without_a_checkpoint_and_one_in_use_are_no_damage(run: Path) -> N
     assert whole  # as published runs are
 
 
+@pytest.mark.long
 def test_the_command_line_says_it_with_its_exit_code(run: Path) -> None:
     runner = CliRunner()
     (run / "report.html").unlink()

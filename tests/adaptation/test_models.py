@@ -29,6 +29,7 @@ def run(tmp_path_factory):
     return mmssl.run(RECIPE | {"probes": PROBES}, out=tmp_path_factory.mktemp("models") / "run", quiet=True)
 
 
+@pytest.mark.long
 def test_a_run_its_path_its_encoder_and_its_task_give_one_table(run):
     common = {"label": "color", "probe": "ridge", "seeds": 1, "limit": 64}
     decoding = run.decoding("image")
@@ -45,6 +46,7 @@ def test_a_run_its_path_its_encoder_and_its_task_give_one_table(run):
     assert tables[0].row("random").metrics != tables[0].rows[0].metrics
 
 
+@pytest.mark.long
 def test_a_recipe_asks_for_several_probes_and_all_answers_are_kept(run):
     tables = {table["probe"]: Table.from_json(table) for table in run.probes}
     assert {name: table.target for name, table in tables.items() if name != "ridge"} == {
@@ -63,6 +65,7 @@ def test_a_recipe_asks_for_several_probes_and_all_answers_are_kept(run):
     assert "Not measured" not in card
 
 
+@pytest.mark.long
 def test_a_recipe_s_table_is_that_of_the_call(run):
     (stored,) = [table for table in run.probes if table["label"] == "shape"]
     again = mmssl.adapt(run, label="shape", k=(9, 3), limit=64)
@@ -86,6 +89,7 @@ def test_tables_of_a_run_are_written_into_it_and_the_same_question_once(tmp_path
     assert len(list((tmp_path / "run" / "features").iterdir())) == 2 * 3
 
 
+@pytest.mark.long
 def test_a_run_in_the_cache_of_the_hub_stays_as_it_is(run, tmp_path, monkeypatch):
     monkeypatch.setattr("mmssl.transfer.HF_HUB_CACHE", str(run.directory.parent))
     before = {path: path.stat().st_mtime_ns for path in run.directory.rglob("*")}
@@ -132,6 +136,7 @@ def test_options_can_be_set_from_the_command_line():
     assert recipe.load(loaded.model_dump(mode="json", exclude_none=True)) == loaded
 
 
+@pytest.mark.long
 def test_networks_that_a_probe_cannot_take_are_named(run):
     with pytest.raises(RecipeError, match=r"give the task: run\.objective"):
         mmssl.adapt(run.encoders["image"], "toy", probe="retrieval")

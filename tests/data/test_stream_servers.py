@@ -132,6 +132,7 @@ def test_the_run_waits_for_a_server_that_fails_and_says_so(kind, server, caplog)
     assert any("of 8" in line and f"127.0.0.1:{server.server_port}/part-" in line for line in said)
 
 
+@pytest.mark.long
 def test_a_server_that_goes_on_failing_ends_the_run_in_one_sentence(server):
     make_files("parquet", server.folder, files=8)
     loader = load(address(server, "parquet"))
