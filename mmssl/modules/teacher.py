@@ -38,10 +38,15 @@ class Teacher(nn.ModuleDict):
             students: name -> module.
         """
         if number == 0:
-            for name, student in students.items():
-                own = dict(self[name].named_parameters()) | dict(self[name].named_buffers())
-                for path, value in (*student.named_parameters(), *student.named_buffers()):
-                    own[path].copy_(value)
+            self.renew(students)
+
+    @torch.no_grad()
+    def renew(self, students: Mapping[str, nn.Module]) -> None:
+        """Be what the students are now: their parameters and buffers."""
+        for name, student in students.items():
+            own = dict(self[name].named_parameters()) | dict(self[name].named_buffers())
+            for path, value in (*student.named_parameters(), *student.named_buffers()):
+                own[path].copy_(value)
 
     @torch.no_grad()
     def follow(self, students: Mapping[str, nn.Module], momentum: float) -> None:

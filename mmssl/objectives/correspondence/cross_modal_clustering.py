@@ -101,8 +101,7 @@ class CrossModalClustering(TwoSides):
             return
         if step.sharded:
             raise RecipeError("cross_modal_clustering copies whole networks, and these are sharded; use DDP for it")
-        for key, side in self.sides.items():
-            self.copy[key].load_state_dict(side.encoder.state_dict())
+        self.copy.renew({key: side.encoder for key, side in self.sides.items()})
         share, shares = process_share()
         found: dict[str, list[Tensor]] = {key: [] for key in SIDES}
         for number, batch in enumerate(step.data()):

@@ -103,8 +103,7 @@ class DeepCluster(MultiCrop):
             return
         if step.sharded:
             raise RecipeError("deepcluster copies whole networks, and these are sharded; use DDP for it")
-        for name, module in self._student().items():
-            self.copy[name].load_state_dict(module.state_dict())
+        self.copy.renew(self._student())
         self.codebook.fit(self._vectors_of_all(step), self.points)
 
     def _vectors_of_all(self, step: Step) -> Iterator[Tensor]:
