@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -33,7 +34,8 @@ def locked(directory: Path, *, instead: str = "choose another --out") -> Iterato
     new = not os.path.exists(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _take(lock, own, instead)
+        with _alone(directory):
+            _take(lock, own, instead)
     except OSError as error:
         if new:
             with suppress(OSError):
@@ -52,12 +54,24 @@ def holder(directory: Path) -> str | None:
     return None if found is None or _gone(found) else _in_words(found)
 
 
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Only one process of this machine at a time, so that none takes a living lock for the dead one it has read."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # no such locks on this file system
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _take(lock: Path, own: dict[str, Any], instead: str) -> None:
     # Written under a name of its own first, so that nobody reads half of it.
     mine = lock.with_name(f"{LOCK}.{own['host']}.{own['process']}")
     for other in lock.parent.glob(f"{LOCK}.*"):  # of processes that were killed while they took the lock
         owner = other.name.removeprefix(f"{LOCK}.{own['host']}.")
-        if owner == "stale" or (owner.isdecimal() and not is_alive(int(owner), began(int(owner)))):
+        if owner.isdecimal() and not is_alive(int(owner), began(int(owner))):
             other.unlink(missing_ok=True)
     try:
         mine.write_text(json.dumps(own), encoding="utf-8")
@@ -72,13 +86,7 @@ def _take(lock: Path, own: dict[str, Any], instead: str) -> None:
                         f"{lock.parent}: {_in_words(found)}; wait for it or {instead} (if that "
                         f"machine is gone, delete {lock})"
                     ) from None
-                # Of several that find a dead holder, one renames its lock, and all try again.
-                stale = mine.with_suffix(".stale")
-                try:
-                    lock.rename(stale)
-                    stale.unlink()
-                except FileNotFoundError:
-                    continue
+                lock.unlink(missing_ok=True)
     finally:
         mine.unlink(missing_ok=True)
 
