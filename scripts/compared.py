@@ -16,7 +16,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from tables import RESULTS, write_tables
+from tables import RESULTS, spread, write_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / "build" / "compared"
@@ -35,22 +35,29 @@ COMPARISONS: dict[str, dict[str, Any]] = {
         **{"data": "$MMSSL_DATA/emoji", "label": "category", "groups": "concept"},
         **{"size": 32, "budget": "steps=800", "encoder": CNN},
     },
+    "toy_shape": {"data": "toy", "label": "shape", "size": 32, "budget": "steps=400", "audit": False, "encoder": CNN},
     **{
-        f"toy_{factor}": {"data": "toy", "label": factor, "size": 32, "budget": "steps=800", "encoder": CNN}
-        for factor in ("shape", "color")
+        f"toy_{factor}": {"runs": "toy_shape", "label": factor, "audit": False}
+        for factor in ("color", "texture", "count")
     },
+    "toy_position": {"runs": "toy_shape", "label": "position", "probe": "ridge", "shots": [], "audit": False},
 }
+FACTORS = [name for name in COMPARISONS if name.startswith("toy_")]
 
 
 def command(name: str) -> str:
     """The comparison as `mmssl compare` is called."""
     words = ["mmssl", "compare"]
     for key, value in COMPARISONS[name].items():
-        if value is False:
+        if key == "runs":
+            words += [f"build/compared/{value}/runs/*-[0-2]"]
+        elif value is False:
             words.append(f"--no-{key}")
+        elif key == "shots":
+            words += ["--shots", ",".join(map(str, value)) or "0"]
         else:
             words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
-    return " ".join(word if word.startswith("$") else shlex.quote(word) for word in words)
+    return " ".join(word if word.startswith(("$", "build")) else shlex.quote(word) for word in words)
 
 
 def write(name: str) -> None:
@@ -64,6 +71,32 @@ def write(name: str) -> None:
         depth_curves(found).savefig(RESULTS.parent / f"{name}_depths.png", dpi=120)
         drawn = f"![{found.main} by depth, shallow on the left]({name}_depths.png)"
         write_tables(name, f"{found.markdown()}\n\n{found.sentence.partition(' Next:')[0]}\n\n{notes}\n\n{drawn}")
+
+
+def write_factors() -> None:
+    """What each task keeps of the toy world, a factor a column, between the marks of `toy`."""
+    import mmssl
+    from mmssl.comparison.comparison import title_of
+    from mmssl.comparison.plan import UNTRAINED
+
+    found = {name.partition("_")[2]: mmssl.Comparison.read(HOME / name) for name in FACTORS if (HOME / name).exists()}
+    rows = [["", *found], ["---"] * (1 + len(found))]
+    for line in next(iter(found.values())).cells:
+        row = [title_of(line)]
+        for one in found.values():
+            if line not in one.cells:
+                row.append("")
+                continue
+            scale, gain = 100 if one.percent else 1, ""
+            if line != UNTRAINED:
+                difference = one.difference(line, UNTRAINED, one.main)
+                gain = f" ({scale * difference.mean:+.{1 if one.percent else 3}f}{'*' if difference.told else ''})"
+            values = [scale * value for value in one.values(line, one.main)]
+            row.append(spread(values, 1 if one.percent else 3) + gain)
+        rows.append(row)
+    constant = [one.cells[UNTRAINED][0]["constant"][one.main] * (100 if one.percent else 1) for one in found.values()]
+    rows.append(["constant answer", *(f"{value:.1f}" for value in constant)])
+    write_tables("toy", "\n".join(f"| {' | '.join(row)} |" for row in rows))
 
 
 def main() -> None:
@@ -83,9 +116,16 @@ def main() -> None:
         if not given.table:
             import mmssl
 
-            tasks = given.tasks.split(",") if given.tasks else None
-            mmssl.compare(**COMPARISONS[name], tasks=tasks, out=HOME / name, jobs=given.jobs)
-        write(name)
+            called = dict(COMPARISONS[name])
+            if whose := called.get("runs"):
+                called["runs"] = sorted((HOME / whose / "runs").glob("*-[0-2]"))
+            else:
+                called["tasks"] = given.tasks.split(",") if given.tasks else None
+            mmssl.compare(**called, out=HOME / name, jobs=given.jobs)
+        if name in FACTORS:
+            write_factors()
+        else:
+            write(name)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -205,7 +206,9 @@ class Comparison:
         if UNTRAINED not in self.cells:
             return text + "the untrained network was not measured."
         gain = self.difference(best, UNTRAINED, self.main)
-        interval = f"95 % interval {self._number(gain.low)} to {self._number(gain.high)}"
+        interval = "one seed tells no spread"
+        if math.isfinite(gain.low):
+            interval = f"95 % interval {self._number(gain.low)} to {self._number(gain.high)}"
         if not gain.told:
             text += f"which cannot be told from the untrained network ({self._number(gain.mean)}, {interval})."
         else:
@@ -298,8 +301,8 @@ class Comparison:
             return ""
         gain = self.difference(line, UNTRAINED, self.main)
         scale, digits = (100, 1) if self.percent else (1, 3)
-        low, high = (f"{scale * value:+.{digits}f}" for value in (gain.low, gain.high))
-        return f"{scale * gain.mean:+.{digits}f} ({low} to {high})"
+        mean, low, high = (f"{scale * value:+.{digits}f}" for value in gain)
+        return f"{mean} ({low} to {high})" if math.isfinite(gain.low) else mean
 
     def notes(self) -> list[str]:
         """How to read the table."""

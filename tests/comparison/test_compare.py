@@ -110,6 +110,17 @@ def test_the_most_labels_choose_the_depth_of_the_fewest():
     assert [found.depth("rotation", measure) for measure in measures] == ["stem", "pooled", "pooled"]
 
 
+def test_one_seed_of_values_has_no_interval():
+    scores = {"ridge": {"pooled": 0.5}}
+    cell = {"scores": scores, "validation": scores, "metric": {"percent": False}, "monitors": {"effective_rank": 1.0}}
+    cells = {"rotation": [cell], "untrained": [cell | {"scores": {"ridge": {"pooled": 0.25}}}]}
+    plan = Plan({"source": "toy"}, "position", "image", tasks={"rotation": {}}, probe="ridge", shots=(), seeds=(0,))
+    found = mmssl.Comparison(plan, Path("here"), cells, {key: [{}] for key in cells}, {})
+    assert "(+0.250, one seed tells no spread)" in found.sentence
+    assert "inf" not in found.sentence
+    assert found._gain("rotation") == "+0.250"
+
+
 def test_a_comparison_that_was_cut_short_ends_in_the_same_table(compared):
     again = mmssl.Comparison.read(compared.out)
     table, sentence = again.table(), again.sentence

@@ -18,27 +18,27 @@ import numpy as np
 from mmssl.data.base import MapSource
 from mmssl.data.toy.caption import describe, tell
 from mmssl.data.toy.picture import inside, render
-from mmssl.data.toy.scene import COLORS, MOTIONS, Dice, Scene, draw_scene, impacts
+from mmssl.data.toy.scene import COLORS, MOTIONS, TEXTURES, Dice, Scene, draw_scene, impacts
 from mmssl.data.toy.shapes import SHAPES
 from mmssl.data.toy.sound import synthesize
 from mmssl.errors import DataError, nearest
 
 SPLITS = ("train", "validation", "test")
-CLASSES = {"shape": SHAPES, "color": tuple(COLORS), "motion": tuple(MOTIONS)}
+CLASSES = {"shape": SHAPES, "color": tuple(COLORS), "texture": TEXTURES, "motion": tuple(MOTIONS)}
 
 
 class ToySource(MapSource):
     """Rows of the toy world, rendered when a cell is read.
 
     Columns: `image` uint8 (size, size, 3); `text` str, one sentence; `video` `{"frames": uint8 (T, S, S, 3), "fps"}`;
-    `audio` `{"array": float32 (N,), "sampling_rate"}`, on one clock with the video; the labels `shape`, `color` (of
-    the largest body) and `motion` (how fast everything bounces), as names; `events`, a JSON list of impacts with the
-    keys `time` in seconds, `body`, `speed` and `surface`; `story` str, two to four sentences that hang together;
-    `shapes` and `colors`, of all bodies, as sorted lists of names; of the largest body `size` float, the square root of
-    half its area, and `position`, x and y of its center in the picture, in picture widths, y downwards; `count` int, of
-    bodies; `mask` uint8 (size, size), 0 where the room is seen and 1 to 8 where a body is, the number of its shape in
-    `SHAPES` from 1; `boxes`, [left, top, right, bottom] of each body in pixels of the picture, back to front, and
-    `classes`, their shapes.
+    `audio` `{"array": float32 (N,), "sampling_rate"}`, on one clock with the video; the labels `shape`, `color` and
+    `texture` (of the largest body) and `motion` (how fast everything bounces), as names; `events`, a JSON list of
+    impacts with the keys `time` in seconds, `body`, `speed` and `surface`; `story` str, two to four sentences that hang
+    together; `shapes` and `colors`, of all bodies, as sorted lists of names; of the largest body `size` float, the
+    square root of half its area, and `position`, x and y of its center in the picture, in picture widths, y downwards;
+    `count` int, of bodies; `mask` uint8 (size, size), 0 where the room is seen and 1 to 8 where a body is, the number
+    of its shape in `SHAPES` from 1; `boxes`, [left, top, right, bottom] of each body in pixels of the picture, back to
+    front, and `classes`, their shapes.
 
     Args:
         split: `train`, `validation` or `test`; no two share a scene.
@@ -55,7 +55,7 @@ class ToySource(MapSource):
     """
 
     columns: tuple[str, ...] = (
-        *("image", "text", "audio", "video", "shape", "color", "motion", "events", "story"),
+        *("image", "text", "audio", "video", "shape", "color", "texture", "motion", "events", "story"),
         *("shapes", "colors", "size", "position", "count", "mask", "boxes", "classes"),
     )
 
@@ -105,7 +105,7 @@ class ToySource(MapSource):
                 return describe(scene, dice)
             case "story":
                 return tell(scene, dice)
-            case "shape" | "color":
+            case "shape" | "color" | "texture":
                 return getattr(scene.subject, column)
             case "motion":
                 return scene.motion
