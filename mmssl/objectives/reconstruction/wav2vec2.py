@@ -12,10 +12,10 @@ frames.
 
 Known traps. Negatives are hidden frames of the same sound, never seen ones, and never the frame itself; one with the
 very codes of the right answer is none, and is left out. So a codebook that collapses makes the loss fall to nothing,
-and any accuracy rise: read `ranking`, which a tie leaves at one half, and `perplexity`, which falls to the number of
-groups. The probability that the configurations call 0.65 hides 49 % of the frames, because spans overlap. The diversity
-loss is of the mean code over the whole batch, and its share of the loss does not depend on the number of frames. The
-frames that are quantized are those before the mask.
+and any accuracy rise: read `ranking`, which a tie leaves at one half, and `perplexity`, which falls to 1. The
+probability that the configurations call 0.65 hides 49 % of the frames, because spans overlap. The diversity loss is of
+the mean code over the whole batch, and its share of the loss does not depend on the number of frames. The frames that
+are quantized are those before the mask.
 """
 
 from __future__ import annotations
@@ -136,15 +136,19 @@ class Wav2Vec2(MaskedFrames):
         }
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
-        """The contrastive loss, a mean over the hidden frames of the global batch, and the diversity loss."""
+        """The contrastive loss, a mean over the hidden frames of the global batch, and the diversity loss.
+
+        `perplexity` is that of the codes of a group, a mean over the groups: V where all are used alike, 1 where each
+        group has one code for all frames. Published curves show the sum over the groups.
+        """
         chosen, count = inputs["chosen"], inputs["hidden_frames"]
-        groups, codes = outputs["usage"].shape[1:]
+        codes = outputs["usage"].shape[2]
         number = gather(chosen.sum(1)).sum().clamp(min=1)
         share = gather(outputs["usage"]).sum(0) / number + 1 / codes
-        perplexity = (-torch.xlogy(share, share).sum(1)).exp().sum()
+        perplexity = (-torch.xlogy(share, share).sum(1)).exp().mean()
         contrastive = mean_over(math.log(1 + self.negatives) - outputs["log_likelihood_ratio"], chosen, count)
         return {
-            "loss": contrastive + self.diversity * (1 - perplexity / (groups * codes)),
+            "loss": contrastive + self.diversity * (1 - perplexity / codes),
             "contrastive": contrastive.detach(),
             "ranking": mean_over(outputs["ranking"].detach(), chosen, count),
             "perplexity": perplexity.detach(),
