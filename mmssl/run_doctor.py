@@ -42,8 +42,8 @@ def examine_run(directory: str | Path, trust: bool = False) -> tuple[str, bool]:
     folder = Path(directory)
     if not (folder / "recipe.yaml").is_file():
         raise RunError(
-            f"{folder}: no run: recipe.yaml is missing; bring it back from a copy (--resume would start anew), or name "
-            "another folder"
+            f"{folder}: no run: recipe.yaml is missing; bring it back from a copy (without it --resume cannot go on), "
+            "or name another folder"
         )
     found = _Folder(folder, trust)
     lines: list[str] = []

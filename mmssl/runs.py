@@ -77,7 +77,8 @@ def run(
     resolved = recipes.load(recipe, set)
     check_probes(resolved, where)
     directory = Path(out) if out else Path("runs") / (Path(where).stem if where != "recipe" else "run")
-    new = not os.path.exists(directory / "recipe.yaml")  # of a name that cannot be one, too
+    # Of a name that cannot be one, too.
+    new = not os.path.exists(directory / "recipe.yaml") and not os.path.exists(directory / "state")
     empty = not os.path.exists(directory)
     with _alone(directory, state), _writing(directory):
         try:
@@ -254,6 +255,11 @@ def _prepare(directory: Path, recipe: Recipe, resume: bool, quiet: bool) -> bool
     stored = directory / "recipe.yaml"
     if not resume and stored.exists():
         raise RunError(f"{directory} already holds a run; add --resume to go on with it, or choose another --out")
+    if not stored.exists() and (last := checkpoint.newest(directory)):
+        raise RunError(
+            f"{directory}: recipe.yaml is missing, and without it {last.name} cannot be gone on from; bring it back, "
+            "as a copy or as the recipe that the run was started with, or choose another --out"
+        )
     if not resume or not stored.exists():
         shutil.rmtree(directory / "tokenizers", ignore_errors=True)  # of a start that came to nothing
         return False

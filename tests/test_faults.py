@@ -132,6 +132,15 @@ def test_a_broken_file_is_one_line_and_shows_in_the_records(tmp_path: Path) -> N
     assert len((tmp_path / "run" / "errors.jsonl").read_text().splitlines()) == 1
 
 
+def test_a_checkpoint_without_its_recipe_is_not_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / "tokenizers").mkdir()
+    (tmp_path / "state" / "step_00000004").mkdir(parents=True)
+    for resume in (True, False):
+        with pytest.raises(RunError, match=r"recipe.yaml is missing, and without it step_00000004 .*bring it back"):
+            mmssl.run(recipe(), out=tmp_path, resume=resume, quiet=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state", "tokenizers"]
+
+
 def test_a_lock_names_its_holder_and_is_taken_over_from_the_dead(tmp_path: Path) -> None:
     with locked(tmp_path):
         with pytest.raises(RunError, match=rf"process {os.getpid()} on {socket.gethostname()} has been writing"):
