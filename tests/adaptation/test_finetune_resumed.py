@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import mmssl
+from mmssl.adaptation.probes import _trained
 from mmssl.adaptation.probes._unfinished import Unfinished
 from mmssl.adaptation.probes.finetune import Finetune
 from mmssl.errors import Interrupted, RecipeError, RunError
@@ -49,6 +50,7 @@ def test_what_was_killed_ends_in_the_same_bits(name, tmp_path, monkeypatch):
             raise Killed
 
     monkeypatch.setattr(checkpoint, "save", counted)
+    monkeypatch.setattr(_trained, "APART", 1)
     kills = 0
     while True:
         try:
@@ -62,6 +64,19 @@ def test_what_was_killed_ends_in_the_same_bits(name, tmp_path, monkeypatch):
     found = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert found[0] == found[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]
+
+
+@pytest.mark.long
+def test_few_steps_are_saved_once_at_their_end(tmp_path, monkeypatch):
+    save, steps = checkpoint.save, []
+
+    def counted(directory, module, optimizer, state, main):
+        steps.append(state["step"])
+        save(directory, module, optimizer, state, main)
+
+    monkeypatch.setattr(checkpoint, "save", counted)
+    tune(tmp_path / "few", baseline=False, lr=(1e-3,), head_steps=0)
+    assert set(steps) == {4}
 
 
 @pytest.mark.long

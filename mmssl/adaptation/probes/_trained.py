@@ -19,12 +19,14 @@ from mmssl.errors import RecipeError
 from mmssl.modules.mode import evaluating
 from mmssl.objectives.base import Chance, Objective
 from mmssl.ops.draws import Draws, mix_seed
-from mmssl.ops.gather import average, process_share
+from mmssl.ops.gather import process_share
 from mmssl.recipe import Optimizer, Schedule, Training
 from mmssl.training.loop import fit
 
 CHECKPOINTS = 10
-"""Of a training that can be resumed."""
+"""Of a training that can be resumed, where it is long."""
+APART = 20
+"""Steps between two of them at least: writing one may take longer than a step."""
 
 
 class Readable(Protocol):
@@ -181,7 +183,7 @@ def train(
     training = Training(
         steps=steps,
         batch_size=batch_size,
-        save_every=max(1, steps // CHECKPOINTS),
+        save_every=max(APART, steps // CHECKPOINTS),
         seed=seed,
         optimizer=Optimizer(lr=lr, weight_decay=weight_decay),
         schedule=Schedule(warmup=steps // 10),
@@ -201,10 +203,6 @@ def train(
             "probe_every": every,
         }
         fit(objective, loader, training, directory, quiet=True, **options)
-    with torch.no_grad():
-        for buffer in objective.buffers():  # statistics of BatchNorm, which a CPU does not synchronize
-            if buffer.is_floating_point():
-                buffer.copy_(average(buffer))
 
 
 def answers(objective: LabeledTask, rows: Readable, batch_size: int) -> Tensor:
