@@ -1,15 +1,20 @@
 """Runs that are killed at random moments and resumed until they end: what they leave equals an undisturbed run.
 
     python scripts/kill_lottery.py                     300 kills
-    python scripts/kill_lottery.py --kills 60 --seed 3
+    python scripts/kill_lottery.py --kills 60 --seed 3 --tasks simclr hubert
+    python scripts/kill_lottery.py --disk              a disk that refuses, in place of kills
 
-Fourteen tasks at toy size, rows decoded in the main process or by two workers, on one and two processes, from the toy
-world and from a folder in which two files are broken. SIGKILL falls at a random moment, or before or after a random
-system call that makes a file, flushes, renames or links it: in the middle of a save, or of a record. Processes are
-forked from one that has imported everything; every seventh run is started by `python -m mmssl` or torchrun.
+Twenty-nine tasks at toy size, rows decoded in the main process or by two workers, on one and two processes, there with
+whole weights and with sharded ones, from the toy world, from a folder in which two files are broken, and streamed from
+tar files with the same. SIGKILL falls at a random moment, or before or after a random system call that makes a file,
+flushes, renames or links it: in the middle of a save, or of a record. Processes are forked from one that has imported
+everything; every seventh run is started by `python -m mmssl` or torchrun.
+
+With `--disk` such a call fails in place of the kill, or from a random moment on no file may grow beyond a random size.
+A run has to survive that, or to end with one sentence, and goes on once there is room.
 
 Compared with the undisturbed run, bit for bit: the weights and the optimizer's state; all that metrics.jsonl holds but
-times; errors.jsonl. And soon after each kill no process of the run is left. The exit status is 1 where
+times; errors.jsonl. And soon after each end no process of the run is left. The exit status is 1 where
 anything differs.
 """
 
@@ -17,13 +22,17 @@ from __future__ import annotations
 
 import argparse
 import collections
+import errno
+import io
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
@@ -46,14 +55,20 @@ import mmssl.audit.verdict
 import mmssl.report.figures
 import mmssl.report.page
 import mmssl.runs
+from mmssl.errors import MmsslError
 from mmssl.registry import components, find
 from mmssl.training import checkpoint
 
 TASKS = (
     *("rotation", "jigsaw", "simclr", "moco", "byol", "dino", "masked_autoencoder", "contrastive", "matching"),
     *("captioning", "masked_language", "causal_language", "replaced_token", "temporal_alignment"),
+    *("instance_discrimination", "deepcluster", "densecl", "lejepa", "data2vec", "ibot", "nnclr", "swav", "simcse"),
+    *("cross_encoder_distillation", "hubert", "wav2vec2", "cross_modal_clustering", "next_sentence", "binding_sources"),
 )
-OF_PICTURES = ("rotation", "jigsaw", "simclr", "moco", "byol", "dino", "masked_autoencoder")
+OF_PICTURES = ("rotation", "jigsaw", "simclr", "moco", "byol", "dino", "masked_autoencoder", "densecl", "ibot", "swav")
+STREAMED = (*OF_PICTURES, "contrastive", "captioning", "masked_language", "replaced_token", "simcse")
+CHANGES = {"deepcluster": {"every": 3}, "cross_modal_clustering": {"every": 3}}
+"""Of a task's settings, so that what it does now and then falls within the few steps."""
 STEPS = 8
 MARK = "MMSSL_LOTTERY"
 CALLS = ("fsync", "rename", "replace", "link", "unlink", "mkdir")
@@ -62,34 +77,49 @@ SECONDS = 60.0
 """In which all processes of a killed run have to be gone."""
 END = 120.0
 """Seconds in which a run ends by itself; the launcher takes its time to stop the others."""
+WORDS = ("red", "blue", "green", "round", "small", "large", "square", "above", "below", "left", "right", "and", "the")
+SAID = 3
+"""Exit status of a process that ended with one sentence."""
 
 
 class Run(NamedTuple):
     """One setting: a toy recipe, its source, and how it is started."""
 
     task: str
-    broken: bool
+    source: str  # `toy`, `folder` or `stream`
     processes: int
     workers: int
     real: bool
+    sharded: bool
 
-    def tree(self, pictures: Path) -> dict[str, Any]:
-        """The recipe."""
+    def tree(self, folder: Path) -> dict[str, Any]:
+        """The recipe; `folder` holds what `make_pictures` and `make_stream` made."""
         path = next(Path(__file__).parent.parent.glob(f"recipes/*/{self.task}_toy.yaml"))
         tree: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
-        tree["data"] |= {"source": str(pictures), "max_bad": 0.9} if self.broken else {"limit": 32}
+        tree["objective"] |= CHANGES.get(self.task, {})
+        if self.source == "toy":
+            for data in [tree["data"]] if "source" in tree["data"] else tree["data"].values():
+                data["limit"] = 32
+        else:
+            tree["data"] |= {"source": str(folder / self.source), "max_bad": 0.9, "streaming": self.source == "stream"}
+            tree["data"] |= {"shuffle_buffer": 16} if self.source == "stream" else {}
+            tree["data"].pop("limit", None)
         training = {"steps": STEPS, "batch_size": 8, "log_every": 2, "save_every": 2, "workers": self.workers}
-        tree["training"] = tree["training"] | training
+        tree["training"] = tree["training"] | training | {"sharded": self.sharded}
         return tree
 
 
 class Fate(NamedTuple):
-    """How a start ends: SIGKILL after so many seconds, or at a call; neither for one that is left alone."""
+    """How a start ends: SIGKILL after so many seconds, or at a call; neither for one that is left alone.
+
+    With `room`, nobody is killed: from then on no file may have more bytes than that, or the call fails.
+    """
 
     seconds: float | None = None
     call: int | None = None
     before: bool = True
     rank: int | None = None  # None for all
+    room: int | None = None
 
 
 def make_pictures(folder: Path) -> Path:
@@ -101,6 +131,25 @@ def make_pictures(folder: Path) -> Path:
         Image.fromarray(dice.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
         if n in (5, 17):
             path.write_bytes(b"no picture")
+    return folder
+
+
+def make_stream(folder: Path) -> Path:
+    """Four tar files of sixteen pictures and their texts each; two of the pictures are none."""
+    folder.mkdir()
+    dice = np.random.default_rng(1)
+    for shard in range(4):
+        with tarfile.open(folder / f"train-{shard}.tar", "w") as tar:
+            for n in range(16):
+                picture = io.BytesIO()
+                Image.fromarray(dice.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(picture, "PNG")
+                words = " ".join(WORDS[int(i)] for i in dice.integers(0, len(WORDS), 6))
+                broken = (shard, n) in ((1, 3), (3, 9))
+                contents = {"png": b"no picture" if broken else picture.getvalue(), "txt": words.encode()}
+                for kind, content in contents.items():
+                    member = tarfile.TarInfo(f"{shard}_{n:02d}.{kind}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
     return folder
 
 
@@ -135,21 +184,37 @@ def fork(run: Run, rank: int, port: int, tree: Path, out: Path, fate: Fate, mark
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": run.processes, "LOCAL_WORLD_SIZE": run.processes}
             os.environ.update({key: str(value) for key, value in place.items()})
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        left = die_at_call(fate.call if fate.rank in (None, rank) else None, fate.before)
+        left = end_at_call(fate.call if fate.rank in (None, rank) else None, fate.before, fate.room is not None)
         mmssl.run(tree, out=out, resume=True, quiet=True)
+        make_room(os.getpid())
         if rank == 0:
             (out.parent / "calls").write_text(str(-left[0]), encoding="utf-8")
         status = 0
-    except BaseException:
+    except BaseException as error:
+        make_room(os.getpid())
+        if isinstance(error, MmsslError) and "\n" not in str(error):
+            status = SAID
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(status)
 
 
-def die_at_call(number: int | None, before: bool) -> list[int]:
+def make_room(pid: int, size: int | None = None) -> None:
+    """No file of a process may have more than so many bytes; None for as many as it likes."""
+    most = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (most if size is None else size, most))
+
+
+def end_at_call(number: int | None, before: bool, refused: bool) -> list[int]:
     """Have this process killed by itself before or after its call of that number, among those that change files.
+
+    Args:
+        number: of the call; None for none.
+        before: whether it dies before the call.
+        refused: that call fails, and nobody is killed.
 
     Returns:
         A count of one: the calls that are left until then; where there is no number, minus those that were made.
@@ -159,6 +224,8 @@ def die_at_call(number: int | None, before: bool) -> list[int]:
     def counted(call: Callable[..., Any]) -> Callable[..., Any]:
         def counting(*arguments: Any, **keywords: Any) -> Any:
             left[0] -= 1
+            if left[0] == 0 and number and refused:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), arguments[0])
             if left[0] == 0 and before and number:
                 os.kill(os.getpid(), signal.SIGKILL)
             result = call(*arguments, **keywords)
@@ -183,8 +250,13 @@ def see_through(run: Run, begun: list[Any], fate: Fate, out: Path) -> tuple[bool
         time.sleep(0.005)
         now = time.monotonic() - began
         if fate.seconds is not None and not killed and now > fate.seconds:
-            killed = True
-            strike(run, list(pending), fate)
+            if fate.room is None:
+                killed = True
+                strike(run, list(pending), fate)
+            else:
+                for pid in pending:
+                    make_room(pid, fate.room)
+                fate = fate._replace(seconds=None)
         for pid in list(pending):
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
@@ -201,7 +273,8 @@ def see_through(run: Run, begun: list[Any], fate: Fate, out: Path) -> tuple[bool
     if run.real:
         for one in begun:
             one.returncode = statuses[one.pid]
-    died = killed or -signal.SIGKILL in statuses.values()
+    said = statuses and fate.room is not None and SAID in statuses.values()
+    died = killed or said or -signal.SIGKILL in statuses.values()
     if not died and any(statuses.values()):
         raise RuntimeError(f"{run}: exit status {statuses}\n{(out.parent / 'log').read_text('utf-8')[-3000:]}")
     return died, not any(statuses.values())
@@ -279,9 +352,14 @@ def differences(a: Any, b: Any, place: str = "") -> list[str]:
     return [] if a == b else [f"{place}: {a} / {b}"[:600]]
 
 
-def draw(dice: random.Random, run: Run, seconds: float, calls: int) -> Fate:
+def draw(dice: random.Random, run: Run, seconds: float, calls: int, disk: bool) -> Fate:
     """When and whom SIGKILL hits: more often early, so that one run is killed many times before it ends."""
     early = dice.random()
+    if disk:
+        room = int(2 ** dice.uniform(0, 21))  # from a byte to more than any weights have
+        if dice.random() < 0.4:
+            return Fate(seconds=early * dice.uniform(0, seconds), room=room)
+        return Fate(call=dice.randint(1, 1 + int(early * calls)), rank=0, room=room)
     if run.real or dice.random() < 0.4:
         imports = 3.0 * run.real
         rank = dice.choice([None, *range(run.processes)]) if run.processes > 1 else None
@@ -294,6 +372,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--disk", action="store_true", help="writes fail, and nobody is killed")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, metavar="TASK")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for kind in ("objective", "encoder", "backbone"):
@@ -306,18 +386,21 @@ def main() -> int:
     slowest, number, told = 0.0, 0, 0
     expected: dict[Run, tuple[dict[str, Any], float, int]] = {}
     with tempfile.TemporaryDirectory() as place:
-        pictures = make_pictures(Path(place) / "pictures")
+        make_pictures(Path(place) / "folder")
+        make_stream(Path(place) / "stream")
 
         def prepare(run: Run, name: str) -> tuple[Path, Path]:
             folder = Path(place) / name
             folder.mkdir()
-            (folder / "recipe.yaml").write_text(yaml.safe_dump(run.tree(pictures)), encoding="utf-8")
+            (folder / "recipe.yaml").write_text(yaml.safe_dump(run.tree(Path(place))), encoding="utf-8")
             return folder / "recipe.yaml", folder / "run"
 
         while tally["kills"] < options.kills:
-            task = TASKS[number % len(TASKS)]
-            broken = task in OF_PICTURES and dice.random() < 0.6
-            run = Run(task, broken, dice.choice([1, 1, 1, 2]), dice.choice([0, 0, 0, 2]), number % 7 == 6)
+            task = options.tasks[number % len(options.tasks)]
+            sources = ["toy", *["folder"] * (task in OF_PICTURES), *["stream"] * (task in STREAMED)]
+            processes, real = dice.choice([1, 1, 1, 2]), number % 7 == 6 and not options.disk
+            sharded = processes > 1 and dice.random() < 0.5
+            run = Run(task, dice.choice(sources), processes, dice.choice([0, 0, 0, 2]), real, sharded)
             alone = run._replace(workers=0, real=False)
             if alone not in expected:
                 tree, out = prepare(alone, f"alone{number}")
@@ -329,7 +412,9 @@ def main() -> int:
             tree, out = prepare(run, f"{number}")
             ended, kills, most = False, 0, 4 if run.real else 20
             while not ended:
-                fate = draw(dice, run, seconds * (2 if run.workers else 1), calls) if kills < most else Fate()
+                fate = Fate()
+                if kills < most:
+                    fate = draw(dice, run, seconds * (2 if run.workers else 1), calls, options.disk)
                 mark = f"{options.seed}.{number}.{kills}.{os.getpid()}"
                 saving = len(list(out.glob("state/.writing_*")))
                 try:
@@ -344,9 +429,15 @@ def main() -> int:
                 kills += died
                 tally["kills"] += died
                 tally["inside a save"] += died and len(list(out.glob("state/.writing_*"))) > saving
-                for what, has in (("workers", run.workers), ("two", run.processes - 1), ("real", run.real)):
+                for what, has in {
+                    "workers": run.workers,
+                    "two": run.processes - 1,
+                    "sharded": run.sharded,
+                    "real": run.real,
+                    "broken": run.source != "toy",
+                    "stream": run.source == "stream",
+                }.items():
                     tally[what] += bool(died and has)
-                tally["broken"] += bool(died and broken)
             else:
                 wrong += [f"{run}, after {kills} kills: {one}" for one in differences(right, traces(out))]
             for one in wrong[told:]:
@@ -356,9 +447,13 @@ def main() -> int:
             tasks.add(task)
             number += 1
             print(f"{tally['kills']:>4} kills, {tally['runs']} runs: {run}", file=sys.stderr, flush=True)
-    print(f"{tally['kills']} kills of {tally['runs']} runs of {len(tasks)} tasks, seed {options.seed}")
-    print(f"  {tally['workers']} with two workers, {tally['two']} on two processes, {tally['real']} of those that were")
-    print(f"  started by python -m mmssl or torchrun, {tally['broken']} with broken files")
+    what = "failed writes" if options.disk else "kills"
+    print(f"{tally['kills']} {what} of {tally['runs']} runs of {len(tasks)} tasks, seed {options.seed}")
+    print(
+        f"  {tally['workers']} with two workers, {tally['two']} on two processes, {tally['sharded']} of these sharded,"
+    )
+    print(f"  {tally['real']} of those that were started by python -m mmssl or torchrun,")
+    print(f"  {tally['broken']} with broken files, {tally['stream']} of them streamed")
     print(f"  {tally['inside a save']} left a checkpoint half-written")
     print(f"  processes of a killed run were gone after {slowest:.1f} s at most")
     print(f"  {len(wrong)} differences from the undisturbed runs")
