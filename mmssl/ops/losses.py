@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.batch import Batch
-from mmssl.ops.gather import gather, own_rows, process_share
+from mmssl.ops.gather import average, gather, own_rows, process_share
 
 KOLEO_EPS = 1e-8
 
@@ -198,13 +198,14 @@ def ranking(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def spread(z: Tensor) -> Tensor:
-    """Standard deviation of the normalized vectors, averaged over dimensions, times sqrt(D), 0-dim.
+    """Standard deviation of the normalized vectors of all processes, averaged over dimensions, times sqrt(D), 0-dim.
 
     1 where they are spread over the whole sphere, 0 where all are the same: the measure of collapse of SimSiam (Chen &
     He 2021, arXiv 2011.10566, section 4.1), whose std is that over sqrt(D). Vectors along one line reach 1 / sqrt(D).
 
     Args:
-        z: (..., D).
+        z: (..., D), as many rows on each process, all of which have to call this.
     """
     flat = F.normalize(z.flatten(0, -2), dim=-1)
-    return flat.std(0, correction=0).mean() * math.sqrt(flat.shape[1])
+    variance = average((flat - average(flat.mean(0))).square().mean(0))
+    return variance.sqrt().mean() * math.sqrt(flat.shape[1])

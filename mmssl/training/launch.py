@@ -19,10 +19,10 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmssl.alive import end_with_launcher
 from mmssl.errors import RecipeError, nearest
+from mmssl.modules.batch_norm import synchronize
 from mmssl.modules.blocks import blocks_of
 from mmssl.objectives.base import Objective
 from mmssl.ops.gather import average, process_share
@@ -118,8 +118,8 @@ def prepare(objective: Objective, training: Training, accelerator: Accelerator) 
     Returns:
         Its forward pass bare; the same as DDP or FSDP2 wrapped it; the optimizer, as accelerate wrapped it.
     """
-    if process_share()[1] > 1:
-        _synchronize_batch_norm(objective, accelerator)
+    if process_share()[1] > 1 and not objective.local_norms:
+        synchronize(objective, accelerator.device)
     objective.to(accelerator.device)
     if is_sharded(training):  # FSDP2 cuts no weights whose channels are last in memory
         objective.to(memory_format=torch.contiguous_format)
@@ -158,15 +158,6 @@ def shard(passes: ForwardPass, optimizer: torch.optim.Optimizer, accelerator: Ac
     after = {id(before[name]): parameter for name, parameter in passes.named_parameters()}
     for group in optimizer.param_groups:
         group["params"] = [after[id(parameter)] for parameter in group["params"]]
-
-
-def _synchronize_batch_norm(objective: Objective, accelerator: Accelerator) -> None:
-    if objective.local_norms or not any(isinstance(module, _BatchNorm) for module in objective.modules()):
-        return
-    if accelerator.device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(objective)
-    else:
-        accelerator.print("BatchNorm is not synchronized on the CPU: statistics are those of each process's rows")
 
 
 @contextmanager
