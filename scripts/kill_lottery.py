@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import collections
 import errno
-import io
 import json
 import os
 import random
@@ -32,7 +31,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 import traceback
@@ -44,10 +42,9 @@ from typing import Any, NamedTuple
 
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", MPLBACKEND="agg", CUDA_VISIBLE_DEVICES="")
 
-import numpy as np
 import torch
 import yaml
-from PIL import Image
+from lottery_runs import TASKS, Run, make_pictures, make_stream, sources_of
 from safetensors.torch import load_file
 
 import mmssl
@@ -59,17 +56,6 @@ from mmssl.errors import MmsslError
 from mmssl.registry import components, find
 from mmssl.training import checkpoint
 
-TASKS = (
-    *("rotation", "jigsaw", "simclr", "moco", "byol", "dino", "masked_autoencoder", "contrastive", "matching"),
-    *("captioning", "masked_language", "causal_language", "replaced_token", "temporal_alignment"),
-    *("instance_discrimination", "deepcluster", "densecl", "lejepa", "data2vec", "ibot", "nnclr", "swav", "simcse"),
-    *("cross_encoder_distillation", "hubert", "wav2vec2", "cross_modal_clustering", "next_sentence", "binding_sources"),
-)
-OF_PICTURES = ("rotation", "jigsaw", "simclr", "moco", "byol", "dino", "masked_autoencoder", "densecl", "ibot", "swav")
-STREAMED = (*OF_PICTURES, "contrastive", "captioning", "masked_language", "replaced_token", "simcse")
-CHANGES = {"deepcluster": {"every": 3}, "cross_modal_clustering": {"every": 3}}
-"""Of a task's settings, so that what it does now and then falls within the few steps."""
-STEPS = 8
 MARK = "MMSSL_LOTTERY"
 CALLS = ("fsync", "rename", "replace", "link", "unlink", "mkdir")
 TIMES = {"samples_per_second", "data_wait", "peak_memory_gib", "eta"}
@@ -77,36 +63,8 @@ SECONDS = 60.0
 """In which all processes of a killed run have to be gone."""
 END = 120.0
 """Seconds in which a run ends by itself; the launcher takes its time to stop the others."""
-WORDS = ("red", "blue", "green", "round", "small", "large", "square", "above", "below", "left", "right", "and", "the")
 SAID = 3
 """Exit status of a process that ended with one sentence."""
-
-
-class Run(NamedTuple):
-    """One setting: a toy recipe, its source, and how it is started."""
-
-    task: str
-    source: str  # `toy`, `folder` or `stream`
-    processes: int
-    workers: int
-    real: bool
-    sharded: bool
-
-    def tree(self, folder: Path) -> dict[str, Any]:
-        """The recipe; `folder` holds what `make_pictures` and `make_stream` made."""
-        path = next(Path(__file__).parent.parent.glob(f"recipes/*/{self.task}_toy.yaml"))
-        tree: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
-        tree["objective"] |= CHANGES.get(self.task, {})
-        if self.source == "toy":
-            for data in [tree["data"]] if "source" in tree["data"] else tree["data"].values():
-                data["limit"] = 32
-        else:
-            tree["data"] |= {"source": str(folder / self.source), "max_bad": 0.9, "streaming": self.source == "stream"}
-            tree["data"] |= {"shuffle_buffer": 16} if self.source == "stream" else {}
-            tree["data"].pop("limit", None)
-        training = {"steps": STEPS, "batch_size": 8, "log_every": 2, "save_every": 2, "workers": self.workers}
-        tree["training"] = tree["training"] | training | {"sharded": self.sharded}
-        return tree
 
 
 class Fate(NamedTuple):
@@ -120,37 +78,6 @@ class Fate(NamedTuple):
     before: bool = True
     rank: int | None = None  # None for all
     room: int | None = None
-
-
-def make_pictures(folder: Path) -> Path:
-    """Twenty-two pictures and two files that are none."""
-    folder.mkdir()
-    dice = np.random.default_rng(0)
-    for n in range(24):
-        path = folder / f"{n:02d}.png"
-        Image.fromarray(dice.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
-        if n in (5, 17):
-            path.write_bytes(b"no picture")
-    return folder
-
-
-def make_stream(folder: Path) -> Path:
-    """Four tar files of sixteen pictures and their texts each; two of the pictures are none."""
-    folder.mkdir()
-    dice = np.random.default_rng(1)
-    for shard in range(4):
-        with tarfile.open(folder / f"train-{shard}.tar", "w") as tar:
-            for n in range(16):
-                picture = io.BytesIO()
-                Image.fromarray(dice.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(picture, "PNG")
-                words = " ".join(WORDS[int(i)] for i in dice.integers(0, len(WORDS), 6))
-                broken = (shard, n) in ((1, 3), (3, 9))
-                contents = {"png": b"no picture" if broken else picture.getvalue(), "txt": words.encode()}
-                for kind, content in contents.items():
-                    member = tarfile.TarInfo(f"{shard}_{n:02d}.{kind}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-    return folder
 
 
 def start(run: Run, tree: Path, out: Path, fate: Fate, mark: str) -> list[subprocess.Popen[bytes] | int]:
@@ -397,10 +324,9 @@ def main() -> int:
 
         while tally["kills"] < options.kills:
             task = options.tasks[number % len(options.tasks)]
-            sources = ["toy", *["folder"] * (task in OF_PICTURES), *["stream"] * (task in STREAMED)]
             processes, real = dice.choice([1, 1, 1, 2]), number % 7 == 6 and not options.disk
             sharded = processes > 1 and dice.random() < 0.5
-            run = Run(task, dice.choice(sources), processes, dice.choice([0, 0, 0, 2]), real, sharded)
+            run = Run(task, dice.choice(sources_of(task)), processes, dice.choice([0, 0, 0, 2]), real, sharded)
             alone = run._replace(workers=0, real=False)
             if alone not in expected:
                 tree, out = prepare(alone, f"alone{number}")
