@@ -29,6 +29,7 @@ def compare(
     test: str | None = None,
     out: str | Path = "comparison",
     size: int | None = None,
+    seconds: float | None = None,
     batch: int = 256,
     probe: str = "logistic",
     shots: Sequence[int] = (10, 100),
@@ -68,6 +69,8 @@ def compare(
         test: rows to be scored on; the source's own test split, or else a fifth of the rows.
         out: folder of the comparison.
         size: side to which pictures and clips are decoded; tasks that cut tiles keep theirs in proportion.
+        seconds: of each sound, that tasks and probes hear; a task hears those of its recipe where left out, which short
+            sounds do not fill.
         batch: encoder samples of a step.
         probe: that learns from few labels; `logistic`, `ridge`, `knn`, `svm`.
         shots: labels a class; none for all labels.
@@ -98,6 +101,8 @@ def compare(
         for name, value in numbers.items():
             if value is not None and value < 1:
                 raise RecipeError(f"{name} = {value}: expected at least 1")
+        if seconds is not None and not seconds > 0:
+            raise RecipeError(f"seconds = {seconds}: expected more than 0")
         if not rates or min(rates) <= 0 or any(k < 1 for k in shots):
             raise RecipeError(f"rates = {list(rates)} and shots = {list(shots)} should be above 0")
         check_keywords(find("probe", probe), {}, f"probe {probe}")
@@ -130,6 +135,7 @@ def compare(
                 "encoder": encoder,
                 "budget": budget,
                 "size": size,
+                "seconds": seconds,
                 "supervised": supervised,
             }
             plan = make_plan(given, label=label, **trained, **asked)

@@ -16,6 +16,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from pitches import write_pitches
 from tables import RESULTS, spread, write_tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +43,22 @@ COMPARISONS: dict[str, dict[str, Any]] = {
     },
     "toy_position": {"runs": "toy_shape", "label": "position", "probe": "ridge", "shots": [], "audit": False},
 }
+NOTES: dict[str, Any] = {"groups": "preset", "shots": [], "audit": False}
+PITCHES: dict[str, Any] = {"runs": "notes_family", "data": "build/compared/pitches", **NOTES}
+COMPARISONS |= {
+    "notes_family": {
+        **{"data": "$MMSSL_DATA/notes", "label": "family", "seconds": 1.28, "budget": "steps=300", "batch": 64},
+        # From the stroke on, and decoded once.
+        **{"set": {"start": "first", "cache": "build/compared/decoded"}, "rates": [1.0, 3.0]},
+        **NOTES,
+        "encoder": {
+            **{"model": "timm/resnet10t", "channels": [16, 32, 64, 128], "stem_width": 8},
+            **{"mels": 64, "n_fft": 1024, "hop": 320},
+        },
+    },
+    "notes_pitch_class": {**PITCHES, "label": "pitch_class"},
+    "notes_height": {**PITCHES, "label": "note", "target": "values", "probe": "ridge"},
+}
 FACTORS = [name for name in COMPARISONS if name.startswith("toy_")]
 
 
@@ -53,8 +70,10 @@ def command(name: str) -> str:
             words += [f"build/compared/{value}/runs/*-[0-2]"]
         elif value is False:
             words.append(f"--no-{key}")
-        elif key == "shots":
-            words += ["--shots", ",".join(map(str, value)) or "0"]
+        elif key in ("shots", "rates"):
+            words += [f"--{key}", ",".join(map(str, value)) or "0"]
+        elif key == "set":
+            words += [word for one in value.items() for word in ("--set", "=".join(one))]
         else:
             words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
     return " ".join(word if word.startswith(("$", "build")) else shlex.quote(word) for word in words)
@@ -115,8 +134,13 @@ def main() -> None:
             continue
         if not given.table:
             import mmssl
+            from mmssl.recipe import Data
 
             called = dict(COMPARISONS[name])
+            if settings := called.pop("set", None):
+                called["data"] = Data(source=called["data"], **settings)
+            if called.get("data") == PITCHES["data"]:
+                write_pitches()
             if whose := called.get("runs"):
                 called["runs"] = sorted((HOME / whose / "runs").glob("*-[0-2]"))
             else:

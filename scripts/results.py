@@ -29,7 +29,7 @@ SEEDS = {
     "simclr_fashion": (0, 1, 2),
     "temporal_alignment_folder": (0,),
     "temporal_alignment_skirmish": (0, 1, 2),
-    "temporal_alignment_shift_skirmish": (0,),
+    "temporal_alignment_shift_skirmish": (0, 1, 2),
     "contrastive_audio_video_skirmish": (0, 1, 2),
 }
 CLIPS = {"train": 400, "test": 150}

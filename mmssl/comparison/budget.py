@@ -50,18 +50,18 @@ class Budget:
             raise RecipeError(f"budget = {text!r} should be one of steps=800, samples=1e6, minutes=5")
         return cls(unit, amount)
 
-    def steps(self, batch: int, seconds: Callable[[], float]) -> int:
+    def steps(self, batch: int, seconds: float) -> int:
         """Optimizer steps of one task.
 
         Args:
             batch: encoder samples of a step.
-            seconds: measures how long a step takes; asked for where the budget is in minutes.
+            seconds: that a step takes; read where the budget is in minutes.
         """
         if self.unit == "steps":
             return max(1, round(self.amount))
         if self.unit == "samples":
             return max(1, round(self.amount / batch))
-        return max(1, round(60 * self.amount / seconds()))
+        return max(1, round(60 * self.amount / seconds))
 
 
 def encoder_samples(objective: Objective, encoder: Encoder, batch: Batch, plain: Batch) -> float:

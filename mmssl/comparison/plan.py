@@ -165,6 +165,7 @@ def make_plan(
     encoder: str | Mapping[str, Any] | None = None,
     budget: str = "steps=800",
     size: int | None = None,
+    seconds: float | None = None,
     supervised: bool = True,
     **others: Any,
 ) -> Plan:
@@ -195,26 +196,35 @@ def make_plan(
     batch = others.get("batch", 256)
     trees: dict[str, dict[str, Any]] = {}
     samples: dict[str, float] = {}
-    wanted = {name: _tree(recipe, given, modality, base, scale) for name, recipe in fitting.items()}
-    sources = [Data.model_validate(tree["data"]) for tree in wanted.values()]
+    wanted = {name: _tree(recipe, given, modality, base, scale, seconds) for name, recipe in fitting.items()}
     network = create(**{**base, "modality": modality, "pretrained": False}) if modality == "video" else None
-    decoding = common_decoding(sources, modality, network)
     failed: list[MmsslError] = []
+    measured: dict[str, tuple[int, float, float]] = {}
+    decoding: Data | None = None
+    # The window of probes is that of most tasks that are left, which is known when each was tried with that of all.
+    while decoding != (common := common_decoding([_data(tree) for tree in wanted.values()], modality, network)):
+        decoding = common
+        for name, tree in list(wanted.items()):
+            try:
+                measured[name] = _measured(tree, modality, name, batch, decoding, spent)
+            except (RecipeError, DataError) as error:
+                if named:
+                    raise
+                failed.append(error)
+                notes.append(f"{name.replace('_', ' ')} is left out: {error}")
+                del wanted[name]
+        if not wanted:
+            if all(isinstance(error, DataError) for error in failed):
+                raise failed[0]
+            raise RecipeError("; ".join(notes))
     for name, tree in wanted.items():
-        try:
-            own, cost, seconds = _measured(tree, modality, name, batch, decoding, spent)
-        except (RecipeError, DataError) as error:
-            if named:
-                raise
-            failed.append(error)
-            notes.append(f"{name.replace('_', ' ')} is left out: {error}")
-            continue
+        own, cost, taken = measured[name]
         if isinstance(source, MapSource) and own > len(source):
             raise RecipeError(
                 f"{given.source} has {len(source)} rows, and a step of {name} takes {own}; lower batch (--batch) to "
                 f"{max(1, int(len(source) * cost))} or less"
             )
-        steps = spent.steps(batch, lambda seconds=seconds: seconds)  # type: ignore[misc]
+        steps = spent.steps(batch, taken)
         tree["training"] |= {
             "steps": steps,
             "batch_size": own,
@@ -223,14 +233,11 @@ def make_plan(
             "schedule": {"warmup": steps // 20},
         }
         trees[name], samples[name] = tree, round(cost, 4)
-    if not trees:
-        if all(isinstance(error, DataError) for error in failed):
-            raise failed[0]
-        raise RecipeError("; ".join(notes))
     if modality in ("audio", "video"):
         how = getattr(decoding, modality)
         told = f"{how.seconds:g} s" if modality == "audio" else f"{how.frames} frames, {how.fps:g} a second,"
-        notes.append(f"probes read {told} of each row for every line; tasks keep the windows of their recipes")
+        kept = "" if seconds and modality == "audio" else "; tasks keep the windows of their recipes"
+        notes.append(f"probes read {told} of each row for every line{kept}")
     notes += _shared(given, source, modality)
     if label is None:
         notes.append("there are no labels, so that tasks are ranked by what needs none, and rates are not tuned")
@@ -267,14 +274,24 @@ def _without_steps(tree: dict[str, Any]) -> dict[str, Any]:
     return {**tree, "tasks": tasks}
 
 
-def _tree(recipe: Recipe, data: Data, modality: str, encoder: Mapping[str, Any], scale: float) -> dict[str, Any]:
+def _data(tree: Mapping[str, Any]) -> Data:
+    return Data.model_validate(tree["data"])
+
+
+def _tree(
+    recipe: Recipe, data: Data, modality: str, encoder: Mapping[str, Any], scale: float, seconds: float | None
+) -> dict[str, Any]:
     """The recipe on other rows, with the common encoder and no probe."""
     tree = recipe.model_dump(mode="json", exclude_none=True)
     kept = {key: tree["data"][key] for key in ("image", "text", "audio", "video", "start") if key in tree["data"]}
     for key in ("image", "video"):
         kept[key]["size"] = round(kept[key]["size"] * scale)
+    if seconds:
+        kept["audio"]["seconds"] = seconds
+    # Where a row begins, and whether it is decoded once, is the recipe's to say unless it is asked for.
+    asked = {"start", "cache", "cache_gb"} & data.model_fields_set
     given = data.model_dump(
-        mode="json", include={"source", "split", "config", "columns", "limit", "max_bad"}, exclude_none=True
+        mode="json", include={"source", "split", "config", "columns", "limit", "max_bad", *asked}, exclude_none=True
     )
     tree["data"] = {**kept, **given}
     name = encoder_of(recipe, modality)
