@@ -50,10 +50,18 @@ def flush(paths: Iterable[Path]) -> None:
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Append whole lines in one write, so that those of several processes never mix."""
+    """Append whole lines in one write, so that those of several processes never mix.
+
+    Raises:
+        OSError: naming the file, whose last line may then be a part of one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    content = "".join(f"{line}\n" for line in lines).encode()
     try:
-        os.write(descriptor, "".join(f"{line}\n" for line in lines).encode())
+        while content:  # a disk that fills up takes a part of it before it refuses
+            content = content[os.write(descriptor, content) :]
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -41,6 +42,8 @@ from mmssl.version import __version__
 FREE_ON_RESUME = {"workers", "log_every", "save_every", "trackers", "accumulate", "checkpointing", "sharded"}
 # Settings that may be changed on the way, which is said: what the advice on a diverged run names, and a longer run.
 STATED_ON_RESUME = {"steps", "epochs", "clip", "precision", "optimizer.lr"}
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""Of a disk that is full or broken, where a write names no file."""
 DATA = "data.json"
 """In a run directory: number of rows and a hash of every source."""
 
@@ -221,11 +224,13 @@ def _writing(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        refused = error.errno in REFUSALS
         name = None if error.filename is None else Path(os.fsdecode(error.filename))
-        if name is None or directory.absolute() not in name.absolute().parents:
+        if not refused if name is None else directory.absolute() not in name.absolute().parents:
             raise
         reason = error.strerror or str(error)
-        raise RunError(f"{directory}: {name} cannot be written: {reason}; choose another --out") from error
+        way_out = "make room and use --resume" if refused else "choose another --out"
+        raise RunError(f"{directory}: {name or 'a file'} cannot be written: {reason}; {way_out}") from error
 
 
 def check_data(directory: Path, digests: Mapping[str, str]) -> None:

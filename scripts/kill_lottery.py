@@ -152,7 +152,9 @@ def end_at_call(number: int | None, before: bool, refused: bool) -> list[int]:
         def counting(*arguments: Any, **keywords: Any) -> Any:
             left[0] -= 1
             if left[0] == 0 and number and refused:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), arguments[0])
+                raise OSError(
+                    errno.ENOSPC, os.strerror(errno.ENOSPC), *(a for a in arguments[:1] if isinstance(a, Path))
+                )
             if left[0] == 0 and before and number:
                 os.kill(os.getpid(), signal.SIGKILL)
             result = call(*arguments, **keywords)

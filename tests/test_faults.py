@@ -32,7 +32,7 @@ from mmssl.recipe import Data
 from mmssl.report.figures import draw_panels
 from mmssl.training import checkpoint
 from mmssl.training.lock import LOCK, locked
-from mmssl.training.progress import truncate_after
+from mmssl.training.progress import Reporter, truncate_after
 
 
 def recipe(source: Path | str = "toy", **training: Any) -> dict[str, Any]:
@@ -233,6 +233,32 @@ def test_a_full_disk_is_named_and_leaves_no_half_files(tmp_path: Path) -> None:
             draw_panels([panel], tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_text() == "before"
+
+
+@pytest.mark.long
+def test_a_disk_that_is_full_in_the_midst_of_a_run_is_one_sentence_and_it_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mmssl.run(recipe(log_every=1), out=tmp_path / "whole", quiet=True)
+    out = tmp_path / "full"
+    log = Reporter.log
+
+    def fills_up(self: Reporter, record: dict[str, Any]) -> None:
+        if record["step"] == 5:
+            with files_up_to((out / "metrics.jsonl").stat().st_size + 20):
+                log(self, record)
+        log(self, record)
+
+    monkeypatch.setattr(Reporter, "log", fills_up)
+    with pytest.raises(RunError, match=r"metrics\.jsonl cannot be written: File too large; make room and use --resume"):
+        mmssl.run(recipe(log_every=1), out=out, quiet=True)
+    assert not (out / "metrics.jsonl").read_text().endswith("\n")  # half of a line
+    monkeypatch.undo()
+    mmssl.run(recipe(log_every=1), out=out, resume=True, quiet=True)
+    files = [load_file(one / "model.safetensors") for one in (tmp_path / "whole", out)]
+    assert all(torch.equal(value, files[1][name]) for name, value in files[0].items())
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [*range(7)]
 
 
 def test_a_lock_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mmssl.atomic import write_text
+from mmssl.atomic import append_lines, write_text
 from mmssl.batch import Batch
 from mmssl.errors import RunError
 from mmssl.objectives.base import Chance
@@ -119,7 +119,7 @@ class Reporter:
     def __init__(self, steps: int, start: int, chance: Chance, path: Path | None, quiet: bool) -> None:
         self.chance = chance
         self.steps = steps
-        self._file = path.open("a", encoding="utf-8") if path else None
+        self._path = path
         self._console = Console(stderr=True, quiet=quiet)
         self._bar: Progress | None = None
         if self._console.is_terminal and not quiet:
@@ -144,8 +144,6 @@ class Reporter:
     ) -> None:
         if self._bar:
             self._bar.stop()
-        if self._file:
-            self._file.close()
 
     def advance(self, step: int) -> None:
         """Move the bar."""
@@ -158,9 +156,8 @@ class Reporter:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Write one line of metrics.jsonl and show it."""
-        if self._file:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+        if self._path:
+            append_lines(self._path, [json.dumps(record)])
         text = describe(record, self.chance)
         if self._bar:
             self._bar.update(self._task, completed=record["step"], description=text)

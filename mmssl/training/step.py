@@ -32,8 +32,6 @@ class ForwardPass(nn.Module):
         super().__init__()
         self.objective = objective
         self.autocast: Context = nullcontext
-        # Whether whole weights are given back after a pass, and with them the memory of a logged view of one.
-        self._gives_back = False
 
     def forward(
         self, inputs: Batch, pull: Batch | None = None, whole: tuple[Batch, Batch] | None = None
@@ -63,8 +61,7 @@ class ForwardPass(nn.Module):
         """The objective's loss, in full precision."""
         with torch.autocast(next(iter(outputs.values())).device.type, enabled=False):
             losses = self.objective.loss(outputs, inputs)
-        if not self._gives_back:
-            return losses
+        # A logged weight is that of this step: the optimizer changes it in place, and FSDP2 gives its memory back.
         return {key: value if key == "loss" else value.detach().clone() for key, value in losses.items()}
 
     def collect_shards(self, autocast: Context = nullcontext) -> None:
@@ -73,7 +70,7 @@ class ForwardPass(nn.Module):
         Args:
             autocast: context of `forward`, which nothing else wraps.
         """
-        self.autocast, self._gives_back = autocast, True
+        self.autocast = autocast
         for method in ("predict", "loss"):
             register_fsdp_forward_method(self, method)
 
