@@ -30,6 +30,7 @@ from mmssl.objectives.invariance.densecl import DenseCL
 from mmssl.objectives.invariance.dino import DINO
 from mmssl.objectives.invariance.ibot import IBOT
 from mmssl.objectives.invariance.instance_discrimination import InstanceDiscrimination
+from mmssl.objectives.invariance.moco import MoCo
 from mmssl.objectives.invariance.nnclr import NNCLR
 from mmssl.objectives.invariance.simclr import SimCLR
 from mmssl.objectives.invariance.simsiam import SimSiam
@@ -96,6 +97,14 @@ class Alike(NNCLR):
     def after_step(self, progress: float) -> None:
         super().after_step(progress)
         self.queue.rows.copy_(self.queue.rows[:1].clone().expand_as(self.queue.rows))
+
+
+class Pulled(MoCo):
+    """MoCo without negatives."""
+
+    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
+        pull = -(outputs["q"] * outputs["k"].detach()).sum(2).mean()
+        return super().loss(outputs, inputs) | {"loss": pull}
 
 
 class PulledTogether(DenseCL):
@@ -279,6 +288,7 @@ RUNS = [
     Planted("data2vec with it", "data2vec_text_toy", 60, "learned", TURNS | CONSTANT),
     Planted("DeepCluster, one cluster for all", "deepcluster_toy", 40, "collapsed", FAST | LARGER, becomes(Lumped)),
     Planted("DeepCluster as published", "deepcluster_toy", 100, "learned", LARGER),
+    Planted("MoCo without negatives", "moco_toy", 60, "collapsed", FAST | LARGER, becomes(Pulled)),
     Planted("DenseCL without negatives", "densecl_toy", 60, "collapsed", FAST | LARGER, becomes(PulledTogether)),
     Planted("DenseCL, no negatives of places", "densecl_toy", 60, "collapsed", FAST | LARGER, becomes(PlacesTogether)),
     Planted(

@@ -17,7 +17,9 @@ which the record of step 0 holds. Three comparisons may show it, each one-sided 
 very rows and draws of step 0 with the trained network, which the last record holds; the last window with the first.
 Shares are compared by Fisher's exact test. A head that was not better than guessing when untrained needs no more than
 the first; embeddings, which tell much untrained, always do, and where they have not become better the run is `unmoved`,
-unless more of the first batch is right now and its rows are too few to tell.
+unless more of the first batch is right now and its rows are too few to tell. Where a queue or a memory holds random
+vectors at first, from which any row is told, the records until it is full are left out, and the first window after them
+stands for the untrained network.
 
 Not better than guessing is `at chance` where the answers would have shown an effect: a fifth of the way from guessing
 to all right, in four of five runs. Below that, and for errors below five records, there are too few to tell.
@@ -135,7 +137,10 @@ def _judge(run: Records, task: str, chance: Chance, rows: int) -> Verdict:
     if alike := _all_alike(run, task, chance, compares=bool(spread.windows)):
         return alike
     levels = {key: level for key, level in chance.levels.items() if task_of(key) == task and last_of(key) != "spread"}
-    every = [_test(Series.of(run, key), level, rows) for key, level in sorted(levels.items(), key=_order)]
+    every = [
+        _test(Series.of(run, key, chance.filled.get(key, 0)), level, rows)
+        for key, level in sorted(levels.items(), key=_order)
+    ]
     every = [test for test in every if test.zs]
     relative = [test for test in every if last_of(test.series.key) == RELATIVE]
     tests = relative or [test for test in every if last_of(test.series.key) != "loss"] or every
@@ -190,7 +195,7 @@ def _all_alike(run: Records, task: str, chance: Chance, compares: bool) -> Verdi
             reason = f"{last_of(key)} {value:.2f}: nearly all rows are of one cluster ({before}"
             return _collapsed(series, task, ONE_CLUSTER, f"{reason}{_records(series.windows[-1])})")
     key = f"{task}/loss" if task else "loss"
-    series, level = Series.of(run, key), chance.levels.get(key)
+    series, level = Series.of(run, key, chance.filled.get(key, 0)), chance.levels.get(key)
     if not compares or not level or not series.windows or series.untrained is None:
         return None
     values = series.values[series.windows[-1]]
@@ -271,6 +276,8 @@ class _Test(NamedTuple):
     def unmoved(self) -> Outcome:
         """Of what has not improved: whether it would have been seen, had it."""
         before, again = self.series.untrained, self.series.again
+        if self.series.filled and len(self.zs) == 1:
+            return "too few answers to tell"
         if before is None or again is None or not is_share(last_of(self.series.key)):
             return "unmoved"
         rose = again > before and not tells(before, self.rows, FALSE_ALARM)
@@ -279,8 +286,8 @@ class _Test(NamedTuple):
     def told_untrained(self, enough: float, *, embeddings: bool) -> bool:
         """Whether the untrained network was, or may have been, better than guessing."""
         series = self.series
-        if series.untrained is None:  # a run of an earlier version: its first window stands for it
-            return embeddings and len(self.zs) > 1 and self.zs[0] > enough
+        if series.untrained is None:  # or it says nothing: the first window stands for it
+            return embeddings and (self.zs[0] > enough if len(self.zs) > 1 else bool(series.filled))
         if embeddings:
             return True
         if is_share(last_of(series.key)):

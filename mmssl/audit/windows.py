@@ -47,19 +47,28 @@ class Series(NamedTuple):
     windows: list[slice]
     untrained: float | None
     again: float | None
+    filled: int = 0
 
     @classmethod
-    def of(cls, run: Records, key: str) -> Series:
-        """Of the entry `key`."""
-        kept = [(record["step"], value) for record in run.steps if (value := finite(record, key)) is not None]
+    def of(cls, run: Records, key: str, filled: int = 0) -> Series:
+        """Of the entry `key`, without the first steps and what is compared with them where those say nothing.
+
+        Args:
+            run: the records.
+            key: of them.
+            filled: steps; see `Chance`.
+        """
+        steps = (record for record in run.steps if record["step"] > filled)
+        kept = [(record["step"], value) for record in steps if (value := finite(record, key)) is not None]
         # Half of a short run, for a loss that still moves; at least five records, to know their scatter.
         size = min(WINDOW, max(5, math.ceil(len(kept) / 2)))
         stops = sorted(range(len(kept), 0, -size))
         if len(stops) > 1 and stops[0] < 3:
             del stops[0]  # one or two left over at the beginning go to the first window
         windows = [slice(start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
-        steps, values = [step for step, _ in kept], [value for _, value in kept]
-        return cls(key, steps, values, windows, finite(run.untrained, key), finite(run.again, key))
+        values = [value for _, value in kept]
+        before = (None, None) if filled else (finite(run.untrained, key), finite(run.again, key))
+        return cls(key, [step for step, _ in kept], values, windows, *before, filled)
 
     def between(self, window: slice) -> str:
         """The steps of a window, in words."""

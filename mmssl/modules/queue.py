@@ -36,6 +36,10 @@ class Queue(nn.Module):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def filled(self, rows: int, *entries: str) -> dict[str, int]:
+        """For `Chance`: entries -> the steps until batches of so many rows have replaced all random vectors."""
+        return dict.fromkeys(entries, -(-len(self) // rows))
+
     def put(self, vectors: Tensor) -> None:
         """Let (n, D) of all processes take the place of the oldest at the next `advance`; in training alone."""
         if self.training:

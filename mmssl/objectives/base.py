@@ -36,10 +36,13 @@ class Chance:
             `relative_error`: its error over that of the best constant.
         metrics: the same for other entries of the loss dictionary, such as `accuracy`. Those named `accuracy` or
             `ranking`, or beginning so, are the better the higher; all others the lower.
+        filled: entry -> steps in which it is measured against vectors that are at first random, from which any row is
+            told; those records say nothing of the network.
     """
 
     loss: float | None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    filled: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def levels(self) -> dict[str, float]:

@@ -145,11 +145,13 @@ class Combine(Objective):
         """The weighted sum, which has no level where tasks take turns; each task's own levels under its name."""
         total: float | None = None if self.takes_turns else 0.0
         metrics: dict[str, float] = {}
+        filled: dict[str, int] = {}
         for name, task in self._each():
             own = task.chance(rows)
             total = None if total is None or own.loss is None else total + self.weights[name] * own.loss
             metrics |= {f"{name}/{key}": value for key, value in own.levels.items()}
-        return Chance(total, metrics)
+            filled |= {f"{name}/{key}": steps for key, steps in own.filled.items()}
+        return Chance(total, metrics, filled)
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:

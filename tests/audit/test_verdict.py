@@ -55,6 +55,28 @@ def test_z_is_that_of_the_binomial():
     )  # its normal approximation
 
 
+@pytest.mark.parametrize(
+    ("later", "count", "outcome"),
+    [
+        ([0.3], 40, "unmoved"),
+        ([0.3, 0.8], 40, "learned"),
+        ([0.3], 5, "too few answers to tell"),
+        ([0.02], 40, "at chance"),
+    ],
+)
+def test_records_of_a_queue_that_holds_random_vectors_say_nothing_of_the_network(later, count, outcome):
+    among = Chance(math.log(64), {"accuracy": 1 / 64}, {"accuracy": 30, "loss": 30})
+    part = count // len(later)
+    history = [{"step": 0, "accuracy": 1.0, "loss": 1.0}, *records([1.0] * 3 + [p for p in later for _ in range(part)])]
+    history = [record | {"spread": 0.5} for record in history]
+    history[-1]["same_rows/accuracy"] = 0.3
+    verdict = only(history, among)
+    assert verdict.outcome == outcome
+    assert verdict.untrained is None
+    told = only(history, Chance(among.loss, among.metrics))
+    assert told.untrained == 1.0
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("count", [20, 33, 400])
 def test_a_run_that_only_guesses_is_at_chance_since_step_0(count, seed):

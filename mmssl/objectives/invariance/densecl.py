@@ -79,7 +79,8 @@ class DenseCL(ShuffledKeys):
     def chance(self, rows: int) -> Chance:
         """One key among K + 1, of an image as of a place; `ranking` is among the keys of the batch."""
         keys = len(self.queue) + 1
-        return Chance(math.log(keys), {"accuracy": 1 / keys, "accuracy_dense": 1 / keys, "ranking": 0.5})
+        levels = {"accuracy": 1 / keys, "accuracy_dense": 1 / keys, "ranking": 0.5}
+        return Chance(math.log(keys), levels, self.queue.filled(rows, "loss", "accuracy", "accuracy_dense"))
 
     def predict(self, inputs: Batch) -> Batch:
         """Unit vectors: `q`, `k` and `mean_k` (B, 1, width), `dense_q` and `dense_k` (B, N, width) of N places.

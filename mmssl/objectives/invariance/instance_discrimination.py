@@ -85,10 +85,13 @@ class InstanceDiscrimination(Objective):
 
     def chance(self, rows: int) -> Chance:
         """Any row of the bank; of `nce` the posterior of a row that is as likely as the noise makes it."""
+        epoch = -(-len(self.bank) // rows)
         if self.form == "softmax":
-            return Chance(math.log(len(self.bank)), {"accuracy": 1 / len(self.bank)})
+            level = 1 / len(self.bank)
+            return Chance(-math.log(level), {"accuracy": level}, {"loss": epoch, "accuracy": epoch})
         m = self.negatives
-        return Chance(math.log(m + 1) + m * math.log1p(1 / m), {"ranking": 0.5})
+        level = math.log(m + 1) + m * math.log1p(1 / m)
+        return Chance(level, {"ranking": 0.5}, {"loss": epoch, "ranking": epoch})
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:

@@ -105,7 +105,7 @@ class MoCo(ShuffledKeys):
         """One key among K + 1; in v3 among those of N rows, in both directions, times 2 T as the loss is."""
         if self.form == "v2":
             keys = len(self.queue) + 1
-            return Chance(math.log(keys), {"accuracy": 1 / keys})
+            return Chance(math.log(keys), {"accuracy": 1 / keys}, self.queue.filled(rows, "loss", "accuracy"))
         return Chance(4 * self.temperature * math.log(rows), {"accuracy": 1 / rows})
 
     def predict(self, inputs: Batch) -> Batch:

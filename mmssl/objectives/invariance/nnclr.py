@@ -69,7 +69,7 @@ class NNCLR(TwoViews):
 
     def chance(self, rows: int) -> Chance:
         """Any of the N rows."""
-        return Chance(math.log(rows), {"accuracy": 1 / rows})
+        return Chance(math.log(rows), {"accuracy": 1 / rows}, self.queue.filled(rows, "loss", "accuracy"))
 
     def predict(self, inputs: Batch) -> Batch:
         """Unit vectors (B, 2, width): `z` of each view, and `p`, what the predictor makes of them."""
