@@ -100,7 +100,9 @@ class CrossModalClustering(TwoSides):
         if step.number % self.every:
             return
         if step.sharded:
-            raise RecipeError("cross_modal_clustering copies whole networks, and these are sharded; use DDP for it")
+            raise RecipeError(
+                "cross_modal_clustering copies whole networks, and these are sharded; set training.sharded=false"
+            )
         self.copy.renew({key: side.encoder for key, side in self.sides.items()})
         share, shares = process_share()
         found: dict[str, list[Tensor]] = {key: [] for key in SIDES}

@@ -94,7 +94,9 @@ class CrossModalDistillation(Objective):
         if step.number:
             return
         if step.sharded:
-            raise RecipeError("cross_modal_distillation asks whole teachers, and these are sharded; use DDP for it")
+            raise RecipeError(
+                "cross_modal_distillation asks whole teachers, and these are sharded; set training.sharded=false"
+            )
         for net in self.teachers.values():
             cast(PictureClassifier, net).load()
         sums = {name: torch.zeros_like(self.get_buffer(f"prior_{name}")) for name in self.heads}

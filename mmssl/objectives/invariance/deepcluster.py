@@ -102,7 +102,7 @@ class DeepCluster(MultiCrop):
         if step.number % self.every:
             return
         if step.sharded:
-            raise RecipeError("deepcluster copies whole networks, and these are sharded; use DDP for it")
+            raise RecipeError("deepcluster copies whole networks, and these are sharded; set training.sharded=false")
         self.copy.renew(self._student())
         self.codebook.fit(self._vectors_of_all(step), self.points)
 
