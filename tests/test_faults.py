@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import mmssl
 from mmssl.adaptation.rows import Reads
 from mmssl.alive import began, is_alive
-from mmssl.atomic import write_text
 from mmssl.data.decoding import Failures
 from mmssl.errors import MmsslError, RecipeError, RunError
-from mmssl.hub.export import fill
 from mmssl.objectives.base import Panel
 from mmssl.recipe import Data
 from mmssl.report.figures import draw_panels
 from mmssl.training import checkpoint
 from mmssl.training.lock import LOCK, locked
-from mmssl.training.progress import Reporter, truncate_after
+from mmssl.training.progress import truncate_after
 
 
 def recipe(source: Path | str = "toy", **training: Any) -> dict[str, Any]:
@@ -207,67 +201,6 @@ def test_of_many_that_take_over_one_wins(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["1"] * 30, done.stderr
-
-
-@contextmanager
-def files_up_to(size: int) -> Iterator[None]:
-    """No file grows beyond so many bytes inside, as on a disk that fills up."""
-    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
-
-
-def test_a_full_disk_is_named_and_leaves_no_half_files(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text("before")
-    with files_up_to(2048), pytest.raises(OSError, match=r"too large: '.*a\.json'"):
-        write_text(tmp_path / "a.json", "x" * 5000)
-    with files_up_to(2048), pytest.raises(RunError, match=r"cls: cannot be written: Error while serializing"):
-        fill(tmp_path / "cls", lambda folder: save_file({"a": torch.zeros(5000)}, folder / "a.safetensors"), (), "x")
-    panel = Panel("a", [torch.rand(3, 64, 64)])
-    for name in ("a.png", "a.svg"):
-        with files_up_to(2048), pytest.raises(OSError, match="too large"):
-            draw_panels([panel], tmp_path / name)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-    assert (tmp_path / "a.json").read_text() == "before"
-
-
-@pytest.mark.long
-def test_a_disk_that_is_full_in_the_midst_of_a_run_is_one_sentence_and_it_goes_on_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mmssl.run(recipe(log_every=1), out=tmp_path / "whole", quiet=True)
-    out = tmp_path / "full"
-    log = Reporter.log
-
-    def fills_up(self: Reporter, record: dict[str, Any]) -> None:
-        if record["step"] == 5:
-            with files_up_to((out / "metrics.jsonl").stat().st_size + 20):
-                log(self, record)
-        log(self, record)
-
-    monkeypatch.setattr(Reporter, "log", fills_up)
-    with pytest.raises(RunError, match=r"metrics\.jsonl cannot be written: File too large; make room and use --resume"):
-        mmssl.run(recipe(log_every=1), out=out, quiet=True)
-    assert not (out / "metrics.jsonl").read_text().endswith("\n")  # half of a line
-    monkeypatch.undo()
-    mmssl.run(recipe(log_every=1), out=out, resume=True, quiet=True)
-    files = [load_file(one / "model.safetensors") for one in (tmp_path / "whole", out)]
-    assert all(torch.equal(value, files[1][name]) for name, value in files[0].items())
-    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [*range(7)]
-
-
-def test_a_lock_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    for folder in (tmp_path / "new", tmp_path):
-        with files_up_to(0), pytest.raises(RunError, match="cannot be written: File too large"), locked(folder):
-            pass
-    with pytest.raises(RunError, match="cannot be written: File name too long"):
-        mmssl.run(recipe(), out=tmp_path / ("a" * 300), quiet=True)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("workers", [-1, 100_000])
