@@ -52,16 +52,23 @@ def fit_logistic(x: Tensor, y: Tensor, c: float, *, start: Tensor | None = None,
     classes = int(y.max()) + 1
     shape = (classes if classes > 2 else 1, x.shape[1] + 1)
     penalty = 1 / (c * len(x))
-    truth = y if classes > 2 else y[:, None].to(x.dtype)
-    loss_of = F.cross_entropy if classes > 2 else F.binary_cross_entropy_with_logits
+    rows = torch.cat([x, x.new_ones(len(x), 1)], 1)
+    truth = y[:, None]
 
     def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        weights = torch.from_numpy(flat.reshape(shape)).to(x.device).requires_grad_()
-        with torch.enable_grad():
-            slopes, intercepts = weights[:, :-1], weights[:, -1]
-            loss = loss_of(F.linear(x, slopes, intercepts), truth) + penalty / 2 * slopes.square().sum()
-        (gradient,) = torch.autograd.grad(loss, weights)
-        return loss.item(), gradient.cpu().numpy().ravel()
+        # By hand: of thousands of small problems autograd takes half of the time.
+        weights = torch.from_numpy(flat.reshape(shape)).to(x.device)
+        logits = rows @ weights.T
+        if classes > 2:
+            levels = logits.log_softmax(1)
+            loss = -levels.gather(1, truth).mean()
+            wrong = levels.exp().scatter_add_(1, truth, -torch.ones_like(levels[:, :1]))
+        else:
+            loss = F.binary_cross_entropy_with_logits(logits, truth.to(x.dtype))
+            wrong = logits.sigmoid() - truth
+        slopes = F.pad(weights[:, :-1], (0, 1))  # intercepts are not penalized
+        gradient = wrong.T @ rows / len(x) + penalty * slopes
+        return (loss + penalty / 2 * slopes.square().sum()).item(), gradient.cpu().numpy().ravel()
 
     first = np.zeros(shape) if start is None else start.cpu().numpy()
     options = {"maxiter": max_iter, "maxls": 50, "gtol": TOLERANCE, "ftol": 64 * np.finfo(float).eps}
