@@ -123,20 +123,20 @@ def _measure(where: str, kind: str, run: Path, send: Connection) -> None:
     for _ in range(STEPS):
         next(batches)
     speed = STEPS / (time.perf_counter() - began)
-    own, worker = _resident(os.getpid()), max(map(_resident, _descendants(os.getpid())))
+    own, worker = resident(os.getpid()), max(map(resident, descendants(os.getpid())))
     send.send([*cells, f"{speed:.0f}", f"{own:.0f}", f"{worker:.0f}"])
 
 
-def _resident(process: int) -> float:
+def resident(process: int) -> float:
     """MiB that a process holds of its own or shares."""
     (line,) = (line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) / 1024
 
 
-def _descendants(process: int) -> list[int]:
+def descendants(process: int) -> list[int]:
     """Processes that it started, and those that they started."""
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return [number for child in map(int, children) for number in (child, *_descendants(child))]
+    return [number for child in map(int, children) for number in (child, *descendants(child))]
 
 
 class Letters:
