@@ -18,7 +18,7 @@ import argparse
 import functools
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,23 @@ CNN = {"model": "timm/resnet10t", "channels": [32, 64, 128, 256], "stem_width": 
 # As many pictures through the encoder a step: two views of a row, four turns, or the row as it is.
 STEPS, SAMPLES = 400, 64
 SAMPLES_A_ROW = {"rotation": 4, "autoencoder": 1}
-FIGURE, CLASSES = "figure", "mask"
-HEADS = {FIGURE: "unit or ground", CLASSES: "ten classes"}
+FIGURE, CLASSES, BOXES = "figure", "mask", "boxes"
+HEADS = {FIGURE: "unit or ground, mIoU", CLASSES: "ten classes, mIoU", BOXES: "boxes of units, AP50"}
+SCORES = {FIGURE: "mean_iou", CLASSES: "mean_iou", BOXES: "average_precision_50"}
 FROZEN, TUNED = "frozen", "tuned"
 WAYS: dict[str, dict[str, Any]] = {FROZEN: {"steps": 200}, TUNED: {"steps": 200, "tune": True, "decay": (1.0,)}}
-# Learning rates, which each line chooses with seed 0 and 100 labels on validation scenes.
-RATES = {FROZEN: (1e-2, 1e-1), TUNED: (1e-3, 3e-3)}
+# All boxes are of one class, for there is no column of that name.
+PROBES: dict[str, dict[str, Any]] = {
+    FIGURE: {"probe": "segmentation"},
+    CLASSES: {"probe": "segmentation"},
+    BOXES: {"probe": "detection", "classes": "unit", "width": 64},
+}
+# Learning rates, of which each line chooses one with seed 0 and 100 labels on validation scenes.
+RATES = {
+    **{(question, FROZEN): (1e-2, 1e-1) for question in (FIGURE, CLASSES)},
+    **{(question, TUNED): (1e-3, 3e-3) for question in (FIGURE, CLASSES)},
+    **{(BOXES, way): (1e-3,) for way in WAYS},
+}
 CHOSEN_WITH = 100
 # Question, way -> numbers of labels.
 ASKED = {
@@ -49,6 +60,8 @@ ASKED = {
     (FIGURE, TUNED): LABELS,
     (CLASSES, FROZEN): (1000,),
     (CLASSES, TUNED): (1000,),
+    (BOXES, FROZEN): (100, 1000),
+    (BOXES, TUNED): (100, 1000),
 }
 
 
@@ -93,6 +106,13 @@ def network(line: str, seed: int) -> Any:
     return mmssl.run(f"{line}_folder", set=changed, out=out, resume=True, quiet=True).encoders["image"]
 
 
+def described(split: str) -> Any:
+    """Scenes as they are read where boxes are asked for, which batches do not hold."""
+    from mmssl.recipe import Data
+
+    return Data(source="$MMSSL_DATA/scenes", split=split, image={"size": SIZE})
+
+
 @functools.cache
 def scenes(split: str) -> list[dict[str, Any]]:
     """Pictures, and class numbers of their pixels at the size that networks see; `figure` is 1 where a unit stands."""
@@ -101,9 +121,8 @@ def scenes(split: str) -> list[dict[str, Any]]:
     from mmssl.data.loader import read
     from mmssl.data.sources import open_source
     from mmssl.media.mask import Frame, decode_mask
-    from mmssl.recipe import Data
 
-    spec = Data(source="$MMSSL_DATA/scenes", split=split, image={"size": SIZE})
+    spec = described(split)
     cells = open_source(spec).values("mask")
     mask = torch.stack([decode_mask(cell, Frame(160, 160, SIZE, "crop")) for cell in cells])
     known = {"mask": mask, "figure": (mask > 0).to(mask.dtype)}
@@ -120,30 +139,30 @@ def measure(line: str, question: str, way: str, labels: int, seed: int, rate: fl
     import mmssl
 
     torch.set_num_threads(1)
-    train, test = scenes("train"), scenes("test" if rate is None else "validation")
+    splits = ("train", "test" if rate is None else "validation")
+    train, test = (described(split) if question == BOXES else scenes(split) for split in splits)
     if line == ORACLE:
         train, test = painted(train), painted(test)
-    options = WAYS[way] | {"lr": (rate or chosen(read_cells(CELLS), line, question, way),)}
+    options = WAYS[way] | PROBES[question] | {"lr": (rate or chosen(read_cells(CELLS), line, question, way),)}
     one: dict[str, Any] = {"shots": labels, "seed": seed, "seeds": 1, "baseline": False}
-    found = mmssl.adapt(network(line, seed), train, test, label=question, probe="segmentation", **one, **options)
-    scores = found.rows[0].metrics | {"constant": found.row("constant").metrics["mean_iou"]}
+    found = mmssl.adapt(network(line, seed), train, test, label=question, **one, **options)
+    scores = found.rows[0].metrics | {"constant": found.row("constant").metrics[SCORES[question]]}
     return {key: round(value, 5) for key, value in scores.items()}
 
 
-def choices(line: str, questions: Sequence[str] = tuple(HEADS)) -> list[tuple[Any, ...]]:
+def choices(line: str, asked: Iterable[tuple[str, str]] = tuple(ASKED)) -> list[tuple[Any, ...]]:
     """Cells by which learning rates are chosen; a tuned network has one for both questions."""
-    asked = [
-        (question, way) for question, way in ASKED if question in questions and (question, way) != (CLASSES, TUNED)
-    ]
-    return [(line, question, way, CHOSEN_WITH, 0, rate) for question, way in asked for rate in RATES[way]]
+    rates = {one: RATES[one] for one in asked if len(RATES[one]) > 1 and one != (CLASSES, TUNED)}
+    return [(line, *one, CHOSEN_WITH, 0, rate) for one, some in rates.items() for rate in some]
 
 
 def chosen(cells: Cells, line: str, question: str, way: str) -> float:
     """The learning rate of the best score on validation scenes."""
-    if line == ORACLE:
-        return max(RATES[way])
+    rates = RATES[question, way]
+    if line == ORACLE or len(rates) == 1:
+        return max(rates)
     asked = FIGURE if way == TUNED else question
-    return max(RATES[way], key=lambda rate: cells[f"{line} {asked} {way} {CHOSEN_WITH} 0 {rate}"]["mean_iou"])
+    return max(rates, key=lambda rate: cells[f"{line} {asked} {way} {CHOSEN_WITH} 0 {rate}"][SCORES[asked]])
 
 
 def oracle() -> Any:
@@ -175,43 +194,43 @@ def painted(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(cells: Cells) -> str:
-    """Markdown: a row a line and way, mean and deviation over the seeds, in brackets over the untrained network."""
-    columns = sorted({(question, n) for (question, _), counts in ASKED.items() for n in counts})
+    """Markdown: a row a line and way, mean and deviation over the seeds, in brackets over the untrained network.
+
+    What has not been asked of every seed yet is left out.
+    """
+    asked = [(question, way, n) for (question, way), counts in ASKED.items() for n in counts]
+    columns = list(dict.fromkeys((q, n) for q, way, n in asked if _scores(cells, UNTRAINED, q, way, n)))
     heads = [f"{HEADS[question]}, {labels:,} labels" for question, labels in columns]
-    rows = ["| " + " | ".join(["network", *heads, "seeds"]) + " |", "|---" * (len(heads) + 2) + "|"]
+    rows = ["| " + " | ".join(["network", *heads]) + " |", "|---" * (len(heads) + 1) + "|"]
     for way in WAYS:
         for line in (UNTRAINED, *TASKS):
-            asked = ASKED[FIGURE, way]
-            there = [seed for seed in SEEDS if all(f"{line} {FIGURE} {way} {n} {seed}" in cells for n in asked)]
-            if not there:
-                continue
             found = []
             for question, labels in columns:
-                own, first = (_scores(cells, one, question, way, labels, there) for one in (line, UNTRAINED))
-                gains = [a - b for a, b in zip(own, first, strict=True)] if len(own) == len(first) == len(there) else []
-                gain = f" ({statistics.fmean(gains):+.1f} ± {statistics.stdev(gains):.1f})" if len(gains) > 1 else ""
-                done = len(own) == len(there)
-                found.append(spread(own) + gain * (line != UNTRAINED) if done else "")
+                own, first = (_scores(cells, one, question, way, labels) for one in (line, UNTRAINED))
+                gains = [a - b for a, b in zip(own, first, strict=False)] if line != UNTRAINED else []
+                gain = f" ({statistics.fmean(gains):+.1f} ± {statistics.stdev(gains):.1f})" if gains else ""
+                found.append(spread(own) + gain if own else "")
             name = "from scratch" if (line, way) == (UNTRAINED, TUNED) else f"{line}, {way}"
-            rows.append(f"| {name} | {' | '.join(found)} | {len(there)} |")
-    for name, line, key in ((ORACLE, ORACLE, "mean_iou"), ("constant answer", UNTRAINED, "constant")):
+            if any(found):
+                rows.append(f"| {name} | {' | '.join(found)} |")
+    for name, line, key in ((ORACLE, ORACLE, ""), ("constant answer", UNTRAINED, "constant")):
         known = [_scores(cells, line, question, FROZEN, labels, [0], key) for question, labels in columns]
-        rows.append(f"| {name} | {' | '.join(spread(one) if one else '' for one in known)} | 1 |")
+        rows.append(f"| {name} | {' | '.join(spread(one) if one else '' for one in known)} |")
     return "\n".join(rows)
 
 
 def _scores(
-    cells: Cells, line: str, question: str, way: str, labels: int, seeds: Sequence[int], key: str = "mean_iou"
+    cells: Cells, line: str, question: str, way: str, labels: int, seeds: Sequence[int] = SEEDS, key: str = ""
 ) -> list[float]:
-    """In percent, those that are there."""
+    """In percent, of each seed; none where one is missing."""
     names = [f"{line} {question} {way} {labels} {seed}" for seed in seeds]
-    return [100 * cells[name][key] for name in names if name in cells]
+    return [100 * cells[name][key or SCORES[question]] for name in names] if all(n in cells for n in names) else []
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words = (UNTRAINED, *TASKS, *HEADS)
-    parser.add_argument("what", nargs="*", help=f"lines, questions and seeds, out of {', '.join(words)} and numbers")
+    words = (UNTRAINED, *TASKS, *HEADS, *WAYS)
+    parser.add_argument("what", nargs="*", help=f"lines, questions, ways, seeds, out of {', '.join(words)} and numbers")
     parser.add_argument("--table", action="store_true", help="only the table, into docs/results.md")
     given = parser.parse_args()
     if unknown := [word for word in given.what if word not in words and not word.isdigit()]:
@@ -219,12 +238,12 @@ def main() -> None:
     if not given.table:
         lines = [word for word in given.what if word in (UNTRAINED, *TASKS)] or [UNTRAINED, *TASKS]
         questions = [word for word in given.what if word in HEADS] or list(HEADS)
+        ways = [word for word in given.what if word in WAYS] or list(WAYS)
         seeds = [int(word) for word in given.what if word.isdigit()] or SEEDS
-        asked = [(*one, labels) for one, counts in ASKED.items() for labels in counts if one[0] in questions]
-        fill_cells(CELLS, [one for line in lines for one in choices(line, questions)], measure, workers=1)
-        wanted: list[tuple[Any, ...]] = [
-            (ORACLE, question, FROZEN, n, 0) for question, way, n in asked if way == FROZEN
-        ]
+        pairs = [(question, way) for question, way in ASKED if question in questions and way in ways]
+        asked = [(*one, labels) for one in pairs for labels in ASKED[one]]
+        fill_cells(CELLS, [one for line in lines for one in choices(line, pairs)], measure, workers=1)
+        wanted: list[tuple[Any, ...]] = [(ORACLE, q, way, n, 0) for q, way, n in asked if way == FROZEN and q != BOXES]
         wanted += [(line, *one, seed) for one in asked for seed in seeds for line in lines]
         fill_cells(CELLS, wanted, measure, workers=1)
     write_tables("scenes", table(read_cells(CELLS)))
