@@ -1,26 +1,31 @@
-"""Images per second of SimCLR, BYOL and MAE, end to end, against lightly's own blocks: files in, trained steps out.
+"""Images per second of SimCLR, BYOL, MAE and DINO, end to end, against lightly and stable-pretraining.
+
+Files in, trained steps out.
 
     python scripts/bench_peers.py                          small files, and photos cropped to 64 pixels
     python scripts/bench_peers.py --workers 0 2 --rounds 5 --methods simclr
 
-The first call makes an environment for lightly in build/peers: `python -m venv`, a .pth file that shows it the packages
-of this Python (torch is 6 GB), then `pip install lightly`. Pictures are scenes of the toy world, written once to
-build/peers-data. Both sides read the same files and train the same network of timm with the same batch and optimizer,
-in one process, taking turns; every file is decoded once, and the first steps are not counted. lightly's side is the
-training loop of its documentation: `LightlyDataset`, `SimCLRTransform` and its like, `DataLoader`, its heads and
-losses. mmssl's is `fit`.
+The first call makes an environment for both in build/peers: `python -m venv`, a .pth file that shows it the packages
+of this Python (torch is 6 GB), then `pip install`, of stable-pretraining with the few of its needs that this asks for.
+Pictures are scenes of the toy world, written once to build/peers-data. All sides read the same files and train the same
+network of timm with the same batch and optimizer, in one process, taking turns; every file is decoded once, and the
+first steps are not counted. lightly's side is the training loop of its documentation: `LightlyDataset`,
+`SimCLRTransform` and its like, `DataLoader`, its heads and losses. stable-pretraining's is its `Module` with its own
+forward functions or methods, losses, transforms and callback, in Lightning's `Trainer` without logger, checkpoints and
+bar. mmssl's is `fit`. Of DINO there are two crops and six of half their size, and 2,048 prototypes.
 
 What a run of mmssl measures once, before its first step and after its last, is not counted either.
 
-What differs: lightly cuts each view out of the file's pixels, image by image, with Pillow, in the workers. mmssl
+What differs: the others cut each view out of the file's pixels, image by image, with Pillow, in the workers. mmssl
 decodes each file once to a square of fixed size and cuts the views out of that, on the device. "Same crops" decodes to
 the file's own size, so that both cut the same pixels; "decoded small" decodes to the size of the view, which is what
 most recipes do and gives small crops less detail. lightly's blur is Pillow's approximation and its MAE crops
 bicubically.
 
 The ratio is of CPU seconds of all processes, workers included, so that a busy machine changes little. "In time" is that
-of seconds on the clock. Without workers, the time of an image is shown in parts: decoding, augmentation, network with
-loss and gradient, optimizer.
+of seconds on the clock. "First step" is the CPU seconds from the call to the end of the first step, without imports in
+all rounds but the first; "peak" is the MiB at most above what the process held before the call. Without workers, the
+time of an image is shown in parts: decoding, augmentation, network with loss and gradient, optimizer.
 """
 
 from __future__ import annotations
@@ -44,11 +49,18 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / "build" / "peers"
-PEER = "lightly==1.6.0"
+PEERS = ["lightly==1.6.0"]
+# Without what it needs for other things: wandb, minari, pylance, opencv ...
+BARE = ["stable-pretraining==0.1.8", "lightning", "loguru", "requests-cache", "url-normalize", "cattrs", "platformdirs"]
+BARE += ["kornia", "kornia_rs", "tabulate", "submitit", "prettytable"]
 WARM_UP = 2
 PARTS = "decoding + augmentation + network + optimizer"
-COLUMNS = ("method", "pictures", "workers", "images/s of a core, lightly", "mmssl", "ratio", "in time")
+SIDES = ("lightly", "stable-pretraining", "mmssl")
+COLUMNS = ("method", "pictures", "workers", f"images/s of a core: {', '.join(SIDES)}")
+COLUMNS = (*COLUMNS, "over lightly (in time)", "over stable-pretraining (in time)", "first step, s", "peak, MiB")
 COLUMNS = (*COLUMNS, f"lightly, ms: {PARTS}", "mmssl")
+PROTOTYPES = {"hidden": 512, "bottleneck": 64, "prototypes": 2048}
+LOCAL_CROPS = 6
 VIT = {"patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3}
 DECODER = {"depth": 2, "embed_dim": 128, "num_heads": 4}
 
@@ -68,7 +80,8 @@ def enter_environment() -> None:
         )
         shown = [sysconfig.get_path("purelib"), str(ROOT)]
         (Path(site.stdout.strip()) / "shown.pth").write_text("\n".join(shown))
-        subprocess.run([python, "-m", "pip", "install", "--quiet", PEER], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *BARE], check=True)
         (HOME / "ready").touch()
     os.execv(python, [str(python), *sys.argv])
 
@@ -79,13 +92,21 @@ class Watch:
     def __init__(self) -> None:
         self.parts: dict[str, float] = defaultdict(float)
         self.running = False
+        self.first: float | None = None
+        self.called, self.held = time.process_time(), memory("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # forget the largest so far
+
+    def first_step(self) -> None:
+        """To be called after each step."""
+        if self.first is None:
+            self.first = time.process_time() - self.called
 
     def start(self) -> None:
         self.running, self.began = True, (cpu_seconds(), time.perf_counter())
 
     def stop(self) -> None:
         self.cpu, self.wall = cpu_seconds() - self.began[0], time.perf_counter() - self.began[1]
-        self.running = False
+        self.running, self.peak = False, memory("VmHWM") - self.held
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -102,11 +123,18 @@ class Watch:
         return timed
 
 
+def memory(field: str) -> float:
+    """MiB of this process: resident now (`VmRSS`) or at most (`VmHWM`)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{field}:")[2].split()[0]) / 1024
+
+
 def cpu_seconds() -> float:
     """Of this process and all that it started."""
     import psutil
 
-    total = time.process_time()
+    ended = os.times()
+    total = time.process_time() + ended.children_user + ended.children_system
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             times = child.cpu_times()
@@ -160,6 +188,15 @@ def run_mmssl(case: Case, workers: int, watch: Watch) -> None:
             **{"views": {"size": case.view}, "norm_pix": False, "decoder_depth": DECODER["depth"]},
             **{"decoder_width": DECODER["embed_dim"], "decoder_heads": DECODER["num_heads"]},
         },
+        "dino": {
+            **{
+                "name": "dino",
+                "local_crops": LOCAL_CROPS,
+                "views": views,
+                "local_views": views | {"size": case.view // 2},
+            },
+            **PROTOTYPES,
+        },
     }[case.method]
     objective = mmssl.objective(encoders={"image": mmssl.encoder(modality="image", **network)}, **hyper)
     objective.transform = watch.wrap("augmentation", objective.transform)
@@ -201,13 +238,24 @@ def run_lightly(case: Case, workers: int, watch: Watch) -> None:
     import timm
     import torch
     from lightly.data import LightlyDataset
-    from lightly.transforms import BYOLTransform, BYOLView1Transform, BYOLView2Transform, MAETransform, SimCLRTransform
+    from lightly.transforms import (
+        BYOLTransform,
+        BYOLView1Transform,
+        BYOLView2Transform,
+        DINOTransform,
+        MAETransform,
+        SimCLRTransform,
+    )
 
     size = {"input_size": case.view}
     blur = {} if case.blur is None else {"gaussian_blur": case.blur}
     net = timm.create_model(num_classes=0, **case.network)
     if case.method == "mae":
         transform, step = MAETransform(**size), mae_step(net)
+    elif case.method == "dino":
+        crops = {"global_crop_size": case.view, "local_crop_size": case.view // 2, "n_local_views": LOCAL_CROPS}
+        blurs = {} if case.blur is None else {"gaussian_blur": (case.blur,) * 3}
+        transform, step = DINOTransform(**crops, **blurs), dino_step(net)
     elif case.method == "simclr":
         transform, step = SimCLRTransform(**size, **blur), simclr_step(net)
     else:
@@ -313,6 +361,146 @@ def mae_step(vit: Any) -> Any:
     return Step()
 
 
+def dino_step(net: Any) -> Any:
+    from lightly.loss import DINOLoss
+    from lightly.models.modules import DINOProjectionHead
+    from lightly.models.utils import deactivate_requires_grad, update_momentum
+    from torch import nn
+
+    class Step(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            sizes = net.num_features, *PROTOTYPES.values()
+            self.net, self.head = net, DINOProjectionHead(*sizes, freeze_last_layer=1)
+            self.slow_net, self.slow_head = copy.deepcopy(net), DINOProjectionHead(*sizes)
+            deactivate_requires_grad(self.slow_net)
+            deactivate_requires_grad(self.slow_head)
+            self.criterion = DINOLoss(output_dim=sizes[-1], warmup_teacher_temp_epochs=5)
+
+        def forward(self, *views: Any) -> Any:
+            update_momentum(self.net, self.slow_net, m=0.996)
+            update_momentum(self.head, self.slow_head, m=0.996)
+            told = [self.slow_head(self.slow_net(x)) for x in views[:2]]
+            said = [self.head(self.net(x)) for x in views]
+            return self.criterion(told, said, epoch=0)
+
+    return Step()
+
+
+class Files:
+    """Pictures of a folder, as Pillow opens them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = sorted(folder.iterdir())
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> tuple[Any]:
+        from PIL import Image
+
+        with Image.open(self.paths[number]) as file:
+            return (file.convert("RGB"),)
+
+
+def run_stable_pretraining(case: Case, workers: int, watch: Watch) -> None:
+    import lightning
+    import stable_pretraining as spt
+    import timm
+    import torch
+    from loguru import logger
+    from stable_pretraining import forward
+    from stable_pretraining.data import FromTorchDataset
+    from stable_pretraining.data.transforms import MultiViewTransform
+    from stable_pretraining.methods import DINO, MAE
+    from torch import nn
+
+    logger.remove()
+    net = timm.create_model(num_classes=0, **case.network)
+    features, settings = net.num_features, {"optimizer": {"type": "SGD", "lr": 0.06}}
+    two = [crop(case, solarize=solarize) for solarize in (0.0, 0.2 if case.method in ("byol", "dino") else 0.0)]
+    transform: Any = MultiViewTransform(two)
+    if case.method == "simclr":
+        head = nn.Sequential(
+            *(nn.Linear(features, features, bias=False), nn.BatchNorm1d(features), nn.ReLU()),
+            *(nn.Linear(features, 128, bias=False), nn.BatchNorm1d(128)),
+        )
+        parts = {"backbone": net, "projector": head, "simclr_loss": spt.losses.NTXEntLoss(temperature=0.5)}
+        parts["forward"] = forward.simclr
+    elif case.method == "byol":
+
+        def wide(width: int) -> Any:
+            return nn.Sequential(nn.Linear(width, 1024), nn.BatchNorm1d(1024), nn.ReLU(), nn.Linear(1024, 256))
+
+        twin = spt.TeacherStudentWrapper
+        parts = {"backbone": twin(net), "projector": twin(wide(features)), "predictor": wide(256)}
+        parts |= {"byol_loss": spt.losses.BYOLLoss(), "forward": forward.byol}
+    elif case.method == "mae":
+        settings = {"optimizer": {"type": "AdamW", "lr": 1.5e-4}}
+        transform = crop(case, color=False)
+        sizes = {f"decoder_{name}": value for name, value in DECODER.items()}
+        parts = {"method": MAE(net, norm_pix_loss=False, **sizes)}
+        parts["forward"] = lambda self, batch, stage: {"loss": self.method(batch["image"]).loss}
+    else:
+        views = {"global_0": two[0], "global_1": two[1]}
+        views |= {f"local_{i}": crop(case, area=(0.05, 0.4), size=case.view // 2) for i in range(LOCAL_CROPS)}
+        transform = MultiViewTransform(views)
+        hidden, bottleneck, prototypes = PROTOTYPES.values()
+        sizes = {"projector_hidden_dim": hidden, "projector_bottleneck_dim": bottleneck, "n_prototypes": prototypes}
+        parts = {"method": DINO(net, **sizes)}
+
+        def dino(self: Any, batch: Any, stage: str) -> Any:
+            whole, small = ([v["image"] for k, v in batch.items() if k.startswith(p)] for p in ("global", "local"))
+            return {"loss": self.method(whole, small).loss}
+
+        parts["forward"] = dino
+    module = spt.Module(**parts, optim=settings)
+    dataset = FromTorchDataset(Files(case.folder), names=["image"], transform=transform)
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=case.batch, shuffle=True, drop_last=True, num_workers=workers
+    )
+
+    class Clock(lightning.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, number: int) -> None:
+            if number == WARM_UP - 1:
+                watch.start()
+            if number == case.steps - 1:
+                watch.stop()
+
+    callbacks: list[Any] = [Clock()]
+    if case.method in ("byol", "dino"):
+        callbacks.insert(0, spt.callbacks.TeacherStudentCallback())
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(
+        accelerator="cpu", logger=False, max_epochs=1, limit_train_batches=case.steps, callbacks=callbacks, **quiet
+    )
+    trainer.fit(module, loader)
+
+
+def crop(
+    case: Case,
+    *,
+    solarize: float = 0.0,
+    color: bool = True,
+    area: tuple[float, float] | None = None,
+    size: int | None = None,
+) -> Any:
+    """A view of stable-pretraining, like lightly's."""
+    from stable_pretraining.data import transforms as t
+
+    area = area or {"simclr": (0.08, 1.0), "byol": (0.08, 1.0), "mae": (0.2, 1.0), "dino": (0.4, 1.0)}[case.method]
+    steps: list[Any] = [t.RGB(), t.RandomResizedCrop(size or case.view, scale=area), t.RandomHorizontalFlip(0.5)]
+    if color:
+        strength = (0.8, 0.8, 0.8, 0.2) if case.method == "simclr" else (0.4, 0.4, 0.2, 0.1)
+        steps += [t.ColorJitter(*strength, p=0.8), t.RandomGrayscale(0.2)]
+        steps += [] if case.blur is not None else [t.PILGaussianBlur(p=0.5)]
+        steps += [t.RandomSolarize(128, p=solarize)] if solarize else []
+    return t.Compose(*steps, t.ToImage(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)))
+
+
+RUNS = (run_lightly, run_stable_pretraining, run_mmssl)
+
+
 def race(case: Case, workers: int, rounds: int) -> list[str]:
     """Cells of the table."""
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -320,8 +508,8 @@ def race(case: Case, workers: int, rounds: int) -> list[str]:
     images = (case.steps - WARM_UP) * case.batch
     results: list[list[Watch]] = []
     for number in range(rounds):
-        pair = {}
-        for run in (run_mmssl, run_lightly) if number % 2 else (run_lightly, run_mmssl):
+        found = {}
+        for run in RUNS[number % 3 :] + RUNS[: number % 3]:
             gc.collect()
             watch, entered = Watch(), [0.0]
 
@@ -329,6 +517,7 @@ def race(case: Case, workers: int, rounds: int) -> list[str]:
                 entered[0] = time.process_time()
 
             def leave(*_: Any, entered: list[float] = entered, watch: Watch = watch) -> None:
+                watch.first_step()
                 if watch.running:
                     watch.parts["optimizer"] += time.process_time() - entered[0]
 
@@ -336,13 +525,26 @@ def race(case: Case, workers: int, rounds: int) -> list[str]:
             run(case, workers, watch)
             for hook in hooks:
                 hook.remove()
-            pair[run] = watch
-        results.append([pair[run_lightly], pair[run_mmssl]])
-    cpu = [statistics.median(images / watch.cpu for watch in side) for side in zip(*results, strict=True)]
-    ratio = statistics.median(theirs.cpu / ours.cpu for theirs, ours in results)
-    wall = statistics.median(theirs.wall / ours.wall for theirs, ours in results)
-    shares = [shown(side, images) if not workers else "" for side in zip(*results, strict=True)]
-    return [f"{cpu[0]:.0f}", f"{cpu[1]:.0f}", f"**{ratio:.2f}x**", f"{wall:.2f}x", *shares]
+            found[run] = watch
+        results.append([found[run] for run in RUNS])
+    sides = list(zip(*results, strict=True))
+    over = [
+        " ".join(
+            form.format(statistics.median(getattr(row[peer], what) / getattr(row[-1], what) for row in results))
+            for form, what in (("**{:.2f}x**", "cpu"), ("({:.2f}x)", "wall"))
+        )
+        for peer in (0, 1)
+    ]
+    of_all = [
+        ", ".join(form.format(statistics.median(value(watch) for watch in side)) for side in sides)
+        for form, value in (
+            ("{:.0f}", lambda watch: images / watch.cpu),
+            ("{:.2f}", lambda watch: watch.first),
+            ("{:.0f}", lambda watch: watch.peak),
+        )
+    ]
+    shares = [shown(side, images) if not workers else "" for side in (sides[0], sides[-1])]
+    return [of_all[0], *over, *of_all[1:], *shares]
 
 
 def shown(watches: tuple[Watch, ...], images: int) -> str:
@@ -358,12 +560,13 @@ def shown(watches: tuple[Watch, ...], images: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--methods", nargs="+", default=["simclr", "byol", "mae"])
+    parser.add_argument("--methods", nargs="+", default=["simclr", "byol", "mae", "dino"])
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 2])
-    parser.add_argument("--model", default="timm/resnet18", help="of SimCLR and BYOL")
+    parser.add_argument("--model", default="timm/resnet18", help="of all but MAE")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=8, help="counted ones of a run")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sizes", nargs="+", type=int, default=[32, 256], help="of the files, in pixels")
     options = parser.parse_args()
     enter_environment()
     warnings.filterwarnings("ignore")
@@ -375,6 +578,8 @@ def main() -> None:
     kinds = (("32 px", 32, 32, 32), ("256 px, same crops", 256, 64, 256), ("256 px, decoded small", 256, 64, 64))
     for method in options.methods:
         for name, size, view, decode in kinds:
+            if size not in options.sizes:
+                continue
             case = Case(method, pictures(size, number), options, view, decode)
             for workers in options.workers:
                 cells = race(case, workers, options.rounds)

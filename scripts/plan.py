@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerFast
 
+from mmssl.batch import to_device
 from mmssl.build import build_objective
 from mmssl.dry_run import noise
 from mmssl.media.text import Tokenizer
@@ -78,20 +78,33 @@ def stand_in(recipe: Recipe) -> dict[str, Tokenizer]:
     return made
 
 
-def step(recipe: Recipe, objective: Objective, rows: int) -> tuple[float, float]:
-    """Operations of a step of so many rows, and bytes of the activations between its passes."""
-    half = recipe.training.precision in ("bf16", "fp16")
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context of a forward pass in a recipe's precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision in ("bf16", "fp16"))
+
+
+def operations(recipe: Recipe, objective: Objective, device: torch.device) -> float:
+    """Of a row, forward and backward; attention is taken as the matrix products that it is, which are counted."""
+    counted = []
+    for rows in (FEW, MORE):
+        batch = to_device(noise(recipe, objective, rows), device)
+        inputs = objective.transform(batch, Draws(0, 0, rows, device=device))
+        half = autocast(recipe.training.precision, device)
+        with sdpa_kernel(SDPBackend.MATH), half, FlopCounterMode(display=False) as counter:
+            objective(inputs)["loss"].backward()
+        objective.zero_grad()
+        counted.append(counter.get_total_flops())
+    return (counted[1] - counted[0]) / (MORE - FEW)
+
+
+def activations_of(recipe: Recipe, objective: Objective, rows: int) -> int:
+    """Bytes of the activations between the passes of a step of so many rows."""
     inputs = objective.transform(noise(recipe, objective, rows), Draws(0, 0, rows))
-    autocast = torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
-    # Attention as matrix products, which are counted, and as the fused kernel, which keeps no matrix of weights.
-    with sdpa_kernel(SDPBackend.MATH), autocast, FlopCounterMode(display=False) as counter:
-        objective(inputs)["loss"].backward()
-    objective.zero_grad()
-    with autocast, Alive() as alive:
+    with autocast(recipe.training.precision, torch.device("cpu")), Alive() as alive:
         loss = objective(inputs)["loss"]
-        held = alive.bytes
+        found = alive.bytes
         loss.backward()
-    return float(counter.get_total_flops()), float(held)
+    return found
 
 
 def measure(recipe: Recipe) -> Pieces:
@@ -100,13 +113,13 @@ def measure(recipe: Recipe) -> Pieces:
     objective = build_objective(recipe, stand_in(recipe), where="recipe", pretrained=False).train()
     optimizer = make_optimizer(objective, recipe.training.optimizer)
     with recomputed(learning_blocks(objective) if recipe.training.checkpointing else []):
-        few, more = step(recipe, objective, FEW), step(recipe, objective, MORE)
+        flops = operations(recipe, objective, torch.device("cpu"))
+        activations = (activations_of(recipe, objective, MORE) - activations_of(recipe, objective, FEW)) / (MORE - FEW)
     optimizer.step()
     state = [
         value for values in optimizer.state.values() for value in values.values() if isinstance(value, torch.Tensor)
     ]
     parameters = list(objective.parameters())
-    flops, activations = ((b - a) / (MORE - FEW) for a, b in zip(few, more, strict=True))
     return Pieces(
         sum(p.numel() for p in parameters),
         sum(p.numel() for p in parameters if p.requires_grad),

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -52,6 +51,8 @@ class PictureClassifier(nn.Module):
         library, name = split_model(self.given["model"])
         if library != "timm":
             raise RecipeError(f"classifiers that are published are timm's, and {self.given['model']} is {library}'s")
+        import timm
+
         if not timm.is_model(name):
             raise RecipeError(f"timm has no network '{name}'{nearest(name, timm.list_models())}")
         with build_errors(self.given["model"]):

@@ -7,8 +7,6 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mmssl.encoders.base import Features
@@ -117,6 +115,8 @@ class PatchDecoder(nn.Module):
         pooled: bool = True,
         in_a_row: bool = False,
     ) -> None:
+        from timm.models.vision_transformer import Block  # of the decoders, this one alone asks for timm
+
         super().__init__()
         self.pooled, self.in_a_row = pooled, in_a_row
         norm = partial(nn.LayerNorm, eps=1e-6)
@@ -142,6 +142,8 @@ class PatchDecoder(nn.Module):
 
     def _positions(self, grid: tuple[int, ...], like: Tensor) -> Tensor:
         """(N, width), fixed."""
+        from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+
         width = like.shape[2]
         if self.in_a_row:
             along = _moments(math.prod(grid), like[0])

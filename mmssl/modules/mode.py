@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import cast
 
 import torch
-from timm.layers import LayerNorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
@@ -95,6 +94,8 @@ def constant_scales(*modules: nn.Module) -> Iterator[None]:
     their product with it sums to nothing, however much it contributes. (Ali et al. 2022, "XAI for Transformers: Better
     Explanations through Conservative Propagation", arXiv 2202.07304.)
     """
+    from timm.layers import LayerNorm  # which training does without
+
     norms = {part for module in modules for part in module.modules() if type(part) in (nn.LayerNorm, LayerNorm)}
 
     def constant(norm: nn.LayerNorm) -> None:

@@ -87,8 +87,12 @@ def fit(
         if last:
             checkpoint.check_bits(last)
             checkpoint.load_weights(objective, last / checkpoint.WEIGHTS)
-        passes, wrapped, optimizer = prepare(objective, training, accelerator)
-        done = checkpoint.restore(objective, optimizer.optimizer, scaler, last) if last else 0
+        passes, wrapped, scaled = prepare(objective, training, accelerator)
+        # accelerate's own step and backward pass search the installed packages and divide by 1, at every step.
+        optimizer: torch.optim.Optimizer = scaled.optimizer
+        optimizer_step = optimizer.step if scaler is None else scaled.step
+        backward = torch.Tensor.backward if scaler is None else accelerator.backward
+        done = checkpoint.restore(objective, optimizer, scaler, last) if last else 0
         if last and directory and accelerator.is_main_process:
             checkpoint.settle(directory)
         batches = loader.batches(done, training.steps)
@@ -110,7 +114,7 @@ def fit(
 
         def first_rows_again() -> dict[str, float]:
             """The losses of step 0 with the network as it is now."""
-            reseed = partial(_reseed, training, 0, share)
+            reseed = partial(_reseed, training, 0, share, device)
             with unchanged(objective):
                 inputs = inputs_of(0, to_device(next(iter(loader.batches(0, 1))), device))
                 again = losses_of(passes, inputs, training.accumulate, accelerator.autocast, reseed)
@@ -124,7 +128,7 @@ def fit(
         with History(accelerator, directory, training.steps, done, chance, quiet) as history:
             began = time.perf_counter()
             for number in range(done, training.steps):
-                parts, reseed = training.accumulate, partial(_reseed, training, number, share)
+                parts, reseed = training.accumulate, partial(_reseed, training, number, share, device)
                 numbers: dict[str, Tensor] = {}
                 step = Step(
                     number,
@@ -153,7 +157,7 @@ def fit(
                     inputs,
                     parts,
                     wrapped=wrapped,
-                    backward=accelerator.backward,
+                    backward=backward,
                     no_sync=partial(accelerator.no_sync, wrapped),
                     autocast=accelerator.autocast,
                     reseed=reseed,
@@ -167,7 +171,7 @@ def fit(
                     history.log({"step": 0} | {k: average(v).item() for k, v in losses.items()} | untrained)
                 clock.enter(OPTIMIZER)
                 norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.clip) if training.clip else None
-                optimizer.step()
+                optimizer_step()
                 optimizer.zero_grad()
                 now = number + 1
                 with torch.no_grad():
@@ -200,7 +204,7 @@ def fit(
                 if directory and (ending or now % training.save_every == 0):
                     finite.check(loader, directory)
                     state = {"step": now, "scaler": scaler.state_dict() if scaler is not None else None}
-                    checkpoint.save(directory, objective, optimizer.optimizer, state, accelerator.is_main_process)
+                    checkpoint.save(directory, objective, optimizer, state, accelerator.is_main_process)
                     wait_for_everyone()
                 if ending and (bound := clock.bound_by()):
                     history.say(bound)
@@ -216,9 +220,16 @@ def whole_data(loader: Loader, device: torch.device | str) -> Iterator[Batch]:
     return (to_device(batch, device) for batch in loader.batches(0, stop))
 
 
-def _reseed(training: Training, number: int, share: int, part: int) -> None:
+def _reseed(training: Training, number: int, share: int, device: torch.device, part: int) -> None:
     """For dropout: its masks repeat in a replay and after resuming, and differ between processes and micro-batches."""
-    torch.manual_seed(mix_seed(training.seed, number, "forward", share * training.accumulate + part))
+    seed = mix_seed(training.seed, number, "forward", share * training.accumulate + part)
+    if device.type not in ("cpu", "cuda"):
+        torch.manual_seed(seed)
+        return
+    # Not torch.manual_seed, which prints the stack into a text for every kind of device that is not there.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 class _Finite:

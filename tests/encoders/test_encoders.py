@@ -254,3 +254,26 @@ def test_weights_of_another_network_are_refused(tmp_path):
                 create(model, "image", pretrained=str(tmp_path / name))
     with pytest.raises(RecipeError, match="keys differ, the first is"):
         create("torchvision/resnet18", "image", pretrained=str(tmp_path / "torchvision" / "model.safetensors"))
+
+
+def test_a_copy_of_a_torchvision_network_reads_its_own_maps():
+    encoder = create("torchvision/resnet18", "image").eval()
+    copied = copy.deepcopy(encoder)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.mul_(0.5)
+        x = torch.rand(2, 3, 32, 32)
+        expected, other = encoder(x).tokens, copied(x).tokens
+        assert not torch.allclose(expected, other)
+        torch.testing.assert_close(copied.layers(x)["layer4.1"].tokens, other)
+        torch.testing.assert_close(encoder(x).tokens, expected)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("model", ["torchvision/resnet18", "timm/test_resnet"])
+def test_convolutional_networks_are_one_graph(model):
+    encoder = create(model, "image").eval()
+    compiled = torch.compile(encoder.backbone, fullgraph=True, backend="eager")
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x).pooled, encoder.backbone(x).pooled)

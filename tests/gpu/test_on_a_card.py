@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch.distributed.tensor import DTensor
+from torch.nn.modules._functions import SyncBatchNorm
 
 from mmssl.batch import Batch, to_device
 from mmssl.build import build
@@ -16,7 +20,9 @@ from mmssl.data.loader import Loader
 from mmssl.objectives.base import Objective
 from mmssl.ops.draws import Draws
 from mmssl.recipe import Training, load
+from mmssl.training import launch, loop
 from mmssl.training.loop import fit
+from mmssl.training.step import ForwardPass
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytestmark = [
@@ -127,12 +133,85 @@ def test_batches_arrive_whole_while_the_device_is_busy() -> None:
     assert [int(value) for value in sums] == [i * 64 * 3 * 64 * 64 for i in range(8)]
 
 
-@needs_gpu
-def test_the_compiled_pass_has_no_graph_break_and_is_not_compiled_again() -> None:
-    from torch._dynamo.utils import counters
+@pytest.fixture
+def alone(tmp_path: Any) -> Iterator[None]:
+    """A group of one process, over NCCL where there is a card."""
+    own = ("nccl", DEVICE.type) if DEVICE.type == "cuda" else ("gloo", "cpu")
+    dist.init_process_group(own[0], init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
-    counters.clear()
-    objective, loader, settings = made("simclr", VIT, compile=True, steps=12)
+
+@pytest.mark.parametrize("encoder", [CNN, VIT], ids=["cnn", "vit"])
+def test_weights_that_are_sharded_over_one_card_take_the_same_steps(
+    encoder: dict[str, Any], alone: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    # Of plain descent: AdamW takes the sign of a gradient that is all rounding for a direction.
+    settled = {"steps": 4, "clip": 1.0, "optimizer": {"name": "sgd", "lr": 0.05}}
+    objective, loader, settings = made("simclr", encoder, **settled)
+    objective.to(memory_format=torch.contiguous_format)  # as weights are that are cut
+    plain = fit(objective, loader, settings, quiet=True)
+    for module in (launch, loop):
+        monkeypatch.setattr(module, "is_sharded", lambda training: training.sharded)
+    objective, loader, settings = made("simclr", encoder, sharded=True, **settled)
+    sharded = fit(objective, loader, settings, tmp_path / "run", quiet=True)
+    assert all(isinstance(parameter, DTensor) for parameter in objective.parameters())
+    for one, other in zip(plain, sharded, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+
+
+@needs_gpu
+def test_synchronized_norms_on_one_card_are_those_of_batch_norm(alone: None) -> None:
+    torch.manual_seed(0)
+    for order in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(16, 8, 6, 6, device=DEVICE).contiguous(memory_format=order)
+        plain, own = nn.BatchNorm2d(8).to(DEVICE), nn.BatchNorm2d(8).to(DEVICE)
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        expected = plain(a)
+        # A module of this kind takes the short way where the group has one member; this is the long one.
+        statistics = (own.running_mean, own.running_var, own.eps, own.momentum)
+        found = SyncBatchNorm.apply(b, own.weight, own.bias, *statistics, dist.group.WORLD, 1)
+        (expected**3).sum().backward()
+        (found**3).sum().backward()
+        torch.testing.assert_close(found, expected)
+        for one, other in ((a.grad, b.grad), (plain.weight.grad, own.weight.grad), (plain.bias.grad, own.bias.grad)):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(plain.running_var, own.running_var)
+
+
+def test_convolutions_and_norms_pass_maps_with_their_channels_last() -> None:
+    objective, loader, settings = made("rotation", CNN, steps=2, precision="bf16")
+    orders: list[bool] = []
+
+    def look(module: nn.Module, given: Any, x: Tensor) -> None:
+        orders.append(x.is_contiguous(memory_format=torch.channels_last))
+
+    for module in objective.modules():
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            module.register_forward_hook(look)
     fit(objective, loader, settings, quiet=True)
+    assert orders
+    assert all(orders)
+
+
+@pytest.mark.parametrize("encoder", [CNN, VIT], ids=["cnn", "vit"])
+def test_the_compiled_pass_has_no_graph_break_and_is_not_compiled_again(
+    encoder: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    if DEVICE.type == "cpu":  # what is captured is the same, and generating code takes minutes
+        monkeypatch.setattr(ForwardPass, "compile", lambda self: nn.Module.compile(self, backend="eager"))
+    objective, loader, settings = made("simclr", encoder, compile=True, steps=8, precision="bf16")
+    graphs: list[int] = []
+
+    class Counted:
+        def batches(self, start: int, stop: int) -> Iterator[Batch]:
+            for batch in loader.batches(start, stop):
+                graphs.append(counters["stats"]["unique_graphs"])
+                yield batch
+
+    fit(objective, Counted(), settings, quiet=True)
     assert not counters["graph_break"]
+    assert graphs[2] == graphs[settings.steps - 1] > 0
     assert counters["stats"]["unique_graphs"] <= 2  # training, and the rows of the first step once more

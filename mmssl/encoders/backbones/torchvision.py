@@ -79,8 +79,15 @@ class TorchvisionNetwork(Backbone):
         self.size = kwargs.get("image_size", self.size)
         size = kwargs.get("image_size", 224 if name.startswith(("vit", "maxvit")) else 96)
         probe = torch.zeros(1, 3, 8, 32, 32) if video else torch.zeros(1, 3, size, size)
+        self._map: Tensor | None = None
         with torch.no_grad(), build_errors(self.model):
             self.eval()
+            with self._record(lambda tokens, grid: None) as found:
+                net(probe)
+            self._deepest = found.popitem()[0]
+            # It stays: torch.compile cannot look into what hangs a hook up and takes it down. A method is copied with
+            # the network that it belongs to.
+            self._depths()[self._deepest].register_forward_hook(self._keep)
             self.dim = self(probe).pooled.shape[1]
             self.train()
 
@@ -137,6 +144,9 @@ class TorchvisionNetwork(Backbone):
             for handle in handles:
                 handle.remove()
 
+    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._map = output
+
     def _tokens(self, value: Tensor, name: str) -> tuple[Tensor, tuple[int, ...]]:
         """A depth's output -> tokens (B, N, D) and the extent of their places."""
         if value.ndim == 3:
@@ -148,9 +158,10 @@ class TorchvisionNetwork(Backbone):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """Pictures or clips -> Features, grid (h, w) or (t, h, w); see the base class."""
-        with self._record(lambda tokens, grid: (tokens, grid)) as found:
-            output: Tensor = self.net(x)
-        tokens, grid = found.popitem()[1]
+        output: Tensor = self.net(x)
+        deepest, self._map = self._map, None
+        assert deepest is not None  # the hook saw it pass
+        tokens, grid = self._tokens(deepest, self._deepest)
         valid = places(valid, grid)
         if self._prefix:
             return Features(tokens, output, grid, valid)
@@ -161,6 +172,7 @@ class TorchvisionNetwork(Backbone):
         """The top-level children, the trunk's one by one; see the base class."""
         with self._record(lambda tokens, grid: at_depth(tokens.clone(), grid, places(valid, grid))) as found:
             self.net(x)
+        self._map = None
         return found
 
     def export(self, directory: Path, preprocessing: Mapping[str, Any]) -> None:
