@@ -4,6 +4,7 @@ Files in, trained steps out.
 
     python scripts/bench_peers.py                          small files, and photos cropped to 64 pixels
     python scripts/bench_peers.py --workers 0 2 --rounds 5 --methods simclr
+    python scripts/bench_peers.py --alone                  time to the first step, and memory
 
 The first call makes an environment for both in build/peers: `python -m venv`, a .pth file that shows it the packages
 of this Python (torch is 6 GB), then `pip install`, of stable-pretraining with the few of its needs that this asks for.
@@ -23,9 +24,9 @@ most recipes do and gives small crops less detail. lightly's blur is Pillow's ap
 bicubically.
 
 The ratio is of CPU seconds of all processes, workers included, so that a busy machine changes little. "In time" is that
-of seconds on the clock. "First step" is the CPU seconds from the call to the end of the first step, without imports in
-all rounds but the first; "peak" is the MiB at most above what the process held before the call. Without workers, the
-time of an image is shown in parts: decoding, augmentation, network with loss and gradient, optimizer.
+of seconds on the clock. Without workers, the time of an image is shown in parts: decoding, augmentation, network with
+loss and gradient, optimizer. `--alone` starts a process for each side, and says how many CPU seconds it takes from there
+to the end of the first step, imports included, and what it holds at most after a few.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ import argparse
 import contextlib
 import copy
 import gc
+import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -43,7 +46,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +60,7 @@ WARM_UP = 2
 PARTS = "decoding + augmentation + network + optimizer"
 SIDES = ("lightly", "stable-pretraining", "mmssl")
 COLUMNS = ("method", "pictures", "workers", f"images/s of a core: {', '.join(SIDES)}")
-COLUMNS = (*COLUMNS, "over lightly (in time)", "over stable-pretraining (in time)", "first step, s", "peak, MiB")
+COLUMNS = (*COLUMNS, "over lightly (in time)", "over stable-pretraining (in time)")
 COLUMNS = (*COLUMNS, f"lightly, ms: {PARTS}", "mmssl")
 PROTOTYPES = {"hidden": 512, "bottleneck": 64, "prototypes": 2048}
 LOCAL_CROPS = 6
@@ -92,21 +95,13 @@ class Watch:
     def __init__(self) -> None:
         self.parts: dict[str, float] = defaultdict(float)
         self.running = False
-        self.first: float | None = None
-        self.called, self.held = time.process_time(), memory("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # forget the largest so far
-
-    def first_step(self) -> None:
-        """To be called after each step."""
-        if self.first is None:
-            self.first = time.process_time() - self.called
 
     def start(self) -> None:
         self.running, self.began = True, (cpu_seconds(), time.perf_counter())
 
     def stop(self) -> None:
         self.cpu, self.wall = cpu_seconds() - self.began[0], time.perf_counter() - self.began[1]
-        self.running, self.peak = False, memory("VmHWM") - self.held
+        self.running = False
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -121,12 +116,6 @@ class Watch:
                 return function(*args, **kwargs)
 
         return timed
-
-
-def memory(field: str) -> float:
-    """MiB of this process: resident now (`VmRSS`) or at most (`VmHWM`)."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition(f"{field}:")[2].split()[0]) / 1024
 
 
 def cpu_seconds() -> float:
@@ -517,7 +506,6 @@ def race(case: Case, workers: int, rounds: int) -> list[str]:
                 entered[0] = time.process_time()
 
             def leave(*_: Any, entered: list[float] = entered, watch: Watch = watch) -> None:
-                watch.first_step()
                 if watch.running:
                     watch.parts["optimizer"] += time.process_time() - entered[0]
 
@@ -535,16 +523,29 @@ def race(case: Case, workers: int, rounds: int) -> list[str]:
         )
         for peer in (0, 1)
     ]
-    of_all = [
-        ", ".join(form.format(statistics.median(value(watch) for watch in side)) for side in sides)
-        for form, value in (
-            ("{:.0f}", lambda watch: images / watch.cpu),
-            ("{:.2f}", lambda watch: watch.first),
-            ("{:.0f}", lambda watch: watch.peak),
-        )
-    ]
+    speeds = ", ".join(f"{statistics.median(images / watch.cpu for watch in side):.0f}" for side in sides)
     shares = [shown(side, images) if not workers else "" for side in (sides[0], sides[-1])]
-    return [of_all[0], *over, *of_all[1:], *shares]
+    return [speeds, *over, *shares]
+
+
+def alone(case: Case, side: str) -> None:
+    """Take a few steps, and print the CPU seconds to the end of the first one and the largest memory in MiB."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    first: list[float] = []
+    register_optimizer_step_post_hook(lambda *_: first.append(cpu_seconds()))
+    RUNS[SIDES.index(side)](case, 0, Watch())
+    print(json.dumps([first[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+
+
+def by_itself(method: str, side: str, model: str, rounds: int) -> tuple[float, float]:
+    """Medians of what `alone` prints, each time in a process of its own."""
+    command = [sys.executable, __file__, "--methods", method, "--model", model, "--steps", "2", "--side", side]
+    found = []
+    for _ in range(rounds):
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    return statistics.median(row[0] for row in found), statistics.median(row[1] for row in found)
 
 
 def shown(watches: tuple[Watch, ...], images: int) -> str:
@@ -567,6 +568,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="counted ones of a run")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sizes", nargs="+", type=int, default=[32, 256], help="of the files, in pixels")
+    parser.add_argument("--alone", action="store_true", help="time to the first step, and memory")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     enter_environment()
     warnings.filterwarnings("ignore")
@@ -574,6 +577,15 @@ def main() -> None:
 
     torch.set_num_threads(1)
     number = options.batch * (options.steps + WARM_UP)
+    if options.side:
+        alone(Case(options.methods[0], pictures(32, number), options, 32, 32), options.side)
+        return
+    if options.alone:
+        print("| method | side | CPU s to the first step, imports included | peak MiB |\n|---|---|---|---|")
+        for method, side in product(options.methods, SIDES):
+            seconds, peak = by_itself(method, side, options.model, options.rounds)
+            print(f"| {method} | {side} | {seconds:.1f} | {peak:.0f} |", flush=True)
+        return
     print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
     kinds = (("32 px", 32, 32, 32), ("256 px, same crops", 256, 64, 256), ("256 px, decoded small", 256, 64, 64))
     for method in options.methods:
