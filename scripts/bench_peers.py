@@ -12,7 +12,7 @@ Pictures are scenes of the toy world, written once to build/peers-data. All side
 network of timm with the same batch and optimizer, in one process, taking turns; every file is decoded once, and the
 first steps are not counted. lightly's side is the training loop of its documentation: `LightlyDataset`,
 `SimCLRTransform` and its like, `DataLoader`, its heads and losses. stable-pretraining's is its `Module` with its own
-forward functions or methods, losses, transforms and callback, in Lightning's `Trainer` without logger, checkpoints and
+forward functions or methods, losses, transforms and callbacks, in Lightning's `Trainer` without logger, checkpoints and
 bar. mmssl's is `fit`. Of DINO there are two crops and six of half their size, and 2,048 prototypes.
 
 What a run of mmssl measures once, before its first step and after its last, is not counted either.
@@ -25,8 +25,8 @@ bicubically.
 
 The ratio is of CPU seconds of all processes, workers included, so that a busy machine changes little. "In time" is that
 of seconds on the clock. Without workers, the time of an image is shown in parts: decoding, augmentation, network with
-loss and gradient, optimizer. `--alone` starts a process for each side, and says how many CPU seconds it takes from there
-to the end of the first step, imports included, and what it holds at most after a few.
+loss and gradient, optimizer. `--alone` starts a process for each side, and says how many CPU seconds it takes from
+there to the end of the first step, imports included, and what it holds at most after a few.
 """
 
 from __future__ import annotations
