@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -67,6 +66,8 @@ def synchronize(module: nn.Module, device: torch.device) -> None:
         device: that it will be on.
     """
     if device.type == "cuda":
+        from timm.layers import convert_sync_batchnorm
+
         convert_sync_batchnorm(module)  # torch's own would drop the activations that norms of timm have inside
         return
     for name, child in module.named_children():
