@@ -12,6 +12,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from mmssl.atomic import write_text
+
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results.md"
 Cells: TypeAlias = "dict[str, dict[str, Any]]"
 """What was measured, by the words that name a cell, its seed last; numbers as JSON has them, with text for keys."""
@@ -45,7 +47,7 @@ def fill_cells(
         try:
             for job in as_completed(jobs):
                 cells = read_cells(path) | {jobs[job]: job.result()}
-                path.write_text(json.dumps(dict(sorted(cells.items())), indent=1) + "\n", encoding="utf-8")
+                write_text(path, json.dumps(dict(sorted(cells.items())), indent=1) + "\n")
                 print(jobs[job], cells[jobs[job]], flush=True)
         except BaseException:
             pool.shutdown(cancel_futures=True)

@@ -112,7 +112,8 @@ def test_micro_batches_fill_the_queue_as_one_batch_does():
 
 def test_one_neighbor_for_all_is_chance_and_told():
     task, given = make().double(), outputs()
-    task.queue.rows.copy_(task.queue.rows[:1].clone().expand_as(task.queue.rows))
+    task.queue.rows.zero_()[3, 0] = 1  # exact on every machine, where rows that are alike tie or nearly tie
+    given["z"] = torch.cat([torch.ones(6, 2, 1), given["z"].detach()[..., 1:]], dim=-1)
     losses = task.loss(given, {})
     assert losses["neighbors"] == pytest.approx(1 / 6)
     blind = task.loss({key: torch.zeros_like(value) for key, value in given.items()}, {})
