@@ -146,7 +146,7 @@ def main() -> None:
             else:
                 called["tasks"] = given.tasks.split(",") if given.tasks else None
             mmssl.compare(**called, out=HOME / name, jobs=given.jobs)
-        if name in FACTORS:
+        if name in FACTORS and "<!-- toy -->" in RESULTS.read_text(encoding="utf-8"):
             write_factors()
         else:
             write(name)

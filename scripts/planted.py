@@ -317,6 +317,7 @@ RUNS = [
     Planted("pairs that do not belong together", "contrastive_toy", 40, "at chance", {}, becomes(StrangePairs)),
     Planted("pairs that do", "contrastive_toy", 40, "learned"),
     Planted("SimCLR, nothing moves", "simclr_toy", 20, "unmoved", STILL),
+    Planted("MoCo, nothing moves", "moco_toy", 60, "unmoved", STILL | LARGER),
     Planted("BYOL, nothing moves", "byol_toy", 20, "too few answers to tell", STILL),
     Planted("masked autoencoder, nothing moves", "masked_autoencoder_toy", 20, "at chance", STILL),
     Planted("masked language", "masked_language_toy", 60, "learned", FAST),

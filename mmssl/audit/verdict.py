@@ -19,7 +19,8 @@ Shares are compared by Fisher's exact test. A head that was not better than gues
 the first; embeddings, which tell much untrained, always do, and where they have not become better the run is `unmoved`,
 unless more of the first batch is right now and its rows are too few to tell. Where a queue or a memory holds random
 vectors at first, from which any row is told, the records until it is full are left out, and the first window after them
-stands for the untrained network.
+stands for the untrained network. There a loss that falls shows it as well: among the vectors of a network that has
+moved on shares of right answers may fall while it learns.
 
 Not better than guessing is `at chance` where the answers would have shown an effect: a fifth of the way from guessing
 to all right, in four of five runs. Below that, and for errors below five records, there are too few to tell.
@@ -153,6 +154,9 @@ def _judge(run: Records, task: str, chance: Chance, rows: int) -> Verdict:
         if test.improved() or not test.told_untrained(enough, embeddings=bool(spread.windows)):
             return test.verdict("learned", task, None, beside)
     if better:
+        for test in every:
+            if last_of(test.series.key) == "loss" and test.series.filled and test.series.rose():
+                return test.verdict("learned", task, None, beside)
         series = better[0].series
         start = "" if series.untrained is not None else f", no better than at {series.between(series.windows[0])}"
         return better[0].verdict(better[0].unmoved(), task, None, start + beside)
