@@ -332,9 +332,10 @@ class Comparison:
             notes += sorted({warning for cell in cells for warning in cell.get("warnings", [])})
         notes += self._notes_without_labels()
         notes += [f"audit: {audit['sentence']}" for audit in self.audits.values() if audit["verdict"] == "leaks"]
-        notes.append(
-            f"{plan.batch} encoder samples a step: rows through the trained encoder, by floating-point operations"
-        )
+        if plan.tasks:
+            notes.append(
+                f"{plan.batch} encoder samples a step: rows through the trained encoder, by floating-point operations"
+            )
         return [*notes, *plan.notes]
 
     def _notes_without_labels(self) -> list[str]:

@@ -231,10 +231,11 @@ def _told(run: Run, plan: Plan, cell: Cell) -> dict[str, Any]:
     speeds = [record["samples_per_second"] for record in run.history if record.get("samples_per_second")]
     memory = [record["peak_memory_gib"] for record in run.history if record.get("peak_memory_gib")]
     cost = {
-        "samples": plan.samples.get(cell.line, 1.0) * training.batch_size * training.steps,
         "seconds": training.steps * training.batch_size / float(np.median(speeds)) if speeds else 0.0,
         **({"memory_gib": max(memory)} if memory else {}),
     }
+    if cell.line in plan.samples:  # of a run that was there it is not known how often the encoder sees a row
+        cost["samples"] = plan.samples[cell.line] * training.batch_size * training.steps
     keep = ("step", "loss", *run.chance.metrics)
     curve = [{key: record[key] for key in record if key in keep or key.endswith("/loss")} for record in run.history]
     return {

@@ -202,6 +202,8 @@ def test_runs_that_are_there_are_compared_as_they_are(compared, tmp_path):
     for line in ("rotation", "simclr"):
         same = json.loads((compared.out / "cells" / f"{line}-1" / "cell.json").read_text())["scores"]
         assert found.cells[line][1]["scores"] == same
+        assert "samples" not in found.cells[line][0]["cost"]  # of the encoder a row: not known of a run
+    assert "encoder samples a step" not in str(found)
 
 
 def test_without_labels_the_rank_of_features_is_all_there_is(tmp_path):
