@@ -75,8 +75,9 @@ def write_pitches() -> None:
         if not target.exists():
             source = Path(os.environ["MMSSL_DATA"]) / "notes" / target.name
             rows = datasets.load_dataset("parquet", data_files=str(source), split="train")
-            rows = rows.add_column("found", [known(row) for row in rows]).flatten()
-            rows = rows.rename_columns({f"found.{key}": key for key in ("pitch_class", "note")})
+            found = [known(row) for row in rows]
+            for key in ("pitch_class", "note"):
+                rows = rows.add_column(key, [one[key] for one in found])
             kept = rows.filter(lambda row: row["pitch_class"] != "")
             FOLDER.mkdir(parents=True, exist_ok=True)
             kept.to_parquet(target)
