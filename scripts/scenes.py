@@ -7,7 +7,7 @@
 Networks are pretrained without labels on the pictures of `sprites` and on the 1,000 training scenes of `scenes`, and
 learn from 20, 100 or all of these scenes with labels; 300 with other units are asked about. A cell is one line, one
 question, one way (frozen or tuned), one number of labels and one seed, which draws the network and the labeled scenes,
-the same ones for every line. With a learning rate behind it, it is one of the cells on validation scenes by which that
+the same ones for every line. With a learning rate after them, it is one of the cells on validation scenes by which that
 was chosen. Cells are kept in scripts/scenes.json and not run again; the runs are in build/scenes, where each is trained
 once.
 """

@@ -134,7 +134,8 @@ def measure(line: str, seed: int, split: str = "test", steps: int = STEPS) -> di
     cell: dict[str, Any] = {}
     for a, b in PAIRS:
         if {a, b} <= set(task.encoders):
-            asked: dict[str, Any] = {"a": a, "b": b, "ks": KS, "seed": seed, "seeds": 1, "baseline": False}
+            first, second = (b, a) if b == spec["objective"].get("anchor") else (a, b)
+            asked: dict[str, Any] = {"a": first, "b": second, "ks": KS, "seed": seed, "seeds": 1, "baseline": False}
             tests = [data.model_copy(update={"source": str(HOME / f"{split}_{own}.parquet")}) for own in LANGUAGES]
             found = [mmssl.adapt(task, data, test, probe="retrieval", **asked) for test in tests]
             for encoder, title in (("pretrained", f"{a} {b}"), (CHANCE, f"{a} {b} {CHANCE}")):
