@@ -252,7 +252,13 @@ RUNS = [
         "collapsed",
         TEACHER | FAST | CONSTANT | HOT_PATCHES | {"objective.koleo": 0.0},
     ),
-    Planted("DINOv2 with both", "ibot_dinov2_toy", 60, "learned", TURNS | LARGER),
+    Planted(
+        "DINOv2 with both",
+        "ibot_dinov2_toy",
+        100,
+        "learned",
+        {"training.optimizer.lr": 1e-3, "training.batch_size": 64},
+    ),
     Planted(
         "VICReg without variance and covariance",
         "vicreg_toy",

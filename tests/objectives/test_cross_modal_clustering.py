@@ -165,5 +165,5 @@ def test_clusters_are_those_of_one_process_on_any_number(processes, tmp_path: Pa
 def test_refuses_what_cannot_work():
     with pytest.raises(RecipeError, match="a and b are both 'audio'"):
         _task(a="audio")
-    with pytest.raises(RecipeError, match="these are sharded; use DDP"):
+    with pytest.raises(RecipeError, match="these are sharded; set training"):
         _task().before_step(Step(0, lambda: iter(()), sharded=True))

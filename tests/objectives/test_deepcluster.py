@@ -146,7 +146,7 @@ def test_clusters_are_those_of_one_process_on_any_number(processes, tmp_path: Pa
 
 
 def test_refuses_what_cannot_work():
-    with pytest.raises(RecipeError, match="these are sharded; use DDP"):
+    with pytest.raises(RecipeError, match="these are sharded; set training"):
         make().before_step(Step(0, lambda: iter(()), sharded=True))
     with pytest.raises(RecipeError, match="deepcluster compares crops of images or of sounds"):
         make(encoder="video")
