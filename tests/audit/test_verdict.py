@@ -47,6 +47,17 @@ def test_learned_names_the_number_and_what_stands_beside_it():
     )
 
 
+@pytest.mark.parametrize(
+    ("losses", "outcome"), [([3.0, 2.0], "learned"), ([3.0, 3.0], "unmoved"), ([2.0, 3.0], "unmoved")]
+)
+def test_a_queue_whose_loss_falls_has_learned_though_fewer_answers_are_right(losses, outcome):
+    among = Chance(math.log(64), {"accuracy": 1 / 64}, {"accuracy": 30, "loss": 30})
+    history = records([0.8] * 3 + [0.5] * 20 + [0.3] * 20)
+    for i, record in enumerate(history):
+        record |= {"spread": 0.5, "loss": losses[i >= 23] + 0.01 * (-1) ** i}
+    assert only(history, among).outcome == outcome
+
+
 def test_z_is_that_of_the_binomial():
     history = [{"step": i + 1, "accuracy": 0.375, "loss": math.log(4)} for i in range(1, 4)]
     verdict = only(history, rows=32)
