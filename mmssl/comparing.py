@@ -124,8 +124,8 @@ def compare(
         if given is not None and columns:
             given = given.model_copy(update={"columns": {**given.columns, **columns}})
         if runs:
-            if tasks or encoder:
-                raise RecipeError("runs are compared as they are; leave tasks and encoder out")
+            if tasks or encoder or seconds:
+                raise RecipeError("runs are compared as they are; leave tasks, encoder and seconds out")
             plan = plan_of_runs([str(one) for one in runs], given, label=label, modality=modality, **asked)
         else:
             assert given is not None  # there are rows or runs

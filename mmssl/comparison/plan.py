@@ -188,6 +188,11 @@ def make_plan(
     model = encoder_arguments(encoder)
     found = found_tasks(tasks, present, modality, model, given.source)
     modality, fitting = found.modality, found.recipes
+    kinds = {part.get("modality", name) for one in fitting.values() for name, part in one.encoders.items()}
+    if seconds and "audio" not in kinds:
+        raise RecipeError(
+            f"seconds = {seconds:g}: no task here hears, they read {', '.join(sorted(kinds))}; leave it out"
+        )
     notes: list[str] = []
     base = model or usual_encoder(fitting.values(), modality)
     seen = "video" if "video" in present and "image" not in present else "image"

@@ -42,3 +42,11 @@ def test_all_hear_what_is_asked_for():
 def test_no_sound_lasts_less_than_nothing(tmp_path):
     with pytest.raises(RecipeError, match=r"seconds = 0\.0: expected more than 0"):
         mmssl.compare("toy", seconds=0.0, out=tmp_path / "out")
+
+
+def test_seconds_of_what_nobody_hears_are_refused(tmp_path):
+    asked = {"seconds": 2.0, "tasks": ["rotation"], "modality": "image", "out": tmp_path / "out"}
+    with pytest.raises(RecipeError, match=r"seconds = 2: no task here hears, they read image; leave it out"):
+        mmssl.compare("toy", **asked)
+    with pytest.raises(RecipeError, match="leave tasks, encoder and seconds out"):
+        mmssl.compare(runs=["one"], seconds=2.0, out=tmp_path / "out")
