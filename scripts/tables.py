@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -46,12 +47,22 @@ def fill_cells(
         jobs = {pool.submit(measure, *one, *shared): _key(one) for one in missing}
         try:
             for job in as_completed(jobs):
-                cells = read_cells(path) | {jobs[job]: job.result()}
-                write_text(path, json.dumps(dict(sorted(cells.items())), indent=1) + "\n")
-                print(jobs[job], cells[jobs[job]], flush=True)
+                add_cell(path, jobs[job], job.result())
+                print(jobs[job], job.result(), flush=True)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def add_cell(path: Path, name: str, cell: dict[str, Any]) -> None:
+    """Keep a cell with those that this call, or another one next to it, has kept before."""
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        cells = read_cells(path) | {name: cell}
+        write_text(path, json.dumps(dict(sorted(cells.items())), indent=1) + "\n")
+    finally:
+        os.close(descriptor)
 
 
 def _end_with_parent() -> None:
