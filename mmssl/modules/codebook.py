@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from mmssl.ops.clustering import balanced_kmeans, choose_centers, kmeans, nearest_center
+from mmssl.ops.clustering import ENTRIES, balanced_kmeans, choose_centers, kmeans, nearest_center
 from mmssl.ops.draws import mix_seed
-from mmssl.ops.gather import gather
+from mmssl.ops.gather import gather, process_share
 
 
 class Codebook(nn.Module):
@@ -61,14 +63,16 @@ class Codebook(nn.Module):
                 break
         if not sum(map(len, kept)):
             raise ValueError("a codebook cannot be fitted to no data")
-        sample = torch.cat(kept)[: points * len(self.centers)]
-        start = self.centers
-        if not self.counts.any():
-            start = choose_centers(sample, len(self.centers), mix_seed(int(self.seed), "k-means++"))
-        self._learn(sample, start, iterations)
+        self._learn(torch.cat(kept)[: points * len(self.centers)], iterations)
 
-    def _learn(self, sample: Tensor, start: Tensor, iterations: int) -> None:
-        centers, counts = kmeans(sample, start, iterations, unit=self.unit)
+    def _start(self, sample: Tensor, centers: Tensor, *number: int) -> Tensor:
+        """Where to go on from: the `centers` there are, or as many points; `number` tells several clusterings apart."""
+        if self.counts.any():
+            return centers
+        return choose_centers(sample, len(centers), mix_seed(int(self.seed), "k-means++", *number))
+
+    def _learn(self, sample: Tensor, iterations: int) -> None:
+        centers, counts = kmeans(sample, self._start(sample, self.centers), iterations, unit=self.unit)
         self.centers.copy_(centers)
         self.counts.copy_(counts)
 
@@ -104,8 +108,8 @@ class BalancedCodebook(Codebook):
         super().__init__(codes, width)
         self.register_buffer("offsets", torch.zeros(codes))
 
-    def _learn(self, sample: Tensor, start: Tensor, iterations: int) -> None:
-        centers, offsets = balanced_kmeans(sample, start, iterations)
+    def _learn(self, sample: Tensor, iterations: int) -> None:
+        centers, offsets = balanced_kmeans(sample, self._start(sample, self.centers), iterations)
         self.centers.copy_(centers)
         self.offsets.copy_(offsets)
         self.counts.copy_(torch.bincount(self(sample), minlength=len(centers)))
@@ -114,3 +118,62 @@ class BalancedCodebook(Codebook):
         """(..., D) -> codes int64 (...)."""
         points = vectors.flatten(0, -2).to(self.centers)
         return nearest_center(points, self.centers, self.offsets)[0].view(vectors.shape[:-1])
+
+
+class HierarchicalCodebook(Codebook):
+    """One whose codes are the leaves of a tree: the vectors of each cluster are clustered again, level by level.
+
+    A vector goes down by the nearest of a node's children, so that K codes take sums of the levels' distances and not
+    products. Nodes are numbered level by level: the children of node `i` are `n * i` to `n * i + n - 1`.
+
+    Args:
+        levels: n of each level, children of a node; K is their product.
+        width: D of the vectors.
+
+    Attributes:
+        branches: centers of all levels but the last, (n1 + n1 n2 + ..., D); those of the last are `centers`.
+    """
+
+    branches: Tensor
+
+    def __init__(self, levels: Sequence[int], width: int) -> None:
+        super().__init__(math.prod(levels), width)
+        self.levels = tuple(levels)
+        self.nodes = [math.prod(levels[: depth + 1]) for depth in range(len(levels))]
+        self.register_buffer("branches", torch.randn(sum(self.nodes[:-1]), width))
+
+    def _learn(self, sample: Tensor, iterations: int) -> None:
+        nodes, parents = torch.zeros(len(sample), dtype=torch.long, device=sample.device), sample[:1]
+        for depth, (children, centers) in enumerate(zip(self.levels, self._centers(), strict=True)):
+            for node, own in enumerate(centers.split(children)):
+                members = sample[nodes == node]
+                # Vectors of fewer kinds than there are codes leave a node empty: its children are where it is.
+                members = members if len(members) else parents[node : node + 1]
+                own.copy_(kmeans(members, self._start(members, own, depth, node), iterations)[0])
+            nodes, parents = self._children(sample, nodes, depth), centers
+            if process_share()[1] > 1:  # all cluster the same members
+                dist.broadcast(nodes, 0)
+        self.counts.copy_(torch.bincount(nodes, minlength=len(self.centers)))
+
+    def _centers(self) -> list[Tensor]:
+        """Of each level, as views."""
+        return [*self.branches.split(self.nodes[:-1]), self.centers]
+
+    def _children(self, vectors: Tensor, nodes: Tensor, depth: int) -> Tensor:
+        """The nearest child of each vector's node: (N, D), int64 (N,) -> int64 (N,)."""
+        number = self.levels[depth]
+        families = self._centers()[depth].unflatten(0, (-1, number))
+        size = max(1, ENTRIES // families[0].numel())
+        nearest = [
+            (families[own] - some[:, None]).square().sum(2).argmin(1)
+            for some, own in zip(vectors.split(size), nodes.split(size), strict=True)
+        ]
+        return number * nodes + torch.cat(nearest)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(..., D) -> codes int64 (...)."""
+        flat = vectors.flatten(0, -2).to(self.centers)
+        nodes = torch.zeros(len(flat), dtype=torch.long, device=flat.device)
+        for depth in range(len(self.levels)):
+            nodes = self._children(flat, nodes, depth)
+        return nodes.view(vectors.shape[:-1])

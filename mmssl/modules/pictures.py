@@ -45,6 +45,16 @@ def cut(task: str, extents: Sequence[int], patch: Sequence[int]) -> tuple[int, .
     return tuple(extent // size for extent, size in zip(extents, patch, strict=True))
 
 
+def channels_first(picture: Tensor, modality: str) -> Tensor:
+    """What an encoder reads, image, clip or spectrogram, -> (B, C, h, w), or (B, C, T, h, w) of a clip."""
+    return picture[:, None] if modality == "audio" else picture.transpose(1, -3)
+
+
+def as_read(pixels: Tensor, modality: str) -> Tensor:
+    """The inverse of `channels_first`."""
+    return pixels[:, 0] if modality == "audio" else pixels.transpose(1, -3)
+
+
 def read_picture(encoder: Encoder, batch: Batch, draws: Draws, crop: Crop) -> tuple[Tensor, Tensor, Tensor | None]:
     """Images or clips, cropped and mirrored, or the spectrograms of sounds.
 

@@ -14,6 +14,7 @@ from mmssl.audit import own_files
 from mmssl.audit.gradients import LEFT, Leak, between_rows, leaks
 from mmssl.build import build
 from mmssl.cli import app
+from mmssl.modules.pictures import channels_first
 from mmssl.objectives._concealed import Later
 from mmssl.objectives.base import Objective
 from mmssl.objectives.reconstruction.causal_language import CausalLanguage
@@ -42,7 +43,7 @@ class SeesPatches(MaskedAutoencoder):
     """The pixels of hidden patches, as one that decodes the whole picture would see them."""
 
     def predict(self, inputs: Inputs) -> Inputs:
-        patches = patchify(self.pixels.channels_first(inputs[self.modality]), self.pixels.patch)
+        patches = patchify(channels_first(inputs[self.modality], self.modality), self.pixels.patch)
         hidden = patches.gather(1, inputs["hidden"][:, :, None].expand(-1, -1, patches.shape[2]))
         return {"pixels": super().predict(inputs)["pixels"] + 1e-3 * hidden.mean()}
 
@@ -111,7 +112,16 @@ def test_a_planted_leak_is_found_and_the_task_itself_has_none(name, leaking, wha
 
 HIDING = (
     *("masked_autoencoder_audio", "masked_autoencoder_video", "masked_autoencoder_simmim"),
-    *("masked_pair", "masked_pair_beit3", "replaced_token", "denoising", "captioning", "coca", "flava"),
+    *(
+        "masked_pair",
+        "masked_pair_beit3",
+        "masked_pair_video",
+        "replaced_token",
+        "denoising",
+        "captioning",
+        "coca",
+        "flava",
+    ),
     "audio_visual_autoencoder",
 )
 

@@ -10,6 +10,7 @@ import torch
 from tiny_encoders import TinyText, TinyTokenizer, tiny_batch, tiny_encoders, tiny_pairs
 from torch import Tensor
 
+from mmssl.encoders import create as create_encoder
 from mmssl.errors import RecipeError
 from mmssl.objectives import Objective, create
 from mmssl.objectives.base import Step
@@ -20,7 +21,7 @@ ROWS, LENGTH, CODES = 6, 10, 20
 
 def _task(kind: str = "joint", *, seed: int = 0, **hyper: Any) -> Objective:
     torch.manual_seed(seed)
-    encoders = tiny_pairs(kind, "audio" if hyper.get("a") == "audio" else "image")
+    encoders = tiny_pairs(kind, hyper["a"] if hyper.get("a") in ("audio", "video") else "image")
     return create("masked_pair", encoders, **{"codes": CODES, **hyper})
 
 
@@ -52,6 +53,7 @@ def test_what_is_hidden_is_what_is_asked_and_cannot_be_seen():
     [
         ("flava", {}, 75 / 196, 0.15),
         ("beit3", {}, 0.4, 0.5),
+        ("videobert", {}, 0.15, 0.15),
         ("beit3", {"a": None}, 0.0, 0.15),
         ("beit3", {"b": None}, 0.4, 0.0),
         ("beit3", {"mask_ratio_a": 0, "mask_ratio_b": 0.25}, 0.0, 0.25),
@@ -89,6 +91,46 @@ def test_padding_behind_a_sound_is_never_asked_for_nor_learned_from():
     task.before_step(Step(0, lambda: [batch]))
     assert int(task.patches.codebook.counts.sum()) == int(valid.sum())
     assert task.patches.codebook.centers.isfinite().all()
+
+
+TUBELETS = {"image_size": 12, "patch_size": 4, "num_frames": 12, "tubelet_size": 3}
+LAYER = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_of_a_clip_the_same_places_are_hidden_in_all_frames_and_no_answer_depends_on_them(frames):
+    torch.manual_seed(0)
+    encoders = tiny_pairs(a="video")
+    if frames > 1:  # in place of a network that sees each frame alone
+        encoders["video"] = create_encoder("transformers/videomae", "video", **TUBELETS, **LAYER)
+    hyper = {"codes": [4, 5], "mask_ratio_a": 0.4, "views": {"area": None}}
+    task, batch = create("masked_pair", encoders, a="video", **hyper), tiny_batch(ROWS)
+    task.before_step(Step(0, lambda: [batch]))
+    assert task.patches.codebook.counts.all()
+    task.double().eval()
+    inputs = task.transform(batch, Draws(0, 0, ROWS))
+    hidden = inputs["a/hidden"].view(ROWS, 12 // frames, 3, 3)
+    assert torch.equal(hidden, hidden[:, :1].expand_as(hidden))
+    assert hidden[:, 0].sum((1, 2)).max() == round(0.4 * 9)
+    assert inputs["a/hidden_places"] == hidden.sum()
+
+    # The targets are the codes of the pixels there, as the network sees them.
+    normalize = task.encoder("video").normalize
+    clips = (batch["video"].double() / 255 - normalize.mean[:, None, None]) / normalize.std[:, None, None]
+    for row, time, y, x in hidden.nonzero().tolist():
+        cube = clips[row, frames * time : frames * (time + 1), :, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4]
+        slot = int((inputs["a/places"][row] == 9 * time + 3 * y + x).nonzero())
+        assert inputs["a/chosen"][row, slot]
+        assert inputs["a/target"][row, slot] == task.patches.codebook(cube.permute(0, 2, 3, 1).reshape(1, -1))
+
+    inputs["a"] = (batch["video"].double() / 255).requires_grad_()
+    answers = torch.cat([logits.flatten() for logits in task.logits(inputs).values()])
+    (gradient,) = torch.autograd.grad(answers @ torch.randn_like(answers), [inputs["a"]])
+    covered = hidden.repeat_interleave(frames, 1).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    covered = covered[:, :, None].expand_as(gradient)
+    assert torch.equal(task.concealed(inputs).hidden["a"].expand_as(gradient), covered)
+    assert (gradient[covered] == 0).all()
+    assert (gradient[~covered] != 0).all()
 
 
 # What the levels mean.
@@ -150,20 +192,23 @@ def test_the_codebook_is_learned_once_from_crops_as_they_are_trained_on():
 
 
 def _colors(rows: int, step: int) -> dict[str, Tensor]:
-    """Images of one of three colors and the word for it, between start and end."""
+    """Images and clips of one of three colors and the word for it, between start and end."""
     generator = torch.Generator().manual_seed(step)
     which = torch.randint(0, 3, (rows,), generator=generator)
     image = torch.zeros(rows, 3, 12, 12, dtype=torch.uint8)
     image[torch.arange(rows), which] = 255
     text = torch.stack([torch.full_like(which, 2), which + 10, torch.full_like(which, 3)], 1)
-    return {"image": image, "text": text, "text_mask": torch.ones_like(text, dtype=torch.bool)}
+    clip = image[:, None].repeat(1, 2, 1, 1, 1)
+    return {"image": image, "video": clip, "text": text, "text_mask": torch.ones_like(text, dtype=torch.bool)}
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["joint", "multiway", "cross"])
-def test_one_side_tells_the_other(kind):
+@pytest.mark.parametrize(
+    ("kind", "a"), [("joint", "image"), ("multiway", "image"), ("cross", "image"), ("joint", "video")]
+)
+def test_one_side_tells_the_other(kind, a):
     sides = {"mask_ratio_a": 0, "mask_ratio_b": 0.5} if kind == "cross" else {"mask_ratio_a": 0.8, "mask_ratio_b": 0.0}
-    task = _task(kind, seed=4 if kind == "cross" else 0, codes=3, views={"area": None}, **sides)
+    task = _task(kind, seed=4 if kind == "cross" else 0, a=a, codes=3, views={"area": None}, **sides)
     task.before_step(Step(0, lambda: [_colors(64, 999)]))
     optimizer = torch.optim.Adam(task.parameters(), lr=2e-2)
     for step in range(50):
@@ -173,7 +218,7 @@ def test_one_side_tells_the_other(kind):
         optimizer.step()
     task.eval()
     inputs = task.transform(_colors(64, 1000), Draws(0, 1000, 64))
-    name, side = ("text", "a") if kind == "cross" else ("image", "b")
+    name, side = ("text", "a") if kind == "cross" else (a, "b")
     assert task(inputs)[f"{name}/relative_error"] < 0.2
     other = {**inputs, side: inputs[side].roll(1, 0)}
     if kind == "cross":  # of the image a few patches are left, which tell as well
@@ -192,6 +237,8 @@ def test_one_side_tells_the_other(kind):
         ("joint", {"a": "text", "b": "image"}, "a = text and b = image, and the fusion 'fusion' reads image and text"),
         ("cross", {}, "a cross fusion says nothing of a; set mask_ratio_a: 0"),
         ("joint", {"codes": 1}, "codes = 1 .* greater than or equal to 2"),
+        ("joint", {"codes": [12, 1]}, r"codes = \[12, 1\] should be int \| tuple\[int, ...\] from 2"),
+        ("joint", {"codes": []}, r"codes = \[\] should be int"),
     ],
 )
 def test_what_cannot_work_is_told_when_built(kind, hyper, message):

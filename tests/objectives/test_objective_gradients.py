@@ -180,6 +180,7 @@ CASES = {
     "audio_visual_autoencoder_alone": ("audio_visual_autoencoder", JOINT | {"contrastive": 0.0}),
     "masked_pair": ("masked_pair", {"codes": 12}),
     "masked_pair_audio": ("masked_pair", {"a": "audio", "form": "beit3", "codes": 12}),
+    "masked_pair_video": ("masked_pair", {"a": "video", "form": "videobert", "codes": [3, 4]}),
     "masked_pair_patches": ("masked_pair", {"b": None, "fusion": None, "codes": 12}),
     "wav2vec2": ("wav2vec2", {"mask_length": 2, "negatives": 5, "codes": 6, "width": 4, "diversity": 5.0}),
     "hubert": ("hubert", {"mask_length": 2, "codes": 6, "width": 4, "target": "layers.0", "unmasked": 0.5}),

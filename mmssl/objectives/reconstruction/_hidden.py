@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -13,9 +13,10 @@ from mmssl.batch import Batch, prefixed, sub_batch, valid_tokens
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.image import ImageEncoder
 from mmssl.encoders.text import TextEncoder
+from mmssl.encoders.video import VideoEncoder
 from mmssl.errors import RecipeError
-from mmssl.modules.codebook import Codebook
-from mmssl.modules.pictures import read_picture
+from mmssl.modules.codebook import Codebook, HierarchicalCodebook
+from mmssl.modules.pictures import as_read, channels_first, cut, read_picture
 from mmssl.modules.side import Side
 from mmssl.modules.unigram import Unigram
 from mmssl.modules.vocabulary import TiedHead, Vocabulary
@@ -43,25 +44,29 @@ class HiddenPatches(nn.Module):
     """Blocks of patches under a mask token, and a classifier over the codes of a codebook.
 
     Args:
-        network: of images or sound; it stays outside of this module.
+        network: of images, clips or sound; it stays outside of this module.
         width: of the tokens that the head reads.
-        codes: entries of the codebook.
+        codes: entries of the codebook, or the numbers of children in a tree of them, level by level.
     """
 
     divisors = ("hidden_places", "prior_surprise", "constant_mistakes")
 
-    def __init__(self, network: Encoder, width: int, codes: int) -> None:
+    def __init__(self, network: Encoder, width: int, codes: int | Sequence[int]) -> None:
         super().__init__()
-        if network.modality not in ("image", "audio") or not network.subsets or network.patch_size is None:
+        if not network.subsets or network.patch_size is None:
             raise RecipeError(
-                f"masked_pair hides patches of images or sound, and {network.spec['model']} has none; take a plain "
-                "vision transformer, such as timm/vit_tiny_patch16_224, or set mask_ratio_a: 0"
+                f"masked_pair hides patches of images, clips or sound, and {network.spec['model']} has none; take a "
+                "plain vision transformer, such as timm/vit_tiny_patch16_224, or set mask_ratio_a: 0"
             )
-        self.classes, self.patch = codes, network.patch_size
-        self.codebook = Codebook(codes, (3 if network.modality == "image" else 1) * self.patch[0] * self.patch[1])
+        self.modality, self.patch = network.modality, network.patch_size
+        values = (1 if self.modality == "audio" else 3) * math.prod(self.patch)
+        self.codebook = Codebook(codes, values) if isinstance(codes, int) else HierarchicalCodebook(codes, values)
+        self.classes = len(self.codebook.centers)
         self.mask_token = nn.Parameter(torch.zeros(network.width or network.dim))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width), nn.Linear(width, codes))
+        self.head = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width), nn.Linear(width, self.classes)
+        )
 
     def vectors(self, side: Side, batch: Batch, number: int) -> Tensor:
         """What the codebook learns from: patches (n, d) of the batch, cropped as for training; NaN where padding is."""
@@ -78,15 +83,17 @@ class HiddenPatches(nn.Module):
         """The entries of the side, and as `a/...` what is hidden, a share `ratio` of the patches.
 
         `hidden` bool (B, N), in the grid of patches; `places` (B, M), of which the `chosen` ones count, with the
-        `target` codes. `constant_mistakes` is the number of mistakes of the most frequent code.
+        `target` codes. `constant_mistakes` is the number of mistakes of the most frequent code. Of a clip the same
+        places are hidden in all frames.
         """
         picture, pixels, valid = read_picture(side.encoder, batch, draws, side.crop)
-        grid = (pixels.shape[2] // self.patch[0], pixels.shape[3] // self.patch[1])
-        if min(grid) < 2:
-            raise RecipeError(f"masked_pair: blocks cannot be hidden in a grid of {grid[0]} x {grid[1]} patches")
-        number = grid[0] * grid[1]
-        slots = max(1, round(ratio * number))
-        hidden = mask_blocks(grid, slots, draws, smallest=max(1, round(SMALLEST_BLOCK * number)))
+        *time, height, width = cut("masked_pair", pixels.shape[2:], self.patch)
+        if min(height, width) < 2:
+            raise RecipeError(f"masked_pair: blocks cannot be hidden in a grid of {height} x {width} patches")
+        total = max(1, round(ratio * height * width))
+        smallest = max(1, round(SMALLEST_BLOCK * height * width))
+        hidden = mask_blocks((height, width), total, draws, smallest=smallest).repeat(1, math.prod(time))
+        slots = total * math.prod(time)
         counted = hidden if valid is None else hidden & valid
         places = counted.long().argsort(dim=1, descending=True, stable=True)[:, :slots]
         chosen = counted.gather(1, places)
@@ -97,10 +104,10 @@ class HiddenPatches(nn.Module):
         return side.entries(picture, valid) | prefixed(side.key, hidden_ones)
 
     def covered(self, picture: Tensor, hidden: Tensor) -> Tensor:
-        """Bool like the picture that is read, True in its patches that are `hidden` (B, N)."""
-        extents = (picture.shape[-2], picture.shape[-1])
+        """Bool that broadcasts to the picture that is read, True in its patches that are `hidden` (B, N)."""
+        extents = tuple(channels_first(picture, self.modality).shape[2:])
         patches = hidden[:, :, None].to(torch.get_default_dtype()).expand(-1, -1, math.prod(self.patch))
-        return (unpatchify(patches, self.patch, extents) > 0).view(len(picture), *[1] * (picture.ndim - 3), *extents)
+        return as_read(unpatchify(patches, self.patch, extents) > 0, self.modality)
 
     def forward(self, tokens: Tensor, inputs: Batch) -> Tensor:
         """Logits (N, K) at all N hidden places, row by row."""
@@ -119,10 +126,12 @@ class HiddenPatches(nn.Module):
         """What is seen; answer and target, as the mean patches of codes; the picture."""
         picture, network, hidden = inputs[side.key], side.encoder, sub_batch(inputs, side.key)
         places, chosen = hidden["places"], hidden["chosen"]
-        pixels, scale, shift = picture[:, None], picture.new_ones(()), picture.new_zeros(())
-        if network.modality == "image":
-            normalize = cast(ImageEncoder, network).normalize
-            pixels, scale, shift = normalize(picture), normalize.std[:, None, None], normalize.mean[:, None, None]
+        if self.modality == "audio":
+            pixels, scale, shift = picture[:, None], picture.new_ones(()), picture.new_zeros(())
+        else:
+            seeing = cast(ImageEncoder | VideoEncoder, network)
+            pixels, constants = seeing.prepare(picture)[0], (seeing.normalize.std, seeing.normalize.mean)
+            scale, shift = (values.view(-1, *[1] * len(self.patch)) for values in constants)
         patches = patchify(pixels, self.patch)
         decoded = self.codebook.decode(self.codebook(patches))
         codes = hidden["target"].masked_scatter(chosen, logits.argmax(-1))
@@ -130,8 +139,8 @@ class HiddenPatches(nn.Module):
         def put(values: Tensor, into: Tensor) -> list[Tensor | str]:
             kept = torch.where(chosen[:, :, None], values.to(into.dtype), take(into, places))
             whole = into.scatter(1, places[:, :, None].expand_as(kept), kept)
-            image = unpatchify(whole, self.patch, (picture.shape[-2], picture.shape[-1])) * scale + shift
-            return list(image if network.modality == "image" else image[:, 0])
+            image = unpatchify(whole, self.patch, tuple(pixels.shape[2:])) * scale + shift
+            return list(as_read(image, self.modality))
 
         seen = {
             "input": put(pixels.mean().expand(1, 1, patches.shape[2]), patches),

@@ -14,7 +14,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.encoders.image import ImageEncoder
 from mmssl.encoders.video import VideoEncoder
 from mmssl.errors import RecipeError
-from mmssl.modules.pictures import check_patches
+from mmssl.modules.pictures import as_read, channels_first, check_patches
 from mmssl.objectives.base import Panel
 from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
@@ -123,11 +123,7 @@ class HiddenPixels:
 
     def grid(self, picture: Tensor) -> tuple[int, ...]:
         """Numbers of patches of what the encoder reads."""
-        return self._cut(self.channels_first(picture).shape[2:])
-
-    def channels_first(self, picture: Tensor) -> Tensor:
-        """What the encoder reads -> (B, C, h, w), or (B, C, T, h, w)."""
-        return picture[:, None] if self.modality == "audio" else picture.transpose(1, -3)
+        return self._cut(channels_first(picture, self.modality).shape[2:])
 
     def scores(self, pixels: Tensor, inputs: Batch) -> dict[str, Tensor]:
         """Error of the hidden patches `pixels` (B, M, d), and its ratio to that of the mean."""
@@ -141,16 +137,15 @@ class HiddenPixels:
     def concealed(self, inputs: Batch) -> dict[str, Tensor]:
         """What of the inputs no answer may depend on; see `Concealed`."""
         picture, hidden, target = inputs[self.modality], inputs["hidden"], inputs["target"]
-        extents = tuple(self.channels_first(picture).shape[2:])
+        extents = tuple(channels_first(picture, self.modality).shape[2:])
         patches = target.new_zeros(len(target), math.prod(self._cut(extents)), target.shape[2])
         mask = unpatchify(patches.scatter(1, hidden[:, :, None].expand_as(target), 1.0), self.patch, extents) > 0
-        mask = mask[:, 0] if self.modality == "audio" else mask.transpose(1, -3)
-        return {self.modality: mask, "target": torch.ones_like(target, dtype=torch.bool)}
+        return {self.modality: as_read(mask, self.modality), "target": torch.ones_like(target, dtype=torch.bool)}
 
     def panels(self, answer: Tensor, inputs: Batch) -> list[Panel]:
         """What is seen, the answer (B, M, d), and what was there; normalized if the task is."""
         picture, hidden = inputs[self.modality], inputs["hidden"]
-        original = self.channels_first(picture)
+        original = channels_first(picture, self.modality)
         if self.modality == "audio":
             pixels, scale, shift = original, original.new_tensor(1.0), original.new_tensor(0.0)
         else:
@@ -175,7 +170,7 @@ class HiddenPixels:
         }
         if self.norm_pix:
             pictures["original"] = original
-        seen = {name: p[:, 0] if self.modality == "audio" else p.transpose(1, -3) for name, p in pictures.items()}
+        seen = {name: as_read(pixels, self.modality) for name, pixels in pictures.items()}
         axes = self.network.scale(seen["input"][0])
         return [Panel(name, list(p), scale=axes) for name, p in seen.items()]
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.modules.decoders import PatchDecoder, check_decoder
-from mmssl.modules.pictures import check_patches, cut, read_picture
+from mmssl.modules.pictures import as_read, channels_first, check_patches, cut, read_picture
 from mmssl.modules.teacher import Teacher, without_dropout
 from mmssl.modules.views import Crop
 from mmssl.objectives._concealed import Concealed
@@ -161,12 +161,8 @@ class JEPA(Objective):
         return inputs
 
     def _grid(self, picture: Tensor) -> tuple[int, ...]:
-        extents = self._channels_first(picture).shape[2:]
+        extents = channels_first(picture, self.modality).shape[2:]
         return tuple(extent // size for extent, size in zip(extents, self.patch, strict=True))
-
-    def _channels_first(self, picture: Tensor) -> Tensor:
-        """What the encoder reads -> (B, C, h, w), or (B, C, T, h, w)."""
-        return picture[:, None] if self.modality == "audio" else picture.transpose(1, -3)
 
     def predict(self, inputs: Batch) -> Batch:
         """For each way to hide `prediction_i` and `target_i` (B, M, P, D); the teacher's mean token `taught` (B, D)."""
@@ -235,12 +231,12 @@ class JEPA(Objective):
 
     def _pixels_at(self, places: Tensor, picture: Tensor) -> Tensor:
         """Bool like `picture`, True in the patches (B, n)."""
-        extents = tuple(self._channels_first(picture).shape[2:])
+        extents = tuple(channels_first(picture, self.modality).shape[2:])
         channels = 1 if self.modality == "audio" else picture.shape[-3]
         patches = picture.new_zeros(len(picture), math.prod(self._grid(picture)), channels * math.prod(self.patch))
         index = places[:, :, None].expand(-1, -1, patches.shape[2])
         mask = unpatchify(patches.scatter(1, index, 1.0), self.patch, extents) > 0
-        return mask[:, 0] if self.modality == "audio" else mask.transpose(1, -3)
+        return as_read(mask, self.modality)
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """What is read, the first block that is hidden, and the row whose block is nearest to what is predicted."""

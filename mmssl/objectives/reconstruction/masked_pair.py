@@ -1,4 +1,4 @@
-"""Masked pairs: what was hidden of this image and of its caption, given what is left of both?
+"""Masked pairs: what was hidden of this image or clip and of its caption, given what is left of both?
 
 Form `flava`: Singh et al. 2022, "FLAVA", arXiv 2112.04482, masked multimodal modeling: 75 of 14 x 14 patches, in
 blocks as in BEiT (arXiv 2106.08254), and 15 % of the words are hidden together; a fusion reads both sides, and each
@@ -6,7 +6,11 @@ hidden place is classified, a word over the vocabulary, a patch over a codebook.
 as a Foreign Language", arXiv 2208.10442, masked data modeling: 40 % of the patches and, with an image, half of the
 words. One side alone (`b: null` or `a: null`) is masked image or text modeling, through a multiway fusion or, of
 images, without one; a side with ratio 0 is seen whole: `mask_ratio_a: 0` is the masked language model of ALBEF (arXiv
-2107.07651), whose text layers read the image.
+2107.07651), whose text layers read the image. Form `videobert`: Sun et al. 2019, "VideoBERT", arXiv 1904.01766: 15 %
+of the video tokens, codes of a hierarchical k-means of 4 levels of 12 (`codes: [12, 12, 12, 12]`), and 15 % of the
+words. Its third loss, linguistic-visual alignment, is `matching` with uniform negatives over the same fusion, in a
+`combine`; see the recipe videobert_toy. There a video token is what a frozen S3D says of 1.5 s, here it is a tubelet of
+the pixels that the encoder reads.
 
 The codebook is learned here, before the first step, in place of the published image tokenizers (DALL-E's dVAE in FLAVA,
 BEiT v2's in BEiT-3): k-means on patches of pixels as the network sees them. Its codes say color and edges, no more. The
@@ -17,7 +21,9 @@ mismatches itself, so that all pairs are true ones.
 Known traps. The codes of blank patches are far more frequent than others: the level to beat is not 1 / K but the
 histogram, of codes and of words, which is counted before the first step; `relative_error` (chance 1) is each side's
 loss over that of the histogram. Where half of the words are hidden the image has to say which they were; 15 % are often
-told by the words around them. Each side's loss is a mean over its hidden places in the global batch.
+told by the words around them. A tubelet looks like the one before it: of clips the same places are hidden in all
+frames, as in VideoMAE (arXiv 2203.12602), and not a span of time, where the last frame before it would be the answer.
+Each side's loss is a mean over its hidden places in the global batch.
 """
 
 from __future__ import annotations
@@ -27,7 +33,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast
 
 import torch
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Lt, MinLen
 from torch import Tensor
 
 from mmssl.batch import Batch, prefixed, sub_batch
@@ -43,9 +49,10 @@ from mmssl.ops.draws import Draws
 from mmssl.ops.losses import score_tokens
 from mmssl.ops.masking import KEPT
 
-PATCHES = {"flava": 75 / 196, "beit3": 0.4}
-WORDS = {"flava": (0.15, 0.15), "beit3": (0.5, 0.15)}  # in a pair, alone
+PATCHES = {"flava": 75 / 196, "beit3": 0.4, "videobert": 0.15}
+WORDS = {"flava": (0.15, 0.15), "beit3": (0.5, 0.15), "videobert": (0.15, 0.15)}  # in a pair, alone
 VIEWS = {"area": (0.9, 1.0)}
+Children = Annotated[int, Ge(2)]
 
 
 class MaskedPair(Objective):
@@ -53,14 +60,15 @@ class MaskedPair(Objective):
 
     Args:
         encoders: holds the encoders and the fusion.
-        a: name of the encoder of images or sound, a network of patches; null for text alone.
+        a: name of the encoder of images, clips or sound, a network of patches; null for text alone.
         b: name of the text encoder; null for `a` alone.
         fusion: name of the fusion that reads them; null for `a` alone without one.
-        form: `flava` or `beit3`: whose ratios.
+        form: `flava`, `beit3` or `videobert`: whose ratios.
         mask_ratio_a: share of the patches that is hidden; the form's where left out, 0 for none.
         mask_ratio_b: share of a text's tokens that is predicted, likewise.
-        codes: entries of the codebook, K.
-        views: of images: how they are cropped, see `Crop`.
+        codes: entries of the codebook, K; or of a tree of clusters of clusters the children of a node, level by level,
+            whose product K is.
+        views: of images and clips: how they are cropped, see `Crop`.
     """
 
     def __init__(
@@ -70,10 +78,10 @@ class MaskedPair(Objective):
         a: str | None = "image",
         b: str | None = "text",
         fusion: str | None = "fusion",
-        form: Literal["flava", "beit3"] = "flava",
+        form: Literal["flava", "beit3", "videobert"] = "flava",
         mask_ratio_a: Annotated[float, Ge(0), Lt(1)] | None = None,
         mask_ratio_b: Annotated[float, Ge(0), Lt(1)] | None = None,
-        codes: Annotated[int, Ge(2)] = 8192,
+        codes: Children | Annotated[tuple[Children, ...], MinLen(1)] = 8192,
         views: dict[str, Any] = VIEWS,
     ) -> None:
         super().__init__(encoders)
