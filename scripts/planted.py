@@ -35,6 +35,7 @@ from mmssl.objectives.invariance.nnclr import NNCLR
 from mmssl.objectives.invariance.simclr import SimCLR
 from mmssl.objectives.invariance.simsiam import SimSiam
 from mmssl.objectives.invariance.swav import SwAV
+from mmssl.objectives.reconstruction.capi import CAPI
 from mmssl.objectives.transformation.rotation import Rotation
 from mmssl.ops.draws import Draws
 from mmssl.training.loop import fit
@@ -148,6 +149,13 @@ class Unbalanced(SwAV):
 
     def balanced(self, scores: Tensor, counted: Tensor) -> Tensor:
         return (scores / self.epsilon).softmax(-1)
+
+
+class Unsorted(CAPI):
+    """CAPI without Sinkhorn: clusters take what is nearest to them."""
+
+    def assigned(self, logits: Tensor) -> Tensor:
+        return (logits / self.teacher_temperature).softmax(-1)
 
 
 class RandomTurns(Rotation):
@@ -292,6 +300,22 @@ RUNS = [
         "data2vec without EMA", "data2vec_text_toy", 40, "collapsed", FAST | CONSTANT | {"objective.momentum": [0, 0]}
     ),
     Planted("data2vec with it", "data2vec_text_toy", 60, "learned", TURNS | CONSTANT),
+    Planted(
+        "CAPI without Sinkhorn and EMA",
+        "capi_toy",
+        60,
+        "collapsed",
+        LARGER | CONSTANT | {"training.optimizer.lr": 3e-2, "objective.momentum": 0.0},
+        becomes(Unsorted),
+    ),
+    Planted(
+        "CAPI, assignments that are all alike",
+        "capi_toy",
+        60,
+        "at chance",
+        FAST | LARGER | CONSTANT | {"objective.teacher_temperature": 10.0},
+    ),
+    Planted("CAPI as published", "capi_toy", 100, "learned", LARGER),
     Planted("DeepCluster, one cluster for all", "deepcluster_toy", 40, "collapsed", FAST | LARGER, becomes(Lumped)),
     Planted("DeepCluster as published", "deepcluster_toy", 100, "learned", LARGER),
     Planted("MoCo without negatives", "moco_toy", 60, "collapsed", FAST | LARGER, becomes(Pulled)),

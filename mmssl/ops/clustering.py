@@ -134,18 +134,19 @@ def balanced_assignment(scores: Tensor, counted: Tensor | None = None, iteration
     in turn, in logarithms.
 
     Args:
-        scores: (B, K), this process's; for instance logits over a temperature.
-        counted: bool (B,), which rows take part; all where left out. What is returned of the others means nothing.
+        scores: (B, K), this process's; for instance logits over a temperature. Of (B, N, K) each of the N by itself.
+        counted: bool (B,) or (B, N), which of them take part; all where left out. What is returned of the others means
+            nothing.
         iterations: of both.
 
     Returns:
-        (B, K), logarithms of shares that sum to 1 in each row.
+        Like `scores`, logarithms of shares over the K that sum to 1.
     """
     shares = scores
     for _ in range(iterations):
-        heard = shares if counted is None else shares.masked_fill(~counted[:, None], -math.inf)
+        heard = shares if counted is None else shares.masked_fill(~counted[..., None], -math.inf)
         mass = gather(heard.logsumexp(0)[None]).logsumexp(0)
-        shares = (shares - torch.where(mass.isfinite(), mass, 0.0)).log_softmax(1)
+        shares = (shares - torch.where(mass.isfinite(), mass, 0.0)).log_softmax(-1)
     return shares
 
 

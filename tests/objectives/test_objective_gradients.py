@@ -79,6 +79,7 @@ CASES = {
         "jepa",
         {"encoder": "video", "form": "vjepa", "predictor_depth": 1, "predictor_width": 8, "predictor_heads": 2},
     ),
+    "capi": ("capi", {"prototypes": 12, "predictor_depth": 2, "predictor_width": 8, "predictor_heads": 2}),
     "data2vec": ("data2vec", {}),
     "data2vec_spectrogram": ("data2vec", {"encoder": "audio"}),
     "data2vec_text": ("data2vec", {"encoder": "text", "mask_ratio": 0.3}),
@@ -226,7 +227,7 @@ VARIANTS = {1: (4,), 2: (1, 4), 4: (1, 4)}  # processes -> micro-batches of each
 def case(name: str) -> tuple[Objective, dict[str, Tensor]]:
     kind, hyper = CASES[name]
     torch.manual_seed(1)
-    patches = ("masked_autoencoder", "audio_visual_autoencoder", "jepa", "data2vec", "ibot")
+    patches = ("masked_autoencoder", "audio_visual_autoencoder", "jepa", "capi", "data2vec", "ibot")
     encoders = tiny_encoders() | (tiny_patches() if kind in patches else {})
     if name in ("captioning", "captioning_audio", "combine_coca", "combine_siglip2"):
         encoders = tiny_captioners(hyper.get("a", "image"))
