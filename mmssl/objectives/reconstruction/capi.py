@@ -221,11 +221,11 @@ class CAPI(Objective):
         return unpatchify(patches, self.patch, (picture.shape[-2], picture.shape[-1])) > 0
 
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
-        """The picture, the number of each patch's cluster as a gray, what the student sees, and what it tells."""
+        """The picture, a map of its patches' clusters, what the student sees, and what it tells."""
         picture, clusters = inputs["image"], self.assigned(outputs["sorted"]).argmax(-1)
         told = outputs["told"].argmax(-1) == clusters.gather(1, inputs["hidden"])
-        grays = (clusters / max(1, self.prototypes - 1))[:, :, None].expand(-1, -1, math.prod(self.patch))
-        maps = unpatchify(grays, self.patch, (picture.shape[-2], picture.shape[-1]))
+        numbers = (clusters / max(1, self.prototypes - 1))[:, :, None].expand(-1, -1, math.prod(self.patch))
+        maps = unpatchify(numbers, self.patch, (picture.shape[-2], picture.shape[-1]))
         return [
             Panel("original", list(picture)),
             Panel("teacher's clusters", list(maps[:, 0])),
