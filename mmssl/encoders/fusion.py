@@ -176,6 +176,7 @@ Side = tuple[Tensor, Tensor]
 
 
 def _check_layer(model: str, kwargs: Mapping[str, Any], *also: str) -> None:
+    refuse(model, kwargs)
     known = LAYER | {*also}
     for key in kwargs:
         if key not in known:

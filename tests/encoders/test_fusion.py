@@ -294,6 +294,7 @@ def test_it_can_be_built_again_with_new_or_with_its_own_weights(kind, tmp_path: 
     ("kind", "changes", "message"),
     [
         ("cross", {"hidden_size": 15}, "multiple of the number of attention heads"),
+        ("joint", {"hidden_size": 0}, "'hidden_size' has to be 1 or more"),
         ("joint", {"hidden_size": 15}, "multiple of the number of attention heads"),
         ("multiway", {"embed_dim": 15}, "divisible by num_heads"),
         ("cross", {"hidden_sice": 16}, "did you mean 'hidden_size'"),

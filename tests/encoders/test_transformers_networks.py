@@ -266,6 +266,14 @@ def test_patches_that_overlap_have_no_patch_size():
     assert build("videomae").patch_size == (2, 8, 8)
 
 
+def test_without_layers_a_network_embeds():
+    encoder = build("videomae", num_hidden_layers=0).eval()
+    x = an_input("video")
+    features = encoder(x)
+    torch.testing.assert_close(encoder.encode(encoder.embed(x)).tokens, features.tokens)
+    assert list(encoder.layers(x)) == ["embeddings"]
+
+
 def test_networks_of_images_hear_and_see_clips():
     ear = create("transformers/vit", "audio", mels=32, **PATCHES | {"image_size": [32, 24]}).eval()
     assert ear.backbone.channels == 1

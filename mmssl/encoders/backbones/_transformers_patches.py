@@ -49,7 +49,8 @@ class PatchTransformer(TransformersNetwork):
         # Versions of transformers keep the layers in different places, and mask attention in more and more of them.
         stacks = ((key, m) for key, m in self.net.named_modules() if isinstance(m, nn.ModuleList))
         self._stack = next(key for key, stack in stacks if len(stack) == config.num_hidden_layers)
-        self.padding = "attention_mask" in inspect.signature(type(self._blocks[0]).forward).parameters
+        # Without layers nothing attends to padding.
+        self.padding = all("attention_mask" in inspect.signature(type(b).forward).parameters for b in self._blocks[:1])
 
     def _patch_size(self) -> tuple[int, ...] | None:
         return pair(self.net.config.patch_size)

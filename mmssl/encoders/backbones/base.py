@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -27,6 +27,13 @@ INPUTS = {
     "video": ("clips", "pictures"),
 }
 
+# How many layers and how wide, in the words of timm, transformers and open_clip.
+DEPTHS = {"depth", "depths", "layers", "num_layers", "num_hidden_layers"}
+SIZES = {
+    *("embed_dim", "embed_dims", "width", "channels", "stem_width", "hidden_size", "hidden_sizes", "intermediate_size"),
+    *("heads", "num_heads", "num_attention_heads", "img_size", "image_size", "patch_size", "num_frames"),
+    *("tubelet_size", "context_length", "vocab_size", "conv_dim"),
+}
 Pretrained = bool | str | None
 
 
@@ -203,11 +210,23 @@ def refuse_path(model: str, pretrained: str) -> None:
         raise RecipeError(f"{model}: pretrained: there is no file '{pretrained}'")
 
 
-def refuse(model: str, kwargs: Iterable[str]) -> None:
-    """Raise RecipeError where a keyword is the library's own business and not an encoder's."""
+def refuse(model: str, kwargs: Mapping[str, Any]) -> None:
+    """Raise RecipeError where a keyword is the library's own business and not an encoder's, or a size is too small."""
     for key in kwargs:
         if key in library_of(model).refused:
             raise RecipeError(f"{model}: '{key}' is not for an encoder; 'pretrained' says where weights are from")
+    _refuse_sizes(model, kwargs)
+
+
+def _refuse_sizes(model: str, kwargs: Mapping[str, Any]) -> None:
+    """Libraries build networks of width 0 or fewer layers than none, or fall over them later."""
+    for key, value in kwargs.items():
+        if isinstance(value, Mapping):
+            _refuse_sizes(model, value)
+        smallest = 0 if key in DEPTHS else 1  # without layers a network is what embeds its input
+        sizes = [size for size in (value if isinstance(value, Sequence) else [value]) if isinstance(size, int | float)]
+        if key in DEPTHS | SIZES and any(size < smallest for size in sizes):
+            raise RecipeError(f"{model}: '{key}' has to be {smallest} or more, and is {value}")
 
 
 def nearest_model(name: str, known: Iterable[str], listing: str) -> str:
