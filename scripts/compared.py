@@ -5,7 +5,8 @@
     python scripts/compared.py --table                                    only the tables that build/compared holds
     python scripts/compared.py --list                                     the calls, as a command line has them
 
-Runs, cells, pages and tables of a comparison are in build/compared/NAME; a task that is named later becomes a line.
+Runs, cells, pages and tables of a comparison are in build/compared/NAME; tasks that are named with those that are there
+become lines of it.
 """
 
 from __future__ import annotations

@@ -301,11 +301,11 @@ RUNS = [
     ),
     Planted("data2vec with it", "data2vec_text_toy", 60, "learned", TURNS | CONSTANT),
     Planted(
-        "CAPI without Sinkhorn and EMA",
+        "CAPI without Sinkhorn",
         "capi_toy",
         60,
         "collapsed",
-        LARGER | CONSTANT | {"training.optimizer.lr": 3e-2, "objective.momentum": 0.0},
+        LARGER | CONSTANT | {"training.optimizer.lr": 3e-2} | TEACHER,
         becomes(Unsorted),
     ),
     Planted(
@@ -317,7 +317,7 @@ RUNS = [
     ),
     Planted("CAPI as published", "capi_toy", 100, "learned", LARGER),
     Planted("DeepCluster, one cluster for all", "deepcluster_toy", 40, "collapsed", FAST | LARGER, becomes(Lumped)),
-    Planted("DeepCluster as published", "deepcluster_toy", 100, "learned", LARGER),
+    Planted("DeepCluster as published", "deepcluster_toy", 200, "learned", LARGER | TURNS),
     Planted("MoCo without negatives", "moco_toy", 60, "collapsed", FAST | LARGER, becomes(Pulled)),
     Planted("DenseCL without negatives", "densecl_toy", 60, "collapsed", FAST | LARGER, becomes(PulledTogether)),
     Planted("DenseCL, no negatives of places", "densecl_toy", 60, "collapsed", FAST | LARGER, becomes(PlacesTogether)),

@@ -9,8 +9,8 @@ that a long run at chance stays there.
 Where a task logs `relative_error`, its error over that of the best answer which ignores the input, that alone decides:
 knowing how frequent each answer is already takes accuracy and loss far from guessing, with colors as with words. The
 loss decides only where nothing else has a level: that of embeddings falls by their being close together. Where all are
-one point, `spread` says so; where all are of one cluster, `perplexity`; and a loss of embeddings that has come to its
-level says that the answer has become the same for all.
+one point, `spread` says so; where all are of one cluster, or of two that are left of many, `perplexity`; and a loss of
+embeddings that has come to its level says that the answer has become the same for all.
 
 Learned means: in the last window a number is better than guessing, *and* better than that of the untrained network,
 which the record of step 0 holds. Three comparisons may show it, each one-sided at 1 %: the last window with step 0; the
@@ -60,6 +60,7 @@ RECORDS = 5  # below which the scatter of an error is not known
 # degrees between any two rows. Vectors along one line in 100 dimensions or more fall below it as well.
 COLLAPSED = 0.1
 ONE_CLUSTER = 1.5  # perplexity: that of 86 % of the rows in one cluster and the rest in another
+FEW_CLUSTERS, FEWER = 3.0, 3  # perplexity below which two are left, where the untrained network's is so many times it
 AT_LEVEL = 0.01  # of a loss, relative
 LINE = 2.0  # effective rank below which features are hardly more than one direction
 LARGEST_Z = 37.0  # the tail beyond it is 0 in double precision
@@ -193,11 +194,14 @@ def _all_alike(run: Records, task: str, chance: Chance, compares: bool) -> Verdi
         series = Series.of(run, key)
         if not last_of(key).startswith("perplexity") or not series.windows:
             continue
-        value = fmean(series.values[series.windows[-1]])
-        if value < ONE_CLUSTER:
-            before = "" if series.untrained is None else f"and {series.untrained:.1f} untrained; "
-            reason = f"{last_of(key)} {value:.2f}: nearly all rows are of one cluster ({before}"
-            return _collapsed(series, task, ONE_CLUSTER, f"{reason}{_records(series.windows[-1])})")
+        value, before, line = fmean(series.values[series.windows[-1]]), "", ONE_CLUSTER
+        if series.untrained is not None:
+            before = f"and {series.untrained:.1f} untrained; "
+            line = max(line, min(FEW_CLUSTERS, series.untrained / FEWER))
+        if value < line:
+            few = "one cluster" if value < ONE_CLUSTER else "two clusters"
+            reason = f"{last_of(key)} {value:.2f}: nearly all rows are of {few} ({before}"
+            return _collapsed(series, task, line, f"{reason}{_records(series.windows[-1])})")
     key = f"{task}/loss" if task else "loss"
     series, level = Series.of(run, key, chance.filled.get(key, 0)), chance.levels.get(key)
     if not compares or not level or not series.windows or series.untrained is None:

@@ -136,7 +136,9 @@ class Plan:
                 tree["tasks"] = {name: tree["tasks"][name] for name in stored.tasks}
             differing = [key for key in tree if key not in ("notes", "samples") and other.get(key) != tree[key]]
             if differing:
-                raise RunError(f"{out} holds a comparison with other {differing[0]}; choose another --out")
+                unnamed = [name for name in stored.tasks if name not in self.tasks]
+                way = f"name {', '.join(unnamed)} as well, or " if differing == ["tasks"] and unnamed else ""
+                raise RunError(f"{out} holds a comparison with other {differing[0]}; {way}choose another --out")
             if not added:
                 return
             order = [*stored.tasks, *(name for name in self.tasks if name in added)]

@@ -142,6 +142,16 @@ def test_a_collapse_to_one_cluster_names_its_step() -> None:
     )
 
 
+def test_two_clusters_are_a_collapse_where_there_were_many() -> None:
+    (verdict,) = judge(assigned(FINE, 8.5, 4.0, 2.1), HALF, 64)
+    assert str(verdict).startswith(
+        "collapsed since step 110: perplexity 2.10: nearly all rows are of two clusters (and 8.5"
+    )
+    for few in (5.0, 2.2):  # not so many fewer, or from the start
+        (verdict,) = judge(assigned(FINE, few, few, 2.1), HALF, 64)
+        assert verdict.outcome == "learned"
+
+
 def test_the_untrained_network_stands_in_the_line() -> None:
     (verdict,) = judge(shares("accuracy", [0.25] + [1.0] * 5, 64, 0.75), QUARTER, 64)
     assert str(verdict).startswith("learned: accuracy 1 against 0.25 by guessing and 0.25 untrained (last 5 records, ")

@@ -50,7 +50,7 @@ def test_tasks_are_added_to_a_comparison_and_none_is_taken_away(tmp_path):
     more = {"jigsaw": {"training": {"steps": 100}}, **first.tasks}
     replace(first, tasks=more, samples={"jigsaw": 3.6, "rotation": 4.0}).write(tmp_path)
     assert list(Plan.read(tmp_path).tasks) == ["rotation", "jigsaw"]
-    with pytest.raises(RunError, match="with other tasks"):
+    with pytest.raises(RunError, match="with other tasks; name jigsaw as well, or choose another --out"):
         first.write(tmp_path)
     with pytest.raises(RunError, match="with other tasks"):
         replace(plan("steps=100", 117), tasks={**more, **plan("steps=100", 117).tasks, "moco": {}}).write(tmp_path)
