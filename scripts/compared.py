@@ -30,7 +30,7 @@ COMPARISONS: dict[str, dict[str, Any]] = {
         **FASHION,
         "encoder": {
             "model": "timm/vit_tiny_patch16_224",
-            **{"img_size": 28, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 4},
+            **{"img_size": 28, "patch_size": 7, "embed_dim": 96, "depth": 4, "num_heads": 4},
         },
     },
     "emoji_cnn": {
