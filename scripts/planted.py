@@ -236,14 +236,14 @@ SGD = {"training.optimizer": {"name": "sgd", "lr": 0.05}, "training.batch_size":
 CONSTANT = {"training.schedule.name": "constant"}
 TEACHER = {"objective.momentum": 0.5}
 FAST = {"training.optimizer.lr": 1e-2}
-TURNS = {"training.optimizer.lr": 3e-3}
+MODERATE = {"training.optimizer.lr": 3e-3}
 LARGER = {"training.batch_size": 32}
 HOT = {"objective.teacher_temperature": [1.0, 1.0]}
 HOT_PATCHES = HOT | {"objective.patch_temperature": [1.0, 1.0]}
 RUNS = [
     Planted("BYOL without predictor", "byol_toy", 30, "collapsed", TEACHER | FAST, without_predictor),
     Planted("SimSiam without stop-gradient", "simsiam_toy", 100, "collapsed", SGD | CONSTANT, becomes(Unstopped)),
-    Planted("DINO without centering", "dino_toy", 20, "collapsed", TEACHER | TURNS, becomes(Uncentered)),
+    Planted("DINO without centering", "dino_toy", 20, "collapsed", TEACHER | MODERATE, becomes(Uncentered)),
     Planted(
         "DINO, the teacher's temperature above the student's",
         "dino_toy",
@@ -252,7 +252,7 @@ RUNS = [
         TEACHER | FAST | CONSTANT | HOT,
     ),
     Planted("SimCLR without negatives", "simclr_toy", 30, "collapsed", FAST | LARGER, becomes(Attract)),
-    Planted("iBOT without centering", "ibot_toy", 30, "collapsed", TEACHER | TURNS, becomes(UncenteredPatches)),
+    Planted("iBOT without centering", "ibot_toy", 30, "collapsed", TEACHER | MODERATE, becomes(UncenteredPatches)),
     Planted(
         "DINOv2, the teacher's temperatures above the student's, no KoLeo",
         "ibot_dinov2_toy",
@@ -299,7 +299,7 @@ RUNS = [
     Planted(
         "data2vec without EMA", "data2vec_text_toy", 40, "collapsed", FAST | CONSTANT | {"objective.momentum": [0, 0]}
     ),
-    Planted("data2vec with it", "data2vec_text_toy", 60, "learned", TURNS | CONSTANT),
+    Planted("data2vec with it", "data2vec_text_toy", 60, "learned", MODERATE | CONSTANT),
     Planted(
         "CAPI without Sinkhorn",
         "capi_toy",
@@ -317,7 +317,7 @@ RUNS = [
     ),
     Planted("CAPI as published", "capi_toy", 100, "learned", LARGER),
     Planted("DeepCluster, one cluster for all", "deepcluster_toy", 40, "collapsed", FAST | LARGER, becomes(Lumped)),
-    Planted("DeepCluster as published", "deepcluster_toy", 200, "learned", LARGER | TURNS),
+    Planted("DeepCluster as published", "deepcluster_toy", 200, "learned", LARGER | MODERATE),
     Planted("MoCo without negatives", "moco_toy", 60, "collapsed", FAST | LARGER, becomes(Pulled)),
     Planted("DenseCL without negatives", "densecl_toy", 60, "collapsed", FAST | LARGER, becomes(PulledTogether)),
     Planted("DenseCL, no negatives of places", "densecl_toy", 60, "collapsed", FAST | LARGER, becomes(PlacesTogether)),
@@ -331,16 +331,16 @@ RUNS = [
     ),
     Planted("instance discrimination as published", "instance_discrimination_toy", 100, "learned", LARGER),
     Planted("SimSiam as published", "simsiam_toy", 100, "learned", SGD),
-    Planted("rotation, learned early", "rotation_toy", 30, "learned", TURNS),
+    Planted("rotation, learned early", "rotation_toy", 30, "learned", MODERATE),
     Planted(
         "rotation, learned late: a warmup of nine tenths",
         "rotation_toy",
         60,
         "learned",
-        TURNS | CONSTANT | {"training.schedule.warmup": 54},
+        MODERATE | CONSTANT | {"training.schedule.warmup": 54},
     ),
-    Planted("rotation, forgotten halfway", "rotation_toy", 80, "at chance", TURNS, becomes(Forgetful)),
-    Planted("rotation, targets by lot", "rotation_toy", 40, "at chance", TURNS, becomes(RandomTurns)),
+    Planted("rotation, forgotten halfway", "rotation_toy", 80, "at chance", MODERATE, becomes(Forgetful)),
+    Planted("rotation, targets by lot", "rotation_toy", 40, "at chance", MODERATE, becomes(RandomTurns)),
     Planted("rotation, nothing moves", "rotation_toy", 20, "at chance", STILL),
     Planted("rotation, 4 answers", "rotation_toy", 2, "too few answers to tell", STILL | {"training.batch_size": 2}),
     Planted("rotation, 64 answers", "rotation_toy", 4, "too few answers to tell", STILL),
