@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tables import RESULTS, spread, write_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / "build" / "compared"
+ARTIST = HOME / "artist"
 CNN = {"model": "timm/resnet10t", "channels": [32, 64, 128, 256], "stem_width": 16}
 FASHION = {"data": "$MMSSL_DATA/fashion", "label": "category", "size": 28, "budget": "steps=400", "audit": False}
 COMPARISONS: dict[str, dict[str, Any]] = {
@@ -35,7 +37,11 @@ COMPARISONS: dict[str, dict[str, Any]] = {
     },
     "emoji_cnn": {
         **{"data": "$MMSSL_DATA/emoji", "label": "category", "groups": "concept"},
-        **{"size": 32, "budget": "steps=800", "encoder": CNN},
+        **{"size": 32, "budget": "steps=800", "audit": False, "encoder": CNN},
+    },
+    "emoji_artist": {
+        **{"runs": "emoji_cnn", "data": "build/compared/artist", "label": "category", "groups": "concept"},
+        "audit": False,
     },
     "toy_shape": {"data": "toy", "label": "shape", "size": 32, "budget": "steps=400", "audit": False, "encoder": CNN},
     **{
@@ -60,7 +66,26 @@ COMPARISONS |= {
     "notes_pitch_class": {**PITCHES, "label": "pitch_class"},
     "notes_height": {**PITCHES, "label": "note", "target": "values", "probe": "ridge"},
 }
-FACTORS = [name for name in COMPARISONS if name.startswith("toy_")]
+WAVES: dict[str, Any] = {"runs": "waves_family", "data": "build/compared/pitches", **NOTES}
+COMPARISONS |= {
+    "waves_family": {
+        **{key: value for key, value in COMPARISONS["notes_family"].items() if key != "rates"},
+        # A moment is 20 ms, as of the published networks.
+        "encoder": {
+            **{"model": "transformers/wav2vec2", "conv_dim": [64] * 7, "hidden_size": 96, "num_hidden_layers": 4},
+            **{"num_attention_heads": 4, "intermediate_size": 384, "num_conv_pos_embeddings": 32},
+            **{"num_conv_pos_embedding_groups": 4, "feat_extract_norm": "layer", "do_stable_layer_norm": True},
+        },
+    },
+    "waves_pitch_class": {**WAVES, "label": "pitch_class"},
+    "waves_height": {**WAVES, "label": "note", "target": "values", "probe": "ridge"},
+}
+# Marks -> a comparison a column: one table of what the same runs were asked.
+COLUMNS = {
+    "toy": {name.partition("_")[2]: name for name in COMPARISONS if name.startswith("toy_")},
+    "emoji": {"unseen concepts": "emoji_cnn", "by an artist without labels": "emoji_artist"},
+    "waves": {"family, %": "waves_family", "pitch class, %": "waves_pitch_class", "height, R²": "waves_height"},
+}
 
 
 def command(name: str) -> str:
@@ -93,13 +118,16 @@ def write(name: str) -> None:
         write_tables(name, f"{found.markdown()}\n\n{found.sentence.partition(' Next:')[0]}\n\n{notes}\n\n{drawn}")
 
 
-def write_factors() -> None:
-    """What each task keeps of the toy world, a factor a column, between the marks of `toy`."""
+def write_columns(mark: str) -> None:
+    """A comparison a column, each line at its best depth, between the marks; a star where the interval lacks 0."""
     import mmssl
     from mmssl.comparison.comparison import title_of
     from mmssl.comparison.plan import UNTRAINED
 
-    found = {name.partition("_")[2]: mmssl.Comparison.read(HOME / name) for name in FACTORS if (HOME / name).exists()}
+    there = {title: HOME / name for title, name in COLUMNS[mark].items() if (HOME / name).exists()}
+    if f"<!-- {mark} -->" not in RESULTS.read_text(encoding="utf-8") or not there:
+        return
+    found = {title: mmssl.Comparison.read(folder) for title, folder in there.items()}
     rows = [["", *found], ["---"] * (1 + len(found))]
     for line in next(iter(found.values())).cells:
         row = [title_of(line)]
@@ -116,7 +144,20 @@ def write_factors() -> None:
         rows.append(row)
     constant = [one.cells[UNTRAINED][0]["constant"][one.main] * (100 if one.percent else 1) for one in found.values()]
     rows.append(["constant answer", *(f"{value:.1f}" for value in constant)])
-    write_tables("toy", "\n".join(f"| {' | '.join(row)} |" for row in rows))
+    write_tables(mark, "\n".join(f"| {' | '.join(row)} |" for row in rows))
+
+
+def write_artist() -> None:
+    """Drawings of two artists to learn from, and test concepts as the third draws them; unless the files are there."""
+    import datasets
+
+    for split, styles in (("train", ("google", "twitter")), ("test", ("openmoji",))):
+        target = ARTIST / f"{split}.parquet"
+        if not target.exists():
+            source = Path(os.environ["MMSSL_DATA"]) / "emoji" / target.name
+            rows = datasets.load_dataset("parquet", data_files=str(source), split="train")
+            ARTIST.mkdir(parents=True, exist_ok=True)
+            rows.filter(lambda row, styles=styles: row["style"] in styles).to_parquet(target)
 
 
 def main() -> None:
@@ -142,15 +183,17 @@ def main() -> None:
                 called["data"] = Data(source=called["data"], **settings)
             if called.get("data") == PITCHES["data"]:
                 write_pitches()
+            if name == "emoji_artist":
+                write_artist()
             if whose := called.get("runs"):
                 called["runs"] = sorted((HOME / whose / "runs").glob("*-[0-2]"))
             else:
                 called["tasks"] = given.tasks.split(",") if given.tasks else None
             mmssl.compare(**called, out=HOME / name, jobs=given.jobs)
-        if name in FACTORS and "<!-- toy -->" in RESULTS.read_text(encoding="utf-8"):
-            write_factors()
-        else:
-            write(name)
+        write(name)
+    for mark, columns in COLUMNS.items():
+        if set(columns.values()) & set(given.names or COMPARISONS):
+            write_columns(mark)
 
 
 if __name__ == "__main__":

@@ -194,6 +194,17 @@ def test_a_codebook_that_collapses_is_seen_and_equal_codes_are_no_negatives():
     assert float(objective.loss(even, inputs)["loss"]) == pytest.approx(math.log(8))
 
 
+def test_codes_that_no_frame_has_leave_loss_and_gradient_finite():
+    objective = task(codes=320)
+    inputs = objective.transform(sounds(), Draws(0, 0, 5))
+    with torch.no_grad():
+        objective.quantizer.logits.weight.mul_(1000)  # as sure as published codebooks are at their first step
+    losses = objective(inputs)
+    losses["loss"].backward()
+    assert 1 < losses["perplexity"] < 320
+    assert all(weight.grad.isfinite().all() for weight in objective.parameters() if weight.grad is not None)
+
+
 def test_the_choice_of_codes_gets_colder_and_is_without_noise_in_evaluation():
     objective = task(gumbel=(2.0, 0.5), gumbel_decay=0.5)
     frames, noise = torch.randn(1, 3, 6), torch.randn(1, 3, 2, 6) * 9
