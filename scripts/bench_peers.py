@@ -1,21 +1,22 @@
-"""Images per second of SimCLR, BYOL, MAE and DINO, end to end, against lightly and stable-pretraining.
+"""Speed, start and memory of SimCLR, BYOL, MAE and DINO, end to end, against lightly and stable-pretraining.
 
 Files in, trained steps out.
 
     python scripts/bench_peers.py                          small files, and photos cropped to 64 pixels
     python scripts/bench_peers.py --workers 0 2 --rounds 5 --methods simclr
-    python scripts/bench_peers.py --alone                  time to the first step, and memory
+    python scripts/bench_peers.py --workers 0 --pictures small
 
 The first call makes an environment for both in build/peers: `python -m venv`, a .pth file that shows it the packages
 of this Python (torch is 6 GB), then `pip install`, of stable-pretraining with the few of its needs that this asks for.
 Pictures are scenes of the toy world, written once to build/peers-data. All sides read the same files and train the same
-network of timm with the same batch and optimizer, in one process, taking turns; every file is decoded once, and the
-first steps are not counted. lightly's side is the training loop of its documentation: `LightlyDataset`,
-`SimCLRTransform` and its like, `DataLoader`, its heads and losses. stable-pretraining's is its `Module` with its own
-forward functions or methods, losses, transforms and callbacks, in Lightning's `Trainer` without logger, checkpoints and
-bar. mmssl's is `fit`. Of DINO there are two crops and six of half their size, and 2,048 prototypes.
+network of timm with the same batch and optimizer. They take turns, each time in a new process; every file is decoded
+once, and the first steps are not counted in the speed. lightly's side is the training loop of its documentation:
+`LightlyDataset`, `SimCLRTransform` and its like, `DataLoader`, its heads and losses. stable-pretraining's is its
+`Module` with its own forward functions or methods, losses, transforms and callbacks, in Lightning's `Trainer` without
+logger, checkpoints and bar. mmssl's is `fit`. Of DINO there are two crops and six of half their size, and 2,048
+prototypes.
 
-What a run of mmssl measures once, before its first step and after its last, is not counted either.
+What a run of mmssl measures once, before its first step and after its last, is not counted in the speed either.
 
 What differs: the others cut each view out of the file's pixels, image by image, with Pillow, in the workers. mmssl
 decodes each file once to a square of fixed size and cuts the views out of that, on the device. "Same crops" decodes to
@@ -25,17 +26,16 @@ bicubically.
 
 The ratio is of CPU seconds of all processes, workers included, so that a busy machine changes little. "In time" is that
 of seconds on the clock. Without workers, the time of an image is shown in parts: decoding, augmentation, network with
-loss and gradient, optimizer. `--alone` starts a process for each side, and says how many CPU seconds it takes from
-there to the end of the first step, imports included, and what it holds at most after a few.
+loss and gradient, optimizer. The time to the first step is that from the start of the process to the end of that step:
+imports, data, network, and what mmssl measures before it. Memory is the most that the process that trains held at a
+time, as Linux counts it.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import json
 import os
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -43,7 +43,8 @@ import sysconfig
 import time
 import warnings
 from collections.abc import Iterator
-from itertools import product
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,16 @@ PEERS = ["lightly==1.6.0"]
 BARE = ["stable-pretraining==0.1.8", "lightning", "loguru", "requests-cache", "url-normalize", "cattrs", "platformdirs"]
 BARE += ["kornia", "kornia_rs", "tabulate", "submitit", "prettytable"]
 PARTS = "decoding + augmentation + network + optimizer"
-SIDES = ("lightly", "stable-pretraining", "mmssl")
-COLUMNS = ("method", "pictures", "workers", f"images/s of a core: {', '.join(SIDES)}")
+SIDES = "lightly, stable-pretraining, mmssl"
+COLUMNS = ("method", "pictures", "workers", f"images/s of a core: {SIDES}")
 COLUMNS = (*COLUMNS, "over lightly (in time)", "over stable-pretraining (in time)")
-COLUMNS = (*COLUMNS, f"lightly, ms: {PARTS}", "mmssl")
+COLUMNS = (*COLUMNS, "CPU s to the first step (in time)", "peak MiB", f"lightly, ms: {PARTS}", "mmssl")
+# Pixels of the files, of a view, and of what mmssl decodes a file to.
+PICTURES = {
+    "small": ("32 px", 32, 32, 32),
+    "same": ("256 px, same crops", 256, 64, 256),
+    "decoded": ("256 px, decoded small", 256, 64, 64),
+}
 
 
 def enter_environment() -> None:
@@ -176,31 +183,44 @@ def run_mmssl(case: Case, workers: int, watch: Watch) -> None:
 RUNS = (run_lightly, run_stable_pretraining, run_mmssl)
 
 
-def race(case: Case, workers: int, rounds: int) -> list[str]:
-    """Cells of the table."""
+def measure(case: Case, side: int, workers: int) -> Watch:
+    """One run, in the process that this is called in: a new one."""
+    import psutil
+    import torch
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    watch, entered = Watch(), [0.0]
+
+    def enter(*_: Any) -> None:
+        entered[0] = time.process_time()
+
+    def leave(*_: Any) -> None:
+        if not watch.first_cpu:
+            watch.first_cpu, watch.first_wall = cpu_seconds(), time.time() - psutil.Process().create_time()
+        if watch.running:
+            watch.parts["optimizer"] += time.process_time() - entered[0]
+
+    register_optimizer_step_pre_hook(enter)
+    register_optimizer_step_post_hook(leave)
+    RUNS[side](case, workers, watch)
+    # Not getrusage: what it says is at least what the parent held when it started this process.
+    watch.peak = int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024
+    return watch
+
+
+def race(case: Case, workers: int, rounds: int) -> list[str]:
+    """Cells of the table."""
     images = (case.steps - WARM_UP) * case.batch
-    results: list[list[Watch]] = []
+    results = []
     for number in range(rounds):
         found = {}
-        for run in RUNS[number % 3 :] + RUNS[: number % 3]:
-            gc.collect()
-            watch, entered = Watch(), [0.0]
-
-            def enter(*_: Any, entered: list[float] = entered) -> None:
-                entered[0] = time.process_time()
-
-            def leave(*_: Any, entered: list[float] = entered, watch: Watch = watch) -> None:
-                if watch.running:
-                    watch.parts["optimizer"] += time.process_time() - entered[0]
-
-            hooks = [register_optimizer_step_pre_hook(enter), register_optimizer_step_post_hook(leave)]
-            run(case, workers, watch)
-            for hook in hooks:
-                hook.remove()
-            found[run] = watch
-        results.append([found[run] for run in RUNS])
+        for turn in range(len(RUNS)):
+            side = (number + turn) % len(RUNS)
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+                found[side] = fresh.submit(measure, case, side, workers).result()
+        results.append([found[side] for side in range(len(RUNS))])
     sides = list(zip(*results, strict=True))
     over = [
         " ".join(
@@ -209,29 +229,14 @@ def race(case: Case, workers: int, rounds: int) -> list[str]:
         )
         for peer in (0, 1)
     ]
+
+    def medians(form: str, what: str) -> list[str]:
+        return [form.format(statistics.median(getattr(watch, what) for watch in side)) for side in sides]
+
     speeds = ", ".join(f"{statistics.median(images / watch.cpu for watch in side):.0f}" for side in sides)
+    first = zip(medians("{:.1f}", "first_cpu"), medians("({:.1f})", "first_wall"), strict=True)
     shares = [shown(side, images) if not workers else "" for side in (sides[0], sides[-1])]
-    return [speeds, *over, *shares]
-
-
-def alone(case: Case, side: str) -> None:
-    """Take a few steps, and print the CPU seconds to the end of the first one and the largest memory in MiB."""
-    from torch.optim.optimizer import register_optimizer_step_post_hook
-
-    first: list[float] = []
-    register_optimizer_step_post_hook(lambda *_: first.append(cpu_seconds()))
-    RUNS[SIDES.index(side)](case, 0, Watch())
-    print(json.dumps([first[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
-
-
-def by_itself(method: str, side: str, model: str, rounds: int) -> tuple[float, float]:
-    """Medians of what `alone` prints, each time in a process of its own."""
-    command = [sys.executable, __file__, "--methods", method, "--model", model, "--steps", "2", "--side", side]
-    found = []
-    for _ in range(rounds):
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        found.append(json.loads(done.stdout.splitlines()[-1]))
-    return statistics.median(row[0] for row in found), statistics.median(row[1] for row in found)
+    return [speeds, *over, ", ".join(map(" ".join, first)), ", ".join(medians("{:.0f}", "peak")), *shares]
 
 
 def shown(watches: tuple[Watch, ...], images: int) -> str:
@@ -253,31 +258,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=8, help="counted ones of a run")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sizes", nargs="+", type=int, default=[32, 256], help="of the files, in pixels")
-    parser.add_argument("--alone", action="store_true", help="time to the first step, and memory")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--pictures", nargs="+", choices=PICTURES, default=[*PICTURES])
     options = parser.parse_args()
     enter_environment()
-    warnings.filterwarnings("ignore")
-    import torch
-
-    torch.set_num_threads(1)
     number = options.batch * (options.steps + WARM_UP)
-    if options.side:
-        alone(Case(options.methods[0], pictures(32, number), options, 32, 32), options.side)
-        return
-    if options.alone:
-        print("| method | side | CPU s to the first step, imports included | peak MiB |\n|---|---|---|---|")
-        for method, side in product(options.methods, SIDES):
-            seconds, peak = by_itself(method, side, options.model, options.rounds)
-            print(f"| {method} | {side} | {seconds:.1f} | {peak:.0f} |", flush=True)
-        return
     print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
-    kinds = (("32 px", 32, 32, 32), ("256 px, same crops", 256, 64, 256), ("256 px, decoded small", 256, 64, 64))
     for method in options.methods:
-        for name, size, view, decode in kinds:
-            if size not in options.sizes:
-                continue
+        for name, size, view, decode in (PICTURES[kind] for kind in options.pictures):
             case = Case(method, pictures(size, number), options, view, decode)
             for workers in options.workers:
                 cells = race(case, workers, options.rounds)

@@ -21,9 +21,10 @@ DECODER = {"depth": 2, "embed_dim": 128, "num_heads": 4}
 
 
 class Watch:
-    """CPU and wall seconds of a run after its first steps, and the shares of its parts in this process."""
+    """CPU and wall seconds of a run to its first step and after its warm-up, its parts, and its peak memory in MiB."""
 
     def __init__(self) -> None:
+        self.first_cpu = self.first_wall = self.peak = 0.0
         self.parts: dict[str, float] = defaultdict(float)
         self.running = False
 
