@@ -34,6 +34,7 @@ time, as Linux counts it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import statistics
@@ -204,7 +205,8 @@ def measure(case: Case, side: int, workers: int) -> Watch:
 
     register_optimizer_step_pre_hook(enter)
     register_optimizer_step_post_hook(leave)
-    RUNS[side](case, workers, watch)
+    with contextlib.redirect_stdout(sys.stderr):  # what stable-pretraining says is no part of the table
+        RUNS[side](case, workers, watch)
     # Not getrusage: what it says is at least what the parent held when it started this process.
     watch.peak = int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024
     return watch
