@@ -183,6 +183,7 @@ class Training(Section):
         checkpointing: compute activations of each block anew in the backward pass: less memory, about a third more
             time, the same bits.
         sharded: each of several processes holds a part of every weight, gradient and moment (FSDP2); else all hold all.
+        gather_precision: of the features and gradients that processes send each other in a loss; `bf16` halves them.
         seed: of initialization, order and every draw.
         workers: processes that decode; 0 decodes in the main one, and `auto` takes one for each core that a process of
             the training has, less its own, 16 at most.
@@ -199,6 +200,7 @@ class Training(Section):
     compile: bool = False
     checkpointing: bool = False
     sharded: bool = False
+    gather_precision: Literal["full", "bf16"] = "full"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     workers: Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)] = 0
     save_every: Steps = 500

@@ -145,7 +145,7 @@ def balanced_assignment(scores: Tensor, counted: Tensor | None = None, iteration
     shares = scores
     for _ in range(iterations):
         heard = shares if counted is None else shares.masked_fill(~counted[..., None], -math.inf)
-        mass = gather(heard.logsumexp(0)[None]).logsumexp(0)
+        mass = gather(heard.logsumexp(0)[None], exact=True).logsumexp(0)
         shares = (shares - torch.where(mass.isfinite(), mass, 0.0)).log_softmax(-1)
     return shares
 

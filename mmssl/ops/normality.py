@@ -45,7 +45,8 @@ def epps_pulley(x: Tensor) -> Tensor:
     frequencies, weights = _knots(x)
     angles = x[..., None] * frequencies
     # Means of this process, then of all: every process has as many rows.
-    real, imaginary = gather(torch.stack([angles.cos().mean(0), angles.sin().mean(0)])[None]).mean(0)
+    means = torch.stack([angles.cos().mean(0), angles.sin().mean(0)])
+    real, imaginary = gather(means[None], exact=True).mean(0)
     distance = (real - (-frequencies.square() / 2).exp()).square() + imaginary.square()
     return len(x) * process_share()[1] * (distance @ weights)
 

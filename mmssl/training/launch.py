@@ -112,6 +112,14 @@ def check_sharding(training: Training, probe_every: int) -> None:
         )
 
 
+def sent_dtype(training: Training) -> torch.dtype | None:
+    """In what the features of a loss travel between processes; None for what they are, or where there is one process.
+
+    There is no fp16: the gradient of a mean over a large batch is below what it can hold.
+    """
+    return torch.bfloat16 if training.gather_precision == "bf16" and process_share()[1] > 1 else None
+
+
 def prepare(objective: Objective, training: Training, accelerator: Accelerator) -> tuple[ForwardPass, nn.Module, Any]:
     """Move the objective to the device, in its precision, and wrap it where there are several processes.
 
@@ -123,7 +131,7 @@ def prepare(objective: Objective, training: Training, accelerator: Accelerator) 
     objective.to(accelerator.device)
     if is_sharded(training):  # FSDP2 cuts no weights whose channels are last in memory
         objective.to(memory_format=torch.contiguous_format)
-    passes = ForwardPass(objective)
+    passes = ForwardPass(objective, sent_dtype(training))
     if training.compile:
         passes.compile()
     optimizer = make_optimizer(objective, training.optimizer)

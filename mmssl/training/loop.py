@@ -141,6 +141,7 @@ def fit(
                         autocast=accelerator.autocast,
                         reseed=reseed,
                         scale=scaler.get_scale() if scaler is not None else 1.0,
+                        sent=passes.sent,
                     ),
                     log=numbers.update,
                     sharded=is_sharded(training),

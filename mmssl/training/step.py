@@ -19,18 +19,24 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from mmssl.batch import Batch, split_rows
 from mmssl.modules.mode import frozen_statistics
 from mmssl.objectives.base import Objective, full_precision
-from mmssl.ops.gather import average
+from mmssl.ops.gather import average, sent_as
 
 Context = Callable[[], AbstractContextManager]
 Forward = Callable[..., dict[str, Tensor]]
 
 
 class ForwardPass(nn.Module):
-    """What DDP, FSDP2 and torch.compile wrap: the objective, and the replay of a part of its batch."""
+    """What DDP, FSDP2 and torch.compile wrap: the objective, and the replay of a part of its batch.
 
-    def __init__(self, objective: Objective) -> None:
+    Args:
+        objective: the bare one.
+        sent: in what features travel between processes in the loss; None for what they are.
+    """
+
+    def __init__(self, objective: Objective, sent: torch.dtype | None = None) -> None:
         super().__init__()
         self.objective = objective
+        self.sent = sent
         self.autocast: Context = nullcontext
 
     def forward(
@@ -59,7 +65,8 @@ class ForwardPass(nn.Module):
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """The objective's loss, in full precision."""
-        with torch.autocast(next(iter(outputs.values())).device.type, enabled=False):
+        traveling = nullcontext() if self.sent is None else sent_as(self.sent)
+        with torch.autocast(next(iter(outputs.values())).device.type, enabled=False), traveling:
             losses = self.objective.loss(outputs, inputs)
         # A logged weight is that of this step: the optimizer changes it in place, and FSDP2 gives its memory back.
         return {key: value if key == "loss" else value.detach().clone() for key, value in losses.items()}
@@ -166,6 +173,7 @@ def task_gradients(
     autocast: Context = nullcontext,
     reseed: Callable[[int], None] = lambda part: None,
     scale: float = 1.0,
+    sent: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
     """The gradient of one task's loss over the global batch, exact however that batch is cut; see `Step.gradients`.
 
@@ -180,13 +188,14 @@ def task_gradients(
         autocast: context of the forward pass.
         reseed: as for `accumulated_backward`.
         scale: of the loss during the backward pass, for half precision.
+        sent: as for `ForwardPass`.
 
     Returns:
         Name of the parameter in `trained` -> gradient, for those that the loss reaches.
     """
     parameters = {name: parameter for name, parameter in trained.named_parameters() if parameter.requires_grad}
     totals: dict[str, Tensor] = {}
-    passes = ForwardPass(task)
+    passes = ForwardPass(task, sent)
 
     def forward(*arguments: Batch) -> dict[str, Tensor]:
         with autocast():

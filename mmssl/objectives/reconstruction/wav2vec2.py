@@ -144,8 +144,9 @@ class Wav2Vec2(MaskedFrames):
         chosen, count = inputs["chosen"], inputs["hidden_frames"]
         codes = outputs["usage"].shape[2]
         number = gather(chosen.sum(1)).sum().clamp(min=1)
+        share = gather(outputs["usage"], exact=True).sum(0) / number + 1 / codes
         # A code that no frame has is a rounding away from 0, above or below; the logarithm of either is finite.
-        share = (gather(outputs["usage"]).sum(0) / number + 1 / codes).clamp(min=torch.finfo(torch.float32).tiny)
+        share = share.clamp(min=torch.finfo(torch.float32).tiny)
         perplexity = (-torch.xlogy(share, share).sum(1)).exp().mean()
         contrastive = mean_over(math.log(1 + self.negatives) - outputs["log_likelihood_ratio"], chosen, count)
         return {
