@@ -4,7 +4,8 @@ The records are cut, from the end, into windows of up to 20. In each window the 
 against it, one-sided: a share of right answers (`accuracy`, `ranking`) by its binomial tail, with one trial a row of
 the batch, since the views of a row are not independent; an error or loss by Student's t over the records of the window,
 whose scatter is the noise. The 1 % of false alarms that is allowed is divided by the number of tests (Bonferroni), so
-that a long run at chance stays there.
+that a long run at chance stays there. Where a task leaves rows out, as too short, it logs the share of the others as
+`valid`: only those are trials, and a record without any is left out.
 
 Where a task logs `relative_error`, its error over that of the best answer which ignores the input, that alone decides:
 knowing how frequent each answer is already takes accuracy and loss far from guessing, with colors as with words. The
@@ -42,9 +43,11 @@ from mmssl.audit.windows import (
     FALSE_ALARM,
     MONITOR,
     ROUNDING,
+    VALID,
     Record,
     Records,
     Series,
+    counted,
     is_share,
     last_of,
     scatter,
@@ -62,6 +65,10 @@ COLLAPSED = 0.1
 ONE_CLUSTER = 1.5  # perplexity: that of 86 % of the rows in one cluster and the rest in another
 FEW_CLUSTERS, FEWER = 3.0, 3  # perplexity below which two are left, where the untrained network's is so many times it
 AT_LEVEL = 0.01  # of a loss, relative
+NONE_COUNTS = (
+    "valid 0 in all records: every row was left out, as too short or without what the task asks for, and nothing was "
+    "learned; read less of a row (data.audio.seconds, data.video.frames), or see what the task leaves out"
+)
 LINE = 2.0  # effective rank below which features are hardly more than one direction
 LARGEST_Z = 37.0  # the tail beyond it is 0 in double precision
 
@@ -147,6 +154,8 @@ def _judge(run: Records, task: str, chance: Chance, rows: int) -> Verdict:
     relative = [test for test in every if last_of(test.series.key) == RELATIVE]
     tests = relative or [test for test in every if last_of(test.series.key) != "loss"] or every
     if not tests:
+        if _none_counts(run, task):
+            return Verdict("too few answers to tell", NONE_COUNTS, task)
         return Verdict("unknown", f"no number of known chance level has two records to test{beside}", task)
     alarm = FALSE_ALARM / sum(len(test.zs) for test in tests)
     enough = NormalDist().inv_cdf(1 - alarm)
@@ -170,8 +179,14 @@ def _judge(run: Records, task: str, chance: Chance, rows: int) -> Verdict:
     # Of all that left chance, what came back last.
     test = max(left, key=lambda test: test.back(enough))
     best = test.series.windows[test.zs.index(max(test.zs))]
-    before = f", after {_number(fmean(test.series.values[best]))} at {test.series.between(best)}"
+    before = f", after {_number(test.series.mean(best))} at {test.series.between(best)}"
     return test.verdict("at chance", task, test.back(enough), before + beside)
+
+
+def _none_counts(run: Records, task: str) -> bool:
+    """Whether the task says of all records that it left out all rows."""
+    key = f"{task}/{VALID}" if task else VALID
+    return any(key in record for record in run.steps) and not any(counted(record, key) for record in run.steps)
 
 
 def _collapsed(series: Series, task: str, line: float, reason: str) -> Verdict:
@@ -271,8 +286,9 @@ class _Test(NamedTuple):
             return False
         values = series.values[window]
         if is_share(last_of(series.key)):
-            tails = [more_often_right(fmean(values), self.rows * len(values), before, self.rows)]
-            tails += [] if again is None else [more_often_right(again, self.rows, before, self.rows)]
+            first, answers = series.first_answers(self.rows), series.answers(window, self.rows)
+            tails = [more_often_right(series.mean(window), answers, before, first)]
+            tails += [] if again is None else [more_often_right(again, first, before, first)]
             return min(tails) < FALSE_ALARM
         if len(values) < 2:
             return False
@@ -288,7 +304,7 @@ class _Test(NamedTuple):
             return "too few answers to tell"
         if before is None or again is None or not is_share(last_of(self.series.key)):
             return "unmoved"
-        rose = again > before and not tells(before, self.rows, FALSE_ALARM)
+        rose = again > before and not tells(before, self.series.first_answers(self.rows), FALSE_ALARM)
         return "too few answers to tell" if rose else "unmoved"
 
     def told_untrained(self, enough: float, *, embeddings: bool) -> bool:
@@ -299,21 +315,22 @@ class _Test(NamedTuple):
         if embeddings:
             return True
         if is_share(last_of(series.key)):
-            right = math.floor(series.untrained * self.rows + 1e-6)
-            return bool(stats.binom.sf(right - 1, self.rows, self.level) < FALSE_ALARM)
+            answers = series.first_answers(self.rows)
+            right = math.floor(series.untrained * answers + 1e-6)
+            return bool(stats.binom.sf(right - 1, answers, self.level) < FALSE_ALARM)
         return series.untrained < self.level * (1 - ROUNDING)
 
     def tells(self, false_alarm: float) -> bool:
         """Whether the last window would have shown an effect."""
-        count = self.series.windows[-1].stop - self.series.windows[-1].start
+        window = self.series.windows[-1]
         if is_share(last_of(self.series.key)):
-            return tells(self.level, self.rows * count, false_alarm)
-        return count >= RECORDS
+            return tells(self.level, self.series.answers(window, self.rows), false_alarm)
+        return window.stop - window.start >= RECORDS
 
     def verdict(self, outcome: Outcome, task: str, since: int | None, rest: str) -> Verdict:
         window, z, name = self.series.windows[-1], self.zs[-1], last_of(self.series.key)
-        value = fmean(self.series.values[window])
-        answers = f", {self.rows * (window.stop - window.start)} answers" if is_share(name) else ""
+        value = self.series.mean(window)
+        answers = f", {self.series.answers(window, self.rows)} answers" if is_share(name) else ""
         by = "of the best constant answer" if name == RELATIVE else "by guessing"
         sign = {LARGEST_Z: ">", -LARGEST_Z: "<"}.get(z, "=")
         before, again = self.series.untrained, self.series.again
@@ -334,9 +351,9 @@ def _z(series: Series, window: slice, level: float, rows: int) -> float | None:
     """How much better than its level, or None where there is no scatter to measure it by."""
     values = series.values[window]
     if is_share(last_of(series.key)):
-        trials = rows * len(values)
+        trials = series.answers(window, rows)
         # Half of the observed count's own probability: the tails to both sides then add up to 1.
-        right = math.floor(fmean(values) * trials + 1e-6)
+        right = math.floor(series.mean(window) * trials + 1e-6)
         tail = stats.binom.sf(right, trials, level) + stats.binom.pmf(right, trials, level) / 2
     elif len(values) > 1:
         error = scatter(values) / math.sqrt(len(values))

@@ -15,6 +15,7 @@ from mmssl.training.monitors import SAME_ROWS
 Record = Mapping[str, Any]
 
 MONITOR, AGAIN = f"{MONITORED}/", f"{SAME_ROWS}/"
+VALID = "valid"  # of a task that leaves rows out: the share of those that count
 WINDOW = 20  # records at most
 FALSE_ALARM = 0.01  # how often a run at chance is said to have left it, if only for a while
 ROUNDING = 1e-5  # of float32 sums, relative: a loss that says nothing differs by less from its level
@@ -39,14 +40,20 @@ class Records(NamedTuple):
 
 
 class Series(NamedTuple):
-    """The finite values of one entry of the records, and its windows from first to last."""
+    """The finite values of one entry of the records, and its windows from first to last.
+
+    A value is a mean over the rows that count: `counted` is their share in each record, and `counted_first` in the
+    first batch; 1 where a task leaves out no rows.
+    """
 
     key: str
     steps: list[int]
     values: list[float]
+    counted: list[float]
     windows: list[slice]
     untrained: float | None
     again: float | None
+    counted_first: float = 1.0
     filled: int = 0
 
     @classmethod
@@ -59,16 +66,37 @@ class Series(NamedTuple):
             filled: steps; see `Chance`.
         """
         steps = (record for record in run.steps if record["step"] > filled)
-        kept = [(record["step"], value) for record in steps if (value := finite(record, key)) is not None]
+        kept = [
+            (record["step"], value, share)
+            for record in steps
+            if (value := finite(record, key)) is not None and (share := counted(record, key)) > 0
+        ]
         # Half of a short run, for a loss that still moves; at least five records, to know their scatter.
         size = min(WINDOW, max(5, math.ceil(len(kept) / 2)))
         stops = sorted(range(len(kept), 0, -size))
         if len(stops) > 1 and stops[0] < 3:
             del stops[0]  # one or two left over at the beginning go to the first window
         windows = [slice(start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
-        values = [value for _, value in kept]
-        before = (None, None) if filled else (finite(run.untrained, key), finite(run.again, key))
-        return cls(key, [step for step, _ in kept], values, windows, *before, filled)
+        at, values, shares = (
+            [step for step, _, _ in kept],
+            [value for _, value, _ in kept],
+            [share for *_, share in kept],
+        )
+        first = counted(run.untrained, key)
+        before = (None, None) if filled or not first else (finite(run.untrained, key), finite(run.again, key))
+        return cls(key, at, values, shares, windows, *before, first, filled)
+
+    def mean(self, window: slice) -> float:
+        """Of a window, over the rows that count."""
+        return fmean(self.values[window], self.counted[window])
+
+    def answers(self, window: slice, rows: int) -> int:
+        """How many rows count in a window, of `rows` in each record."""
+        return round(rows * sum(self.counted[window]))
+
+    def first_answers(self, rows: int) -> int:
+        """How many rows count in the first batch."""
+        return round(rows * self.counted_first)
 
     def between(self, window: slice) -> str:
         """The steps of a window, in words."""
@@ -85,6 +113,12 @@ class Series(NamedTuple):
         better = "greater" if is_share(last_of(self.key)) else "less"
         tail = stats.ttest_ind_from_stats(*last, *first, equal_var=False, alternative=better).pvalue
         return bool(tail < FALSE_ALARM)
+
+
+def counted(record: Record, key: str) -> float:
+    """Share of the rows that an entry is a mean over: what its task logs as `valid`, and 1 where it logs none."""
+    value = finite(record, f"{task_of(key)}/{VALID}" if task_of(key) else VALID)
+    return 1.0 if value is None else value
 
 
 def finite(record: Record, key: str) -> float | None:

@@ -102,6 +102,29 @@ def test_one_run_in_a_hundred_that_guesses_is_called_otherwise():
     assert wrong <= 9  # 3 expected; the binomial has at most 9 with probability 0.999
 
 
+def test_only_rows_that_count_are_answers():
+    wrong, mistaken = 0, 0
+    for seed in range(20):
+        history = records([0.25] * 40, seed, rows=1)
+        mistaken += only(history).outcome == "learned"
+        history = [record | {"valid": 1 / ROWS} for record in history]
+        wrong += only(history).outcome == "learned"
+    assert wrong <= 1 < 3 < mistaken  # where one of 16 rows is heard, 16 answers a record are 15 too many
+    verdict = only([{"step": 0, "accuracy": 0.5, "loss": 1.4, "valid": 0.5}, *history])
+    assert ", 20 answers, " in str(verdict)
+    assert verdict.value == pytest.approx(sum(record["accuracy"] for record in history[20:]) / 20)
+
+
+def test_records_in_which_no_row_counts_say_nothing():
+    history = [record | {"valid": 1.0} for record in records([0.7] * 40)]
+    nothing = [{"step": 10 * i + 5, "accuracy": 0.0, "loss": 0.0, "valid": 0.0} for i in range(40)]
+    mixed = sorted(history + nothing, key=lambda record: record["step"])
+    assert only([{**nothing[0], "step": 0}, *mixed]) == only(history)
+    verdict = only(nothing)
+    assert verdict.outcome == "too few answers to tell"
+    assert str(verdict).startswith("too few answers to tell: valid 0 in all records: every row was left out")
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_run_that_fell_back_is_at_chance_since_then(seed):
     verdict = only(records([0.25] * 40 + [0.7] * 80 + [0.25] * 80, seed))
