@@ -13,6 +13,7 @@ from mmssl import catalog, recipe
 from mmssl.batch import MODALITIES
 from mmssl.build import build, build_objective
 from mmssl.catalog import find_recipe
+from mmssl.dry_run import check
 from mmssl.media.text import Tokenizer
 from mmssl.recipe import Recipe
 from mmssl.registry import check_keywords, components, find
@@ -102,6 +103,15 @@ def test_the_published_networks_can_be_built(path: Path):
     for data in sources.values():
         assert data.source not in ("toy", "")
     assert objective.chance(loaded.training.batch_size).levels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [pytest.param(p, id=p.stem) for p in PUBLISHED])
+def test_the_published_tasks_run_on_noise_of_their_shapes(path: Path):
+    loaded = recipe.load(path)
+    words = Tokenizer.train(["a word and another word"], 40)
+    tokenizers = {name: words for name, given in loaded.encoders.items() if "tokenizer" in given}
+    check(loaded, build_objective(loaded, tokenizers, where=str(path), pretrained=False), str(path))
 
 
 def _start(rank: int, port: int, folder: Path, names: tuple[str, ...]) -> None:
