@@ -37,7 +37,7 @@ COMPARISONS: dict[str, dict[str, Any]] = {
     },
     "emoji_cnn": {
         **{"data": "$MMSSL_DATA/emoji", "label": "category", "groups": "concept"},
-        **{"size": 32, "budget": "steps=800", "audit": False, "encoder": CNN},
+        **{"size": 32, "budget": "steps=800", "rates": [1.0, 3.0], "audit": False, "encoder": CNN},
     },
     "emoji_artist": {
         **{"runs": "emoji_cnn", "data": "build/compared/artist", "label": "category", "groups": "concept"},
