@@ -181,7 +181,7 @@ def audit_clips(
     kinds: Mapping[str, int],
     *,
     planted: bool = False,
-    steps: int = 150,
+    steps: int = 300,
     batch_size: int = 16,
     rows: int = 256,
     seed: int = 0,

@@ -29,6 +29,7 @@ from mmssl.recipe import Data, Recipe
 
 SAMPLE = 200
 CLIPS = 4  # pictures that make one clip in `rows`: writing and reading a clip takes so much longer, and more
+LONGER = 2  # of clips, as a planted clock was found late by `playback_speed`, which jitters colors frame by frame
 PLANTED = ("green shift", "red-blue shift", "vignetting", "watermark", "squash", "resaved 4:2:2")
 SAMPLINGS = {0: "jpeg 4:4:4", 1: "jpeg 4:2:2", 2: "jpeg 4:2:0"}
 EDGES = "edges that continue each other, by hand"
@@ -166,7 +167,7 @@ def audit_recipe(
         recipe: a name, a file, a run's directory, or the recipe.
         data: rows in place of the recipe's.
         planted: plant lens and file artifacts as well, which the task should resist.
-        steps: of each small training.
+        steps: of each small training; of clips twice as many.
         rows: pictures of each arm, or texts; of clips a quarter as many.
         seed: of all.
         report: is called with each finding as soon as it is there.
@@ -202,9 +203,9 @@ def audit_recipe(
             tokenizers = {name: cast(TextEncoder, encoder).tokenizer for name, encoder in objective.exported.items()}
             found.findings = audit_texts(recipe, tokenizers, steps=steps, rows=rows, seed=seed, report=report)
         elif reads_clips(objective):
-            clips = rows // CLIPS
+            longer = {"steps": LONGER * steps, "rows": rows // CLIPS}
             found.findings, found.notes = audit_clips(
-                recipe, found.files, planted=planted, steps=steps, rows=clips, seed=seed, report=report
+                recipe, found.files, planted=planted, **longer, seed=seed, report=report
             )
         else:
             found.findings = audit(recipe, arms, steps=steps, rows=rows, seed=seed, report=report)

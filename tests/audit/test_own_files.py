@@ -70,3 +70,16 @@ def test_what_is_no_picture_has_its_gradients_alone():
     assert found.leaks[0].largest == 0
     assert found.verdict == "clean by gradients"
     assert "no arm for structure-free data holds for it" in found.sentence
+
+
+@pytest.mark.long
+def test_of_clips_there_are_fewer_and_they_are_trained_on_for_longer(monkeypatch):
+    asked = {}
+
+    def arms(recipe, kinds, **settings):
+        asked.update(settings)
+        return [], []
+
+    monkeypatch.setattr("mmssl.audit.own_files.audit_clips", arms)
+    audit_recipe("playback_speed_toy", steps=40, rows=64)
+    assert (asked["steps"], asked["rows"]) == (80, 16)
