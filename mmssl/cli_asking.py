@@ -63,11 +63,11 @@ def compare(
         raise RecipeError("--set changes how rows are read; name them with --data")
     given = None if data is None else data_section(data, overrides(set_))
 
-    def numbers(text: str, kind: type) -> list[Any]:
+    def numbers(option: str, text: str, kind: type, example: str) -> list[Any]:
         try:
             return [kind(part) for part in text.split(",") if part.strip()]
         except ValueError:
-            raise RecipeError(f"{text}: expected numbers with commas between them") from None
+            raise RecipeError(f"{option} = {text!r}: expected numbers with commas between them, as {example}") from None
 
     found = mmssl.compare(
         given,
@@ -84,8 +84,8 @@ def compare(
         seconds=seconds,
         batch=batch,
         probe=probe,
-        shots=[k for k in numbers(shots, int) if k],
-        rates=numbers(rates, float),
+        shots=[k for k in numbers("shots", shots, int, "10,100") if k],
+        rates=numbers("rates", rates, float, "0.3,1,3"),
         finetune=finetune,
         supervised=supervised,
         audit=audit,

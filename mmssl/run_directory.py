@@ -143,7 +143,7 @@ class Run:
         Raises:
             RunError: where it cannot be read.
         """
-        return _record(self.directory / MACHINES, list[Machine]) or []
+        return machines_of(self.directory)
 
     def add_probe(self, table: Mapping[str, Any]) -> None:
         """Write a table of `mmssl.adapt` into probes.json, in the place of the one that answers the same question."""
@@ -167,9 +167,14 @@ def keep_audit(directory: Path, audited: Audited) -> None:
     write_text(directory / AUDIT, json.dumps(asdict(audited), indent=1))
 
 
+def machines_of(directory: Path) -> list[Machine]:
+    """`Run.machines`, of a folder whose network is not built; arguments and errors as there."""
+    return _record(directory / MACHINES, list[Machine]) or []
+
+
 def keep_machine(directory: Path, machine: Machine) -> None:
     """Add to machines.json of a run, unless it is what the training was on before."""
-    before = _record(directory / MACHINES, list[Machine]) or []
+    before = machines_of(directory)
     if before[-1:] != [machine]:
         write_text(directory / MACHINES, json.dumps([asdict(one) for one in (*before, machine)], indent=1))
 

@@ -16,7 +16,7 @@ from mmssl.hub.pull import RECORDS, check_files, check_records, read_recipe
 from mmssl.media.text import Tokenizer
 from mmssl.objectives.base import Objective
 from mmssl.recipe import Recipe
-from mmssl.run_directory import Run
+from mmssl.run_directory import machines_of
 from mmssl.runs import DATA, check_data
 from mmssl.training import checkpoint
 from mmssl.training.lock import holder
@@ -97,7 +97,7 @@ class _Folder:
 
     def trained(self) -> str:
         check_records(self.folder, ["machines.json"])
-        machines = Run(self.folder, self.settings, self.objective, {}).machines
+        machines = machines_of(self.folder)
         words = [
             f"{m.processes} process(es) on {m.device}" + f", mmssl {m.version}" * bool(m.version) for m in machines
         ]
@@ -118,6 +118,8 @@ class _Folder:
         return self._read(self.file, way_out)
 
     def checkpoint(self) -> str:
+        if self.last is None and not self.file.exists():
+            return "none yet"
         if self.last is None:
             return f"none: --set encoders.NAME.pretrained={self.folder} starts another run from the weights"
         checkpoint.check_bits(self.last)
@@ -208,10 +210,10 @@ class _Folder:
         return f"{free / 2**30:,.0f} GiB free"
 
     def resume(self) -> str:
-        if self.last is None:
-            return "would start at the first step" + " and overwrite the weights" * self.file.exists()
         training = self.settings.training
         again = f"mmssl run {self.folder / 'recipe.yaml'} --out {self.folder} --resume"
+        if self.last is None:
+            return f"{again} would start at the first step" + " and overwrite the weights" * self.file.exists()
         if self.done == training.steps:
             return f"finished; {again} --set training.steps={2 * training.steps} would go on"
         processes = training.batch_size // training.accumulate

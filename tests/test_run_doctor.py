@@ -139,8 +139,20 @@ def test_a_run_without_a_checkpoint_and_one_in_use_are_no_damage(run: Path) -> N
         report, whole = examine_run(run)
     assert re.search(r"^trained .*at this moment process \d+ on \S+ has been writing there", report, re.MULTILINE)
     assert f"encoders.NAME.pretrained={run} starts another run" in report
-    assert "resume      would start at the first step and overwrite the weights" in report
+    assert "--resume would start at the first step and overwrite the weights" in report
     assert whole  # as published runs are
+
+
+@pytest.mark.long
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_no_damage(run: Path) -> None:
+    shutil.rmtree(run / "state")
+    (run / "model.safetensors").unlink()
+    report, whole = examine_run(run)
+    assert whole, report
+    assert re.search(r"^checkpoint +none yet$", report, re.MULTILINE)
+    assert re.search(rf"^resume +mmssl run {run}/recipe.yaml --out {run} --resume .*first step$", report, re.MULTILINE)
+    with pytest.raises(RunError, match=r"model.safetensors is missing; .*mmssl doctor FOLDER"):
+        mmssl.load(run)
 
 
 @pytest.mark.long

@@ -224,7 +224,8 @@ def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: 
     folders: dict[str, Path] = {}
     merged: Merged = {}
     asked: dict[str, Sequence[str]] = {}
-    where = f"{spec.source} (no local file or folder, so taken for a data set on the Hub)"
+    hub = "no local file or folder, so taken for a data set on the Hub; --data or data.source names another"
+    where = f"{spec.source} ({hub})"
     arguments: dict[str, Any] = {"name": spec.config, "split": spec.split}
     if splits:
         check_split(spec.source, spec.split, splits)

@@ -41,6 +41,10 @@ LARGEST_RECORD = 1 << 28
 MOST_FILES = 10_000
 DEEPEST = 20
 KINDS = {"recipe.yaml": "run", "classifier.json": "classifier"}
+WRITERS = {
+    "run": "name a folder that mmssl run wrote (mmssl doctor FOLDER says what is left of one)",
+    "classifier": "mmssl adapt RUN --probe finetune --save FOLDER writes a whole one",
+}
 WAY_OUT = "load it with trust=True if you trust its author"
 
 
@@ -140,7 +144,7 @@ def check_files(folder: Path, what: str, needed: Sequence[str], others: Sequence
 def _files(folder: Path, what: str, needed: Sequence[str], others: Sequence[str]) -> Iterator[Path]:
     for name in needed:
         if not (folder / name).is_file():
-            raise RunError(f"{folder}: not a whole {what}: {name} is missing")
+            raise RunError(f"{folder}: not a whole {what}: {name} is missing; {WRITERS[what]}")
         yield folder / name
     yield from (folder / name for name in others if os.path.lexists(folder / name))
     for name in ("tokenizers", "figures"):

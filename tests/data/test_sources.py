@@ -226,7 +226,7 @@ def test_other_names_are_taken_for_data_sets_on_the_hub(monkeypatch, tmp_path):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(DataError, match=r"no local file or folder, so taken for a data set on the Hub.*no network"):
+    with pytest.raises(DataError, match=r"taken for a data set on the Hub; --data or data.source .*no network"):
         open_source(Data(source="user/set"))
 
 
