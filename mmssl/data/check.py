@@ -25,6 +25,7 @@ from mmssl.recipe import Data
 
 KEYS = ("image", "video", "audio", "text", "label")
 SHOWN = 5  # broken rows that are told
+UNIQUE = 20  # labels that all differ before they are taken for names of rows
 SECONDS = 2.0  # of a sound or clip that are decoded
 FAINT = 10 ** (-60 / 20)  # a peak of -60 dB below full scale
 ASPECT = 1.2  # ratio of the mean aspects of two classes from which a squashed picture tells them apart
@@ -353,6 +354,11 @@ def _labels(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[s
     if alike:
         found.traps.append(f"classes that differ in capitals or spaces alone: {', '.join(alike[:6])}")
     name, most = counts.most_common(1)[0]
+    if len(counts) == 1:
+        found.traps.append(f"all {len(values)} labels of the sample are {name!r}, which leaves a probe nothing to tell")
+        return [f"1 class in the sample ({name})"]
+    if len(counts) == len(values) >= UNIQUE:
+        found.traps.append(f"all {len(values)} labels of the sample differ, as names of rows do and classes do not")
     return [f"{len(counts)} classes in the sample, the largest ({name}) has {most / len(values):.0%}"]
 
 

@@ -17,6 +17,8 @@ from mmssl.errors import DataError
 _EMPTY = re.compile(
     r"corresponds to no data|^BatchSize must be greater|^Must pass at least one table|^No columns to parse"
 )
+# What `datasets` says where files of one source differ in columns.
+_COLUMNS = re.compile(r"but at some point there are (.*?) This happened while .*? generating data using ([^,]*)")
 # Rows of a column that are looked at together.
 MANY = 100_000
 Folders = Mapping[str, Path]
@@ -33,6 +35,9 @@ def explained(name: str) -> Iterator[None]:
     except (OSError, ValueError, ImportError, DatasetsError, tarfile.TarError, EOFError, zlib.error) as error:
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
         reason = " ".join(str(cause).split())
+        if differs := _COLUMNS.search(reason):
+            columns, file = differs.groups()
+            reason = f"its files differ in columns, {Path(file).name} has {columns}; give all the same, or name one file"
         if isinstance(cause, UnicodeDecodeError):
             reason += "; text should be UTF-8: `iconv -f latin1 -t utf-8` converts it, `iconv -c -t utf-8` cleans it"
         elif "surrogate" in reason:

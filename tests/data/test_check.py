@@ -167,6 +167,17 @@ def test_labels_are_told_by_name_and_minus_one_for_what_it_is(tmp_path):
     assert "classes with adapt --target classes" in check(tmp_path / "train.csv").facts["label"][0]
 
 
+def test_labels_that_tell_no_rows_apart_and_those_that_tell_all(tmp_path):
+    write_csv(tmp_path / "one.csv", texts(30) | {"label": ["cat"] * 30})
+    write_csv(tmp_path / "all.csv", texts(30) | {"label": [f"row {n}" for n in range(30)]})
+    write_csv(tmp_path / "few.csv", texts(30) | {"label": [f"kind {n % 29}" for n in range(30)]})
+    one, every, few = (check(tmp_path / f"{name}.csv") for name in ("one", "all", "few"))
+    assert one.facts["label"] == ["1 class in the sample (cat)"]
+    assert any("all 30 labels of the sample are 'cat'" in trap for trap in one.traps)
+    assert any("all 30 labels of the sample differ" in trap for trap in every.traps)
+    assert not any("labels of the sample" in trap for trap in few.traps)
+
+
 def test_a_table_of_which_nothing_is_read(tmp_path):
     write_csv(tmp_path / "train.csv", {"file": ["a/0.png"], "note": ["x"]})
     found = check(tmp_path)

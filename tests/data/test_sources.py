@@ -187,6 +187,8 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "both" / "b.jsonl", texts(2))
     write(tmp_path / "broken.parquet", b"PAR1 no parquet")
     write_parquet(tmp_path / "good" / "train.parquet", texts(4))
+    write_csv(tmp_path / "uneven" / "a.csv", texts(4))
+    write_csv(tmp_path / "uneven" / "b.csv", texts(4) | {"more": [1, 2, 3, 4]})
     for source, words in {
         "/no/such/folder": "there is no such file or folder",
         "nothing.parquet": "there is no such file or folder",
@@ -196,6 +198,7 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path, monkeypatch):
         "both": r"several kinds \(csv, json\)",
         "both/*": r"expected files of one kind .* found \.csv, \.jsonl",
         "broken.parquet": "broken.parquet: cannot be read: ",
+        "uneven": r"uneven: cannot be read: its files differ in columns, b.csv has 1 new columns .*name one file$",
     }.items():
         with pytest.raises(DataError, match=words) as error:
             open_source(Data(source=source))
