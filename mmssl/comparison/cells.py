@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmssl.adaptation.features import POOLED
 from mmssl.atomic import temporary_name, write_text
 from mmssl.comparison.measure import Cell, measure
 from mmssl.comparison.monitors import Answered
@@ -165,11 +166,12 @@ def _try(plan: Plan, cell: Cell, out: Path, cells: list[Cell], quiet: bool) -> b
         write_text(folder / CELL, json.dumps({**found, "factor": factor}, indent=1))
     if not quiet:
         done = sum(read_cell(out, one) is not None for one in cells)
-        print(f"{done} of {len(cells)}: {_line(cell, found)}", flush=True)
+        print(f"{done} of {len(cells)}: {progress_of(cell, found)}", flush=True)
     return True
 
 
-def _line(cell: Cell, found: dict[str, Any]) -> str:
+def progress_of(cell: Cell, found: dict[str, Any]) -> str:
+    """What is printed of a cell when it is there: scores of the last depth, as in the table's columns."""
     what = f"{cell.line.replace('_', ' ')}, seed {cell.seed}"
     if "failed" in found:
         return f"{what}: {found['failed']}"
@@ -179,7 +181,9 @@ def _line(cell: Cell, found: dict[str, Any]) -> str:
         return (
             f"{cell.line.replace('_', ' ')}, rate x {cell.rate:g}: {100 * found['validation']:.1f} on validation rows"
         )
-    scores = {title: max(depths.values()) for title, depths in found.get("scores", {}).items()}
-    told = [f"{title} {100 * score:.1f}" for title, score in scores.items()]
+    # Not of the best depth, which is chosen on validation rows of all seeds.
+    scores = {title: depths[POOLED] for title, depths in found.get("scores", {}).items()}
+    percent = found.get("metric", {}).get("percent", True)
+    told = [f"{title} {100 * score:.1f} %" if percent else f"{title} {score:.3f}" for title, score in scores.items()]
     told = told or [f"effective rank {found['monitors']['effective_rank']:.1f}"]
     return f"{what}: {', '.join(told)} ({found['minutes']:.1f} min)"

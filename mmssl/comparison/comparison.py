@@ -312,16 +312,19 @@ class Comparison:
         notes = [f"{len(cells)} of {len(whole)} cells are there"] if len(cells) < len(whole) else []
         if self.measures:
             train, test = cells[0]["rows"][self.measures[0]]
-            if "held out" in cells[0]["test"]:
+            if plan.test is None and cells[0]["test"].startswith("a fifth of "):
                 notes.append("the tasks saw the test rows, without labels: name other rows with test (--test)")
             judge = self.judge(self.main)
+            many = len(plan.seeds) > 1
+            spread = f"± one standard deviation over seeds {', '.join(map(str, plan.seeds))}; "
             notes += [
                 f"test rows: {cells[0]['test']} ({test}); probes learn from at most {train} training rows",
-                f"± one standard deviation over seeds {', '.join(map(str, plan.seeds))}; best depths, and the order of "
-                f"the tasks, are chosen on validation rows{f' of {judge}' * (judge != self.main)}, which are training "
-                "rows",
-                f"over untrained: {self.main}, each at its best depth, paired by seed; in brackets 95 % intervals over "
-                f"seeds and {'groups of ' if plan.groups else ''}test rows",
+                f"{spread * many}best depths, and the order of the tasks, are chosen on validation rows"
+                f"{f' of {judge}' * (judge != self.main)}, which are training rows",
+                f"over untrained: {self.main}, each at its best depth{', paired by seed' * many}; in brackets 95 % "
+                f"intervals over {'seeds and ' * many}{'groups of ' if plan.groups else ''}test rows"
+                + ", for one seed tells no spread"
+                * (not many),
             ]
             if plan.tuned:
                 factors = ", ".join(f"{rate:g}" for rate in plan.rates)

@@ -37,7 +37,9 @@ def explained(name: str) -> Iterator[None]:
         reason = " ".join(str(cause).split())
         if differs := _COLUMNS.search(reason):
             columns, file = differs.groups()
-            reason = f"its files differ in columns, {Path(file).name} has {columns}; give all the same, or name one file"
+            reason = (
+                f"its files differ in columns, {Path(file).name} has {columns}; give all the same, or name one file"
+            )
         if isinstance(cause, UnicodeDecodeError):
             reason += "; text should be UTF-8: `iconv -f latin1 -t utf-8` converts it, `iconv -c -t utf-8` cleans it"
         elif "surrogate" in reason:

@@ -21,7 +21,7 @@ from mmssl.adaptation.features import features
 from mmssl.adaptation.labeled import Question
 from mmssl.adaptation.request import Model
 from mmssl.adaptation.rows import open_rows
-from mmssl.comparison.cells import cells_of, factor_of, read_cell
+from mmssl.comparison.cells import cells_of, factor_of, progress_of, read_cell
 from mmssl.comparison.measure import Cell, request_of, untrained_encoder
 from mmssl.comparison.monitors import look
 from mmssl.comparison.page import write_page
@@ -119,6 +119,22 @@ def test_one_seed_of_values_has_no_interval():
     assert "(+0.250, one seed tells no spread)" in found.sentence
     assert "inf" not in found.sentence
     assert found._gain("rotation") == "+0.250"
+
+
+def test_what_is_printed_of_a_cell_is_its_last_depth_and_not_the_best_on_test_rows():
+    found = {"scores": {"knn": {"stem": 0.9, "pooled": 0.4}}, "metric": {"percent": True}, "minutes": 2.0}
+    assert progress_of(Cell("simclr", 0), found) == "simclr, seed 0: knn 40.0 % (2.0 min)"
+    assert progress_of(Cell("simclr", 0), found | {"metric": {"percent": False}}) == (
+        "simclr, seed 0: knn 0.400 (2.0 min)"
+    )
+
+
+def test_one_seed_has_no_spread_to_explain(compared):
+    assert any("standard deviation over seeds 0, 1" in note for note in compared.notes())
+    one = {line: cells[:1] for line, cells in compared.cells.items()}
+    notes = " ".join(replace(compared, cells=one, plan=replace(compared.plan, seeds=(0,))).notes())
+    assert "standard deviation" not in notes
+    assert "95 % intervals over test rows, for one seed tells no spread" in notes
 
 
 def test_a_comparison_that_was_cut_short_ends_in_the_same_table(compared):
@@ -273,6 +289,8 @@ def test_rows_that_are_held_out_are_the_same_for_all_lines_and_seeds(tmp_path):
     assert all(np.array_equal(truth, truths[0]) for truth in truths)
     assert all(rows == tested[0] for rows in tested)
     assert "the tasks saw the test rows, without labels" in str(found)
+    named = {line: [cell | {"test": "held out, split test"} for cell in cells] for line, cells in found.cells.items()}
+    assert "the tasks saw the test rows" not in " ".join(replace(found, cells=named).notes())
     plan = found.plan
     splits = [
         Question.of(Model.of(untrained_encoder(plan, 0)), request_of(plan, Cell(line, seed)))
