@@ -126,7 +126,10 @@ class SourceSplit(Split):
         name = self.spec.columns.get(column, column)
         if name not in self.source.columns:
             have = ", ".join(self.source.columns)
-            raise DataError(f"{self.where} has no column '{name}'{nearest(name, self.source.columns)}; it has: {have}")
+            close = nearest(name, self.source.columns)
+            hint = close if "mean" in close else ""
+            asked = "; name one with label (--label), or put files into a folder a class" * (column == "label")
+            raise DataError(f"{self.where} has no column '{name}'{hint}; it has: {have}{asked}")
         values, names = self.source.values(name), self.source.class_names(name)
         if names is None:
             return list(values)

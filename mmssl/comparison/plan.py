@@ -138,7 +138,11 @@ class Plan:
             if differing:
                 unnamed = [name for name in stored.tasks if name not in self.tasks]
                 way = f"name {', '.join(unnamed)} as well, or " if differing == ["tasks"] and unnamed else ""
-                raise RunError(f"{out} holds a comparison with other {differing[0]}; {way}choose another --out")
+                # Tasks hold the steps, sizes and encoder, and differ with the keys that say these.
+                what = min(differing, key=lambda key: key == "tasks")
+                if what == "tasks" and set(stored.tasks) == set(self.tasks):
+                    what = "recipes or encoders of its tasks"
+                raise RunError(f"{out} holds a comparison with other {what}; {way}choose another --out")
             if not added:
                 return
             order = [*stored.tasks, *(name for name in self.tasks if name in added)]
@@ -213,7 +217,8 @@ def make_plan(
         decoding = common
         for name, tree in list(wanted.items()):
             try:
-                measured[name] = _measured(tree, modality, name, batch, decoding, spent)
+                tried = min(8, len(source)) if isinstance(source, MapSource) else 8
+                measured[name] = _measured(tree, modality, name, batch, decoding, spent, tried)
             except (RecipeError, DataError) as error:
                 if named:
                     raise
@@ -322,10 +327,10 @@ def _read_as(modality: str, name: str, encoder: Mapping[str, Any]) -> dict[str, 
 
 
 def _measured(
-    tree: dict[str, Any], modality: str, name: str, batch: int, decoding: Data, budget: Budget
+    tree: dict[str, Any], modality: str, name: str, batch: int, decoding: Data, budget: Budget, tried: int
 ) -> tuple[int, float, float]:
-    """Rows of a step, encoder samples of a row as probes see it, and seconds of a step where they matter."""
-    few = tree | {"training": tree["training"] | {"batch_size": 8, "workers": 0, "steps": 1}}
+    """Rows of a step, encoder samples of a row as probes see it by `tried` rows, and seconds of a step if needed."""
+    few = tree | {"training": tree["training"] | {"batch_size": tried, "workers": 0, "steps": 1}}
     recipe = recipes.load(few)
     objective, loader = build(recipe, where=name)
     encoder = objective.encoder(encoder_of(recipe, modality))

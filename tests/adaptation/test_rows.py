@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import mmssl
 from mmssl.adaptation.cache import FeatureCache
-from mmssl.adaptation.rows import BatchSplit, Reads, SourceSplit, open_splits
+from mmssl.adaptation.rows import BatchSplit, Reads, SourceSplit, open_rows, open_splits
 from mmssl.data.sources import TableSource
 from mmssl.data.stream import StreamSource
 from mmssl.data.toy import ToySource
@@ -341,3 +341,12 @@ def test_probes_see_squeezed_pictures_whole_and_in_their_shape():
     assert "image_aspect" not in batch
     with pytest.raises(DataError, match="is squeezed to a square; decode it with fit: crop"):
         BatchSplit([batch | {"image_aspect": torch.ones(4)}], READS)
+
+
+def test_rows_without_labels_say_how_to_name_some(tmp_path):
+    (tmp_path / "rows.csv").write_text("text,kind\na,x\nb,y\n")
+    split = open_rows(str(tmp_path / "rows.csv"), Reads(("text",), {}), None, None, None, "train")
+    with pytest.raises(DataError, match=r"no column 'label'; it has: text, kind; name one with label \(--label\)"):
+        split.cells("label")
+    with pytest.raises(DataError, match=r"no column 'kinds' \(did you mean 'kind'\?\); it has: text, kind$"):
+        split.cells("kinds")

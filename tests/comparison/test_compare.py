@@ -129,12 +129,21 @@ def test_what_is_printed_of_a_cell_is_its_last_depth_and_not_the_best_on_test_ro
     )
 
 
-def test_one_seed_has_no_spread_to_explain(compared):
-    assert any("standard deviation over seeds 0, 1" in note for note in compared.notes())
-    one = {line: cells[:1] for line, cells in compared.cells.items()}
-    notes = " ".join(replace(compared, cells=one, plan=replace(compared.plan, seeds=(0,))).notes())
-    assert "standard deviation" not in notes
-    assert "95 % intervals over test rows, for one seed tells no spread" in notes
+@pytest.mark.parametrize(
+    ("test", "seen"), [("a fifth of photos, split train, held out", True), ("held out, split test", False)]
+)
+def test_notes_of_one_seed_tell_no_spread_and_of_own_test_rows_that_no_task_saw_them(test, seen):
+    scores = {"knn": {"pooled": 0.5}}
+    cell = {"scores": scores, "validation": scores, "rows": {"knn": [80, 20]}, "test": test}
+    cell["monitors"] = {"effective_rank": 1.0, "spectrum_decay": 1.0}
+    plan = Plan({"source": "photos"}, "label", "image", tasks={"rotation": {}}, probe="knn", shots=(), seeds=(0,))
+    found = mmssl.Comparison(plan, Path("here"), {"rotation": [cell]}, {"rotation": [{}]}, {})
+    notes = found.notes()
+    assert ("the tasks saw the test rows, without labels: name other rows with test (--test)" in notes) == seen
+    assert "standard deviation" not in " ".join(notes)
+    assert any(note.endswith("95 % intervals over test rows, for one seed tells no spread") for note in notes)
+    several = replace(found, plan=replace(plan, seeds=(0, 1)), cells={"rotation": [cell, cell]}).notes()
+    assert any(note.startswith("± one standard deviation over seeds 0, 1; best depths") for note in several)
 
 
 def test_a_comparison_that_was_cut_short_ends_in_the_same_table(compared):
@@ -289,8 +298,6 @@ def test_rows_that_are_held_out_are_the_same_for_all_lines_and_seeds(tmp_path):
     assert all(np.array_equal(truth, truths[0]) for truth in truths)
     assert all(rows == tested[0] for rows in tested)
     assert "the tasks saw the test rows, without labels" in str(found)
-    named = {line: [cell | {"test": "held out, split test"} for cell in cells] for line, cells in found.cells.items()}
-    assert "the tasks saw the test rows" not in " ".join(replace(found, cells=named).notes())
     plan = found.plan
     splits = [
         Question.of(Model.of(untrained_encoder(plan, 0)), request_of(plan, Cell(line, seed)))

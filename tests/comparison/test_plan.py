@@ -29,15 +29,17 @@ def test_minutes_that_give_another_number_of_steps_are_gone_on_with(tmp_path):
     first.write(tmp_path)
     plan("minutes=3", 117).write(tmp_path)
     assert Plan.read(tmp_path) == first
-    with pytest.raises(RunError, match="with other tasks; choose another --out"):
+    with pytest.raises(RunError, match="with other recipes or encoders of its tasks; choose another --out"):
         plan("minutes=3", 117, lr=1e-2).write(tmp_path)
 
 
 def test_another_comparison_is_refused(tmp_path):
     first = plan("steps=100", 100)
     first.write(tmp_path)
-    with pytest.raises(RunError, match="with other tasks"):
+    with pytest.raises(RunError, match="with other recipes"):
         plan("steps=100", 117).write(tmp_path)
+    with pytest.raises(RunError, match="with other budget"):
+        plan("steps=117", 117).write(tmp_path)
     with pytest.raises(RunError, match="with other budget"):
         plan("minutes=3", 100).write(tmp_path)
     with pytest.raises(RunError, match="with other seeds"):
@@ -71,6 +73,8 @@ def test_a_step_of_more_rows_than_there_are_names_the_way_out():
         RecipeError, match=r"has 40 rows, and a step of simclr takes 128; lower batch \(--batch\) to 80"
     ):
         make_plan(few, **given)
+    with pytest.raises(RecipeError, match=r"has 3 rows, and a step of simclr takes 128; lower batch \(--batch\) to 6"):
+        make_plan(Data(source="toy", limit=3), **given)
     assert make_plan(few, **given, batch=80).tasks["simclr"]["training"]["batch_size"] == 40
 
 
