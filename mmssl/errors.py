@@ -45,6 +45,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (known: {', '.join(choices)})" if choices else ""
 
 
+def no_column(where: str, name: str, columns: Iterable[str]) -> str:
+    """The sentence of a column that a source has not."""
+    known = list(columns)
+    close = nearest(name, known)
+    asked = "; name one with label (--label), or put files into a folder a class" * (name == "label")
+    return f"{where} has no column '{name}'{close if 'mean' in close else ''}; it has: {', '.join(known)}{asked}"
+
+
 def in_words(message: str) -> str:
     """Pydantic's sentence in the words of YAML."""
     message = message.removeprefix("Value error, ").replace("valid tuple", "list")

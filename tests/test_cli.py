@@ -121,8 +121,6 @@ def test_list_of_one_shows_needs_chance_defaults_and_source(monkeypatch, capsys)
         (("run", ROTATION, "--set", "training.steps"), r"--set training.steps: expected KEY=VALUE"),
         (("show", ROTATION, "--set", "objective.viewss=1"), r"unknown key 'viewss' \(did you mean 'views'\?\)"),
         (("adapt", "no/such/run", "--data", "toy"), r"no/such/run"),
-        (("compare", "--data", "toy", "--shots", "ten"), r"shots = 'ten': .* as 10,100"),
-        (("compare", "--data", "toy", "--rates", "high"), r"rates = 'high': .* as 0.3,1,3"),
         (("export", "no/such/run", "--to", "x"), r"no/such/run"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else "",

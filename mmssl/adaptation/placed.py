@@ -16,7 +16,7 @@ from mmssl.adaptation.targets.base import Target
 from mmssl.data.base import MapSource
 from mmssl.data.columns import WINDOWS, Decoder, as_text, find_column
 from mmssl.data.stream import StreamSource
-from mmssl.errors import DataError, RecipeError, nearest
+from mmssl.errors import DataError, RecipeError, no_column
 from mmssl.media.mask import Frame
 from mmssl.media.text import Tokenizer
 
@@ -169,8 +169,7 @@ def placed_cells(split: Split, column: str) -> list[Placed | None]:
         return [None if cell is None else Placed(split, row, column) for row, cell in enumerate(split.cells(column))]
     source, name = split.source, split.spec.columns.get(column, column)
     if name not in source.columns:
-        have = ", ".join(source.columns)
-        raise DataError(f"{split.where} has no column '{name}'{nearest(name, source.columns)}; it has: {have}")
+        raise DataError(no_column(split.where, name, source.columns))
     if isinstance(source, StreamSource):
         raise DataError(f"{split.where}: labels of pictures are read in any order, and a stream has one; download it")
     cells: list[Placed | None] = [None] * len(source)

@@ -22,7 +22,7 @@ from mmssl.data.loader import read
 from mmssl.data.order import find_present
 from mmssl.data.sources import Source, TableSource, open_source
 from mmssl.data.stream import StreamSource
-from mmssl.errors import DataError, RecipeError, nearest
+from mmssl.errors import DataError, RecipeError, no_column
 from mmssl.recipe import MOST_WORKERS, Data
 
 if TYPE_CHECKING:
@@ -125,11 +125,7 @@ class SourceSplit(Split):
         """See `Split`; a name that the recipe's `columns` map, such as `label`, is that column."""
         name = self.spec.columns.get(column, column)
         if name not in self.source.columns:
-            have = ", ".join(self.source.columns)
-            close = nearest(name, self.source.columns)
-            hint = close if "mean" in close else ""
-            asked = "; name one with label (--label), or put files into a folder a class" * (column == "label")
-            raise DataError(f"{self.where} has no column '{name}'{hint}; it has: {have}{asked}")
+            raise DataError(no_column(self.where, name, self.source.columns))
         values, names = self.source.values(name), self.source.class_names(name)
         if names is None:
             return list(values)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from mmssl.cli import app
 from mmssl.comparison.plan import Plan, make_plan
 from mmssl.errors import RecipeError, RunError
 from mmssl.recipe import Data
@@ -88,3 +91,11 @@ def test_a_task_that_has_nothing_to_predict_on_these_rows_is_left_out(tmp_path):
     assert any(note.startswith("colorization is left out: its loss on these rows is 0 before") for note in found.notes)
     with pytest.raises(RecipeError, match="nothing to predict"):
         make_plan(Data(source=str(tmp_path)), tasks=["colorization"], **given)
+
+
+@pytest.mark.parametrize(("option", "example"), [("shots", "10,100"), ("rates", "0.3,1,3")])
+def test_a_list_that_is_none_is_named_with_its_option(tmp_path, option, example):
+    call = ["compare", "--data", "toy", f"--{option}", "ten", "--out", str(tmp_path / "out")]
+    error = CliRunner().invoke(app, call).exception
+    assert isinstance(error, RecipeError)
+    assert re.search(rf"^{option} = 'ten': .*, as {example}$", str(error))
