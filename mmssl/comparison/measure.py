@@ -58,7 +58,7 @@ class Cell:
         line = self.line.replace(" ", "_")
         if self.audit:
             return f"{line}-audit"
-        return f"{line}-{self.seed}" if self.rate is None else f"{line}-rate-{self.rate:g}"
+        return f"{line}-{self.seed}" if self.rate is None else f"{line}-rate-x{self.rate:g}"
 
     @property
     def whole(self) -> bool:

@@ -150,7 +150,7 @@ def test_a_comparison_that_was_cut_short_ends_in_the_same_table(compared):
     again = mmssl.Comparison.read(compared.out)
     table, sentence = again.table(), again.sentence
     kept = {cell.name: read_cell(compared.out, cell) for cell in cells_of(again.plan)}
-    for name in ("simclr-1", "untrained-0", "rotation-rate-3"):
+    for name in ("simclr-1", "untrained-0", "rotation-rate-x3"):
         shutil.rmtree(compared.out / "cells" / name)
     assert "of 9 cells are there" in mmssl.Comparison.read(compared.out).notes()[0]
     done = mmssl.compare(out=compared.out, quiet=True)
