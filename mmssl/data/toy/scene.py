@@ -6,6 +6,7 @@ PCG64, whose stream is fixed by its definition.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from bisect import bisect_right
@@ -141,6 +142,7 @@ class Scene:
         return self.bodies[-1]
 
 
+@functools.lru_cache(maxsize=8192)  # whoever asks for labels asks for them of every row, and again for the pictures
 def draw_scene(seed: int, split: str, row: int) -> Scene:
     """The scene of that row."""
     dice = Dice(seed, split, row, "scene")
