@@ -233,6 +233,7 @@ class Table:
     def __str__(self) -> str:
         """Plain text; shares in percent."""
         seeds = ", ".join(map(str, self.seeds))
+        spread = f"after ± one standard deviation over seeds {seeds}" if len(self.seeds) > 1 else f"seed {seeds}"
         head, lines = self.cells()
         widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
         printed = [
@@ -242,7 +243,7 @@ class Table:
         where = f"test rows: {self.test}" + (f"; chosen on: {self.validation}" if self.validation else "")
         notes = [
             where,
-            f"in brackets 95 % intervals, after ± one standard deviation over seeds {seeds}",
+            f"in brackets 95 % intervals, {spread}",
             *self.notes,
             *([f"margin over the best baseline: {self.gain}"] if len(self.rows) > 1 else []),
             *(f"warning: {warning}" for warning in self.warnings),

@@ -220,7 +220,9 @@ class Comparison:
         if RAW in self.cells and not (raw := self.difference(best, RAW, self.main)).low > 0:
             word = "is below" if raw.high < 0 else "cannot be told from"
             text += f" It {word} the raw input."
-        return f"{text} Next: mmssl export {self._run(best)} --to exported"
+        if gain.told and gain.mean > 0:
+            return f"{text} Next: mmssl export {self._run(best)} --to exported"
+        return f"{text} Next: the same with a larger --budget or more --seeds, and another --out"
 
     def _firsts(self) -> str:
         """Who comes first by which measure."""

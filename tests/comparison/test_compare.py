@@ -64,7 +64,8 @@ def test_every_line_has_every_seed_and_measure(compared):
     head, lines = compared.table()
     assert [line[0] for line in lines][2:] == ["untrained", "raw input", "supervised, same budget", "constant answer"]
     assert all(len(line) == len(head) for line in lines)
-    assert "Next: mmssl export" in compared.sentence
+    gain = compared.difference(compared.ranked[0], "untrained", compared.main)
+    assert ("Next: mmssl export" in compared.sentence) == (gain.told and gain.mean > 0)
 
 
 @pytest.mark.parametrize("line", ["rotation", "simclr"])
@@ -118,7 +119,20 @@ def test_one_seed_of_values_has_no_interval():
     found = mmssl.Comparison(plan, Path("here"), cells, {key: [{}] for key in cells}, {})
     assert "(+0.250, one seed tells no spread)" in found.sentence
     assert "inf" not in found.sentence
+    assert found.sentence.endswith("Next: the same with a larger --budget or more --seeds, and another --out")
     assert found._gain("rotation") == "+0.250"
+
+
+def test_what_is_above_the_untrained_network_is_exported_next():
+    def cell(value):
+        scores = {"ridge": {"pooled": value}}
+        own = {"scores": scores, "validation": scores, "metric": {"percent": False}, "run": "there"}
+        return own | {"monitors": {"effective_rank": 1.0}}
+
+    cells = {"rotation": [cell(0.5), cell(0.51), cell(0.5)], "untrained": [cell(0.2), cell(0.21), cell(0.2)]}
+    plan = Plan({"source": "toy"}, "position", "image", tasks={"rotation": {}}, probe="ridge", shots=(), seeds=(0, 1, 2))
+    found = mmssl.Comparison(plan, Path("here"), cells, {key: [{}] * 3 for key in cells}, {})
+    assert "Next: mmssl export" in found.sentence
 
 
 def test_what_is_printed_of_a_cell_is_its_last_depth_and_not_the_best_on_test_rows():
