@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -104,6 +105,8 @@ def test_text_and_json_say_the_same(scores):
     assert f"{100 * scores.score:.1f}" in text
     assert "random-initialized" in text
     assert "constant answer" in text
+    assert "95 % intervals, after ± one standard deviation over seeds 0, 1, 2\n" in text
+    assert "95 % intervals, seed 0\n" in str(replace(scores, seeds=(0,)))
     read = json.loads(json.dumps(scores.to_json()))
     assert (read["score"], read["margin"]) == (scores.score, scores.margin)
     assert read["rows"][1]["runs"]["accuracy"] == list(row(scores, "random").runs["accuracy"])
