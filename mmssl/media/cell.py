@@ -18,7 +18,7 @@ def open_cell(cell: Any, kind: str) -> tuple[io.BytesIO | str, str]:
         kind: `image`, `audio` or `video`, for the error.
 
     Raises:
-        DataError: where the cell is empty, of another type, or names a file that is not there.
+        DataError: where the cell or its file is empty, or it is of another type, or names a file that is not there.
     """
     path = None
     if isinstance(cell, Mapping) and {"bytes", "path"} & cell.keys():
@@ -32,6 +32,8 @@ def open_cell(cell: Any, kind: str) -> tuple[io.BytesIO | str, str]:
     if isinstance(cell, str | Path):
         if not Path(cell).is_file():
             raise DataError(f"there is no {kind} file '{cell}'")
+        if not Path(cell).stat().st_size:
+            raise DataError(f"{kind} '{cell}' is empty")
         return str(cell), f"{kind} '{cell}'"
     if cell is None:
         raise DataError(f"the {kind} cell is empty")

@@ -230,6 +230,12 @@ def test_what_cannot_be_read_is_one_sentence(cell, message):
     assert "0x" not in str(caught.value)
 
 
+def test_a_file_without_bytes_is_empty(tmp_path):
+    (tmp_path / "cat.png").touch()
+    with pytest.raises(DataError, match=r"^image '.*cat\.png' is empty$"):
+        decode_image(tmp_path / "cat.png", 16)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_damaged_bytes_never_raise_anything_else():
     rng = np.random.default_rng(1)
