@@ -216,12 +216,12 @@ class Training(Section):
                 f"batch_size {self.batch_size} cannot be cut into accumulate = {self.accumulate} equal parts"
             )
         end, unit = (self.steps, "steps") if self.epochs is None else (self.epochs, "epochs")
-        late = [time for time in (self.schedule.warmup, *self.schedule.milestones) if time >= end]
-        if late:
-            raise ValueError(
-                f"the schedule names {late[0]:g} {unit}, the run has {end:g}; "
-                "lower training.schedule.warmup or milestones"
-            )
+        for key, times in (("warmup", (self.schedule.warmup,)), ("milestones", self.schedule.milestones)):
+            if max(times, default=0) >= end:
+                raise ValueError(
+                    f"schedule.{key} is at {max(times):g} of the run's {end:g} {unit} and has to be before the end; "
+                    f"lower training.schedule.{key} or raise training.{unit}"
+                )
         return self
 
     @property

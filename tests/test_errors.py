@@ -112,7 +112,7 @@ SCHEMA = [
     ({"training.workers": 100_000}, r"training.workers = 100000: 100000 should be 0 to 256, or auto"),
     ({"training.batch_size": True}, r"training.batch_size = True: should be a number, not true or false"),
     ({"training.optimizer": {"lr": True}}, r"training.optimizer.lr = True: should be a number"),
-    ({"training.schedule": {"warmup": 1000}}, r"schedule names 1000 steps, the run has .*training.schedule.warmup"),
+    ({"training.schedule": {"warmup": 1000}}, r"schedule.warmup is at 1000 of the run's .*training.schedule.warmup"),
     ({"training.epochs": 0}, r"training.epochs = 0: .*greater than 0"),
     ({"training.schedule": {"name": "multistep"}}, r"milestones are for the schedule multistep, which needs some"),
     ({"training.schedule": {"milestones": [1]}}, r"milestones are for the schedule multistep"),

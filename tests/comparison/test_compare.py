@@ -130,7 +130,7 @@ def test_what_is_above_the_untrained_network_is_exported_next():
         return own | {"monitors": {"effective_rank": 1.0}}
 
     cells = {"rotation": [cell(0.5), cell(0.51), cell(0.5)], "untrained": [cell(0.2), cell(0.21), cell(0.2)]}
-    plan = Plan({"source": "toy"}, "position", "image", tasks={"rotation": {}}, probe="ridge", shots=(), seeds=(0, 1, 2))
+    plan = Plan({"source": "toy"}, "position", "image", tasks={"rotation": {}}, probe="ridge", shots=())
     found = mmssl.Comparison(plan, Path("here"), cells, {key: [{}] * 3 for key in cells}, {})
     assert "Next: mmssl export" in found.sentence
 
