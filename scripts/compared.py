@@ -85,8 +85,11 @@ COMPARISONS |= {
 }
 # Marks -> a comparison a column: one table of what the same runs were asked.
 COLUMNS = {
-    "toy": {name.partition("_")[2]: name for name in COMPARISONS if name.startswith("toy_")},
-    "emoji": {"unseen concepts": "emoji_cnn", "by an artist without labels": "emoji_artist"},
+    "toy": {
+        **{f"{factor}, %": f"toy_{factor}" for factor in ("shape", "color", "texture", "count")},
+        "position, R²": "toy_position",
+    },
+    "emoji": {"unseen concepts, %": "emoji_cnn", "by an artist without labels, %": "emoji_artist"},
     "waves": {"family, %": "waves_family", "pitch class, %": "waves_pitch_class", "height, R²": "waves_height"},
 }
 
@@ -128,9 +131,10 @@ def write_columns(mark: str) -> None:
     from mmssl.comparison.plan import UNTRAINED
 
     there = {title: HOME / name for title, name in COLUMNS[mark].items() if (HOME / name).exists()}
-    if f"<!-- {mark} -->" not in RESULTS.read_text(encoding="utf-8") or not there:
-        return
     found = {title: mmssl.Comparison.read(folder) for title, folder in there.items()}
+    found = {title: one for title, one in found.items() if len(one.cells.get(UNTRAINED, ())) == len(one.plan.seeds)}
+    if f"<!-- {mark} -->" not in RESULTS.read_text(encoding="utf-8") or not found:
+        return
     rows = [["", *found], ["---"] * (1 + len(found))]
     for line in next(iter(found.values())).cells:
         row = [title_of(line)]
@@ -146,7 +150,7 @@ def write_columns(mark: str) -> None:
             row.append(spread(values, 1 if one.percent else 3) + gain)
         rows.append(row)
     constant = [one.cells[UNTRAINED][0]["constant"][one.main] * (100 if one.percent else 1) for one in found.values()]
-    rows.append(["constant answer", *(f"{value:.1f}" for value in constant)])
+    rows.append(["constant answer", *(f"{round(value, 1) + 0:.1f}" for value in constant)])
     write_tables(mark, "\n".join(f"| {' | '.join(row)} |" for row in rows))
 
 
