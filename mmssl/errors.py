@@ -39,18 +39,19 @@ class Interrupted(MmsslError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the closest known name, else ` (known: a, b, c)`; empty where nothing is known."""
     choices = sorted(known)
+    return _meant(name, choices) or (f" (known: {', '.join(choices)})" if choices else "")
+
+
+def _meant(name: str, choices: list[str]) -> str:
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
-    if close:
-        return f" (did you mean '{close[0]}'?)"
-    return f" (known: {', '.join(choices)})" if choices else ""
+    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def no_column(where: str, name: str, columns: Iterable[str]) -> str:
     """The sentence of a column that a source has not."""
     known = list(columns)
-    close = nearest(name, known)
-    asked = "; name one with label (--label), or put files into a folder a class" * (name == "label")
-    return f"{where} has no column '{name}'{close if 'mean' in close else ''}; it has: {', '.join(known)}{asked}"
+    asked = "; name one with label (--label), or put files into a folder a class" if name == "label" else ""
+    return f"{where} has no column '{name}'{_meant(name, sorted(known))}; it has: {', '.join(known)}{asked}"
 
 
 def in_words(message: str) -> str:

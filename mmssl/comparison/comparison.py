@@ -317,16 +317,16 @@ class Comparison:
             if plan.test is None and cells[0]["test"].startswith("a fifth of "):
                 notes.append("the tasks saw the test rows, without labels: name other rows with test (--test)")
             judge = self.judge(self.main)
-            many = len(plan.seeds) > 1
-            spread = f"± one standard deviation over seeds {', '.join(map(str, plan.seeds))}; "
+            rows = "groups of test rows" if plan.groups else "test rows"
+            spread, paired, over = "", "", f"{rows}, for one seed tells no spread"
+            if len(plan.seeds) > 1:
+                spread = f"± one standard deviation over seeds {', '.join(map(str, plan.seeds))}; "
+                paired, over = ", paired by seed", f"seeds and {rows}"
             notes += [
                 f"test rows: {cells[0]['test']} ({test}); probes learn from at most {train} training rows",
-                f"{spread * many}best depths, and the order of the tasks, are chosen on validation rows"
+                f"{spread}best depths, and the order of the tasks, are chosen on validation rows"
                 f"{f' of {judge}' * (judge != self.main)}, which are training rows",
-                f"over untrained: {self.main}, each at its best depth{', paired by seed' * many}; in brackets 95 % "
-                f"intervals over {'seeds and ' * many}{'groups of ' if plan.groups else ''}test rows"
-                + ", for one seed tells no spread"
-                * (not many),
+                f"over untrained: {self.main}, each at its best depth{paired}; in brackets 95 % intervals over {over}",
             ]
             if plan.tuned:
                 factors = ", ".join(f"{rate:g}" for rate in plan.rates)
