@@ -43,7 +43,6 @@ from mmssl.audit.windows import (
     FALSE_ALARM,
     MONITOR,
     ROUNDING,
-    VALID,
     Record,
     Records,
     Series,
@@ -53,7 +52,7 @@ from mmssl.audit.windows import (
     scatter,
     task_of,
 )
-from mmssl.objectives.base import EMBEDDINGS, Chance
+from mmssl.objectives.base import EMBEDDINGS, VALID, Chance
 
 Outcome = Literal["learned", "unmoved", "at chance", "collapsed", "too few answers to tell", "unknown"]
 

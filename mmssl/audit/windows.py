@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from scipy import stats
 
+from mmssl.objectives.base import VALID
 from mmssl.training.monitors import MONITOR as MONITORED
 from mmssl.training.monitors import SAME_ROWS
 
 Record = Mapping[str, Any]
 
 MONITOR, AGAIN = f"{MONITORED}/", f"{SAME_ROWS}/"
-VALID = "valid"  # of a task that leaves rows out: the share of those that count
 WINDOW = 20  # records at most
 FALSE_ALARM = 0.01  # how often a run at chance is said to have left it, if only for a while
 ROUNDING = 1e-5  # of float32 sums, relative: a loss that says nothing differs by less from its level

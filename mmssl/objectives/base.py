@@ -23,6 +23,8 @@ from mmssl.ops.draws import Draws
 
 EMBEDDINGS = "embeddings"
 """See `Objective.drawn_together`."""
+VALID = "valid"
+"""Entry of the losses of a task that leaves rows out: the share of those that count, over which all else is a mean."""
 Meets = Literal["nowhere", "transform", "loss"]
 
 

@@ -18,12 +18,12 @@ from mmssl.errors import Interrupted, RunError
 from mmssl.modules.blocks import learning_blocks, recomputed
 from mmssl.objectives.base import Objective, Step
 from mmssl.ops.draws import Draws, mix_seed
-from mmssl.ops.gather import average, gather, process_share, wait_for_everyone
+from mmssl.ops.gather import gather, process_share, wait_for_everyone
 from mmssl.recipe import Training
 from mmssl.training import checkpoint
 from mmssl.training.history import History
 from mmssl.training.launch import StopFlag, check_sharding, default_dtype, is_sharded, make_accelerator, prepare
-from mmssl.training.monitors import Monitors, losses_of
+from mmssl.training.monitors import Monitors, averaged, losses_of
 from mmssl.training.optim import lr_factor, set_lr, set_weight_decay
 from mmssl.training.progress import AUGMENTATION, DECODING, NETWORK, OPTIMIZER, Clock, peak_memory
 from mmssl.training.step import accumulated_backward, task_gradients, unchanged
@@ -169,7 +169,7 @@ def fit(
                 if number == 0:  # the losses are those of a network that no step has changed
                     finite.see(number, losses["loss"])
                     finite.check(loader, directory)
-                    history.log({"step": 0} | {k: average(v).item() for k, v in losses.items()} | untrained)
+                    history.log({"step": 0} | averaged(losses) | untrained)
                 clock.enter(OPTIMIZER)
                 norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.clip) if training.clip else None
                 optimizer_step()
@@ -186,7 +186,7 @@ def fit(
                     record: dict[str, Any] = {"step": now}
                     finite.see(number, losses["loss"])
                     finite.check(loader, directory)
-                    record |= {key: average(value).item() for key, value in losses.items()}
+                    record |= averaged(losses)
                     record |= {key: value.item() for key, value in numbers.items()}
                     record["lr"] = lr
                     if norm is not None:

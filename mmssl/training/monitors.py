@@ -5,7 +5,7 @@ Both leave the run as it is: parameters, buffers, random numbers and the statist
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
 from mmssl.modules.mode import evaluating
-from mmssl.objectives.base import EMBEDDINGS, Objective
+from mmssl.objectives.base import EMBEDDINGS, VALID, Objective
 from mmssl.ops.gather import average, gather, process_share
 from mmssl.ops.losses import spread
 from mmssl.ops.representation import alignment, dead_share, effective_rank, uniformity
@@ -163,4 +163,15 @@ def losses_of(
         losses = accumulated_backward(
             passes, inputs, parts, wrapped=forward, backward=lambda loss: None, autocast=autocast, reseed=reseed
         )
-    return {f"{SAME_ROWS}/{key}": average(value).item() for key, value in losses.items()}
+    return {f"{SAME_ROWS}/{key}": value for key, value in averaged(losses).items()}
+
+
+def averaged(losses: Mapping[str, Tensor]) -> dict[str, float]:
+    """Losses of a step as its record holds them: over all processes, and without those that are means over no row.
+
+    Of a task that left out all rows `valid` alone is left, which says so: 0 would be read as its loss and its score.
+    """
+    numbers = {key: average(value).item() for key, value in losses.items()}
+    names = {key: key.rpartition("/")[::2] for key in numbers}
+    empty = {task for key, (task, name) in names.items() if name == VALID and numbers[key] == 0}
+    return {key: numbers[key] for key, (task, name) in names.items() if name == VALID or task not in empty}

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from mmssl.atomic import append_lines, write_text
 from mmssl.batch import Batch
 from mmssl.errors import RunError
-from mmssl.objectives.base import Chance
+from mmssl.objectives.base import VALID, Chance
 
 DECODING, AUGMENTATION, NETWORK, OPTIMIZER = "decoding", "augmentation", "network", "optimizer"
 ADVICE = {
@@ -173,6 +173,8 @@ def describe(record: Mapping[str, Any], chance: Chance) -> str:
     if "loss" in record:
         level = "" if chance.loss is None else f" (chance {chance.loss:.4f})"
         parts.append(f"loss {record['loss']:.4f}{level}")
+    if record.get(VALID) == 0:
+        parts.append("no row counts")
     parts += [f"{key} {record[key]:.3f} (chance {level:.3g})" for key, level in chance.metrics.items() if key in record]
     parts += [f"{key} {value:.3f}" for key, value in record.items() if key.startswith("probe/")]
     if "samples_per_second" in record:

@@ -122,3 +122,14 @@ def test_what_cannot_work_is_said():
         task(crossfade=0.2)
     with pytest.raises(RecipeError, match=r"holds 1 grains of \d+, and two are needed; raise data\.audio\.seconds"):
         task(window=0.5).transform({"audio": torch.zeros(2, RATE // 2)}, Draws(0, 0, 2))
+
+
+def test_silent_rows_are_left_out():
+    objective = task()
+    audio = torch.randn(3, 2 * RATE) * torch.tensor([1.0, 1e-3, 1e-6])[:, None]
+    inputs = objective.transform({"audio": audio}, Draws(0, 0, 3))
+    assert inputs["scored"].tolist() == [True, True, False]
+    assert int(inputs["scored_rows"]) == 2
+    nothing = objective.transform({"audio": 0 * audio}, Draws(0, 0, 3))
+    assert float(objective(nothing)["valid"]) == 0
+    assert objective.preview(nothing, objective.predict(nothing))[-1].cells == ["does not count"] * 3

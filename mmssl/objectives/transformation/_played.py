@@ -17,6 +17,7 @@ from mmssl.ops.losses import mean_over
 
 EDGE = 0.85  # of the lowest speed at which a sound is read, where the filter cuts
 LEVEL = 0.1  # root mean square of every window
+SILENT = 1e-5  # root mean square of a window in which there is nothing to hear, a third of a step of 16 bits
 
 
 class Played(Objective):
@@ -42,10 +43,14 @@ class Played(Objective):
         return Chance(math.log(len(self.ways)), {"accuracy": 1 / len(self.ways)})
 
     def inputs_of(self, windows: Tensor, scored: Tensor) -> Batch:
-        """Windows (B, K, s) as loud as each other, and which rows count, (B,): a short sound is left out."""
+        """Windows (B, K, s) as loud as each other, and which rows count, (B,).
+
+        A short sound is left out, and one of which a window is silent: there is nothing to be told in it.
+        """
         power = windows.square().mean(2, keepdim=True).sqrt()
+        scored = scored & (power > SILENT).all(1)[:, 0]
         return {
-            "audio": windows * (LEVEL / power.clamp(min=1e-6)),
+            "audio": windows * (LEVEL / power.clamp(min=SILENT)),
             "scored": scored,
             "scored_rows": scored.sum(),
         }
@@ -56,7 +61,7 @@ class Played(Objective):
         return {"logits": self.head(pooled).unflatten(0, (-1, len(self.ways)))}
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
-        """Cross-entropy, and accuracy over all windows of the rows that are long enough; `valid`, their share."""
+        """Cross-entropy, and accuracy over all windows of the rows that count; `valid`, their share."""
         logits, scored, count = outputs["logits"], inputs["scored"][:, None], inputs["scored_rows"]
         number = logits.shape[1]
         way = torch.arange(number, device=logits.device).expand(len(logits), -1)
@@ -76,7 +81,9 @@ class Played(Objective):
         ]
         guesses = [
             "  ".join(f"{'✓' if k == right else '✗'} {self.ways[k]}" for right, k in enumerate(row))
-            for row in outputs["logits"].argmax(-1).tolist()
+            if counts
+            else "does not count"
+            for row, counts in zip(outputs["logits"].argmax(-1).tolist(), inputs["scored"].tolist(), strict=True)
         ]
         return [*sounds, Panel("prediction", guesses)]
 

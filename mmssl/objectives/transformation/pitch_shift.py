@@ -14,8 +14,8 @@ another texture the further it shifts, and none where the shift is 0; overlappin
 before, at a distance that tells the shift. Grains that share nothing make of white noise white noise, whatever the
 shift. The phase of a tone at a crossfade would tell it, too: grains begin late by a random time, up to `jitter`. All
 else is as in `sound_speed`: one filter that cuts all at the same frequency, equal power, one moment at which all begin,
-equal length, and rows too short for it are left out (`valid` is the share that is not). What is left in the data: hum
-of the mains, and what a codec cut off.
+equal length, and rows too short for it, or silent, are left out (`valid` is the share that is not). What is left in
+the data: hum of the mains, and what a codec cut off.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class PitchShift(Played):
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """`audio` (B, S) -> `audio` (B, K, s), window k under shift k; `scored` (B,), False where a sound is short."""
+        """`audio` (B, S) -> `audio` (B, K, s), window k under shift k; `scored` (B,): neither short nor silent."""
         audio = batch["audio"].to(torch.get_default_dtype())
         grains = int(self.window * audio.shape[1]) // self.step
         if grains < 2:

@@ -8,8 +8,8 @@ Known traps. Resampling leaves a band limit where the filter cuts, which tells t
 filter cuts all of them at the same frequency, the middle speed as well, and white noise says nothing of its speed. Its
 loudness would, so that every window has the same power. All windows of a row start at the same moment and are equally
 long, and none reaches beyond the end of the sound: silence there would be longer at a higher speed. Rows too short for
-that are left out (`valid` is the share that is not). What is left in the data: hum of the mains, and what a codec cut
-off.
+that, or silent, are left out (`valid` is the share that is not). What is left in the data: hum of the mains, and what
+a codec cut off.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SoundSpeed(Played):
 
     @torch.no_grad()
     def transform(self, batch: Batch, draws: Draws) -> Batch:
-        """`audio` (B, S) -> `audio` (B, K, s), window k at speed k, and `scored` (B,), False where a sound is short."""
+        """`audio` (B, S) -> `audio` (B, K, s), window k at speed k, `scored` (B,): neither short nor silent."""
         audio = batch["audio"].to(torch.get_default_dtype())
         most = max(self.speeds)
         around = max(reach(speed, self.cutoff) for speed in self.speeds)
