@@ -22,7 +22,15 @@ from mmssl.ops.gather import gather, process_share, wait_for_everyone
 from mmssl.recipe import Training
 from mmssl.training import checkpoint
 from mmssl.training.history import History
-from mmssl.training.launch import StopFlag, check_sharding, default_dtype, is_sharded, make_accelerator, prepare
+from mmssl.training.launch import (
+    StopFlag,
+    check_sharding,
+    default_dtype,
+    is_sharded,
+    make_accelerator,
+    prepare,
+    slow_precision,
+)
 from mmssl.training.monitors import Monitors, averaged, losses_of
 from mmssl.training.optim import lr_factor, set_lr, set_weight_decay
 from mmssl.training.progress import AUGMENTATION, DECODING, NETWORK, OPTIMIZER, Clock, peak_memory
@@ -126,6 +134,8 @@ def fit(
         chance, finite = objective.chance(training.batch_size), _Finite(device)
         monitors = Monitors(objective, training, accelerator.autocast, is_sharded(training))
         with History(accelerator, directory, training.steps, done, chance, quiet) as history:
+            if slow := slow_precision(training, device):
+                history.say(slow)
             began = time.perf_counter()
             for number in range(done, training.steps):
                 parts, reseed = training.accumulate, partial(_reseed, training, number, share, device)

@@ -92,3 +92,16 @@ def test_workers_are_a_number_or_auto() -> None:
     for wrong in ("many", "-1", "257"):
         with pytest.raises(RecipeError, match=r"training.workers.* should be 0 to 256, or auto"):
             load(tree, {"training.workers": wrong})
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("slower", [4.0, 1.0])
+def test_a_precision_that_the_processor_is_slow_in_is_told_before_the_first_step(
+    precision: str, slower: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = {torch.float32: 1e-3, torch.bfloat16: slower * 1e-3}
+    monkeypatch.setattr("mmssl.training.launch._linear_seconds", seconds.__getitem__)
+    fit(make(Denoise), MemoryLoader(), settings(steps=1, precision=precision))
+    first = capsys.readouterr().err.splitlines()[0]
+    told = "training.precision=bf16: a linear layer takes this processor 4.0 times as long as in full precision; "
+    assert first.startswith(told) == (precision == "bf16" and slower > 1)
