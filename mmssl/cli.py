@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mmssl import cli_asking, cli_rows
-from mmssl.cli_options import RunPath, Set, Trust, overrides
+from mmssl.cli_options import RunPath, Set, Trust, columns_in, overrides
 from mmssl.errors import Interrupted, MmsslError, RecipeError
 from mmssl.version import __version__
 
@@ -141,7 +141,11 @@ def adapt(
     cache: Annotated[bool, typer.Option(help="Keep features in the run's directory, for the next probe.")] = True,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a hyper-parameter of the probe."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override a hyper-parameter of the probe, or name the column that is read: columns.image=img.",
+        ),
     ] = None,
     save: Annotated[
         Path | None,
@@ -163,6 +167,8 @@ def adapt(
 
     if figure is not None and not layers:
         raise RecipeError(f"{figure} would show the score by depth; add --layers")
+    columns, others = columns_in(overrides(set_))
+    options = {key: yaml.safe_load(value) for key, value in others.items()}
     table = mmssl.adapt(
         run,
         data,
@@ -182,7 +188,7 @@ def adapt(
         cache=cache,
         save=save,
         trust=trust,
-        **{key: yaml.safe_load(value) for key, value in overrides(set_).items()},
+        **(options | ({"columns": columns} if columns else {})),
     )
     if process_share()[0]:
         return

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated
 
 import typer
 
@@ -10,15 +11,34 @@ from mmssl.errors import RecipeError
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or a name on the Hub.")]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Which column holds what is read: columns.image=img."),
+]
 Trust = Annotated[bool, typer.Option("--trust", help="Import the objective or encoder of your own that RUN names.")]
 
 
-def overrides(pairs: list[str] | None) -> dict[str, Any]:
+def overrides(pairs: list[str] | None) -> dict[str, str]:
     """Dotted key -> text; raises RecipeError for what is no `KEY=VALUE`."""
-    found = {}
+    found: dict[str, str] = {}
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise RecipeError(f"--set {pair}: expected KEY=VALUE, such as --set training.steps=200")
         found[key] = value
     return found
+
+
+def columns_in(found: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Of dotted keys those of `columns`, by the batch key, `data.` before them or not; and the others."""
+    named = {key: key.removeprefix("data.").removeprefix("columns.") for key in found}
+    columns = {named[key]: found[key] for key in found if key.startswith(("columns.", "data.columns."))}
+    return columns, {key: found[key] for key in found if named[key] not in columns}
+
+
+def only_columns(pairs: list[str] | None) -> dict[str, str]:
+    """Batch key -> column; raises RecipeError for any other key."""
+    columns, others = columns_in(overrides(pairs))
+    if others:
+        raise RecipeError(f"--set {next(iter(others))}: expected columns.KEY=COLUMN, such as --set columns.image=img")
+    return columns

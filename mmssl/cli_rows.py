@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mmssl.cli_options import RunPath, Trust
+from mmssl.cli_options import Columns, RunPath, Trust, only_columns
 
 Source = Annotated[str, typer.Argument(metavar="DATA", help="Anything that a recipe's data.source may be.")]
 Split = Annotated[str, typer.Option(help="Whose rows.")]
@@ -33,6 +33,7 @@ def embed(
     batch_size: BatchSize = 256,
     workers: Workers = 0,
     force: Force = False,
+    set_: Columns = None,
     trust: Trust = False,
 ) -> None:
     """Write the features of every row to a file, with ids and columns; a call that was killed goes on when repeated."""
@@ -46,6 +47,7 @@ def embed(
         layer=layer,
         split=split,
         limit=limit,
+        columns=only_columns(set_),
         batch_size=batch_size,
         workers=workers,
         force=force,
@@ -72,6 +74,7 @@ def predict(
     batch_size: BatchSize = 256,
     workers: Workers = 0,
     force: Force = False,
+    set_: Columns = None,
     trust: Trust = False,
 ) -> None:
     """Write a saved network's answer for every row to a file, or masks to a folder; a killed call goes on."""
@@ -84,6 +87,7 @@ def predict(
         scores=scores,
         split=split,
         limit=limit,
+        columns=only_columns(set_),
         batch_size=batch_size,
         workers=workers,
         force=force,

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from mmssl.ops.draws import Draws
 
+SILENT = 1e-4
+"""Root mean square of a sound below which there is nothing to hear."""
 STEADY = 0.01
 """A window whose loudness varies by less than this share of its level has no moments in it."""
 STILL = 1e-4

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import mmssl
-from mmssl.adaptation.probes.offset import Clip
+from mmssl.adaptation.probes.offset import Clip, _paths, _write
+from mmssl.adaptation.rows import Reads, SourceSplit
 from mmssl.adaptation.table import CHANCE, CONSTANT, PRETRAINED, RANDOM
+from mmssl.data.base import MapSource
 from mmssl.encoders.base import Encoder, Features
-from mmssl.errors import RecipeError
+from mmssl.errors import DataError, RecipeError
 from mmssl.objectives.base import Objective, Pair
 from mmssl.recipe import Data
 
@@ -100,6 +102,47 @@ def test_what_is_late_is_positive_and_written_for_every_row(tmp_path):
     assert [row["offset_ms"] for row in rows] == ["240"] * 3
     assert [row["id"] for row in rows] == ["0", "1", "2"]
     assert all(float(row["lead"]) > 3 for row in rows)
+
+
+def test_rows_without_an_answer_are_left_out_and_told(tmp_path):
+    (batch,) = flashes(6, late=0.24)
+    ends = torch.full((6,), RATE * SECONDS)
+    ends[3], ends[4] = 5 * RATE, 2 * RATE
+    batch["audio_mask"] = torch.arange(RATE * SECONDS) < ends[:, None]
+    batch["audio"] = batch["audio"] * batch["audio_mask"]
+    batch["audio"][1], batch["video"][2] = 0.0, 7
+    table = apart(InSync(True), [batch], to=str(tmp_path / "x.csv"))
+    assert table.test_rows == 3
+    text = str(table)
+    assert "1 clips are silent and are left out" in text
+    assert "1 clips stand still and are left out" in text
+    assert "1 clips are too short (a window of 1 s, moved by twice the span of 0.8 s either way, takes clips of" in text
+    with (tmp_path / "x.csv").open() as file:
+        assert [row["offset_ms"] for row in csv.DictReader(file)] == ["240", "", "", "240", "", "240"]
+    batch["audio"][:] = 0
+    with pytest.raises(DataError, match=r"5 clips are silent and are left out; 1 clips are too short"):
+        apart(InSync(True), [batch])
+
+
+def test_the_path_of_a_clip_stands_with_its_offset(tmp_path):
+    source = ListSource([{"video": {"path": "a, b.mp4", "bytes": b""}}, {"video": "c.mp4"}])
+    split = SourceSplit(Data(source="clips"), source, "clips", Reads(("video", "audio"), {}))
+    _write(tmp_path / "x.csv", {1: None, 0: np.array([0.0, 2.0])}, _paths(split, [1, 0]), np.array([-0.08, 0.08]))
+    written = (tmp_path / "x.csv").read_text()
+    assert written == 'id,path,offset_ms,lead\n1,c.mp4,,\n0,"a, b.mp4",80,1.000\n'
+
+
+class ListSource(MapSource):
+    name = "clips"
+
+    def __init__(self, rows):
+        self.rows, self.columns = rows, ("video",)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def row(self, index):
+        return self.rows[index]
 
 
 def test_windows_are_cut_from_a_sound_that_was_moved():

@@ -6,14 +6,19 @@ answer. Nothing is learned. Offsets are known because the probe adds them: the s
 drawn evenly within the span, before anything is cut, so that every window holds sound of the clip and silence at an end
 gives nothing away.
 
-Known traps. Clips in which nothing happens in any window have no answer, and count. A grid coarser than the step of the
+Known traps. Silence, or a picture that stands still, has no answer, and where a sound ends within its row its end would
+give the answer away: windows lie where there is sound, and clips without an answer, or without room for a window, are
+left out. Others in which nothing happens count. A grid coarser than the step of the
 pictures is all that the pictures can tell; one finer takes long and gains nothing. The files' own offsets are errors
 here: a set whose files are not in sync cannot be scored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -30,10 +35,14 @@ from mmssl.adaptation.rows import SourceSplit, Split
 from mmssl.adaptation.table import CHANCE, CONSTANT, PRETRAINED, RANDOM, Row, Table
 from mmssl.atomic import write_text
 from mmssl.batch import Batch, count_rows
+from mmssl.data.columns import find_column
+from mmssl.data.stream import StreamSource
 from mmssl.encoders.audio import AudioEncoder
 from mmssl.errors import DataError, RecipeError
 from mmssl.modules.mode import evaluating
 from mmssl.ops.draws import mix_seed
+from mmssl.ops.moments import SILENT
+from mmssl.parts import plain
 from mmssl.ranges import AboveZero, Positive, Seconds
 
 WITHIN = Metric("within_a_step", "within a step")
@@ -55,7 +64,8 @@ class Offset(PairProbe):
         window: seconds that are seen and heard at once; the task's own where it has a `window`, else 1.
         windows: of a clip, evenly spread.
         to: csv file for the offset of each row as it is, in ms, and its lead: by how much the best score is above the
-            mean of all, in their standard deviations.
+            mean of all, in their standard deviations; with the path where there is one, and of a row that is left out
+            neither number.
     """
 
     def __init__(
@@ -99,20 +109,26 @@ class Offset(PairProbe):
         seconds = self.window or float(getattr(network.task, "window", WINDOW))
         found: list[list[float]] = [[] for _ in networks]
         truth: list[float] = []
-        own: list[tuple[int, np.ndarray]] = []
+        own: dict[int, np.ndarray | None] = {}
+        left_out = Counter[str]()
         with evaluating(*(one.task for one in networks)), torch.no_grad():
             for row, clip in self._clips(test, network, seconds):
+                if isinstance(clip, str):
+                    left_out[clip] += 1
+                    own[row] = None
+                    continue
                 drawn = np.random.default_rng(mix_seed(request.seeds[0], row)).uniform(grid[0], grid[-1])
                 late = round(drawn * clip.rate)
                 truth.append(late / clip.rate)
                 for one, answers in zip(networks, found, strict=True):
                     answers.append(float(grid[_scores(one, clip, grid, late, request.batch_size).argmax()]))
                 if self.to is not None:
-                    own.append((row, _scores(network, clip, grid, 0, request.batch_size)))
+                    own[row] = _scores(network, clip, grid, 0, request.batch_size)
+        reasons = tuple(f"{count} clips {reason} and are left out" for reason, count in left_out.items())
         if not truth:
-            raise DataError(f"{test.where}: there are no rows")
+            raise DataError(f"{test.where}: {'; '.join(reasons) or 'there are no rows'}")
         if self.to is not None:
-            _write(Path(self.to), own, grid)
+            _write(Path(self.to), own, _paths(test, own), grid)
         right = np.array(truth)
         rows = [self._row(PRETRAINED, found[:1], right)]
         rows += [self._row(RANDOM, found[1:], right)] if randoms else []
@@ -133,32 +149,49 @@ class Offset(PairProbe):
             test=test.where,
             validation="",
             seeds=request.seeds,
+            warnings=reasons,
             notes=(
                 f"the sound of each clip is moved by up to {grid[-1]:g} s; a step is {1000 * self.step:g} ms, a window "
                 f"{seconds:g} s; the constant answer is that they are in sync",
             ),
         )
 
-    def _clips(self, split: Split, network: Network, seconds: float) -> Iterator[tuple[int, Clip]]:
-        """Number of each row, and what is cut out of it."""
+    def _clips(self, split: Split, network: Network, seconds: float) -> Iterator[tuple[int, Clip | str]]:
+        """Number of each row, and what is cut out of it, or why it has no answer."""
         rate = float(cast(AudioEncoder, network.encoders[network.modalities.index("audio")]).rate)
         reach = 2 * self.steps * self.step  # what was moved by the span is looked for over the span
         for batch in split.read(batch_size=TOGETHER):
             frames, samples = batch["video"].shape[1], batch["audio"].shape[1]
             fps = split.spec.video.fps if isinstance(split, SourceSplit) else rate * frames / samples
             number = max(1, round(seconds * fps))
+            takes = (
+                f"a window of {number / fps:g} s, moved by twice the span of {reach / 2:g} s either way, takes clips"
+            )
+            takes += f" of {2 * reach + number / fps:g} s"
             length = min(frames / fps, samples / rate)
-            first = int(np.ceil(reach * fps - 1e-6))
-            last = int(np.floor((length - reach) * fps + 1e-6)) - number
-            if last < first:
-                raise RecipeError(
-                    f"{self.name}: a window of {number / fps:g} s, moved by twice the span of {reach / 2:g} s either "
-                    f"way, takes clips of {2 * reach + number / fps:g} s; these have {length:g}: lower span or window"
-                )
-            starts = np.unique(np.linspace(first, last, self.windows).round().astype(int))
+            if not len(self._starts(length, reach, number, fps)):
+                raise RecipeError(f"{self.name}: {takes}; these have {length:g}: lower span or window")
             for place in range(count_rows(batch)):
                 row = {key: value[place] for key, value in batch.items() if value.ndim}
-                yield int(row["id"]), Clip(row, starts, number, fps, rate)
+                heard = int(row["audio_mask"].sum()) if "audio_mask" in row else samples
+                starts = self._starts(min(length, heard / rate), reach, number, fps)
+                clip: Clip | str = Clip(row, starts, number, fps, rate)
+                if not len(starts):
+                    clip = f"are too short ({takes})"
+                elif float(row["audio"].square().mean()) < SILENT**2:
+                    clip = "are silent"
+                elif bool((row["video"] == row["video"][:1]).all()):
+                    clip = "stand still"
+                yield int(row["id"]), clip
+
+    def _starts(self, length: float, reach: float, frames: int, fps: float) -> np.ndarray:
+        """The frame at which each window begins in a clip of so many seconds; none where it has no room.
+
+        A sound may end half a frame before its last picture does.
+        """
+        first = int(np.ceil(reach * fps - 1e-6))
+        last = int(np.floor((length - reach) * fps + 0.5)) - frames
+        return np.unique(np.linspace(first, last, self.windows).round().astype(int)) if last >= first else np.zeros(0)
 
     def _row(self, name: str, answers: Sequence[Sequence[float] | np.ndarray], right: np.ndarray) -> Row:
         scores = []
@@ -222,10 +255,25 @@ def _scores(network: Network, clip: Clip, grid: np.ndarray, late: int, batch_siz
     return scores
 
 
-def _write(path: Path, found: Sequence[tuple[int, np.ndarray]], grid: np.ndarray) -> None:
-    lines = ["id,offset_ms,lead"]
-    for row, scores in found:
-        lead = (scores.max() - scores.mean()) / max(float(scores.std()), 1e-12)
-        lines.append(f"{row},{1000 * grid[scores.argmax()]:.0f},{lead:.3f}")
+def _paths(split: Split, rows: Iterable[int]) -> dict[int, str]:
+    """Row -> the path of its clip, where that has one."""
+    if not isinstance(split, SourceSplit) or isinstance(split.source, StreamSource):
+        return {}
+    column = find_column(split.spec, "video", split.source.columns)
+    clips = split.source.select([column])
+    found = {row: plain(clips.row(row)[column]) for row in rows}
+    return {row: path for row, path in found.items() if isinstance(path, str)}
+
+
+def _write(path: Path, found: Mapping[int, np.ndarray | None], paths: Mapping[int, str], grid: np.ndarray) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", *(["path"] if paths else []), "offset_ms", "lead"])
+    for row, scores in found.items():
+        answer = ["", ""]
+        if scores is not None:
+            lead = (scores.max() - scores.mean()) / max(float(scores.std()), 1e-12)
+            answer = [f"{1000 * grid[scores.argmax()]:.0f}", f"{lead:.3f}"]
+        writer.writerow([row, *([paths.get(row, "")] if paths else []), *answer])
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "\n".join(lines) + "\n")
+    write_text(path, text.getvalue())

@@ -41,14 +41,13 @@ from mmssl.modules.mode import evaluating
 from mmssl.modules.separator import Separator
 from mmssl.objectives.base import Chance, Objective
 from mmssl.ops.draws import Draws
+from mmssl.ops.moments import SILENT
 from mmssl.ops.sound_separation import ratio_mask, si_sdr, unit_loudness
 from mmssl.ranges import AboveZero, Positive
 
 IMPROVEMENT = Metric("si_sdr_improvement", "SI-SDR improvement, dB", percent=False)
 RATIO = Metric("si_sdr", "SI-SDR, dB", percent=False)
 ALONE, UNCHANGED = "sound alone, trained alike", "unchanged mixture"
-SILENT = 1e-4
-"""Root mean square below which a sound is left out."""
 SEEN, HEARD = "seen", "label"
 PICTURES = ("video", "image")
 TOGETHER = 16

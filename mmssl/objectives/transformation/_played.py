@@ -14,10 +14,10 @@ from mmssl.encoders.base import Encoder
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import mean_over
+from mmssl.ops.moments import SILENT
 
 EDGE = 0.85  # of the lowest speed at which a sound is read, where the filter cuts
 LEVEL = 0.1  # root mean square of every window
-SILENT = 1e-5  # root mean square of a window in which there is nothing to hear, a third of a step of 16 bits
 
 
 class Played(Objective):
