@@ -138,7 +138,7 @@ class Track:
         source, self.name = open_cell(self._cell, self._kind)
         try:
             self._container = av.open(source, options={"format_whitelist": FORMATS}, metadata_errors="replace")
-        except (av.error.InvalidDataError, av.error.ArgumentError) as error:
+        except (av.error.InvalidDataError, av.error.ArgumentError, av.error.EOFError) as error:
             raise DataError(
                 f"cannot read {self.name}: it is cut short, damaged, or no sound or video of a format known here"
             ) from error

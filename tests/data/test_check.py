@@ -143,6 +143,17 @@ def test_silence_and_clips_that_do_not_move(tmp_path):
     assert any("3 of 3 clips have no sound" in note for note in found.notes)
 
 
+def test_sound_and_pictures_that_are_not_there_together(tmp_path):
+    sound = np.sin(np.arange(16_000) / 9).astype(np.float32) / 2
+    frames = np.arange(25 * 32 * 32 * 3).reshape(25, 32, 32, 3).astype(np.uint8)
+    for n, late in enumerate((0.0, 0.7, 3.0)):
+        write_clip(tmp_path / f"{n}.mkv", frames, 25, sound, 16_000, audio_codec="flac", audio_start=late)
+    found = check(tmp_path)
+    assert [line.split(":")[0] for line in found.broken] == ["clip, row 2"]
+    assert "2.mkv': its sound and its pictures do not overlap in time" in found.broken[0]
+    assert any("2 of 3 clips have sound or pictures alone for more than 0.5 s" in note for note in found.notes)
+
+
 def test_texts_that_are_cut_and_cells_read_as_missing(tmp_path):
     columns = texts(9)
     columns["text"][:3] = [" ".join(["word"] * 100 + [str(n)]) for n in range(3)]

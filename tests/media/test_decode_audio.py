@@ -148,6 +148,7 @@ def test_values_are_clipped():
     [
         (None, "the audio cell is empty"),
         (b"", "audio of 0 bytes is empty"),
+        (b"fLaC\0\0\0\x22\x12\0\x12" + bytes(7) + b"\x0a\xc4\x40\xf0" + bytes(20), "it is cut short"),
         (b"RIFF" + bytes(50), "no sound or video of a format known here"),
         (b"#EXTM3U\n#EXTINF:10,\nfile:///etc/passwd\n", "no sound or video of a format known here"),
         (b"ffconcat version 1.0\nfile /etc/passwd\n", "no sound or video of a format known here"),
@@ -162,7 +163,7 @@ def test_values_are_clipped():
         (SAMPLES[0].parents[1] / "image" / "demo.jpg", "no sound or video of a format known here"),
         (SAMPLES[0].parents[1] / "video" / "demo.gif", "has no audio track; it holds video"),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_what_cannot_be_read_is_one_sentence(cell, message):
     with pytest.raises(DataError, match=message) as caught:
