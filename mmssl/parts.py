@@ -26,6 +26,7 @@ from mmssl.data.features import name_of
 from mmssl.data.stream import StreamSource
 from mmssl.embedding_files import FORMATS
 from mmssl.errors import DataError, RecipeError, RunError
+from mmssl.media.cell import Dropped, plain
 from mmssl.recipe import Data
 from mmssl.training.lock import locked
 
@@ -250,21 +251,6 @@ class _Columns:
             return name_of(cell, self.classes[name])
         cell = plain(cell)
         return None if isinstance(cell, Dropped) else cell
-
-
-class Dropped:
-    """A cell of raw media without a path."""
-
-
-def plain(cell: Any) -> Any:
-    """A cell as a column of a table holds it: of media their path."""
-    if isinstance(cell, bytes | bytearray | np.ndarray):
-        return Dropped()
-    if isinstance(cell, Mapping):
-        if {"bytes", "path"} & cell.keys():
-            return cell.get("path") or Dropped()
-        return Dropped() if {"array", "frames"} & cell.keys() else dict(cell)
-    return cell
 
 
 def _assemble(folder: Path, target: Path, rows: int) -> int:

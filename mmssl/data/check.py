@@ -17,6 +17,7 @@ from mmssl.data.duplicates import across_splits
 from mmssl.data.features import name_of
 from mmssl.data.files import KINDS
 from mmssl.data.sources import Source, open_source
+from mmssl.data.together import sound_and_pictures
 from mmssl.errors import DataError
 from mmssl.media.audio import CANCELING, cancels, open_sound
 from mmssl.media.image import Fit, decode_image, is_cut_to_8_bits, open_image, shown_size
@@ -28,7 +29,6 @@ SHOWN = 5  # broken rows that are told
 UNIQUE = 20  # labels that all differ before they are taken for names of rows
 SECONDS = 2.0  # of a sound or clip that are decoded
 FAINT = 10 ** (-60 / 20)  # a peak of -60 dB below full scale
-ALONE = 0.5  # seconds of a clip that have sound or pictures and not both, before they are told
 ASPECT = 1.2  # ratio of the mean aspects of two classes from which a squashed picture tells them apart
 
 
@@ -102,7 +102,9 @@ def check(source: str | Path | Data, *, split: str | None = None, rows: int = 20
             lines.append(f"{missing} of {len(cells)} empty, or read as missing (NA, None, null)")
         found.facts[key] = lines
     if "audio" in keys and "video" in keys:
-        _together(cells, keys, found)
+        apart, alone = sound_and_pictures([(number, row[keys["audio"]], row[keys["video"]]) for number, row in cells])
+        found.broken += apart
+        found.notes += alone
     if "image" in keys and "label" in keys:
         _aspects(cells, keys, found)
     whole = {name: one for name, one in every.items() if isinstance(one, MapSource)}
@@ -296,28 +298,6 @@ def _clips(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[st
         found.traps.append(f"{still} of {len(seconds)} clips do not move in their first second")
     low, middle, high = np.quantile(seconds, [0, 0.5, 1])
     return [f"{low:.2f} to {high:.2f} s, median {middle:.2f} s"]
-
-
-def _together(cells: Sequence[tuple[int, Mapping[str, Any]]], keys: Mapping[str, str], found: Check) -> None:
-    """Whether sound and pictures of a clip are there at the same time, of which alone a task on both reads."""
-    clips = alone = 0
-    for number, row in cells:
-        try:
-            with open_sound(row[keys["audio"]]) as sound, open_pictures(row[keys["video"]]) as pictures:
-                begin, end = max(sound.start, pictures.start), min(sound.end, pictures.end)
-                whole = max(sound.end, pictures.end) - min(sound.start, pictures.start)
-                name = sound.name
-        except DataError:
-            continue  # counted among the broken rows, or has none
-        clips += 1
-        if end <= begin:
-            found.broken.append(f"clip, row {number}: {name}: its sound and its pictures do not overlap in time")
-        alone += whole - max(0.0, end - begin) > ALONE
-    if alone:
-        found.notes.append(
-            f"{alone} of {clips} clips have sound or pictures alone for more than {ALONE:g} s, "
-            "which tasks on both leave out"
-        )
 
 
 def _texts(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[str]:

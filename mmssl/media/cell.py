@@ -1,4 +1,7 @@
-"""A cell of a data set as something a decoder can open: bytes, a path, or the `{"bytes", "path"}` of `datasets`."""
+"""A cell of a data set as something a decoder can open: bytes, a path, or the `{"bytes", "path"}` of `datasets`.
+
+And as a table holds it, without the bytes.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mmssl.errors import DataError
 
@@ -43,3 +48,18 @@ def open_cell(cell: Any, kind: str) -> tuple[io.BytesIO | str, str]:
 def sentence(error: BaseException) -> str:
     """The error's message on one line, never empty."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+class Dropped:
+    """A cell of raw media without a path."""
+
+
+def plain(cell: Any) -> Any:
+    """A cell as a column of a table holds it: of media their path."""
+    if isinstance(cell, bytes | bytearray | np.ndarray):
+        return Dropped()
+    if isinstance(cell, Mapping):
+        if {"bytes", "path"} & cell.keys():
+            return cell.get("path") or Dropped()
+        return Dropped() if {"array", "frames"} & cell.keys() else dict(cell)
+    return cell

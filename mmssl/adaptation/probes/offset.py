@@ -39,10 +39,10 @@ from mmssl.data.columns import find_column
 from mmssl.data.stream import StreamSource
 from mmssl.encoders.audio import AudioEncoder
 from mmssl.errors import DataError, RecipeError
+from mmssl.media.cell import plain
 from mmssl.modules.mode import evaluating
 from mmssl.ops.draws import mix_seed
 from mmssl.ops.moments import SILENT
-from mmssl.parts import plain
 from mmssl.ranges import AboveZero, Positive, Seconds
 
 WITHIN = Metric("within_a_step", "within a step")
