@@ -167,7 +167,7 @@ def adapt(
 
     if figure is not None and not layers:
         raise RecipeError(f"{figure} would show the score by depth; add --layers")
-    columns, others = columns_in(overrides(set_))
+    columns, others = columns_in(overrides(set_, "data."))
     options = {key: yaml.safe_load(value) for key, value in others.items()}
     table = mmssl.adapt(
         run,
@@ -260,7 +260,7 @@ def check_command(
     from mmssl.data.check import check
     from mmssl.recipe import data_section
 
-    typer.echo(check(data_section(data, overrides(set_)), split=split, rows=rows).text())
+    typer.echo(check(data_section(data, overrides(set_, "data.")), split=split, rows=rows).text())
 
 
 @app.command("list")

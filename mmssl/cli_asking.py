@@ -61,7 +61,7 @@ def compare(
 
     if set_ and data is None:
         raise RecipeError("--set changes how rows are read; name them with --data")
-    given = None if data is None else data_section(data, overrides(set_))
+    given = None if data is None else data_section(data, overrides(set_, "data."))
 
     def numbers(option: str, text: str, kind: type, example: str) -> list[Any]:
         try:

@@ -18,27 +18,32 @@ Columns = Annotated[
 Trust = Annotated[bool, typer.Option("--trust", help="Import the objective or encoder of your own that RUN names.")]
 
 
-def overrides(pairs: list[str] | None) -> dict[str, str]:
-    """Dotted key -> text; raises RecipeError for what is no `KEY=VALUE`."""
+def overrides(pairs: list[str] | None, under: str = "") -> dict[str, str]:
+    """Dotted key -> text; raises RecipeError for what is no `KEY=VALUE`.
+
+    Args:
+        pairs: as they were written.
+        under: what a key may begin with or not, for instance `data.` of the keys of a data section.
+    """
     found: dict[str, str] = {}
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise RecipeError(f"--set {pair}: expected KEY=VALUE, such as --set training.steps=200")
-        found[key] = value
+        found[key.removeprefix(under)] = value
     return found
 
 
 def columns_in(found: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Of dotted keys those of `columns`, by the batch key, `data.` before them or not; and the others."""
-    named = {key: key.removeprefix("data.").removeprefix("columns.") for key in found}
-    columns = {named[key]: found[key] for key in found if key.startswith(("columns.", "data.columns."))}
-    return columns, {key: found[key] for key in found if named[key] not in columns}
+    """Of dotted keys those of `columns`, by the batch key, and the others."""
+    named = {key: value for key, value in found.items() if key.startswith("columns.")}
+    others = {key: value for key, value in found.items() if key not in named}
+    return {key.removeprefix("columns."): value for key, value in named.items()}, others
 
 
 def only_columns(pairs: list[str] | None) -> dict[str, str]:
     """Batch key -> column; raises RecipeError for any other key."""
-    columns, others = columns_in(overrides(pairs))
+    columns, others = columns_in(overrides(pairs, "data."))
     if others:
         raise RecipeError(f"--set {next(iter(others))}: expected columns.KEY=COLUMN, such as --set columns.image=img")
     return columns

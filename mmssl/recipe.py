@@ -367,9 +367,8 @@ class Recipe(Section):
 
 
 def data_section(source: str, overrides: Mapping[str, Any]) -> Data:
-    """The data section of a source, with dotted keys in place of the defaults, `data.` before or not; see `load`."""
-    keys = {key.removeprefix("data."): value for key, value in overrides.items()}
-    return fill(Data, override({"source": source}, keys, "--set"), "--set")
+    """The data section of a source, with dotted keys in place of the defaults; see `load`."""
+    return fill(Data, override({"source": source}, overrides, "--set"), "--set")
 
 
 def load(path: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:

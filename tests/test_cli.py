@@ -14,10 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import mmssl
 from mmssl import catalog, cli, doctor
 from mmssl.errors import Interrupted
-from mmssl.recipe import data_section
 from mmssl.registry import ROOT
 
 RECIPES = ROOT.parent / "recipes"
@@ -292,22 +290,6 @@ def test_embed_writes_the_features_of_any_encoder_of_a_run(monkeypatch, capsys, 
     assert np.allclose(table["features"], pooled, atol=1e-5)
     assert call(monkeypatch, *call_) == 2
     assert "is there already" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("before", ["", "data."])
-@pytest.mark.parametrize("verb", ["adapt x", "embed x rows --to y.npz", "predict x rows --to y.csv"])
-def test_every_verb_that_reads_rows_is_told_their_columns(monkeypatch, capsys, verb, before):
-    heard = {}
-    monkeypatch.setattr(mmssl, verb.split()[0], lambda *args, **options: heard.update(options))
-    assert call(monkeypatch, *verb.split(), "--set", f"{before}columns.video=clip") == 0
-    assert heard["columns"] == {"video": "clip"}
-    assert data_section("rows", {f"{before}columns.video": "clip"}).columns == {"video": "clip"}
-    if verb.startswith("adapt"):
-        assert call(monkeypatch, *verb.split(), "--set", "k=[3]") == 0
-        assert heard["k"] == [3]
-    else:
-        assert call(monkeypatch, *verb.split(), "--set", "k=3") == 2
-        assert "--set k: expected columns.KEY=COLUMN, such as --set columns.image=img" in capsys.readouterr().err
 
 
 @pytest.mark.long
