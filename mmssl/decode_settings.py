@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from mmssl.schema import Pixels, Positive, Section
+
+MOST_CHANNEL = 255
 
 
 class ImageDecode(Section):
@@ -65,6 +67,12 @@ class TextDecode(Section):
     start: Literal["first", "random", "sentence"] = "first"
 
 
+def _named_or_number(value: Any) -> Any:
+    if value in ("mean", "left", "right") or (type(value) is int and 0 <= value <= MOST_CHANNEL):
+        return value
+    raise ValueError(f"should be mean, left, right, or a number from 0 to {MOST_CHANNEL}")
+
+
 class AudioDecode(Section):
     """Sample rate in Hz and window in seconds; shorter sounds are padded with silence and masked.
 
@@ -73,7 +81,7 @@ class AudioDecode(Section):
 
     rate: Annotated[int, Field(gt=0, le=768_000)] = 16_000
     seconds: Annotated[float, Field(gt=0, le=3600)] = 2.0
-    channel: Literal["mean", "left", "right"] | Annotated[int, Field(ge=0, le=255)] = "mean"
+    channel: Annotated[Literal["mean", "left", "right"] | int, BeforeValidator(_named_or_number)] = "mean"
 
 
 class VideoDecode(Section):

@@ -110,6 +110,11 @@ SCHEMA = [
     ({"training.seed": -1}, r"training.seed = -1: .*greater than or equal to 0"),
     ({"training.clip": float("inf")}, r"training.clip = inf: .*finite"),
     ({"training.workers": 100_000}, r"training.workers = 100000: 100000 should be 0 to 256, or auto"),
+    (
+        {"data.audio": {"channel": "up"}},
+        r"data.audio.channel = 'up': should be mean, left, right, or a number from 0 to 255",
+    ),
+    ({"data.audio": {"channel": 300}}, r"data.audio.channel = 300: should be mean, left, right, or a number from 0"),
     ({"training.batch_size": True}, r"training.batch_size = True: should be a number, not true or false"),
     ({"training.optimizer": {"lr": True}}, r"training.optimizer.lr = True: should be a number"),
     ({"training.schedule": {"warmup": 1000}}, r"schedule.warmup is at 1000 of the run's .*training.schedule.warmup"),
