@@ -9,6 +9,7 @@ from typing import Any
 from mmssl.comparison.cells import alone, fill
 from mmssl.comparison.comparison import Comparison
 from mmssl.comparison.files import write_table
+from mmssl.comparison.measure import check_labels
 from mmssl.comparison.page import write_page
 from mmssl.comparison.plan import PLAN, make_plan, plan_of_runs
 from mmssl.errors import RecipeError
@@ -139,6 +140,7 @@ def compare(
                 "supervised": supervised,
             }
             plan = make_plan(given, label=label, **trained, **asked)
+        check_labels(plan)
         plan.write(out)
     elif not (out / PLAN).exists():
         raise RecipeError(f"{out} holds no comparison to go on with; name the rows, as in data='path/to/files'")

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mmssl.adaptation.features import POOLED, extract
 from mmssl.adaptation.rows import BatchSplit, SourceSplit, Split, in_order
+from mmssl.adaptation.tokens import TokenRows, flat, flat_names, read_tokens, unflat
 from mmssl.data.digest import add_cell, digest_of_tensors
 from mmssl.data.stream import StreamSource
 from mmssl.encoders.base import Encoder
@@ -30,6 +31,8 @@ from mmssl.media.text import Tokenizer
 from mmssl.version import __version__
 
 IDS = "id"
+KEPT_BYTES = 2**28
+"""Most of a file: tokens are some hundred times what is pooled."""
 
 
 @dataclass(frozen=True)
@@ -58,27 +61,68 @@ class FeatureCache:
             {"pooled" or depth: float32 (N, D)} for each encoder, and the numbers of the rows that could be decoded,
             int64 (N,).
         """
+
+        def compute(some: Sequence[Encoder]) -> tuple[list[dict[str, Tensor]], Tensor]:
+            found, others = extract(some, split.read(in_order(rows, batch_size)), layers=layers)
+            return found, others["id"]
+
+        suffix, pooled = "-layers" if layers else "", (POOLED,)
+        return self._kept(encoders, split, rows, compute, [suffix, "-layers"], None if layers else pooled)
+
+    def tokens(
+        self, encoders: Sequence[Encoder], split: Split, rows: np.ndarray, *, layers: bool, batch_size: int
+    ) -> tuple[list[dict[str, TokenRows]], Tensor]:
+        """Likewise the tokens of every place; those of an encoder that take more than `KEPT_BYTES` are not kept."""
+
+        def compute(some: Sequence[Encoder]) -> tuple[list[dict[str, Tensor]], Tensor]:
+            batches = split.read(in_order(rows, batch_size))
+            found, ids = read_tokens(some, batches, len(rows), layers=layers, folder=self.folder)
+            return [flat(depths) for depths in found], ids
+
+        suffix, pooled = "-layers" if layers else "", tuple(flat_names(POOLED))
+        names = [f"-tokens{suffix}", "-tokens-layers"]
+        kept, ids = self._kept(encoders, split, rows, compute, names, None if layers else pooled)
+        return [unflat(tensors) for tensors in kept], ids
+
+    def _kept(
+        self,
+        encoders: Sequence[Encoder],
+        split: Split,
+        rows: np.ndarray,
+        compute: Callable[[Sequence[Encoder]], tuple[list[dict[str, Tensor]], Tensor]],
+        suffixes: Sequence[str],
+        wanted: Sequence[str] | None,
+    ) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """Tensors of each encoder, from the first file that holds them, or else computed and written to the first.
+
+        Args:
+            encoders: see `features`.
+            split: see `features`.
+            rows: see `features`.
+            compute: tensors of some encoders, and the numbers of the rows that could be decoded.
+            suffixes: of files that may hold them, after the key.
+            wanted: names of tensors; all of a file where None.
+        """
         content = None if self.folder is None else digest_of_rows(split, rows)
         keys = [None if content is None else _digest(digest_of(encoder), content) for encoder in encoders]
-        found = [None if key is None else self._load(key, layers) for key in keys]
+        found = [None if key is None else self._load([key + end for end in suffixes], wanted) for key in keys]
         missing = [i for i, one in enumerate(found) if one is None]
         if missing:
-            batches = split.read(in_order(rows, batch_size))
-            computed, others = extract([encoders[i] for i in missing], batches, layers=layers)
-            for i, features in zip(missing, computed, strict=True):
-                found[i] = (features, others["id"])
-                if (key := keys[i]) is not None:
-                    self._save(key, layers, features, others["id"])
+            computed, ids = compute([encoders[i] for i in missing])
+            for i, tensors in zip(missing, computed, strict=True):
+                found[i] = (tensors, ids)
+                if (key := keys[i]) is not None and sum(one.nbytes for one in tensors.values()) <= KEPT_BYTES:
+                    self._save(key + suffixes[0], tensors, ids)
         whole = [one for one in found if one is not None]
-        return [features for features, _ in whole], whole[0][1]
+        return [tensors for tensors, _ in whole], whole[0][1]
 
-    def _path(self, key: str, layers: bool) -> Path:
+    def _path(self, name: str) -> Path:
         assert self.folder is not None  # there are no keys without it
-        return self.folder / f"{key}{'-layers' if layers else ''}.safetensors"
+        return self.folder / f"{name}.safetensors"
 
-    def _load(self, key: str, layers: bool) -> tuple[dict[str, Tensor], Tensor] | None:
+    def _load(self, files: Sequence[str], wanted: Sequence[str] | None) -> tuple[dict[str, Tensor], Tensor] | None:
         """What was saved; every depth holds for the pooled vectors alone, too."""
-        for path in dict.fromkeys((self._path(key, layers), self._path(key, True))):
+        for path in dict.fromkeys(map(self._path, files)):
             try:
                 with safe_open(path, "pt") as file:
                     metadata = file.metadata() or {}
@@ -88,13 +132,13 @@ class FeatureCache:
                 continue
             if metadata.get("content") == digest_of_tensors(tensors):
                 ids = tensors.pop(IDS)
-                return (tensors if layers else {POOLED: tensors[POOLED]}), ids
+                return (tensors if wanted is None else {name: tensors[name] for name in wanted}), ids
         return None
 
-    def _save(self, key: str, layers: bool, features: Mapping[str, Tensor], ids: Tensor) -> None:
-        path = self._path(key, layers)
+    def _save(self, name: str, found: Mapping[str, Tensor], ids: Tensor) -> None:
+        path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {IDS: ids, **features}
+        tensors = {IDS: ids, **found}
         metadata = {"names": json.dumps(list(tensors)), "content": digest_of_tensors(tensors)}
         temporary = path.with_name(f".writing_{os.getpid()}_{path.name}")
         try:

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from mmssl.adaptation.placed import Placed, placed_cells
+from mmssl.adaptation.readings import doubts, read_lists
 from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.rows import SourceSplit, Split
 from mmssl.adaptation.targets import find_target
 from mmssl.adaptation.targets.base import HELD_OUT, Target
+from mmssl.adaptation.targets.classes import Classes
 from mmssl.data.annotated import AnnotatedSource
 from mmssl.errors import DataError
 
@@ -91,12 +93,16 @@ class Question:
         ids = [rows[~none] for rows, none in zip(present, missing, strict=True)]
         warnings = [
             f"{int(none.sum())} of {len(none)} rows of {split.where} have no '{request.label}' and are left out "
-            "(NA, None and null of a csv are read as none)"
+            "(NA, None and null of a csv are read as none, and so is empty text)"
             for split, none in zip(splits, missing, strict=True)
             if none.any()
         ]
         known = [[own[row] for row in rows] for own, rows in zip(cells, ids, strict=True)]
         every = [cell for own in known for cell in own]
+        if not named and request.target != "classes":
+            every, told = read_lists(every, request.label, marks=request.target in (None, "labels"))
+            known = [every[: len(known[0])], every[len(known[0]) :]][: len(known)]
+            warnings += told
         where = f"{train.where}, column '{request.label}'"
         try:
             kind = find_target(every, request.target, where)
@@ -113,6 +119,8 @@ class Question:
             warnings.append(
                 f"'{request.label}' holds whole numbers, read as values; if they are classes: target classes"
             )
+        if isinstance(target, Classes):
+            warnings += doubts(every, request.label)
         rows = [
             LabeledRows(split, torch.from_numpy(own), target.encode(labels))
             for split, own, labels in zip(splits, ids, known, strict=True)
@@ -134,15 +142,15 @@ class Question:
         else:
             source = splits[1].where
         try:
-            warnings += target.check(rows[0].labels, rows[1].labels, train.where)
+            warnings += target.check(rows[0].labels, rows[1].labels, where)
         except DataError as error:
             raise DataError("; ".join([str(error), *warnings])) from error
         return cls(target, rows[0], rows[1], source, undivided, warnings, _notes(splits))
 
 
 def _is_missing(cell: Any) -> bool:
-    """None or NaN."""
-    return cell is None or (isinstance(cell, float) and cell != cell)
+    """None, NaN, or text with nothing in it, which is what a csv without a cell holds."""
+    return cell is None or (isinstance(cell, float) and cell != cell) or (isinstance(cell, str) and not cell.strip())
 
 
 def _notes(splits: Sequence[Split]) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -57,6 +57,33 @@ class TokenRows:
             yield {TOKENS: tokens, TOKENS_MASK: torch.arange(tokens.shape[1]) < lengths[:, None]}
 
 
+STARTS = "starts of "
+"""Before the name of a depth, in a file of tokens."""
+
+
+def flat_names(depth: str) -> list[str]:
+    """The tensors of a depth."""
+    return [depth, STARTS + depth]
+
+
+def flat(depths: Mapping[str, TokenRows]) -> dict[str, Tensor]:
+    """All rows of every depth as tensors, tokens float16 and starts int64."""
+    return {
+        name: torch.from_numpy(np.asarray(array))
+        for depth, rows in depths.items()
+        for name, array in zip(flat_names(depth), (rows.tokens, rows.starts), strict=True)
+    }
+
+
+def unflat(tensors: Mapping[str, Tensor]) -> dict[str, TokenRows]:
+    """What `flat` made tensors of."""
+    return {
+        depth: TokenRows(tokens.numpy(), (starts := tensors[STARTS + depth].numpy()), np.arange(len(starts) - 1))
+        for depth, tokens in tensors.items()
+        if not depth.startswith(STARTS)
+    }
+
+
 class _File:
     """Tokens of one encoder at one depth as they come; the file has no name and goes with the last who reads it."""
 
@@ -78,7 +105,7 @@ class _File:
     def rows(self) -> TokenRows:
         self.file.flush()
         starts = np.concatenate([[0], np.cumsum(self.lengths)])
-        tokens = np.memmap(self.file, np.float16, "r", shape=(int(starts[-1]), self.dim))
+        tokens = np.memmap(self.file, np.float16, "c", shape=(int(starts[-1]), self.dim))
         return TokenRows(tokens, starts, np.arange(len(self.lengths)))
 
 

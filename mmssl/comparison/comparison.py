@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -221,7 +222,7 @@ class Comparison:
             word = "is below" if raw.high < 0 else "cannot be told from"
             text += f" It {word} the raw input."
         if gain.told and gain.mean > 0:
-            return f"{text} Next: mmssl export {self._run(best)} --to exported"
+            return f"{text} Next: {self._tuning(best)}, or mmssl export {self._run(best)} --to exported"
         return f"{text} Next: the same with a larger --budget or more --seeds, and another --out"
 
     def _firsts(self) -> str:
@@ -235,6 +236,12 @@ class Comparison:
 
     def _run(self, line: str) -> str:
         return str(self.cells[line][0].get("run", self.out / "runs" / Cell(line, self.plan.seeds[0]).name))
+
+    def _tuning(self, line: str) -> str:
+        """The command that tunes the encoder of a line on the labels, and keeps what answers."""
+        words = ["mmssl", "adapt", self._run(line), "--data", self.plan.rows.source, "--label", str(self.plan.label)]
+        words += ["--target", self.plan.target] if self.plan.target else []
+        return shlex.join([*words, "--probe", "finetune", "--save", "tuned"])
 
     def _number(self, value: float, *, sign: bool = True) -> str:
         text = f"{100 * value:+.1f} points" if self.percent else f"{value:+.3f}"

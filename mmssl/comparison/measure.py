@@ -158,6 +158,20 @@ def _ask(
     return make_probe(probe, options).score(Model.of(encoder), request)
 
 
+def check_labels(plan: Plan) -> None:
+    """Read the labels before anything is trained.
+
+    Raises:
+        DataError: for a column that is not there, or labels that do not fit.
+        RecipeError: where a probe cannot learn them.
+    """
+    if plan.label is None:
+        return
+    model = Model.of(untrained_encoder(plan, plan.seeds[0]))
+    for probe in dict.fromkeys((KNN, plan.probe)):
+        make_probe(probe, {}).check(model, request_of(plan, Cell(UNTRAINED, plan.seeds[0])))
+
+
 def request_of(plan: Plan, cell: Cell, **others: Any) -> Request:
     """What probes are asked for a cell."""
     assert plan.label is not None  # without labels nothing is asked

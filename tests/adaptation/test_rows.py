@@ -205,6 +205,31 @@ def test_another_probe_of_the_same_rows_encodes_nothing(small, encoded, tmp_path
     assert encoded
 
 
+def test_tokens_are_found_again_where_they_are_few(small, encoded, tmp_path, monkeypatch):
+    cache, split = FeatureCache(tmp_path), SourceSplit(DATA, TableSource(dataset(*pictures(20))), "here", READS)
+
+    def tokens(layers):
+        encoded.clear()
+        (found,), read = cache.tokens([small], split, np.arange(20), layers=layers, batch_size=8)
+        assert read.tolist() == list(range(20))
+        (batch,) = found["pooled"][torch.tensor([7, 3])].read([torch.tensor([1, 0])])
+        return batch["tokens"], list(found), sum(encoded)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mmssl.adaptation.cache.KEPT_BYTES", 100)
+        before, _, _ = tokens(layers=True)
+    assert not list(tmp_path.iterdir())
+    assert tokens(layers=True)[2] == 20
+    again, depths, passed = tokens(layers=True)
+    assert (passed, len(depths) > 1) == (0, True)
+    assert torch.equal(again, before)
+    again, depths, passed = tokens(layers=False)  # of the same file
+    assert (passed, depths) == (0, ["pooled"])
+    assert torch.equal(again, before)
+    cache.features([small], split, np.arange(20), layers=False, batch_size=8)  # which are another file
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_features_are_found_by_all_that_they_depend_on(small, encoded, tmp_path):
     rows, labels = pictures(30)
     cache = FeatureCache(tmp_path)

@@ -273,6 +273,7 @@ def table_of(labels, feature=None, levels=None) -> datasets.Dataset:
     [
         ([0, 1, -1] * 20, datasets.ClassLabel(names=["dark", "light"])),
         (["a", "b", None] * 20, None),
+        (["a", "b", " "] * 20, None),
         ([[1], [2, 1], None] * 20, None),
         ([0.5, 1.5, float("nan")] * 20, None),
     ],
@@ -293,8 +294,32 @@ def test_whole_numbers_that_a_csv_with_empty_cells_made_floats(encoder):
     assert table.counts == {"classes": 2}
 
 
+@pytest.mark.parametrize(
+    ("labels", "counts", "told"),
+    [
+        ([[1, 0, 1], [0, 1, 0]] * 20, {"labels": 3}, "marks of labels 0 to 2"),
+        (["['red']", "['red', 'dark']"] * 20, {"labels": 2}, "written as text"),
+        (["cat", "Cat"] * 20, {"classes": 2}, "capitals alone"),
+        (["a"] * 39 + ["b"] * 39 + ["c"], {"classes": 2}, "no training row has; they count as wrong: 'c'"),
+    ],
+)
+def test_what_a_reader_may_think_otherwise_is_under_the_table(encoder, labels, counts, told):
+    rows, test = table_of(labels[:-4]), table_of(labels[-4:])
+    table = mmssl.adapt(encoder, rows, test, label="y", probe="ridge", seeds=1, baseline=False, data=DATA)
+    assert table.counts == counts
+    assert told in "".join(table.warnings)
+
+
+def test_what_a_list_holds_is_said_where_it_is_no_label():
+    with pytest.raises(DataError, match=r"here holds lists of int and nothing, lists of str; known targets"):
+        find_target([[1, None], ["a"]], None, "here")
+
+
 def test_why_all_rows_are_of_one_class_is_said(encoder):
-    with pytest.raises(DataError, match=r"of one class; 40 of 60 rows .* have no 'y' and are left out \(NA, None"):
+    with pytest.raises(
+        DataError,
+        match=r"column 'y': all .* of one class, 'a'; 40 of 60 rows .* have no 'y' and are left out \(NA, None",
+    ):
         mmssl.adapt(encoder, table_of(["a", None, None] * 20), label="y", probe="ridge", baseline=False, data=DATA)
 
 

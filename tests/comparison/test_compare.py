@@ -26,7 +26,7 @@ from mmssl.comparison.measure import Cell, request_of, untrained_encoder
 from mmssl.comparison.monitors import look
 from mmssl.comparison.page import write_page
 from mmssl.comparison.plan import Plan, make_plan
-from mmssl.errors import RecipeError, RunError
+from mmssl.errors import DataError, RecipeError, RunError
 from mmssl.recipe import Data
 
 pytestmark = pytest.mark.long
@@ -65,7 +65,7 @@ def test_every_line_has_every_seed_and_measure(compared):
     assert [line[0] for line in lines][2:] == ["untrained", "raw input", "supervised, same budget", "constant answer"]
     assert all(len(line) == len(head) for line in lines)
     gain = compared.difference(compared.ranked[0], "untrained", compared.main)
-    assert ("Next: mmssl export" in compared.sentence) == (gain.told and gain.mean > 0)
+    assert ("or mmssl export" in compared.sentence) == (gain.told and gain.mean > 0)
 
 
 @pytest.mark.parametrize("line", ["rotation", "simclr"])
@@ -123,16 +123,26 @@ def test_one_seed_of_values_has_no_interval():
     assert found._gain("rotation") == "+0.250"
 
 
-def test_what_is_above_the_untrained_network_is_exported_next():
+@pytest.mark.parametrize("label", ["hue", "position"])
+def test_labels_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, label):
+    with pytest.raises((DataError, RecipeError), match=label):
+        mmssl.compare(
+            "toy", out=tmp_path / "all", **{**FEW, "label": label, "target": "classes", "tasks": ["rotation"]}
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_above_the_untrained_network_is_tuned_or_exported_next():
     def cell(value):
         scores = {"ridge": {"pooled": value}}
         own = {"scores": scores, "validation": scores, "metric": {"percent": False}, "run": "there"}
         return own | {"monitors": {"effective_rank": 1.0}}
 
     cells = {"rotation": [cell(0.5), cell(0.51), cell(0.5)], "untrained": [cell(0.2), cell(0.21), cell(0.2)]}
-    plan = Plan({"source": "toy"}, "position", "image", tasks={"rotation": {}}, probe="ridge", shots=())
+    plan = Plan({"source": "my rows"}, "position", "image", tasks={"rotation": {}}, probe="ridge", shots=())
     found = mmssl.Comparison(plan, Path("here"), cells, {key: [{}] * 3 for key in cells}, {})
-    assert "Next: mmssl export" in found.sentence
+    tuned = "mmssl adapt there --data 'my rows' --label position --probe finetune --save tuned"
+    assert found.sentence.endswith(f"Next: {tuned}, or mmssl export there --to exported")
 
 
 def test_what_is_printed_of_a_cell_is_its_last_depth_and_not_the_best_on_test_rows():

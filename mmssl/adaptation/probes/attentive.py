@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from mmssl.adaptation.probes._trained import HeadLearner
 from mmssl.adaptation.probes.base import Setting, View
 from mmssl.adaptation.request import Request
-from mmssl.adaptation.rows import Split, in_order
+from mmssl.adaptation.rows import Split
 from mmssl.adaptation.targets.base import Target
-from mmssl.adaptation.tokens import TOKENS, TOKENS_MASK, TokenRows, read_tokens
+from mmssl.adaptation.tokens import TOKENS, TOKENS_MASK, TokenRows
 from mmssl.encoders.base import Encoder
 from mmssl.ranges import Positive, Weight
 
@@ -28,7 +28,8 @@ HEAD_WIDTH = 64  # of an attention head, at least
 class Attentive(HeadLearner[TokenRows]):
     """Frozen tokens of the last layer, or of every depth with `layers`; AdamW with a cosine schedule.
 
-    Tokens are kept on disk while the probe runs, and not afterward: they are some hundred times what is pooled.
+    Tokens are on disk while the probe runs. Another call finds them where those of a network take 256 MiB at most; they
+    are some hundred times what is pooled.
 
     Args:
         lr: candidates for the peak learning rate.
@@ -62,8 +63,9 @@ class Attentive(HeadLearner[TokenRows]):
         self, encoders: Sequence[Encoder], split: Split, ids: Tensor, request: Request
     ) -> tuple[list[View], Tensor]:
         """See `Learner`; tokens in place of vectors."""
-        batches = split.read(in_order(ids.numpy(), request.batch_size))
-        views, read = read_tokens(encoders, batches, len(ids), layers=request.layers, folder=request.cache.folder)
+        views, read = request.cache.tokens(
+            encoders, split, ids.numpy(), layers=request.layers, batch_size=request.batch_size
+        )
         return [dict(view) for view in views], read
 
 

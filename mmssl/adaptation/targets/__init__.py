@@ -36,8 +36,16 @@ def find_target(cells: Sequence[Any], name: str | None, where: str) -> type[Targ
             f"{where} holds names in some rows and whole numbers in others, and which are the same classes "
             "cannot be told; write names in both training and test rows, as strings or as a ClassLabel of `datasets`"
         )
-    found = ", ".join(sorted({type(cell).__name__ for cell in cells}))
+    found = ", ".join(sorted({_kind(cell) for cell in cells}))
     raise DataError(
         f"{where} holds {found}; known targets are names or whole numbers (classes), lists of these (labels), and real "
         "numbers or lists of them (values)"
     )
+
+
+def _kind(cell: Any) -> str:
+    """Its type, and of a list those of what is in it."""
+    if not isinstance(cell, list):
+        return type(cell).__name__
+    inside = sorted({"nothing" if one is None else type(one).__name__ for one in cell})
+    return f"lists of {' and '.join(inside)}" if inside else "empty lists"

@@ -79,7 +79,7 @@ class Classes(Target):
         """Two classes at least, and fewer than every second row has one of its own."""
         classes = labels.unique()
         if len(classes) < 2:
-            raise DataError(f"{where}: all {len(labels)} training rows are of one class")
+            raise DataError(f"{where}: all {len(labels)} training rows are of one class, {self._named(classes)}")
         if len(classes) > len(labels) / 2:
             raise DataError(
                 f"{where}: {len(classes)} classes in {len(labels)} training rows; is this column really a label? "
@@ -87,8 +87,15 @@ class Classes(Target):
             )
         if not len(truth):
             raise DataError(f"{where}: no class has a row to spare for the test; give test rows")
-        unknown = int((~torch.isin(truth, classes)).sum())
-        return [f"{unknown} test rows are of classes that no training row has; they count as wrong"] if unknown else []
+        unknown = truth[~torch.isin(truth, classes)]
+        if not len(unknown):
+            return []
+        names = self._named(unknown.unique())
+        return [f"{len(unknown)} test rows are of classes that no training row has; they count as wrong: {names}"]
+
+    def _named(self, classes: Tensor) -> str:
+        """The first of some classes, for a sentence."""
+        return ", ".join(repr(self.names[number]) for number in classes[:5].tolist()) + ", ..." * (len(classes) > 5)
 
     def counts(self, labels: Tensor) -> dict[str, int]:
         """Number of classes."""

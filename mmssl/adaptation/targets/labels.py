@@ -94,8 +94,11 @@ class Labels(Target):
             raise DataError(f"{where}: all {len(labels)} training rows have the same labels")
         if not truth.any():
             raise DataError(f"{where}: no test row has a label")
-        unknown = int((truth.any(0) & ~have).sum())
-        return [f"{unknown} labels of test rows are on no training row"] if unknown else []
+        unknown = [name for name, new in zip(self.names, truth.any(0) & ~have, strict=True) if new]
+        if not unknown:
+            return []
+        shown = ", ".join(map(repr, unknown[:5])) + ", ..." * (len(unknown) > 5)
+        return [f"{len(unknown)} labels of test rows are on no training row: {shown}"]
 
     def counts(self, labels: Tensor) -> dict[str, int]:
         """Number of labels."""
