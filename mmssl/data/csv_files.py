@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
+
+from mmssl.data.files import extension
+from mmssl.errors import DataError
 
 SEPARATORS = (",", "\t", ";", "|")
 HEAD = 1 << 16
 """Letters of a file that are looked at."""
+
+
+PART = 10_000
+"""Rows that `datasets` reads at a time, each part with kinds of columns of its own."""
 
 
 def separator(file: str) -> str:
@@ -21,11 +30,18 @@ def separator(file: str) -> str:
     """
     if "://" in file or not Path(file).is_file():
         return SEPARATORS[0]
-    with Path(file).open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+    with _opened(file) as lines:
         head = lines.read(HEAD)
-    marks = sorted(SEPARATORS, key=lambda mark: mark != "\t") if file.lower().endswith(".tsv") else SEPARATORS
+    marks = sorted(SEPARATORS, key=lambda mark: mark != "\t") if extension(file) == ".tsv" else SEPARATORS
     found = max(marks, key=lambda mark: _share(head, mark))
     return found if _share(head, found) else SEPARATORS[0]
+
+
+def _opened(file: str) -> Any:
+    """A text, unpacked where its name says that it is packed."""
+    import fsspec
+
+    return fsspec.open(file, "rt", compression="infer", encoding="utf-8-sig", errors="replace", newline="")
 
 
 def _share(head: str, mark: str) -> float:
@@ -40,16 +56,30 @@ def _share(head: str, mark: str) -> float:
     return whole.count(rows[0]) / len(whole)
 
 
-def as_written(files: Iterable[str], mark: str) -> dict[str, Callable[[str], str | None]]:
-    """Columns that are to be read letter by letter, as `pandas.read_csv` takes its `converters`.
+def check_cells(files: Iterable[str], mark: str) -> None:
+    """Raise DataError for a file whose first rows have more cells than names, of which pandas would shift all others.
 
-    They are those in which a whole number begins with a 0: a code or name such as 007, which another row's 7 is not.
+    Files at addresses are not looked at.
     """
-    found: dict[str, Callable[[str], str | None]] = {}
     for file in files:
         if "://" in file or not Path(file).is_file():
             continue
-        with Path(file).open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+        with _opened(file) as lines:
+            first = [row for row in islice(csv.reader(lines, delimiter=mark), 3) if row]
+        if len(first) > 1 and len(first[1]) > len(first[0]):
+            raise DataError(f"{file}: rows have more cells than the first line has names (as by a comma at their end)")
+
+
+def as_written(files: Iterable[str], mark: str) -> dict[str, Callable[[str], str | None]]:
+    """Columns that are to be read letter by letter, as `pandas.read_csv` takes its `converters`.
+
+    They are those in which a whole number begins with a 0, a code or name such as 007, which another row's 7 is not;
+    and those that hold numbers alone in one file, or part of it, and names in another.
+    """
+    here = [file for file in files if "://" not in file and Path(file).is_file()]
+    found: dict[str, Callable[[str], str | None]] = dict.fromkeys(_mixed(here, mark), _text)
+    for file in here:
+        with _opened(file) as lines:
             if not any(_CODE.search(line) for line in lines):
                 continue
             lines.seek(0)
@@ -58,6 +88,19 @@ def as_written(files: Iterable[str], mark: str) -> dict[str, Callable[[str], str
             coded = {place for row in rows for place, cell in enumerate(row[: len(names)]) if _CODE.fullmatch(cell)}
             found |= {names[place]: _text for place in coded}
     return found
+
+
+def _mixed(files: Iterable[str], mark: str) -> Iterator[str]:
+    """Columns of which pandas makes numbers in one part of the files and texts in another, as `datasets` reads them."""
+    import pandas as pd  # type: ignore[import-untyped]
+
+    kinds: dict[str, set[bool]] = {}
+    for file in files:
+        with _opened(file) as lines, pd.read_csv(lines, sep=mark, chunksize=PART) as parts:
+            for part in parts:
+                for name in part.columns[part.notna().any()]:
+                    kinds.setdefault(name, set()).add(pd.api.types.is_numeric_dtype(part[name]))
+    return (name for name, own in kinds.items() if len(own) > 1)
 
 
 _CODE = re.compile(r"(?<![\w.:+-])0\d+(?![\w.:-])")

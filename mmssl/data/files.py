@@ -34,10 +34,14 @@ BUILDERS = {
     ".csv": "csv",
     ".tsv": "csv",
     ".jsonl": "json",
+    ".ndjson": "json",
     ".tar": "webdataset",
 }
 MOST_FILES = 1_000_000
 TEXT = {".txt": "text"}
+JSON = {".json": "json"}
+"""Of rows only where nothing else is: beside other files it says something about them."""
+PACKED = (".gz", ".bz2", ".xz", ".zst")
 # What unpacking and shared drives leave beside pictures: small copies, and files with the names of pictures.
 LEFT_BEHIND = {"__MACOSX", "@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 SPLITS = {
@@ -73,6 +77,31 @@ class Layout(NamedTuple):
     splits: dict[str, list[Path]]
     classes: dict[Path, str]
     notes: list[str]
+
+
+def parted(file: str | Path) -> tuple[str, str]:
+    """A file's name and its extension in small letters, as what it is when unpacked: `a.jsonl.gz` is `.jsonl`.
+
+    Of an address what follows a question mark is no part of the name. Pictures, sounds, clips, parquet and arrow are
+    packed already and are not unpacked.
+    """
+    path = Path(re.sub(r"[?#].*", "", str(file)) if "://" in str(file) else file)
+    inner = Path(path.stem)
+    if path.suffix.lower() in PACKED and (inner.suffix.lower() in {*BUILDERS, *TEXT, *JSON} - {".parquet", ".arrow"}):
+        return inner.stem, inner.suffix.lower()
+    return path.stem, ".tar" if path.suffix.lower() == ".tgz" else path.suffix.lower()
+
+
+def extension(file: str | Path) -> str:
+    """See `parted`."""
+    return parted(file)[1]
+
+
+def known_extensions() -> str:
+    """What can be read, in a few words."""
+    words = {"image": "pictures", "audio": "sounds", "video": "clips"}
+    kinds = (f"{words[kind]} ({', '.join(f'.{one}' for one in own[:3])} ...)" for kind, own in EXTENSIONS.items())
+    return ", ".join((*BUILDERS, *TEXT, *JSON, *kinds))
 
 
 def split_names(split: str) -> list[str]:
@@ -191,9 +220,9 @@ def split_by_name(files: Sequence[str], root: Path, documents: bool = False) -> 
             two splits or more.
 
     Returns:
-        The splits, and a note where a file was taken for another split than `train`.
+        The splits, and notes where a file was taken for another split than `train`, or folders for no classes.
     """
-    parts = {file: Path(os.path.relpath(file, root)).with_suffix("").parts for file in files}
+    parts = {file: (*Path(os.path.relpath(file, root)).parts[:-1], parted(file)[0]) for file in files}
     alike = splits_alike({part for own in parts.values() for part in own})
     told: dict[str, str | None] = {}
     whole: set[str] = set()
@@ -208,7 +237,14 @@ def split_by_name(files: Sequence[str], root: Path, documents: bool = False) -> 
     for file in files:
         splits.setdefault(told[file] or "train", []).append(file)
     splits = _settled(splits)
-    return splits, [_which(splits, root)] if set(splits) != {"train"} else []
+    notes = [_which(splits, root)] if set(splits) != {"train"} else []
+    classes = sorted({own[-2] for own in parts.values() if len(own) > 1 and not split_of(own[-2])})
+    if documents and len(classes) > 1:
+        notes.append(
+            f"a line is a row, and folders of texts are read as no classes: {_some(classes)}; a table with columns "
+            "text and label has them"
+        )
+    return splits, notes
 
 
 def media_layout(root: Path, files: Sequence[Path]) -> Layout:
@@ -249,7 +285,10 @@ def media_layout(root: Path, files: Sequence[Path]) -> Layout:
     if classes:
         below = sorted({parts[1] for parts in rest.values() if len(parts) > 1})
         deeper = f"; those below them are not: {_some(below)}" if below else ""
-        notes.append(f"folders are read as classes: {_some(sorted(set(classes.values())))}{deeper}")
+        names = sorted(set(classes.values()))
+        alone = [name for name in names if split_of(name)]
+        classed = f"; {alone[0]} is no split, since no folder with it names another one" if alone else ""
+        notes.append(f"folders are read as classes: {_some(names)}{deeper}{classed}")
     if set(splits) != {"train"}:
         notes.append(_which(splits, root))
     return Layout(splits, classes, notes)
@@ -300,13 +339,39 @@ def _untaken(files: Sequence[Path]) -> list[str]:
 
 
 def others(files: Iterable[Path], used: Iterable[Path]) -> list[str]:
-    """A note on files that are of no kind known here, or not of the kind that was taken; none where there are none."""
-    left = Counter(file.suffix.lower() or file.name for file in set(files) - set(used))
-    if not left:
-        return []
-    kinds = ", ".join(f"{number} {kind}" for kind, number in left.most_common(6))
-    more = f" and {len(left) - 6} more kinds" if len(left) > 6 else ""
-    return [f"files of other kinds are left out: {kinds}{more}"]
+    """Notes on files that are of no kind known here, or not of the kind that was taken; none where there are none.
+
+    Those that may be taken to say something about the others are told: tables that name splits, a text of the name of
+    each picture, pictures that a table may name.
+    """
+    used = list(used)
+    left = sorted(set(files) - set(used))
+    media = [file for file in left if file.suffix.lower() in KINDS] if used else []
+    rest = sorted({*left} - {*media})
+    notes = []
+    if media:
+        notes.append(f"files of other kinds are read where a column of the table names them: {_kinds(media)}")
+    if rest:
+        notes.append(f"files of other kinds are left out: {_kinds(rest)}")
+    if used and used[0].suffix.lower() in KINDS:
+        telling = [file for file in rest if extension(file) in {*TEXT, *JSON, ".xml"}]
+        if len({split_in(file.stem) for file in telling} - {None}) > 1:
+            lists = _some([file.name for file in telling if split_in(file.stem)])
+            notes.append(f"lists of splits are not read ({lists}); a folder for each split makes them splits")
+        named = {file.with_suffix("") for file in used}
+        beside = [file.name for file in telling if file.with_suffix("") in named]
+        if beside:
+            notes.append(
+                f"nothing is read from {_some(beside)}, of the names of files that are read; packed together, as in "
+                "tar --sort=name -cf pairs.tar, they are columns of one row"
+            )
+    return notes
+
+
+def _kinds(files: Iterable[Path]) -> str:
+    found = Counter(file.suffix.lower() or file.name for file in files)
+    more = f" and {len(found) - 6} more kinds" if len(found) > 6 else ""
+    return ", ".join(f"{number} {kind}" for kind, number in found.most_common(6)) + more
 
 
 def _which(splits: dict[str, list[str]] | dict[str, list[Path]], root: Path) -> str:

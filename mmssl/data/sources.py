@@ -14,15 +14,19 @@ import numpy as np
 from mmssl.data.annotated import AnnotatedSource, find_annotations
 from mmssl.data.annotated.layout import Annotations
 from mmssl.data.base import MapSource, Row
-from mmssl.data.csv_files import as_written, separator
+from mmssl.data.configurations import find_configuration
+from mmssl.data.csv_files import as_written, check_cells, separator
 from mmssl.data.features import check_classes, names_of_classes, undecoded
 from mmssl.data.files import (
     BUILDERS,
     EXTENSIONS,
+    JSON,
     KINDS,
     TEXT,
     check_split,
     expand,
+    extension,
+    known_extensions,
     media_layout,
     others,
     split_by_name,
@@ -125,8 +129,8 @@ def open_source(spec: Data) -> Source:
     if os.path.isdir(path):  # of a name that cannot be one, too
         return _open_folder(spec, path)
     files = expand(where)
-    suffixes = {Path(file).suffix.lower() for file in files}
-    builders = BUILDERS | TEXT
+    suffixes = {extension(file) for file in files}
+    builders = BUILDERS | TEXT | JSON
     if len(suffixes) == 1 and suffixes <= set(builders):
         splits, notes = split_by_name(files, Path(os.path.commonpath([Path(file).parent for file in files])))
         if len(splits) == 1:
@@ -140,10 +144,9 @@ def open_source(spec: Data) -> Source:
         media = [Path(file).absolute() for file in files]
         return _open_media(spec, Path(os.path.commonpath([file.parent for file in media])), media, ())
     if files:
-        found = ", ".join(sorted(suffixes))
-        known = ", ".join((*builders, *KINDS))
-        raise DataError(f"{where}: expected files of one kind out of {known}, found {found or 'none'}")
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", where) or path.suffix.lower() in builders:
+        found = ", ".join(sorted(suffixes - {""}) + ["a name without extension"] * ("" in suffixes))
+        raise DataError(f"{where}: expected files of one kind out of {known_extensions()}, found {found}")
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", where) or extension(path) in builders:
         unset = re.search(r"\$\{?(\w+)", where)
         hint = f"set {unset[1]}, which the environment lacks" if unset else f"looked from {Path.cwd()}"
         raise DataError(f"{where}: there is no such file or folder ({hint})")
@@ -152,24 +155,32 @@ def open_source(spec: Data) -> Source:
 
 def _open_folder(spec: Data, root: Path) -> Source:
     files, unreadable = walk(root)
+    configuration = find_configuration(root, files, spec.config)
+    if configuration is not None:
+        used = [Path(file) for own in configuration.splits.values() for file in own]
+        notes = [configuration.note, *unreadable]
+        return _load(spec, (BUILDERS | TEXT | JSON)[extension(used[0])], configuration.splits, notes)
+    if spec.config is not None:
+        unreadable.append(f"data.config = {spec.config} is not used: no README.md here declares configurations")
     annotations = find_annotations(root, files)
     if annotations is not None:
         return _open_annotated(spec, annotations, unreadable)
-    for builders in (BUILDERS, dict.fromkeys(KINDS, "media"), TEXT):
-        found = [file for file in files if file.suffix.lower() in builders]
+    for builders in (BUILDERS, dict.fromkeys(KINDS, "media"), TEXT, JSON):
+        found = [file for file in files if extension(file) in builders]
         if not found:
             continue
-        kinds = {builders[file.suffix.lower()] for file in found}
+        kinds = {builders[extension(file)] for file in found}
         notes = [*others(files, found), *unreadable]
         if kinds == {"media"}:
             return _open_media(spec, root, found, notes)
         if len(kinds) > 1:
             several = ", ".join(sorted(kinds))
-            raise DataError(f"{root} holds tables of several kinds ({several}); name some, as in {root}/*.parquet")
+            some = f"{root}/**/*{found[0].suffix}"
+            raise DataError(f"{root} holds tables of several kinds ({several}); name those of one, as in {some}")
         splits, told = split_by_name([str(file) for file in found], root, documents=kinds == {"text"})
         return _load(spec, kinds.pop(), splits, [*told, *notes])
-    usable = ", ".join((*BUILDERS, *TEXT, *KINDS))
-    raise DataError(". ".join([f"{root} holds no usable file; known are {usable}", *others(files, ()), *unreadable]))
+    usable = f"{root} holds no usable file; known are {known_extensions()}"
+    raise DataError(". ".join([usable, *others(files, ()), *unreadable]))
 
 
 def _open_media(spec: Data, root: Path, files: Sequence[Path], notes: Sequence[str]) -> Source:
@@ -228,6 +239,7 @@ def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: 
     where = f"{spec.source} ({hub})"
     arguments: dict[str, Any] = {"name": spec.config, "split": spec.split}
     if splits:
+        del arguments["name"]  # of a data set of the Hub
         check_split(spec.source, spec.split, splits)
         where = spec.source
         # Not the other splits: `datasets` would read them as if they had the columns and classes of the first one.
@@ -243,7 +255,9 @@ def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: 
     with explained(where):
         if builder == "csv":
             arguments["sep"] = mark = separator(next(iter(asked.values()))[0])
-            arguments["converters"] = as_written((file for own in asked.values() for file in own), mark)
+            tables = [file for own in asked.values() for file in own]
+            check_cells(tables, mark)
+            arguments["converters"] = as_written(tables, mark)
         if builder == "webdataset":
             arguments["features"], merged = shard_features(next(iter(asked.values()))[0])
         take_names()

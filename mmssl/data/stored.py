@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import tarfile
+import traceback
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,12 @@ _EMPTY = re.compile(
 )
 # What `datasets` says where files of one source differ in columns.
 _COLUMNS = re.compile(r"but at some point there are (.*?) This happened while .*? generating data using ([^,]*)")
+# What pyarrow says where files of one source have other columns, or the same in another order.
+_ORDER = re.compile(r"Schema at index \d+ was different: (.*) vs (.*)")
+# What unpacking a damaged file raises.
+_BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
+# The functions of `datasets` that read a file, or look at it first.
+_READING = ("_generate_tables", "_generate_examples", "_get_pipeline_from_tar", "_split_generators")
 # Rows of a column that are looked at together.
 MANY = 100_000
 Folders = Mapping[str, Path]
@@ -29,24 +37,65 @@ Merged = Mapping[str, Sequence[str]]
 def explained(name: str) -> Iterator[None]:
     """Turns what reading a data set raises into one sentence about it."""
     from datasets.exceptions import DatasetGenerationError, DatasetsError
+    from datasets.table import CastError
 
     try:
         yield
-    except (OSError, ValueError, ImportError, DatasetsError, tarfile.TarError, EOFError, zlib.error) as error:
+    except StopIteration as error:  # of a file without a byte
+        raise DataError(f"{name} holds no rows") from error
+    except KeyError as error:
+        if not _innermost(error).startswith("datasets."):
+            raise  # a mistake of ours
+        raise DataError(f"{name}: some of its files have no column {error}; give all the same") from error
+    except (OSError, ValueError, TypeError, ImportError, DatasetsError, *_BROKEN) as error:
+        if isinstance(error, TypeError) and "Couldn't cast" not in str(error):
+            raise
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
         reason = " ".join(str(cause).split())
+        file = _read_last(cause)
+        place = f"{name}: {file}" if file and not name.endswith(file) else name
         if differs := _COLUMNS.search(reason):
             columns, file = differs.groups()
             reason = (
                 f"its files differ in columns, {Path(file).name} has {columns}; give all the same, or name one file"
             )
+        elif isinstance(cause, CastError):
+            have, wanted = ", ".join(cause.table_column_names), ", ".join(cause.requested_column_names)
+            reason = f"its columns are {have}, and those of the first file {wanted}; give all the same"
+        elif order := _ORDER.search(reason):
+            reason = f"its files differ in columns or their order, {order[1]} and {order[2]}; give all the same"
+        elif "zstd" in reason:
+            reason += "; `pip install zstandard` reads it, or unpack it: `unzstd`"
+        elif "JSON parse error" in reason:
+            reason += '; each line should be an object, as in {"text": "some words"}, in UTF-8'
         if isinstance(cause, UnicodeDecodeError):
             reason += "; text should be UTF-8: `iconv -f latin1 -t utf-8` converts it, `iconv -c -t utf-8` cleans it"
         elif "surrogate" in reason:
             reason += "; whoever wrote it cut a character in two: in Python, text.encode('utf-8', 'replace').decode()"
         if _EMPTY.search(reason):
             raise DataError(f"{name} holds no rows") from error
-        raise DataError(f"{name}: cannot be read: {reason}") from error
+        raise DataError(f"{place}: cannot be read: {reason}") from error
+
+
+def _innermost(error: BaseException) -> str:
+    """The module whose code raised it."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _read_last(error: BaseException) -> str | None:
+    """The file, and of a tar file the member, that a reader of `datasets` was at; None where it was at none.
+
+    Its errors do not say it, but the variables of its functions do, by names that all of its readers share.
+    """
+    told = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        reader = str(frame.f_globals.get("__name__", "")).startswith("datasets.packaged_modules.")
+        if reader and frame.f_code.co_name in _READING:
+            seen = {name: frame.f_locals.get(name) for name in ("tar_path", "file", "filename")}
+            names = [Path(name).name for name in seen.values() if isinstance(name, str)]
+            told = ", ".join(names) or told
+    return told
 
 
 def resolved(row: Row, folders: Folders, merged: Merged) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import datasets
@@ -306,3 +307,19 @@ def test_a_sound_among_pictures_is_a_row_of_its_own(tmp_path):
     write(tmp_path / "test" / "b.png", png(0))
     source = open_source(Data(source=str(tmp_path)))
     assert (len(source), source.columns) == (2, ("image", "audio"))
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    {
+        ("train/cat/a.png", "gallery/cat/b.png"): "train is no split, since no folder with it names another one",
+        ("cat/a.png", "dog/b.png", "train.txt", "test.txt"): r"lists of splits are not read \(test.txt, train.txt\)",
+        ("a.png", "a.txt"): "nothing is read from a.txt, of the names of files that are read",
+        ("pos/a.txt", "neg/b.txt"): "folders of texts are read as no classes: neg, pos",
+        ("a.csv", "a.png"): "read where a column of the table names them: 1 .png",
+    }.items(),
+)
+def test_what_is_not_taken_for_labels_or_splits_is_said(tmp_path, names, sentence):
+    for number, name in enumerate(names):
+        write(tmp_path / name, png(number) if name.endswith("png") else "text\nhello\n")
+    assert re.search(sentence, " ".join(open_source(Data(source=str(tmp_path))).notes))

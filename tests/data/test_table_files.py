@@ -10,6 +10,7 @@ import pytest
 import torch
 from made import Letters, png, texts, write, write_csv, write_parquet
 
+from mmssl.data.csv_files import as_written
 from mmssl.data.loader import Loader, read
 from mmssl.data.sources import open_source
 from mmssl.data.stream import StreamSource
@@ -114,14 +115,14 @@ def test_a_shard_that_is_cut_short_is_one_sentence(tmp_path, streaming):
         open_source(Data(source=str(tmp_path / "a.tar"), streaming=streaming))
 
 
-@pytest.mark.parametrize("name", ["a.csv", "b.csv", "a.jsonl", "a.parquet", "a.tar"])
+@pytest.mark.parametrize("name", ["a.csv", "b.csv", "a.jsonl", "b.jsonl", "a.parquet", "a.tar"])
 def test_a_file_without_rows_is_said_to_be_one(tmp_path, name):
     if name == "a.parquet":
         datasets.Dataset.from_dict({"text": []}).to_parquet(tmp_path / name)
     elif name == "a.tar":
         shard(tmp_path / name, {})
     else:
-        write(tmp_path / name, {"a.csv": "text,label\n", "b.csv": "", "a.jsonl": "\n"}[name])
+        write(tmp_path / name, {"a.csv": "text,label\n", "b.csv": "", "a.jsonl": "\n", "b.jsonl": ""}[name])
     with pytest.raises(DataError, match=rf"{name} holds no rows$"):
         open_source(Data(source=str(tmp_path / name)))
 
@@ -135,3 +136,45 @@ def test_codes_that_begin_with_a_zero_are_no_numbers(tmp_path, streaming):
     assert [row["code"] for row in rows] == ["7", "007", None, "12"]
     assert [row["number"] for row in rows] == [0, 10, 20, 3]
     assert [row["share"] for row in rows] == [0.5, 0.25, 1, 2]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_numbers_in_one_file_and_names_in_another_are_names(tmp_path, streaming):
+    write_csv(tmp_path / "a.csv", {"text": ["a", "b"], "label": [1, 2], "size": [1, 2]})
+    write_csv(tmp_path / "b.csv", {"text": ["c"], "label": ["x"], "size": [3]})
+    source = open_source(Data(source=str(tmp_path), streaming=streaming))
+    rows = list(source.rows()) if streaming else [source.row(i) for i in range(3)]
+    assert [row["label"] for row in rows] == ["1", "2", "x"]
+    assert [row["size"] for row in rows] == [1, 2, 3]
+
+
+def test_names_after_many_numbers_are_names(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmssl.data.csv_files.PART", 2)
+    write_csv(tmp_path / "a.csv", {"text": ["a", "b", "c"], "label": [1, 2, "x"]})
+    assert list(as_written([str(tmp_path / "a.csv")], ",")) == ["label"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "first", "second", "sentence"),
+    [
+        ("csv", "text\na\n", "text\na,1\n", "b.csv: rows have more cells"),
+        ("csv", "text,kind\na,b\n", "name\nc\n", "its files differ in columns|some of its files have no column"),
+        ("jsonl", '{"text": "a"}\n', '{"text": "b\n', "b.jsonl: cannot be read: .*each line should be an object"),
+        ("parquet", {"text": ["a"]}, {"text": ["a"], "kind": ["b"]}, "b.parquet: .*its columns are text, kind"),
+        ("parquet", {"text": ["a"]}, {"text": [{"en": "a"}]}, "b.parquet: cannot be read: Couldn't cast"),
+        ("parquet", {"text": ["a"]}, "PAR1", "b.parquet: cannot be read"),
+    ],
+)
+def test_which_of_several_files_cannot_be_read(tmp_path, name, first, second, sentence, streaming):
+    for letter, content in (("a", first), ("b", second)):
+        path = tmp_path / f"{letter}.{name}"
+        write_parquet(path, content) if isinstance(content, dict) else write(path, content)
+    with pytest.raises(DataError, match=sentence):
+        list(open_source(Data(source=str(tmp_path), streaming=streaming)).values("text"))
+
+
+def test_the_member_of_a_shard_that_cannot_be_read_is_named(tmp_path):
+    shard(tmp_path / "a.tar", {str(n): {"png": png(n), "json": b"{}" if n else b"{broken"} for n in range(2)})
+    with pytest.raises(DataError, match=r"0\.json: cannot be read"):
+        open_source(Data(source=str(tmp_path / "a.tar")))
