@@ -16,7 +16,8 @@ from mmssl.data.columns import as_text, find_column
 from mmssl.data.duplicates import across_splits
 from mmssl.data.features import name_of
 from mmssl.data.files import KINDS
-from mmssl.data.sources import Source, open_source
+from mmssl.data.named_files import check_named_files
+from mmssl.data.sources import Source, TableSource, open_source
 from mmssl.data.together import sound_and_pictures
 from mmssl.errors import DataError
 from mmssl.media.audio import CANCELING, cancels, open_sound
@@ -87,6 +88,12 @@ def check(source: str | Path | Data, *, split: str | None = None, rows: int = 20
     opened, every = _open_all(spec, split)
     splits = {name: len(one) if isinstance(one, MapSource) else None for name, one in every.items()}
     found = Check(spec.source, splits, _columns(spec, opened), notes=list(opened.notes))
+    if isinstance(opened, TableSource):
+        media = [name for name, key in found.columns.items() if {"image", "audio", "video"} & set(key.split(", "))]
+        try:
+            check_named_files(opened, media)
+        except DataError as error:
+            found.traps.append(str(error))
     fed = {key: name for name, keys in found.columns.items() for key in keys.split(", ") if key}
     keys = {key: fed[key] for key in KEYS if key in fed}
     cells = list(_sample(opened.select(list(dict.fromkeys(keys.values()))), rows))
@@ -174,7 +181,8 @@ def _columns(spec: Data, source: Source) -> dict[str, str]:
         try:
             feeds[find_column(spec, key, source.columns)].append(key)
         except DataError:
-            continue
+            if key in spec.columns:
+                raise  # it was asked for by name
     return {name: ", ".join(keys) for name, keys in feeds.items()}
 
 

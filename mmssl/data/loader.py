@@ -22,10 +22,11 @@ from mmssl.data.base import MapSource, Row
 from mmssl.data.columns import WINDOWS, Classes, Decoder, TextToIds, find_classes, find_column
 from mmssl.data.decoding import Decoded, Failures, Reader, Rows, Task, decode
 from mmssl.data.digest import digest
+from mmssl.data.named_files import check_named_files
 from mmssl.data.order import MapOrder, Picked, StreamOrder, find_present
 from mmssl.data.packing import Packing, pack
 from mmssl.data.shared import SharedStream
-from mmssl.data.sources import Source, open_source
+from mmssl.data.sources import Source, TableSource, open_source
 from mmssl.data.stream import StreamSource
 from mmssl.data.stream_index import Index
 from mmssl.errors import DataError, RecipeError, nearest
@@ -98,6 +99,8 @@ class Loader:
                 classes=find_classes(source.distinct(label)) if label else None,
             )
             source = source.select(decoder.reads)
+            if isinstance(source, TableSource):
+                check_named_files(source, [column for key, column in decoder.columns.items() if key != "text"])
             packing = _packing(decoder) if spec.text.pack else None
             own = mix_seed(seed, "order", name)
             if isinstance(source, StreamSource):

@@ -184,7 +184,11 @@ def find_present(source: MapSource, columns: Sequence[str]) -> np.ndarray:
     present = source.present(columns)
     names = " and ".join(columns)
     if not len(present):
-        raise DataError(f"{source.name} has no row with {names}" if len(source) else f"{source.name} has no rows")
+        if not len(source):
+            raise DataError(f"{source.name} has no rows")
+        each = ", ".join(f"{len(source.present([column]))} have {column}" for column in dict.fromkeys(columns))
+        shards = "; in a tar file the parts of a row follow each other" if len(columns) > 1 else ""
+        raise DataError(f"{source.name} has no row with {names}: of {len(source)} rows {each}{shards}")
     if len(present) < len(source):
         missing = len(source) - len(present)
         log.warning("%s: %d of %d rows have no %s and are left out", source.name, missing, len(source), names)
