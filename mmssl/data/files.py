@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from glob import escape, glob, has_magic
 from pathlib import Path
@@ -175,8 +174,8 @@ def walk(root: Path) -> tuple[list[Path], list[str]]:
                     (odd if _is_endless(path) else files).append(path)
         waiting = linked
     good = sorted(file for file in files if _is_text(str(file)))
-    notes = [f"folders that cannot be opened are left out: {_some(closed)}"] if closed else []
-    notes += [f"pipes and devices are left out: {_some([path.name for path in sorted(odd)])}"] if odd else []
+    notes = [f"folders that cannot be opened are left out: {some_of(closed)}"] if closed else []
+    notes += [f"pipes and devices are left out: {some_of([path.name for path in sorted(odd)])}"] if odd else []
     left = len(files) - len(good)
     return good, [*notes, *([f"{left} files are left out, for their names are not UTF-8"] if left else [])]
 
@@ -241,7 +240,7 @@ def split_by_name(files: Sequence[str], root: Path, documents: bool = False) -> 
     classes = sorted({own[-2] for own in parts.values() if len(own) > 1 and not split_of(own[-2])})
     if documents and len(classes) > 1:
         notes.append(
-            f"a line is a row, and folders of texts are read as no classes: {_some(classes)}; a table with columns "
+            f"a line is a row, and folders of texts are read as no classes: {some_of(classes)}; a table with columns "
             "text and label has them"
         )
     return splits, notes
@@ -275,20 +274,22 @@ def media_layout(root: Path, files: Sequence[Path]) -> Layout:
         rest = {file: above[file] + parts[depth + 1 + twice :] for file, parts in placed.items()}
         splits = _settled(splits)
         if stray:
-            notes.append(f"left out, for they are in no split's folder: {_some([f.name for f in stray])}")
+            notes.append(f"left out, for they are in no split's folder: {some_of([f.name for f in stray])}")
     classes = {file: parts[0] for file, parts in rest.items() if parts}
     unlabeled = [split for split, own in splits.items() if not any(file in classes for file in own)]
     bare = [file for split, own in splits.items() if split not in unlabeled for file in own if file not in classes]
     if classes and bare:
-        notes.append(f"folders are taken for no classes, since some files are in none: {_some([f.name for f in bare])}")
+        notes.append(
+            f"folders are taken for no classes, since some files are in none: {some_of([f.name for f in bare])}"
+        )
         classes = {}
     if classes:
         below = sorted({parts[1] for parts in rest.values() if len(parts) > 1})
-        deeper = f"; those below them are not: {_some(below)}" if below else ""
+        deeper = f"; those below them are not: {some_of(below)}" if below else ""
         names = sorted(set(classes.values()))
         alone = [name for name in names if split_of(name)]
         classed = f"; {alone[0]} is no split, since no folder with it names another one" if alone else ""
-        notes.append(f"folders are read as classes: {_some(names)}{deeper}{classed}")
+        notes.append(f"folders are read as classes: {some_of(names)}{deeper}{classed}")
     if set(splits) != {"train"}:
         notes.append(_which(splits, root))
     return Layout(splits, classes, notes)
@@ -334,44 +335,8 @@ def _untaken(files: Sequence[Path]) -> list[str]:
         splits.setdefault(split, []).append(file.name)
     if len(splits) < 2:
         return []
-    named = "; ".join(f"{split}: {_some(names)}" for split, names in sorted(splits.items()))
+    named = "; ".join(f"{split}: {some_of(names)}" for split, names in sorted(splits.items()))
     return [f"all files are in train, though their names tell splits ({named}); a folder for each makes them splits"]
-
-
-def others(files: Iterable[Path], used: Iterable[Path]) -> list[str]:
-    """Notes on files that are of no kind known here, or not of the kind that was taken; none where there are none.
-
-    Those that may be taken to say something about the others are told: tables that name splits, a text of the name of
-    each picture, pictures that a table may name.
-    """
-    used = list(used)
-    left = sorted(set(files) - set(used))
-    media = [file for file in left if file.suffix.lower() in KINDS] if used else []
-    rest = sorted({*left} - {*media})
-    notes = []
-    if media:
-        notes.append(f"files of other kinds are read where a column of the table names them: {_kinds(media)}")
-    if rest:
-        notes.append(f"files of other kinds are left out: {_kinds(rest)}")
-    if used and used[0].suffix.lower() in KINDS:
-        telling = [file for file in rest if extension(file) in {*TEXT, *JSON, ".xml"}]
-        if len({split_in(file.stem) for file in telling} - {None}) > 1:
-            lists = _some([file.name for file in telling if split_in(file.stem)])
-            notes.append(f"lists of splits are not read ({lists}); a folder for each split makes them splits")
-        named = {file.with_suffix("") for file in used}
-        beside = [file.name for file in telling if file.with_suffix("") in named]
-        if beside:
-            notes.append(
-                f"nothing is read from {_some(beside)}, of the names of files that are read; packed together, as in "
-                "tar --sort=name -cf pairs.tar, they are columns of one row"
-            )
-    return notes
-
-
-def _kinds(files: Iterable[Path]) -> str:
-    found = Counter(file.suffix.lower() or file.name for file in files)
-    more = f" and {len(found) - 6} more kinds" if len(found) > 6 else ""
-    return ", ".join(f"{number} {kind}" for kind, number in found.most_common(6)) + more
 
 
 def _which(splits: dict[str, list[str]] | dict[str, list[Path]], root: Path) -> str:
@@ -382,10 +347,11 @@ def _which(splits: dict[str, list[str]] | dict[str, list[Path]], root: Path) -> 
         starts = {split: list(dict.fromkeys("/".join(p[:depth]) for p in own)) for split, own in paths.items()}
         if len({start for own in starts.values() for start in own}) == sum(map(len, starts.values())):
             break
-    return f"splits by name: {'; '.join(f'{split}: {_some(own)}' for split, own in starts.items())}"
+    return f"splits by name: {'; '.join(f'{split}: {some_of(own)}' for split, own in starts.items())}"
 
 
-def _some(names: Sequence[str]) -> str:
+def some_of(names: Sequence[str]) -> str:
+    """The first three, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

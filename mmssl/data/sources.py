@@ -28,11 +28,11 @@ from mmssl.data.files import (
     extension,
     known_extensions,
     media_layout,
-    others,
     split_by_name,
     split_names,
     walk,
 )
+from mmssl.data.left_out import others
 from mmssl.data.shards import shard_features, take_names
 from mmssl.data.stored import Folders, Merged, distinct, explained, first, resolved, stored, visible
 from mmssl.data.stream import StreamSource, not_blank

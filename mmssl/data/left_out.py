@@ -1,0 +1,45 @@
+"""What is said of files that are not read, or not as rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from mmssl.data.files import JSON, KINDS, TEXT, extension, some_of, split_in
+
+
+def others(files: Iterable[Path], used: Iterable[Path]) -> list[str]:
+    """Notes on files that are of no kind known here, or not of the kind that was taken; none where there are none.
+
+    Those that may be taken to say something about the others are told: tables that name splits, a text of the name of
+    each picture, pictures that a table may name.
+    """
+    used = list(used)
+    left = sorted(set(files) - set(used))
+    media = [file for file in left if file.suffix.lower() in KINDS] if used else []
+    rest = sorted({*left} - {*media})
+    notes = []
+    if media:
+        notes.append(f"files of other kinds are read where a column of the table names them: {_kinds(media)}")
+    if rest:
+        notes.append(f"files of other kinds are left out: {_kinds(rest)}")
+    if used and used[0].suffix.lower() in KINDS:
+        telling = [file for file in rest if extension(file) in {*TEXT, *JSON, ".xml"}]
+        if len({split_in(file.stem) for file in telling} - {None}) > 1:
+            lists = some_of([file.name for file in telling if split_in(file.stem)])
+            notes.append(f"lists of splits are not read ({lists}); a folder for each split makes them splits")
+        named = {file.with_suffix("") for file in used}
+        beside = [file.name for file in telling if file.with_suffix("") in named]
+        if beside:
+            notes.append(
+                f"nothing is read from {some_of(beside)}, of the names of files that are read; packed together, as in "
+                "tar --sort=name -cf pairs.tar, they are columns of one row"
+            )
+    return notes
+
+
+def _kinds(files: Iterable[Path]) -> str:
+    found = Counter(file.suffix.lower() or file.name for file in files)
+    more = f" and {len(found) - 6} more kinds" if len(found) > 6 else ""
+    return ", ".join(f"{number} {kind}" for kind, number in found.most_common(6)) + more
