@@ -113,7 +113,8 @@ class _Folder:
             if self.last is None:
                 return "none yet: no step was saved"
             raise RunError(f"{self.file} is missing; --resume puts that of {self.last.name} in its place")
-        own = self.last is None or self.file.samefile(self.last / checkpoint.WEIGHTS)
+        saved = None if self.last is None else self.last / checkpoint.WEIGHTS
+        own = saved is None or (saved.exists() and self.file.samefile(saved))
         way_out = checkpoint.RESTORE if own else "--resume puts that of the checkpoint in its place"
         return self._read(self.file, way_out)
 
@@ -175,6 +176,8 @@ class _Folder:
         lines = path.read_text(encoding="utf-8").splitlines()
         steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
         bad = len(errors.read_text(encoding="utf-8").splitlines()) if errors.exists() else 0
+        if self.done and not steps:
+            raise RunError(f"{path} is empty; bring it back from a copy, or --resume goes on without the curves")
         later = f", those after step {self.done} go when it is resumed" * bool(
             steps and self.last and self.done < steps[-1]
         )

@@ -70,6 +70,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "a bit of the optimizer": (lambda run: turn_a_bit(state(run) / "optimizer.safetensors"), "its bits are others"),
     "cut weights": (lambda run: cut(run / "model.safetensors"), "--resume puts that of the checkpoint in its place"),
     "no weights": (lambda run: (run / "model.safetensors").unlink(), "--resume puts that of step_00000002 in"),
+    "no weights in the checkpoint": (
+        lambda run: (state(run) / "model.safetensors").unlink(),
+        "cannot be read: No such file or directory; bring it back",
+    ),
     "no optimizer": (lambda run: (state(run) / "optimizer.safetensors").unlink(), "cannot be read: No such file"),
     "no state": (lambda run: (state(run) / "state.json").unlink(), "state.json is damaged: .* start anew"),
     "other data": (
@@ -78,6 +82,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "no data": (lambda run: (run / "data.json").unlink(), "data.json is missing .* --resume writes it anew"),
     "no log": (lambda run: (run / "metrics.jsonl").unlink(), "metrics.jsonl is missing; bring it back"),
+    "an empty log": (lambda run: (run / "metrics.jsonl").write_text(""), "metrics.jsonl is empty; bring it back"),
     "a damaged log": (lambda run: (run / "metrics.jsonl").write_text('{"step": {}}'), "metrics.jsonl is damaged"),
     "damaged probes": (lambda run: (run / "probes.json").write_text("{"), "probes.json is damaged"),
     "no report": (lambda run: (run / "report.html").unlink(), "report.html is missing; --resume writes it anew"),
