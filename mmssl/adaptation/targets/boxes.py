@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -30,11 +32,16 @@ class PictureBoxes(NamedTuple):
         corners: left, top, right, bottom in pixels of the square that the encoder sees, float64 (N, 4).
         classes: names or whole numbers, N of them.
         crowd: which it is neither right nor wrong to find, bool (N,).
+        left_out: how many others have no area, are outside of the picture, and are cut away with what the square leaves
+            out.
+        as_shares: whether there are boxes, and all of them, left out or not, are within the picture's first pixel.
     """
 
     corners: np.ndarray
     classes: list[Any]
     crowd: np.ndarray
+    left_out: tuple[int, int, int]
+    as_shares: bool
 
 
 class Boxes(InPicture):
@@ -59,10 +66,12 @@ class Boxes(InPicture):
 
     @classmethod
     def recognizes(cls, cells: Sequence[Any]) -> bool:
-        """Lists of four numbers each, any number of them, or mappings with `bbox`."""
+        """Lists of four numbers each, any number of them, or mappings with `bbox`, one a row or one a box."""
         boxes = [box for cell in cells if isinstance(cell, list) for box in cell]
         lists = all(isinstance(cell, list) for cell in cells) and bool(boxes)
         fours = all(isinstance(box, list) and len(box) == 4 and not isinstance(box[0], str) for box in boxes)
+        if lists and all(isinstance(box, Mapping) and "bbox" in box for box in boxes):
+            return True
         return (lists and fours) or (
             bool(cells) and all(isinstance(cell, Mapping) and "bbox" in cell for cell in cells)
         )
@@ -91,7 +100,12 @@ class Boxes(InPicture):
         if frame is None:
             raise DataError("batches hold no boxes; give a source or a datasets.Dataset")
         form: Form = self.form or "corners"
+        cell, classes, crowd = map(_listed, (cell, classes, crowd))
+        if isinstance(cell, list) and cell and all(isinstance(one, Mapping) for one in cell):  # a mapping a box
+            cell = {key: [one.get(key) for one in cell] for key in dict.fromkeys(key for one in cell for key in one)}
         if isinstance(cell, Mapping):
+            if "bbox" not in cell:
+                raise DataError(f"boxes should be under the key bbox, and the keys are {', '.join(map(str, cell))}")
             form = self.form or "extents"
             names = [cell[key] for key in ("category", "categories", "class", "label", "labels") if key in cell]
             cell, classes, crowd = cell["bbox"], names[0] if names else None, cell.get("iscrowd", crowd)
@@ -99,10 +113,17 @@ class Boxes(InPicture):
             corners = np.array(cell, dtype=np.float64).reshape(len(cell), 4)
         except (TypeError, ValueError) as error:
             raise DataError("boxes should be lists of four numbers each, in pixels") from error
-        classes = [ONLY] * len(corners) if classes is None else list(classes)
-        crowd = np.array([False] * len(corners) if crowd is None else crowd, dtype=bool)
+        classes = [ONLY] * len(corners) if classes is None else classes
+        if isinstance(classes, list | tuple):  # numbers next to an empty cell become floats
+            classes = [int(name) if isinstance(name, float) and name.is_integer() else name for name in classes]
+        if not isinstance(classes, list) or {type(name) for name in classes} - {str, int}:
+            raise DataError(
+                f"classes should be a list of names or whole numbers, one for each box, and are {_shown(classes)}"
+            )
+        crowd = np.array([False] * len(corners) if crowd is None else crowd, dtype=bool).reshape(-1)
         if not len(corners) == len(classes) == len(crowd):
-            raise DataError(f"there are {len(corners)} boxes and {len(classes)} classes")
+            marks = f" and {len(crowd)} marks of a crowd" * (len(crowd) != len(corners))
+            raise DataError(f"there are {len(corners)} boxes and {len(classes)} classes{marks}")
         if form == "extents":
             corners[:, 2:] += corners[:, :2]
         wrong = ~np.isfinite(corners).all(1) | (corners[:, 2:] < corners[:, :2]).any(1)
@@ -115,20 +136,34 @@ class Boxes(InPicture):
         placed = frame.place(corners)
         cut = placed.clip(0, frame.size)
         seen = _areas(cut) > SEEN * _areas(placed)
-        return PictureBoxes(cut[seen], [name for name, kept in zip(classes, seen, strict=True) if kept], crowd[seen])
+        flat = _areas(corners) == 0
+        outside = ~flat & (_areas(corners.clip(0, [frame.width, frame.height] * 2)) == 0)
+        left_out = (int(flat.sum()), int(outside.sum()), int((~seen & ~flat & ~outside).sum()))
+        as_shares = bool(len(corners)) and bool((abs(corners) <= 1).all())
+        names = [name for name, kept in zip(classes, seen, strict=True) if kept]
+        return PictureBoxes(cut[seen], names, crowd[seen], left_out, as_shares)
 
     def look(self, labels: Tensor, truth: Tensor) -> list[str]:
         """PictureBoxes that can be read, and some to learn from; the classes are those of all of these rows."""
-        found = self.boxes(labels)
-        names = {name for boxes in [*found, *self.boxes(truth)] for name in boxes.classes}
+        found, tested = self.boxes(labels), self.boxes(truth)
+        names = {name for boxes in [*found, *tested] for name in boxes.classes}
         if {type(name) for name in names} == {int, str}:
             raise DataError("classes of boxes are names in some rows and numbers in others")
+        drawn = [boxes for boxes in [*found, *tested] if boxes.classes or any(boxes.left_out)]
+        if drawn and all(boxes.as_shares for boxes in drawn):
+            raise DataError(
+                f"{self.cells[int(labels[0])].where}: all boxes are within one pixel; they should be in pixels of the "
+                "stored picture, so multiply shares by its width and height"
+            )
         if not any((~boxes.crowd).any() for boxes in found):
             raise DataError(f"{self.cells[int(labels[0])].where}: none of the {len(labels)} training rows has a box")
         self.names, self.width = tuple(sorted(names)), len(names)
-        if self.names != (ONLY,):
-            return []
-        return [f"there is no column '{self.column}', so that all boxes are of one class; the option classes names one"]
+        told = _told_of(found, tested)
+        if self.names == (ONLY,):
+            told.append(
+                f"there is no column '{self.column}', so that all boxes are of one class; the option classes names one"
+            )
+        return told
 
     def numbers(self, boxes: PictureBoxes) -> list[int]:
         """Class numbers of the boxes of a picture."""
@@ -175,3 +210,33 @@ _FORMS = {"corners": "left, top, right, bottom", "extents": "left, top, width, h
 
 def _areas(corners: np.ndarray) -> np.ndarray:
     return (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
+
+
+def _listed(cell: Any) -> Any:
+    """What is written there, as a csv holds it, or the cell as it is."""
+    if isinstance(cell, str) and cell.strip()[:1] in ("[", "{"):
+        with suppress(ValueError, RecursionError):
+            return json.loads(cell)
+    return cell
+
+
+def _told_of(found: Sequence[PictureBoxes], tested: Sequence[PictureBoxes]) -> list[str]:
+    """Which boxes do not count, and which classes only the test rows have."""
+    every = [*found, *tested]
+    left_out = np.array([boxes.left_out for boxes in every]).sum(0)
+    total = int(left_out.sum()) + sum(len(boxes.classes) for boxes in every)
+    whys = ("have no area", "are outside of their pictures", "are cut away with what the square leaves out")
+    parts = [f"{number} {why}" for number, why in zip(left_out.tolist(), whys, strict=True) if number]
+    told = [f"{left_out.sum()} of {total} boxes do not count: {', '.join(parts)}"] if parts else []
+    new = {name for boxes in tested for name in boxes.classes} - {name for boxes in found for name in boxes.classes}
+    if new:
+        told.append(f"boxes of test rows are of classes that no training row has; they count as missed: {_shown(new)}")
+    return told
+
+
+def _shown(names: Any) -> str:
+    """The first of them, for a sentence."""
+    if not isinstance(names, list | tuple | set):
+        return repr(names)
+    some = [repr(name) for name in (sorted(names) if isinstance(names, set) else names)[:5]]
+    return ", ".join(some) + ", ..." * (len(names) > 5)

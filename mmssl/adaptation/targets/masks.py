@@ -83,15 +83,23 @@ class Masks(InPicture):
     def look(self, labels: Tensor, truth: Tensor) -> list[str]:
         """Masks that can be read, of two classes at least in the training rows."""
         classes = self.classes(labels)
-        for _ in self._parts(truth):
-            pass
+        tested = self.classes(truth)
         if len(classes) < 2:
             only = f"class {int(classes[0])}" if len(classes) else "no class"
             raise DataError(
                 f"{self.cells[int(labels[0])].where}: all pixels of the {len(labels)} training rows are of {only}; 255 "
                 "says that a pixel has none, and the foreground of a mask of two classes is 1"
             )
-        return []
+        if not len(tested):
+            raise DataError(
+                f"{self.cells[int(truth[0])].where}: no pixel of the {len(truth)} test rows has a class; 255 says that "
+                "a pixel has none"
+            )
+        new = tested[~torch.isin(tested, classes)].tolist()
+        if not new:
+            return []
+        shown = ", ".join(map(str, new[:5])) + ", ..." * (len(new) > 5)
+        return [f"pixels of test rows are of classes that no training row has; they count as wrong: {shown}"]
 
     def pixels(self, labels: Tensor) -> Tensor:
         """Number of pixels of each class number, int64 (256,); those of 255 do not count."""
