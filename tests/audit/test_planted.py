@@ -16,14 +16,37 @@ from mmssl.objectives.base import Chance
 
 FILLED = ("moco_toy", "nnclr_toy", "instance_discrimination_toy")
 """Whose first records are measured against random vectors."""
+ALWAYS = {
+    "VICReg without variance and covariance",
+    "data2vec without EMA",
+    "CAPI without Sinkhorn",
+    "data2vec with it",
+    "rotation, learned early",
+    "pairs that do",
+    "rotation, targets by lot",
+    "rotation, nothing moves",
+    "instance discrimination, one vector for all rows",
+    "SimCLR, nothing moves",
+    "BYOL, nothing moves",
+    "rotation, 64 answers",
+}
+"""The shortest runs of every outcome; `python scripts/planted.py` and `pytest -m slow` make the others."""
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("planted", RUNS, ids=lambda planted: planted.words)
+@pytest.mark.parametrize(
+    "planted", [pytest.param(p, id=p.words, marks=() if p.words in ALWAYS else pytest.mark.slow) for p in RUNS]
+)
 def test_real_runs(planted: Planted) -> None:
     _, (verdict,) = planted.run()
     assert verdict.outcome == planted.outcome, str(verdict)
     assert (verdict.untrained is None) == (planted.recipe in FILLED and verdict.outcome != "collapsed")
+
+
+def test_every_outcome_is_among_the_runs_that_are_always_made() -> None:
+    made = [planted for planted in RUNS if planted.words in ALWAYS]
+    assert len(made) == len(ALWAYS)
+    assert {planted.outcome for planted in made} == {planted.outcome for planted in RUNS}
 
 
 QUARTER = Chance(math.log(4), {"accuracy": 0.25})

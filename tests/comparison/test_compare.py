@@ -246,7 +246,8 @@ def test_a_folder_holds_one_comparison(compared):
 
 def test_runs_that_are_there_are_compared_as_they_are(compared, tmp_path):
     runs = [compared.cells[line][seed]["run"] for line in ("rotation", "simclr") for seed in (0, 1)]
-    found = mmssl.compare("toy", runs=runs, label="shape", shots=[4], limit=100, out=tmp_path / "runs", quiet=True)
+    few = {key: FEW[key] for key in ("label", "shots", "limit", "audit", "quiet")}
+    found = mmssl.compare("toy", runs=runs, out=tmp_path / "runs", **few)
     assert found.plan.runs == {"rotation": runs[:2], "simclr": runs[2:]}
     for line in ("rotation", "simclr"):
         same = json.loads((compared.out / "cells" / f"{line}-1" / "cell.json").read_text())["scores"]
