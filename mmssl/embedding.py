@@ -66,7 +66,7 @@ def embed(
 
     Raises:
         RecipeError: for a name or kind of file that does not exist.
-        DataError: for rows that are not there, or too many of which cannot be decoded.
+        DataError: for rows that are not there, or of which none can be decoded.
         RunError: where the file is there, or cannot be written, or features are not finite.
     """
     target = check_target(to, (".parquet", ".npz"), FEATURES, force)

@@ -10,6 +10,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ def check_target(to: str | Path, formats: Collection[str], what: str, force: boo
 
 
 class EveryRow:
-    """The rows of a source that have what is read, in order.
+    """The rows of a source that have what is read, in order; those that cannot be decoded are left out and told.
 
     Args:
         data: as for `mmssl.adapt`, but no batches.
@@ -96,6 +97,8 @@ class EveryRow:
         rows = open_rows(data, reads, how, columns, None, split)
         if not isinstance(rows, SourceSplit):
             raise DataError(f"{what} reads a source or a data set; of batches, take mmssl.adaptation.features")
+        # What is said of a row does not depend on the others: all that can be decoded have a line.
+        rows = replace(rows, spec=rows.spec.model_copy(update={"max_bad": 1.0}))
         if isinstance(rows.source, StreamSource):
             total = rows.source.count()
             self.chosen = np.arange(min(limit or total, total))

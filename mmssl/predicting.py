@@ -77,7 +77,7 @@ def predict(
 
     Raises:
         RecipeError: for a kind of file that does not exist, or scores of what has none.
-        DataError: for rows that are not there, or too many of which cannot be decoded.
+        DataError: for rows that are not there, or of which none can be decoded.
         RunError: for a folder that cannot be read, a file that is there or cannot be written, or answers that are not
             finite.
     """

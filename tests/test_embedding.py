@@ -1,5 +1,6 @@
 """Features of a source in a file: those of the encoder, row by row beside the columns, whole or not there at all."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,22 @@ def test_rows_are_those_of_the_encoder(encoder, folder, tmp_path, small_parts):
         expected = encoder(encoder.read(table["image"])).pooled
     torch.testing.assert_close(torch.tensor(table["features"]), expected, atol=1e-5, rtol=1e-5)
     assert [path.name for path in tmp_path.iterdir()] == ["x.parquet"]
+
+
+def test_rows_that_cannot_be_decoded_are_left_out_however_many(encoder, folder, tmp_path, caplog):
+    mixed = tmp_path / "mixed"
+    shutil.copytree(folder, mixed)
+    for number in range(8):
+        (mixed / "cat" / f"broken_{number}.png").write_bytes(b"\x89PNG no more")
+    file = mmssl.embed(encoder, mixed, tmp_path / "x.parquet")
+    assert len(pyarrow.parquet.read_table(file)) == 19
+    assert "9 rows cannot be decoded and are left out: row 10: " in caplog.text
+    shutil.rmtree(mixed / "dog")
+    for path in (mixed / "cat").glob("?.png"):
+        path.unlink()
+    with pytest.raises(DataError, match="none of 8 can be decoded"):
+        mmssl.embed(encoder, mixed, tmp_path / "y.parquet")
+    assert not list(tmp_path.glob("y*"))
 
 
 def test_npz_holds_the_same_without_objects(encoder, folder, tmp_path, small_parts):

@@ -107,7 +107,7 @@ class Failures:
             more = f"; all of them are in {self.path}" if self.path else ""
             raise DataError(
                 f"{self.spec.source}: {self.failed} of {self.seen} rows cannot be decoded, more than data.max_bad = "
-                f"{self.spec.max_bad}: {'; '.join(self.first)}{more}"
+                f"{self.spec.max_bad}: {'; '.join(self.first)}{more}; mend or remove them, or raise data.max_bad"
             )
 
     @property

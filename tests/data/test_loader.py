@@ -209,7 +209,7 @@ def test_too_many_undecodable_rows_stop_the_run(rows, tmp_path, kind, workers):
     words = str(error.value)
     assert words.startswith(f"{path}: 20 of 20 rows cannot be decoded, more than data.max_bad = 0.2: row ")
     assert words.count("row ") == 3
-    assert words.endswith(f"all of them are in {errors}")
+    assert words.endswith(f"all of them are in {errors}; mend or remove them, or raise data.max_bad")
     assert len(errors.read_text().splitlines()) == 20
     # Nor is there a way around it by allowing everything.
     with pytest.raises(DataError, match="cannot be decoded, nor can those after it"):
