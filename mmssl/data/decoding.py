@@ -84,13 +84,20 @@ class Failures:
         self.first: list[str] = []
 
     def add(self, step: int, ids: Sequence[int], failures: Sequence[tuple[int, str]]) -> None:
-        """Take note of a batch.
+        """Take note of a batch; of one that was seen before nothing, since the first rows are read again at the end.
+
+        Args:
+            step: from 1; 0 of rows that are read once.
+            ids: numbers of its rows.
+            failures: position, and why the row there cannot be decoded.
 
         Raises:
             DataError: where the share is past `max_bad` by more than chance: by three standard deviations of the
                 number of bad rows, so that a few among the first do not stop a run that is within its share.
         """
-        self.step = max(self.step, step)  # the first rows are read again at the end
+        if 0 < step <= self.step:
+            return
+        self.step = step
         self.seen += len(ids)
         self.failed += len(failures)
         source = self.name or self.spec.source

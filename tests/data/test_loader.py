@@ -216,6 +216,15 @@ def test_too_many_undecodable_rows_stop_the_run(rows, tmp_path, kind, workers):
         list(make(make_spec(path, kind, max_bad=1.0), ("image",)).batches(0, 1))
 
 
+def test_a_batch_that_is_read_again_counts_once():
+    failures = decoding.Failures(Data(source="rows", max_bad=0.0))
+    for _ in range(2):  # as the first one, after the last step and for the preview
+        failures.add(1, range(15), [(3, "broken")])
+    assert (failures.seen, failures.failed, failures.different) == (15, 1, 1)
+    with pytest.raises(DataError, match="rows: 1 of 30 rows cannot be decoded"):
+        failures.add(2, range(15, 30), [])
+
+
 def test_the_share_that_is_allowed_is_allowed(rows):
     # 6 of 103 are broken.
     with pytest.raises(DataError, match=r"more than data.max_bad = 0\.0:"):
