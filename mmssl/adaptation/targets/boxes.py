@@ -121,9 +121,9 @@ class Boxes(InPicture):
                 f"classes should be a list of names or whole numbers, one for each box, and are {_shown(classes)}"
             )
         crowd = np.array([False] * len(corners) if crowd is None else crowd, dtype=bool).reshape(-1)
-        if not len(corners) == len(classes) == len(crowd):
-            marks = f" and {len(crowd)} marks of a crowd" * (len(crowd) != len(corners))
-            raise DataError(f"there are {len(corners)} boxes and {len(classes)} classes{marks}")
+        for count, what in ((len(classes), "classes"), (len(crowd), "marks of a crowd")):
+            if count != len(corners):
+                raise DataError(f"there are {len(corners)} boxes and {count} {what}")
         if form == "extents":
             corners[:, 2:] += corners[:, :2]
         wrong = ~np.isfinite(corners).all(1) | (corners[:, 2:] < corners[:, :2]).any(1)
