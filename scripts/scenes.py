@@ -34,7 +34,7 @@ LABELS = (20, 100, 1000)
 SIZE = 64
 CNN = {"model": "timm/resnet10t", "channels": [32, 64, 128, 256], "stem_width": 16}
 # As many pictures through the encoder a step: two views of a row, four turns, or the row as it is.
-STEPS, SAMPLES = 400, 64
+STEPS, SAMPLES = 1200, 64
 SAMPLES_A_ROW = {"rotation": 4, "autoencoder": 1}
 FIGURE, CLASSES, BOXES = "figure", "mask", "boxes"
 HEADS = {FIGURE: "unit or ground, mIoU", CLASSES: "ten classes, mIoU", BOXES: "boxes of units, AP50"}
