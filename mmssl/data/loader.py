@@ -99,9 +99,9 @@ class Loader:
                 classes=find_classes(source.distinct(label)) if label else None,
             )
             source = source.select(decoder.reads)
+            packing = _packing(decoder) if spec.text.pack else None
             if isinstance(source, TableSource):
                 check_named_files(source, [column for key, column in decoder.columns.items() if key != "text"])
-            packing = _packing(decoder) if spec.text.pack else None
             own = mix_seed(seed, "order", name)
             if isinstance(source, StreamSource):
                 shared = self._shared(name, source, decoder, directory, packing)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from glob import escape
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from mmssl.data.base import MapSource
@@ -12,6 +14,10 @@ from mmssl.errors import DataError
 
 ASKED = 8
 """Rows that are looked at, spread over the table."""
+SHOWN = 200
+"""Characters of a path in a sentence."""
+LONGEST = 255
+"""Characters of the name of a file; a text that is longer is no path."""
 
 
 def check_named_files(source: MapSource, columns: Sequence[str]) -> None:
@@ -24,11 +30,11 @@ def check_named_files(source: MapSource, columns: Sequence[str]) -> None:
     numbers = sorted({i * len(source) // ASKED for i in range(ASKED)}) if len(source) else []
     rows = [source.row(number) for number in numbers]
     for column in columns:
-        named = [Path(path) for row in rows if (path := _path(row[column]))]
-        if named and not any(path.exists() for path in named):
+        named = [path for row in rows if (path := _path(row[column]))]
+        if named and not any(map(os.path.exists, named)):  # which a text that is no path is asked without an error
             raise DataError(
                 f"{source.name}: none of {len(named)} files asked that column '{column}' names is there, such as "
-                f"{named[0]}; a path is read from the folder of its table{_elsewhere(source, named[0])}"
+                f"{shorten(named[0], SHOWN)}; a path is read from the folder of its table{_elsewhere(source, named[0])}"
             )
 
 
@@ -38,7 +44,10 @@ def _path(cell: Any) -> str | None:
     return cell if isinstance(cell, str) and cell else None
 
 
-def _elsewhere(source: MapSource, path: Path) -> str:
+def _elsewhere(source: MapSource, named: str) -> str:
+    path = Path(named)
+    if len(path.name) > LONGEST:
+        return ""
     tables = {Path(file).parent for file in source.files}
     found = [other for folder in tables for other in folder.glob(f"*/{escape(path.name)}")]
     if not found:

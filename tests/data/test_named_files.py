@@ -32,3 +32,10 @@ def test_parts_that_no_row_has_together_are_counted(tmp_path):
     write_csv(tmp_path / "all.csv", {"image": ["a.png", ""], "label": ["", "x"]})
     with pytest.raises(DataError, match="of 2 rows 1 have image, 1 have label"):
         Loader({"": Data(source=str(tmp_path / "all.csv"))}, ["image", "label"], batch_size=2, seed=0)
+
+
+def test_texts_where_paths_should_be_are_one_short_sentence(tmp_path):
+    table = write_csv(tmp_path / "all.csv", {"image": ["a very long text " * 100] * 3})
+    with pytest.raises(DataError, match="none of 3 files asked that column 'image' names is there") as error:
+        Loader({"": Data(source=str(table))}, ["image"], batch_size=2, seed=0)
+    assert len(str(error.value)) < 600
