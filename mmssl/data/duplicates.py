@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +34,8 @@ def across_splits(splits: Mapping[str, MapSource], column: str, *, images: bool,
             thumbnails, in place of bits of it as in difference hashing.
         rows: of each split at most.
     """
-    read = {name: source.select((column,)) for name, source in splits.items()}
-    equal = {name: _digests(source, column, rows) for name, source in read.items()}
-    small = {name: _thumbnails(source, column, rows) for name, source in read.items()} if images else {}
+    read = {name: _look(source.select((column,)), column, rows, images) for name, source in splits.items()}
+    equal = {name: one.digests for name, one in read.items()}
     found = []
     for one, other in combinations(splits, 2):
         total = len(splits[other])
@@ -49,7 +48,7 @@ def across_splits(splits: Mapping[str, MapSource], column: str, *, images: bool,
                 f"{equal[one][first][0]}"
             )
         if images:
-            pairs = _alike(small[one], small[other])
+            pairs = _alike(read[one], read[other])
             near = {b: a for a, b in pairs if not _same(equal[one], equal[other], shared, a, b)}
             if near:
                 last, first_row = next(iter(near.items()))
@@ -65,19 +64,33 @@ def _numbers(source: MapSource, rows: int) -> Sequence[int]:
     return range(size) if size <= rows else [i * size // rows for i in range(rows)]
 
 
-def _cells(source: MapSource, column: str, rows: int) -> Iterator[tuple[int, Any]]:
+class _Looked(NamedTuple):
+    """What is compared of a split.
+
+    Attributes:
+        digests: hash of a cell's content -> rows that hold it; cells that cannot be read are left out.
+        numbers: rows whose pictures are not flat.
+        thumbnails: of these, unit vectors (N, SIDE * SIDE).
+    """
+
+    digests: dict[bytes, list[int]]
+    numbers: list[int]
+    thumbnails: NDArray[np.float32]
+
+
+def _look(source: MapSource, column: str, rows: int, images: bool) -> _Looked:
+    """Every cell is read once: it may be a file, or have to be rendered."""
+    digests: dict[bytes, list[int]] = {}
+    small: dict[int, NDArray[np.float32]] = {}
     for number in _numbers(source, rows):
-        yield number, source.row(number)[column]
-
-
-def _digests(source: MapSource, column: str, rows: int) -> dict[bytes, list[int]]:
-    """Hash of a cell's content -> rows that hold it; cells that cannot be read are left out."""
-    found: dict[bytes, list[int]] = {}
-    for number, cell in _cells(source, column, rows):
-        content = _content(cell)
-        if content:
-            found.setdefault(hashlib.blake2b(content, digest_size=16).digest(), []).append(number)
-    return found
+        cell = source.row(number)[column]
+        if content := _content(cell):
+            digests.setdefault(hashlib.blake2b(content, digest_size=16).digest(), []).append(number)
+        vector = _thumbnail(cell) if images else None
+        if vector is not None:
+            small[number] = vector
+    thumbnails = np.array(list(small.values()), np.float32).reshape(-1, SIDE * SIDE)
+    return _Looked(digests, list(small), thumbnails)
 
 
 def _content(cell: Any) -> bytes:
@@ -95,28 +108,20 @@ def _content(cell: Any) -> bytes:
     return str(cell).encode("utf-8", "surrogateescape")
 
 
-def _thumbnails(source: MapSource, column: str, rows: int) -> tuple[list[int], NDArray[np.float32]]:
-    """Numbers of the rows whose pictures are not flat, and these as unit vectors (N, SIDE * SIDE)."""
-    numbers: list[int] = []
-    vectors = []
-    for number, cell in _cells(source, column, rows):
-        try:
-            gray = decode_image(cell, SIDE).float().mean(0).flatten().numpy()
-        except DataError:
-            continue  # a broken row is said elsewhere
-        gray = gray - gray.mean()
-        if gray.std() >= FLAT:
-            numbers.append(number)
-            vectors.append(gray / np.linalg.norm(gray))
-    return numbers, np.array(vectors, np.float32).reshape(-1, SIDE * SIDE)
+def _thumbnail(cell: Any) -> NDArray[np.float32] | None:
+    """A unit vector (SIDE * SIDE,); None of a flat picture, and of a broken one, which is said elsewhere."""
+    try:
+        gray = decode_image(cell, SIDE).float().mean(0).flatten().numpy()
+    except DataError:
+        return None
+    gray = gray - gray.mean()
+    return gray / np.linalg.norm(gray) if gray.std() >= FLAT else None
 
 
-def _alike(
-    one: tuple[list[int], NDArray[np.float32]], other: tuple[list[int], NDArray[np.float32]]
-) -> Iterator[tuple[int, int]]:
+def _alike(one: _Looked, other: _Looked) -> Iterator[tuple[int, int]]:
     """Rows of both whose thumbnails correlate."""
-    for a, b in np.argwhere(one[1] @ other[1].T >= ALIKE).tolist():
-        yield one[0][a], other[0][b]
+    for a, b in np.argwhere(one.thumbnails @ other.thumbnails.T >= ALIKE).tolist():
+        yield one.numbers[a], other.numbers[b]
 
 
 def _same(

@@ -13,6 +13,7 @@ from PIL import Image
 import mmssl
 from mmssl.data.duplicates import across_splits
 from mmssl.data.sources import open_source
+from mmssl.data.toy import ToySource
 from mmssl.recipe import Data
 
 
@@ -34,6 +35,15 @@ def shared(folder) -> list[str]:
     return across_splits(
         {split: open_source(Data(source=str(folder), split=split)) for split in ("train", "test")}, "image", images=True
     )
+
+
+def test_every_cell_is_read_once(monkeypatch):
+    read, cell = [], ToySource.cell
+    monkeypatch.setattr(
+        ToySource, "cell", lambda source, *args: read.append((source.split, *args[1:])) or cell(source, *args)
+    )
+    assert across_splits({split: ToySource(split, 5) for split in ("train", "test")}, "image", images=True) == []
+    assert sorted(read) == [(split, i, "image") for split in ("test", "train") for i in range(5)]
 
 
 def test_clean_splits_share_nothing(folder):
