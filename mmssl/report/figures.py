@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ FRAMES = 6  # of a clip that fit next to each other and are still seen
 ROW_HEIGHT = 1.25  # inches
 DPI = 140
 TICKS = 0.55, 0.3  # inches that the names of bands and of seconds want
+CHARTS_WIDE = 7.2
+MARGINS = 0.7, 0.1, 0.5, 0.3
+"""Inches on the left of each chart, for seven digits, and right, below and above it."""
 MONITORS = {
     "effective rank": ("rank",),
     "spread (solid), dead share (dotted)": ("spread", "dead"),
@@ -123,8 +126,7 @@ def draw_history(history: Sequence[Mapping[str, Any]], chance: Chance, path: Pat
     charts = ["loss", *(["metrics"] if metrics else []), "learning rate", *monitors]
     lines = math.ceil(len(charts) / 2)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 2.6 * lines), layout="constrained")
-        places = figure.subplots(lines, 2).flat
+        figure, places = _charts(lines, 2.6)
         for axes, chart in zip_longest(places, charts):
             if chart is None:
                 axes.set_axis_off()
@@ -168,9 +170,9 @@ def draw_conflicts(history: Sequence[Mapping[str, Any]], path: Path | str) -> Pa
     if not measured[COSINE]:
         return None
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 2.7), layout="constrained")
+        figure, places = _charts(1, 2.7)
         titles = {COSINE: "cosine of two tasks' gradients", SHARE: "share of the gradient's norm"}
-        for axes, (prefix, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        for axes, (prefix, title) in zip(places, titles.items(), strict=True):
             axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
             axes.set_xlabel("step")
             axes.grid(axis="y", color="#e9ebee")
@@ -184,6 +186,33 @@ def draw_conflicts(history: Sequence[Mapping[str, Any]], path: Path | str) -> Pa
                 axes.set_ylim(0, 1)
             axes.legend(frameon=False, fontsize=8)
         return _save(figure, path)
+
+
+def _charts(lines: int, tall: float) -> tuple[Figure, Iterable[Axes]]:
+    """A figure with two charts a line, and these, line by line.
+
+    The room for labels is given: to lay it out by their sizes takes longer than to draw the figure.
+
+    Args:
+        lines: of charts.
+        tall: inches of a line.
+    """
+    width, height = CHARTS_WIDE, lines * tall
+    left, right, bottom, top = MARGINS
+    figure = Figure(figsize=(width, height))
+    places = figure.subplots(
+        lines,
+        2,
+        gridspec_kw={
+            "left": left / width,
+            "right": 1 - right / width,
+            "bottom": bottom / height,
+            "top": 1 - top / height,
+            "wspace": (left + right) / (width / 2 - left - right),
+            "hspace": (bottom + top) / (tall - bottom - top),
+        },
+    )
+    return figure, places.flat
 
 
 def _monitored(history: Sequence[Mapping[str, Any]], kind: str) -> list[str]:

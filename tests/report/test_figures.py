@@ -169,6 +169,22 @@ def test_history_shows_what_is_monitored(tmp_path, monkeypatch):
     assert sorted(name for name in seen["curves"] if name.startswith("monitor/")) == sorted(records)
 
 
+def test_long_numbers_at_charts_have_room(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.append(figure))
+    history = [{"step": i, "loss": 654321.5 - i, "accuracy": 0.5, "lr": 1.25e-4, "monitor/a/rank": 9.0} for i in (1, 9)]
+    draw_history(history, Chance(1.0, {"accuracy": 0.25}), tmp_path / "h.png")
+    (figure,) = kept
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    assert len(boxes) == 4
+    for number, box in enumerate(boxes):
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y1 <= figure.bbox.y1
+        assert not any(box.overlaps(other) for other in boxes[:number])
+
+
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("history", [[], [{"step": 1, "loss": 1.0, "lr": 0.1}], [{"step": 1, "loss": -3.0, "lr": 0.0}]])
 def test_a_short_history_is_drawn_too(tmp_path, history):
