@@ -186,6 +186,14 @@ class Decoder:
         random_window = self.spec.start == "random" and self.windows == 1
         return not random_text and not (random_window and {"audio", "video"} & set(self.needs))
 
+    @property
+    def how(self) -> str | None:
+        """What decoding depends on besides the row; None where a tokenizer has a part in it, which has no name."""
+        if "text" in self.needs:
+            return None
+        settings = self.spec.model_dump(mode="json", include={"image", "audio", "video", "start"})
+        return repr((self.needs, self.columns, self.windows, self.center, self.label, self.indices, settings))
+
     def __call__(self, row: Row, window: float) -> dict[str, Tensor]:
         """Decode one row.
 

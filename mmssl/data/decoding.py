@@ -11,7 +11,7 @@ import math
 import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -35,6 +35,8 @@ from mmssl.recipe import Data
 FEWEST_ROWS = 20
 # A source that takes no more than this when decoded is kept in memory.
 KEPT_BYTES = 2**30
+STORES = 4
+"""Of decoded rows that all readers of a process share, each of a share of `KEPT_BYTES`."""
 
 # A stream is read in the main process, which sends its rows: no source then.
 Reader = tuple[MapSource | None, Decoder]
@@ -125,12 +127,23 @@ class Failures:
         return sum(step <= self.step for step in _written(self.path, self.name or self.spec.source).values())
 
 
+Kept = dict[int, dict[str, Tensor]]
+"""Number of a row -> what it decodes to."""
+
+
+@lru_cache(maxsize=STORES)
+def _shared_store(fingerprint: str, how: str) -> Kept:
+    """Rows of a source, decoded in one way; filled by those who read them."""
+    return {}
+
+
 class Rows(Dataset[dict[str, Decoded] | MmsslError]):
     """What a worker holds; its items are batches, or what ends the reading.
 
     The latter is an item, for the loader would put the worker's traceback into the sentence of one that is raised.
 
-    Rows of a small source that decode to the same tensors every time are decoded once and kept.
+    Rows of a small source that decode to the same tensors every time are decoded once and kept: of one with a
+    fingerprint for whoever reads it next in this process, such as the probes of a comparison.
 
     Args:
         readers: name -> source, None for a stream, and its decoder.
@@ -139,7 +152,8 @@ class Rows(Dataset[dict[str, Decoded] | MmsslError]):
 
     def __init__(self, readers: Mapping[str, Reader], workers: int) -> None:
         self.readers, self.workers = dict(readers), workers
-        self.kept: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in readers}
+        self.kept: dict[str, Kept] = {name: {} for name in readers}
+        self.shared = {name: self._store(name) for name in readers}
 
     def __getitem__(self, tasks: dict[str, Task]) -> dict[str, Decoded] | MmsslError:
         try:
@@ -149,9 +163,9 @@ class Rows(Dataset[dict[str, Decoded] | MmsslError]):
 
     def decode(self, name: str, number: int, row: Row | None, window: float) -> dict[str, Tensor] | str:
         """One row's tensors, or why there are none; `row` is None where the source is read by number."""
-        kept = self.kept[name]
-        if number in kept:
-            return kept[number]
+        kept, shared = self.kept[name], self.shared[name]
+        if found := shared.get(number) or kept.get(number):
+            return found
         source, decoder = self.readers[name]
         try:
             if row is None:
@@ -165,9 +179,18 @@ class Rows(Dataset[dict[str, Decoded] | MmsslError]):
         except Exception as error:  # decoders raise anything on hostile bytes; too many such rows stop the run
             return f"cannot be decoded: {type(error).__name__}: {sentence(error)}"
         size = sum(value.nbytes for value in decoded.values())
-        if source is not None and decoder.fixed and size * len(source) * max(1, self.workers) <= KEPT_BYTES:
-            kept[number] = decoded
+        whole = 0 if source is None else size * len(source) * max(1, self.workers)
+        if source is not None and decoder.fixed and whole <= KEPT_BYTES:
+            (shared if whole <= KEPT_BYTES // STORES else kept)[number] = decoded
         return decoded
+
+    def _store(self, name: str) -> Kept:
+        """Where small rows are kept: with workers each has its own, for what the main process has is not sent there."""
+        source, decoder = self.readers[name]
+        how = decoder.how
+        if source is None or source.fingerprint is None or how is None or self.workers:
+            return self.kept[name]
+        return _shared_store(source.fingerprint, how)
 
     def _batch(self, name: str, task: Task) -> Decoded:
         rows = task.rows if task.rows is not None else [None] * len(task.ids)

@@ -12,6 +12,7 @@ from made import Letters, png, texts, wav, write, write_parquet
 from PIL import Image
 
 from mmssl.data import decoding
+from mmssl.data.columns import Decoder
 from mmssl.data.loader import Loader, read
 from mmssl.decode_settings import AudioDecode, ImageDecode, TextDecode
 from mmssl.errors import DataError, RecipeError
@@ -336,6 +337,22 @@ def test_a_small_source_is_decoded_once(rows, monkeypatch):
     loader = Loader({"": make_spec(rows)}, ("text",), batch_size=BATCH, seed=1, tokenizers={"text": Counting()})
     assert_equal(list(loader.batches(0, 5 * PER_EPOCH)), again)
     assert Counting.calls == 5 * PER_EPOCH * BATCH
+
+
+def test_rows_that_say_what_they_are_are_decoded_once_for_all_who_read_them(monkeypatch):
+    calls, decode = [], Decoder.__call__
+    monkeypatch.setattr(Decoder, "__call__", lambda self, *args: calls.append(args) or decode(self, *args))
+    spec = Data(source="toy", limit=7, image=ImageDecode(size=17))
+    (first,) = read(spec, ["image"])
+    kept = first["image"].clone()
+    first["image"].zero_()  # what a reader does to its batch stays there
+    (again,) = read(spec.model_copy(update={"limit": 9}), ["image"])
+    assert torch.equal(again["image"][:7], kept)
+    assert len(calls) == 9
+    for other in ({"image": ImageDecode(size=16)}, {"split": "test"}):  # other pixels
+        (batch,) = read(spec.model_copy(update=other), ["image"])
+        assert batch["image"].shape != kept.shape or not torch.equal(batch["image"], kept)
+    assert len(calls) == 23
 
 
 @pytest.mark.parametrize("kind", KINDS)
