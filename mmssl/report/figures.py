@@ -101,7 +101,7 @@ def draw_panels(panels: Sequence[Panel], path: Path | str, *, title: str = "", r
                     place, room = axes.get_position(), TICKS[0] / (sum(widths) + 0.2)
                     axes.set_position((place.x0 + room, place.y0, place.width - room, place.height))
                 if row == 0:
-                    axes.set_title(panel.title, fontsize=9, fontweight="bold", pad=6)
+                    axes.set_title(panel.title, y=1, fontsize=9, fontweight="bold", pad=6)
                 if row >= len(panel.cells):
                     continue
                 _draw_cell(axes, panel, row, width, colors)
@@ -131,7 +131,7 @@ def draw_history(history: Sequence[Mapping[str, Any]], chance: Chance, path: Pat
             if chart is None:
                 axes.set_axis_off()
                 continue
-            axes.set_title(chart, loc="left", fontsize=10, fontweight="bold")
+            axes.set_title(chart, loc="left", y=1, fontsize=10, fontweight="bold")
             axes.set_xlabel("step")
             axes.grid(axis="y", color="#e9ebee")
             axes.set_axisbelow(True)
@@ -173,7 +173,7 @@ def draw_conflicts(history: Sequence[Mapping[str, Any]], path: Path | str) -> Pa
         figure, places = _charts(1, 2.7)
         titles = {COSINE: "cosine of two tasks' gradients", SHARE: "share of the gradient's norm"}
         for axes, (prefix, title) in zip(places, titles.items(), strict=True):
-            axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+            axes.set_title(title, loc="left", y=1, fontsize=10, fontweight="bold")
             axes.set_xlabel("step")
             axes.grid(axis="y", color="#e9ebee")
             axes.set_axisbelow(True)
