@@ -6,7 +6,7 @@ import math
 import shlex
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,6 +56,7 @@ class Comparison:
     cells: dict[str, list[dict[str, Any]]]
     answers: dict[str, list[Answered]]
     audits: dict[str, dict[str, str]]
+    _differences: dict[tuple[Any, ...], Difference] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def read(cls, out: str | Path) -> Comparison:
@@ -114,7 +115,12 @@ class Comparison:
         return self._difference((line, self.depth(line, measure)), (other, self.depth(other, measure)), measure)
 
     def _difference(self, first: tuple[str, str], second: tuple[str, str], measure: str) -> Difference:
-        """As `difference`, of lines at depths."""
+        """As `difference`, of lines at depths; drawn once, for table, sentence and page ask for the same."""
+        if (asked := (first, second, measure)) not in self._differences:
+            self._differences[asked] = self._draw_difference(first, second, measure)
+        return self._differences[asked]
+
+    def _draw_difference(self, first: tuple[str, str], second: tuple[str, str], measure: str) -> Difference:
         values = [self.values(line, measure, depth) for line, depth in (first, second)]
         seeds = max(map(len, values))
         pairs = [np.array(own if len(own) > 1 else own * seeds)[:seeds] for own in values]

@@ -30,6 +30,7 @@ from mmssl.errors import DataError, RecipeError, RunError
 from mmssl.recipe import Data
 
 pytestmark = pytest.mark.long
+TOY = Data(source="toy", limit=128)
 FEW = {
     "label": "shape",
     "tasks": ["rotation", "simclr"],
@@ -38,6 +39,7 @@ FEW = {
     "batch": 16,
     "seeds": 2,
     "size": 32,
+    "probe": "ridge",  # in closed form
     "shots": [4],
     "rates": [1.0, 3.0],
     "limit": 100,
@@ -48,7 +50,7 @@ FEW = {
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory) -> mmssl.Comparison:
-    return mmssl.compare("toy", out=tmp_path_factory.mktemp("compare") / "all", **FEW)
+    return mmssl.compare(TOY, out=tmp_path_factory.mktemp("compare") / "all", **FEW)
 
 
 def test_every_line_has_every_seed_and_measure(compared):
@@ -59,8 +61,8 @@ def test_every_line_has_every_seed_and_measure(compared):
         "raw input": 1,
         "supervised": 2,
     }
-    assert compared.measures == ["knn", "logistic, 4 a class"]
-    assert compared.main == "logistic, 4 a class"
+    assert compared.measures == ["knn", "ridge, 4 a class"]
+    assert compared.main == "ridge, 4 a class"
     head, lines = compared.table()
     assert [line[0] for line in lines][2:] == ["untrained", "raw input", "supervised, same budget", "constant answer"]
     assert all(len(line) == len(head) for line in lines)
@@ -126,9 +128,7 @@ def test_one_seed_of_values_has_no_interval():
 @pytest.mark.parametrize("label", ["hue", "position"])
 def test_labels_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, label):
     with pytest.raises((DataError, RecipeError), match=label):
-        mmssl.compare(
-            "toy", out=tmp_path / "all", **{**FEW, "label": label, "target": "classes", "tasks": ["rotation"]}
-        )
+        mmssl.compare(TOY, out=tmp_path / "all", **{**FEW, "label": label, "target": "classes", "tasks": ["rotation"]})
     assert not list(tmp_path.iterdir())
 
 
@@ -239,15 +239,23 @@ def test_it_is_written_in_four_forms(compared):
     assert one["score"] == compared.values("untrained", "knn", "pooled")[1]
 
 
+def test_intervals_are_drawn_once_for_table_and_sentence(compared, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("mmssl.comparison.comparison.paired_interval", lambda *args: drawn.append(args) or (0.0, 1.0))
+    found = mmssl.Comparison.read(compared.out)
+    assert str(found) == str(found)
+    assert len(drawn) == 4 + 2  # lines less the untrained network, and the best task less the other one and raw input
+
+
 def test_a_folder_holds_one_comparison(compared):
     with pytest.raises(RunError, match="holds a comparison with other seeds; choose another --out"):
-        mmssl.compare("toy", out=compared.out, **{**FEW, "seeds": 1})
+        mmssl.compare(TOY, out=compared.out, **{**FEW, "seeds": 1})
 
 
 def test_runs_that_are_there_are_compared_as_they_are(compared, tmp_path):
     runs = [compared.cells[line][seed]["run"] for line in ("rotation", "simclr") for seed in (0, 1)]
-    few = {key: FEW[key] for key in ("label", "shots", "limit", "audit", "quiet")}
-    found = mmssl.compare("toy", runs=runs, out=tmp_path / "runs", **few)
+    few = {key: FEW[key] for key in ("label", "probe", "shots", "limit", "audit", "quiet")}
+    found = mmssl.compare(TOY, runs=runs, out=tmp_path / "runs", **few)
     assert found.plan.runs == {"rotation": runs[:2], "simclr": runs[2:]}
     for line in ("rotation", "simclr"):
         same = json.loads((compared.out / "cells" / f"{line}-1" / "cell.json").read_text())["scores"]
@@ -271,15 +279,15 @@ def test_without_labels_the_rank_of_features_is_all_there_is(tmp_path):
 
 
 def test_classes_of_folders_are_the_labels_and_what_does_not_fit_is_said(tmp_path):
-    plan = make_plan(Data(source="toy"), label="shape", budget="steps=4", batch=32, encoder="timm/test_resnet", size=32)
+    plan = make_plan(TOY, label="shape", budget="steps=4", batch=32, encoder="timm/test_resnet", size=32)
     assert {"rotation", "jigsaw", "simclr", "byol", "dino", "colorization"} <= set(plan.tasks)
     assert "masked_autoencoder" not in plan.tasks
     assert any(note.startswith("masked autoencoder is left out: ") for note in plan.notes)
     assert plan.modality == "image"
     with pytest.raises(RecipeError, match="masked_autoencoder"):
-        make_plan(Data(source="toy"), label="shape", tasks=["masked_autoencoder"], encoder="timm/test_resnet")
+        make_plan(TOY, label="shape", tasks=["masked_autoencoder"], encoder="timm/test_resnet")
     with pytest.raises(RecipeError, match="did you mean"):
-        make_plan(Data(source="toy"), label="shape", tasks=["rotatoin"])
+        make_plan(TOY, label="shape", tasks=["rotatoin"])
 
 
 def test_the_page_holds_everything_in_one_file(compared):
@@ -333,7 +341,7 @@ def test_rows_that_are_held_out_are_the_same_for_all_lines_and_seeds(tmp_path):
 
 def test_a_task_is_audited_and_the_table_says_what_came_out(tmp_path):
     few = {**FEW, "tasks": ["simclr"], "seeds": 1, "rates": [1.0], "supervised": False, "audit": True}
-    found = mmssl.compare("toy", out=tmp_path / "audited", **few)
+    found = mmssl.compare(TOY, out=tmp_path / "audited", **few)
     head, lines = found.table()
     assert [line[head.index("audit")] for line in lines] == ["clean by gradients", "", "", ""]
     assert found.audits["simclr"]["text"].startswith("audit of simclr")
