@@ -96,13 +96,15 @@ class DrawnOnce(TorchFunctionMode):
         self.numbers = 0.02 * torch.randn(65537, generator=torch.Generator().manual_seed(0))  # prime: no two rows agree
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        in_place = function.__name__.endswith("_") and not function.__name__.endswith("__")
-        weights = args[0] if in_place and args and isinstance(args[0], torch.nn.Parameter) else None
-        if weights is None or weights.ndim < 2 or not weights.is_floating_point():
+        drawn = function.__name__.endswith(("normal_", "uniform_"))
+        weights = args[0] if args else (kwargs or {}).get("tensor")  # as functions of torch.nn.init hand it on
+        if not drawn or not isinstance(weights, torch.nn.Parameter) or weights.ndim < 2:
             return function(*args, **(kwargs or {}))
-        repeats = -(-weights.numel() // len(self.numbers))
-        with torch.no_grad():
-            return weights.copy_(self.numbers.repeat(repeats)[: weights.numel()].view_as(weights))
+        flat, size = weights.detach().view(-1), len(self.numbers)
+        whole = flat.numel() // size * size
+        flat[:whole].view(-1, size).copy_(self.numbers)
+        flat[whole:].copy_(self.numbers[: flat.numel() - whole])
+        return weights
 
 
 @pytest.mark.parametrize(
