@@ -115,7 +115,9 @@ def adapt(
     data: Annotated[
         str | None, typer.Option(help="Labeled rows: anything that a recipe's data.source may be; its own by default.")
     ] = None,
-    label: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
+    label: Annotated[
+        str | None, typer.Option(help="Column of the labels; label by default, mask and boxes of those two probes.")
+    ] = None,
     target: Annotated[
         str | None, typer.Option(help="Classes, labels, values, masks, boxes, events or tags; by the cells by default.")
     ] = None,

@@ -251,7 +251,7 @@ class Probe(Section):
 
     Attributes:
         data: labeled source with the same decode settings as the training data; `none` uses the training source.
-        label: column of the label.
+        label: column of the label; where left out `mask` of segmentation, `boxes` of detection, and `label` of others.
         target: what the labels are: `classes`, `labels`, `values` ...; by the column's cells where left out.
         probe: `knn`, `ridge`, `logistic`, `svm`, `mlp`, `attentive`, `finetune`, `retrieval` ...
         encoder: whose features are probed; the first encoder where left out.
@@ -265,7 +265,7 @@ class Probe(Section):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     data: str | None = None
-    label: str = "label"
+    label: str | None = None
     target: str | None = None
     probe: str = "knn"
     encoder: str | None = None

@@ -40,7 +40,7 @@ def adapt(
     test: Labeled | None = None,
     *,
     encoder: str | None = None,
-    label: str = "label",
+    label: str | None = None,
     target: str | None = None,
     probe: str = "knn",
     layers: bool = False,
@@ -82,8 +82,8 @@ def adapt(
             source, or else its `validation` split; where it has neither, a fifth of the training rows, and for
             `retrieval` and `zero_shot` all of them.
         encoder: name of the encoder that is probed; the first one of the run or task where left out.
-        label: column of the labels. Rows without one are left out: null, NaN, and -1 where the data set names its
-            classes, or in batches.
+        label: column of the labels; where left out `mask` of segmentation, `boxes` of detection, and `label` of others.
+            Rows without one are left out: null, NaN, and -1 where the data set names its classes, or in batches.
         target: what the labels are, as `mmssl list` names it: `classes` (names or whole numbers), `labels` (lists of
             these), `values` (real numbers, or lists of them), `masks` (class numbers of pixels), `boxes`, `events`,
             `tags` (a class a word); by the column's cells where left out.
@@ -147,7 +147,7 @@ def adapt(
     request = Request(
         train=train,
         test=test,
-        label=label,
+        label=asked.column if label is None else label,
         target=target,
         layers=layers,
         baseline=baseline,

@@ -14,6 +14,7 @@ from mmssl.adaptation.features import POOLED, extract
 from mmssl.adaptation.labeled import Question
 from mmssl.adaptation.probes import make_probe
 from mmssl.adaptation.probes.base import Learner
+from mmssl.adaptation.probes.base import Probe as Asked
 from mmssl.adaptation.request import Model, Pretrained, Request
 from mmssl.adaptation.rows import in_order
 from mmssl.adaptation.table import Table
@@ -41,8 +42,8 @@ def check_probes(recipe: Recipe, where: str) -> None:
         first = asked.setdefault(spec.model_dump_json(exclude=same), number)
         if first != number:
             raise RecipeError(
-                f"{where}: probes.{number} asks what probes.{first} does, {spec.probe} of '{spec.label}', and a report "
-                "keeps one; join them, for instance as k: [20, 5]"
+                f"{where}: probes.{number} asks what probes.{first} does, {spec.probe} of '{_column(spec)}', and a "
+                "report keeps one; join them, for instance as k: [20, 5]"
             )
         if spec.target is not None:
             registry.find("target", spec.target, f"{key}.target")
@@ -77,10 +78,15 @@ def probe_at_end(run: Pretrained, spec: Probe, *, seed: int, cache: FeatureCache
     return make_probe(spec.probe, spec.options).score(Model.of(run, spec.encoder), _request(spec, seed, cache))
 
 
+def _column(spec: Probe) -> str:
+    kind: type[Asked] = registry.find("probe", spec.probe)
+    return kind.column if spec.label is None else spec.label
+
+
 def _request(spec: Probe, seed: int, cache: FeatureCache) -> Request:
     return Request(
         train=spec.data,
-        label=spec.label,
+        label=_column(spec),
         target=spec.target,
         layers=spec.layers,
         seeds=tuple(range(seed, seed + 3)),
@@ -102,7 +108,7 @@ def probes_during(run: Pretrained, specs: Sequence[Probe]) -> tuple[Callable[[],
     probes = {}
     for spec in asked:
         model = Model.of(run, spec.encoder)
-        name = f"{spec.probe} {spec.label}" if len(asked) > 1 else ""
+        name = f"{spec.probe} {_column(spec)}" if len(asked) > 1 else ""
         probes[name] = ProbeDuring(spec, model, run.decoding(model.encoder.modality))
 
     def scores() -> dict[str, float]:
@@ -130,7 +136,7 @@ class ProbeDuring:
         self.spec, self.encoder, self.seed = spec, model.encoder, seed
         request = Request(
             train=data if spec.data is None else spec.data,
-            label=spec.label,
+            label=_column(spec),
             target=spec.target,
             seeds=(seed,),
             shots=spec.shots,

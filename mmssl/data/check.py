@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mmssl.data.annotated import AnnotatedSource
 from mmssl.data.base import MapSource
 from mmssl.data.columns import as_text, find_column
 from mmssl.data.duplicates import across_splits
@@ -117,7 +118,7 @@ def check(source: str | Path | Data, *, split: str | None = None, rows: int = 20
     whole = {name: one for name, one in every.items() if isinstance(one, MapSource)}
     for key in [key for key in ("image", "text") if key in keys][:1]:
         found.traps += across_splits(whole, keys[key], images=key == "image")
-    spare = [name for name, key in found.columns.items() if not key]
+    spare = [name for name, key in found.columns.items() if not key and not isinstance(opened, AnnotatedSource)]
     for _, row in _sample(opened.select(spare), 1) if spare else ():
         hints = _hints({name: row[name] for name in spare})
         if not keys and not hints:
@@ -386,10 +387,9 @@ def _aspects(cells: Sequence[tuple[int, Mapping[str, Any]]], keys: Mapping[str, 
         if cell is None or label is None or isinstance(label, list | float):
             continue
         try:
-            image, _ = open_image(cell)
+            width, height = shown_size(open_image(cell)[0])
         except DataError:
             continue  # counted among the broken rows
-        width, height = shown_size(image)
         aspects.setdefault(label, []).append(width / height)
     means = {label: float(np.mean(own)) for label, own in aspects.items() if len(own) >= 5}
     if len(means) > 1 and max(means.values()) > ASPECT * min(means.values()):

@@ -52,9 +52,32 @@ def test_masks_are_paired_with_pictures_by_their_names(tmp_path, images, masks):
         opened(tmp_path, "test")
 
 
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("images/{}.jpg", "masks/{}_mask.png"),
+        ("leftImg8bit/{}_leftImg8bit.jpg", "gtFine/{}_gtFine_labelIds.png"),
+        ("scans/{}.jpg", "scans/{}_mask.png"),
+    ],
+)
+def test_a_mask_may_add_a_word_to_the_name(tmp_path, image, mask):
+    for value, name in enumerate(("a", "b-1")):
+        picture(tmp_path / image.format(name))
+        picture(tmp_path / mask.format(name), value=value)
+        if "gtFine" in mask:
+            picture(tmp_path / f"gtFine/{name}_gtFine_instanceIds.png", value=7)
+    source = opened(tmp_path)
+    assert source.notes[0].startswith("pictures and masks of the same name: 2 pairs")
+    assert [decode_mask(source.row(i)["mask"]).unique().tolist() for i in range(len(source))] == [[0], [1]]
+    assert not [line for line in mmssl.check(tmp_path).notes if "columns.image=mask" in line]
+
+
 def test_class_folders_stay_classes(tmp_path):
-    for name in ("labels/a.png", "cats/a.png", "images/b.png"):
+    for name in ("labels/a.png", "cats/a.png", "images/b.png", "cats/c_mask.png"):
         picture(tmp_path / name)
+    (tmp_path / "cats" / "a.xml").write_text("<page/>")
+    (tmp_path / "labels" / "a.txt").write_text("a gray field 1 2 3\n")
+    (tmp_path / "about.json").write_text('{"title": "cats"}')
     assert set(opened(tmp_path).values("label")) == {"labels", "cats", "images"}
 
 
@@ -103,6 +126,64 @@ def test_an_xml_file_that_is_broken_is_named(voc, tmp_path, content, sentence):
     (voc / "Annotations" / "b.xml").write_text(content)
     with pytest.raises(DataError, match=sentence):
         opened(tmp_path)
+
+
+@pytest.mark.parametrize("xml", ["images/{}.xml", "annotations/xmls/{}.xml"])
+def test_xml_of_voc_may_be_anywhere(tmp_path, xml):
+    for name in "abc":
+        picture(tmp_path / "images" / "train" / f"{name}.jpg")
+    picture(tmp_path / "trimaps" / "a.png")
+    for name in "ab":
+        file = tmp_path / xml.format(f"train/{name}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(VOC)
+    source = opened(tmp_path)
+    told = "xml of VOC: 4 boxes in 2 pictures, 1 pictures without such a file, which say nothing"
+    assert source.notes[0] == f"{told}, 1 pictures in other folders left out"
+    assert (source.row(1)["boxes"], source.row(2)["boxes"]) == ([[0, 1, 5, 6], [0, 0, 8, 6]], None)
+
+
+@pytest.fixture
+def yolo(tmp_path):
+    for name in "abc":
+        picture(tmp_path / "images" / "val" / f"{name}.jpg")
+    for name, text in {"a": "1 0.5 0.5 0.25 1\n\n0 0 0 0.5 0 0.5 0.5\n", "b": "", "c": "0 0 0 1 0 1 0.5"}.items():
+        file = tmp_path / "labels" / "val" / f"{name}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    (tmp_path / "data.yaml").write_text("names: [dog, cat]\n")
+    return tmp_path
+
+
+def test_yolo_has_boxes_or_outlines_as_shares(yolo):
+    source = opened(yolo, "validation")
+    assert source.notes == ("txt of YOLO: 3 boxes in 3 pictures",)
+    boxes, nothing, outlined = (source.row(number) for number in range(3))
+    assert boxes == boxes | {"boxes": [[3, 0, 5, 6], [0, 0, 4, 3]], "classes": ["cat", "dog"], "mask": None}
+    assert (nothing["boxes"], outlined["boxes"]) == ([], [[0, 0, 8, 3]])
+    assert decode_mask(outlined["mask"]).unique().tolist() == [0, 1]
+    (yolo / "data.yaml").write_text("names: {0: dog, 1: cow}\n")
+    assert opened(yolo, "validation").row(0)["classes"] == ["cow", "dog"]
+    (yolo / "data.yaml").unlink()
+    assert opened(yolo, "validation").row(0)["classes"] == ["1", "0"]
+    (yolo / "classes.txt").write_text("dog\nbird\n")
+    assert opened(yolo, "validation").row(0)["classes"] == ["bird", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("1 2 0.5 0.1 0.1", "labels/val/b.txt, line 2: '1 2 0.5 0.1 0.1' should be a class number and shares"),
+        ("1.5 0.5 0.5 0.1 0.1", "a class number with center, width and height"),
+        ("dog 0.5 0.5 0.1 0.1", "a class number with center"),
+        ("1 0.5 0.5 0.1 0.1 0.9", "a class number with center"),
+        ("2 0.5 0.5 0.1 0.1", "class 2 has no name; there are 2"),
+    ],
+)
+def test_a_line_of_yolo_that_is_broken_is_named(yolo, line, sentence):
+    (yolo / "labels" / "val" / "b.txt").write_text(f"0 0.5 0.5 1 1\n{line}\n")
+    with pytest.raises(DataError, match=sentence):
+        opened(yolo, "validation")
 
 
 BLOB = np.asfortranarray(np.eye(6, 8, 1, np.uint8) | np.eye(6, 8, 2, np.uint8))
@@ -165,6 +246,15 @@ def test_a_file_of_coco_in_each_folder_of_a_split(tmp_path):
     assert "; 2 pictures that are listed are not there" in source.notes[0]
 
 
+def test_a_file_of_coco_has_any_name(tmp_path):
+    for name in "abz":
+        picture(tmp_path / "images" / f"{name}.jpg")
+    (tmp_path / "images" / "a.json").write_text(coco())  # of the picture
+    (tmp_path / "result.json").write_text(coco(("images/a.jpg", "b.jpg")))
+    source = opened(tmp_path)
+    assert (source.splits, len(source), len(source.row(0)["boxes"])) == (("train", "unlabeled"), 2, 2)
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -198,7 +288,7 @@ def test_segmentation_reads_such_a_folder_and_says_what_it_found(tmp_path):
             picture(tmp_path / "masks" / split / f"{i}.png", (40, 30), i % 2)
     encoder = mmssl.encoder("timm/test_resnet", modality="image")
     table = mmssl.adapt(
-        encoder, tmp_path, label="mask", probe="segmentation", baseline=False, seeds=1, steps=5, lr=(1e-2,),
+        encoder, tmp_path, probe="segmentation", baseline=False, seeds=1, steps=5, lr=(1e-2,),
         data=Data(source="x", image=ImageDecode(size=32, fit="pad")),
     )  # fmt: skip
     assert (table.train_rows, table.test_rows, table.counts) == (8, 4, {"classes": 2})

@@ -307,6 +307,12 @@ def test_no_such_folder_is_looked_up_on_the_hub(tmp_path) -> None:
         mmssl.load(tmp_path / "none")
 
 
+@pytest.mark.parametrize("name", ["runs/a/b", "/runs/a", "../a", "a..b"])
+def test_no_such_folder_whose_path_names_no_repository(name) -> None:
+    with pytest.raises(RunError, match=f"there is no folder '{name}', and no repository of the Hub has such a name"):
+        mmssl.load(name)
+
+
 def test_rotation_reads_back_bit_for_bit(tmp_path) -> None:
     run = make_run(tmp_path / "run", ROTATION)
     again = mmssl.load(run.directory)

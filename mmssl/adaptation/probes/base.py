@@ -36,7 +36,12 @@ class Probe:
     """One way to ask what a network has learned; a module of this room, found by its name.
 
     Subclasses take keyword-only hyper-parameters, of which some may be lists of candidates.
+
+    Attributes:
+        column: of the labels, where no other is named.
     """
+
+    column: ClassVar[str] = "label"
 
     @property
     def name(self) -> str:

@@ -152,6 +152,7 @@ class Detection(DenseLearner):
         width: of the pyramid and the heads, a multiple of 32 from 64 on.
     """
 
+    column: ClassVar[str] = "boxes"
     learns = ("boxes",)
     keeps: ClassVar[bool] = False
     finest: ClassVar[float] = FINEST

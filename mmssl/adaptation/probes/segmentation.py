@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Lt
@@ -116,6 +116,7 @@ class Segmentation(DenseLearner):
         names: of the classes from number 0 on, for a network that is saved; the numbers where left out.
     """
 
+    column: ClassVar[str] = "mask"
     learns = ("masks",)
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Folders of pictures with annotations beside them: masks of the same name, COCO's json files, VOC's xml files.
+"""Folders of pictures with annotations beside them: masks of the same name, json of COCO, xml of VOC, txt of YOLO.
 
 Their rows have the columns `image` and, as far as the annotations say it, `mask`, `boxes` ([left, top, right, bottom]
 in pixels), `classes` (names, one a box) and `crowd` (bools: which boxes are of groups or of difficult things, which it
@@ -16,7 +16,8 @@ import numpy as np
 from mmssl.data.annotated.coco import read_coco
 from mmssl.data.annotated.layout import Annotations
 from mmssl.data.annotated.mask_folders import read_mask_folders
-from mmssl.data.annotated.voc import read_voc
+from mmssl.data.annotated.voc import read_voc, read_xml
+from mmssl.data.annotated.yolo import read_yolo
 from mmssl.data.base import MapSource, Row
 from mmssl.data.files import KINDS
 
@@ -69,4 +70,7 @@ def find_annotations(root: Path, files: Sequence[Path]) -> Annotations | None:
     pictures = [file for file in files if KINDS.get(file.suffix.lower()) == "image"]
     if not pictures:
         return None
-    return read_voc(root, files) or read_coco(root, files, pictures) or read_mask_folders(root, pictures)
+    found = read_voc(root, files)
+    for read in (read_coco, read_xml, read_yolo):
+        found = found or read(root, files, pictures)
+    return found or read_mask_folders(root, pictures)

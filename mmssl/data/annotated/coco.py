@@ -1,4 +1,4 @@
-"""COCO's annotation files: `annotations/instances_train2017.json`, or one in the folder of each split."""
+"""COCO's annotation files: `annotations/instances_train2017.json`, one in the folder of each split, or any other."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from mmssl.data.files import split_in, split_of
 from mmssl.errors import DataError
 from mmssl.media.outlines import CROWD, Outlines
 
+OTHERS = 64  # json files of other names that are looked into
+HEAD = 65536  # bytes of each
 OTHER_KINDS = ("captions", "person_keypoints", "panoptic", "image_info", "stuff")
 
 
@@ -31,7 +33,8 @@ def read_coco(root: Path, files: Sequence[Path], pictures: Sequence[Path]) -> An
     Raises:
         DataError: for a file that is damaged, or lists no picture that is there.
     """
-    tables = [file for file in files if file.suffix.lower() == ".json" and _may_be_coco(file)]
+    written = [file for file in files if file.suffix.lower() == ".json"]
+    tables = [file for file in written if _may_be_coco(file)] or _of_other_names(written, pictures)
     splits: dict[str, list[Row]] = {}
     named: list[str] = []
     names: list[str] | None = None
@@ -73,6 +76,22 @@ def _may_be_coco(file: Path) -> bool:
     stem = file.stem.lower()
     likely = file.parent.name.lower() in ("annotations", "annotation") or "coco" in stem
     return (likely or stem.startswith("instances")) and not stem.startswith(OTHER_KINDS)
+
+
+def _of_other_names(written: Sequence[Path], pictures: Sequence[Path]) -> list[Path]:
+    """Those that begin like COCO's, such as the `result.json` of a tool, where there are few."""
+    stems = {picture.stem for picture in pictures}
+    others = [file for file in written if file.stem not in stems and not file.stem.lower().startswith(OTHER_KINDS)]
+    return [file for file in others if _begins_like_coco(file)] if len(others) <= OTHERS else []
+
+
+def _begins_like_coco(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(HEAD)
+    except OSError:
+        return False
+    return any(key in head for key in (b'"images"', b'"annotations"', b'"categories"'))
 
 
 def _split(root: Path, file: Path) -> str:

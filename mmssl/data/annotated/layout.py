@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mmssl.data.base import Row
-from mmssl.data.files import split_of
+from mmssl.data.files import folders_below, split_of
+
+IMAGES = {"images", "image", "imgs", "img", "pictures", "photos", "jpegimages", "leftimg8bit"}
+NOTES = {"annotations", "annotation", "labels", "label", "xmls", "xml"}
 
 UNLABELED = "unlabeled"
 """The split of pictures that no annotations are about: good for pretraining."""
@@ -37,3 +42,45 @@ def stored(file: Path) -> dict[str, str | None]:
 def shown(root: Path, file: Path) -> str:
     """A file's path below the folder, or outside of it as it is."""
     return str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
+
+
+def beside(root: Path, pictures: Iterable[Path], files: Iterable[Path]) -> dict[Path, Path]:
+    """Picture -> the file of its name in the same folder, or in one that differs by `images` and `labels` alone.
+
+    Args:
+        root: above all of them.
+        pictures: whose files are looked for; those that have none are left out.
+        files: with what is written about pictures.
+    """
+    known = {_place(file, folders): file for file, folders in folders_below(root, files)}
+    placed = ((picture, _place(picture, folders)) for picture, folders in folders_below(root, pictures))
+    return {picture: known[place] for picture, place in placed if place in known}
+
+
+def _place(file: Path, folders: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    return tuple(folder for folder in folders if folder.lower() not in IMAGES | NOTES), file.stem
+
+
+def boxed_rows(root: Path, pictures: Sequence[Path], things: Mapping[Path, Row], kind: str) -> Annotations:
+    """Rows of pictures in whose folder one at least has boxes; other pictures, such as masks, are counted.
+
+    Args:
+        root: above all of them.
+        pictures: all.
+        things: picture -> `boxes`, `classes`, `crowd` and perhaps `mask`, of those about which something is written.
+        kind: of the annotations, for the note.
+    """
+    used = {picture.parent for picture in things}
+    splits: dict[str, list[Row]] = {}
+    unread: Counter[str] = Counter()
+    for picture, folders in folders_below(root, [picture for picture in pictures if picture.parent in used]):
+        unread.update(folder for folder in folders if folder.lower() not in IMAGES | NOTES and not split_of(folder))
+        none = dict.fromkeys(("mask", "boxes", "classes", "crowd"))
+        row = {"image": str(picture), **none, **things.get(picture, {})}
+        splits.setdefault(split_among(folders), []).append(row)
+    rows = sum(map(len, splits.values()))
+    told = [f"{kind}: {sum(len(row['boxes']) for row in things.values())} boxes in {len(things)} pictures"]
+    told += [f"{rows - len(things)} pictures without such a file, which say nothing"] if rows > len(things) else []
+    told += [f"{len(pictures) - rows} pictures in other folders left out"] if len(pictures) > rows else []
+    told += ["names of folders are no labels"] if len(unread) > 1 else []
+    return Annotations(splits, ", ".join(told))

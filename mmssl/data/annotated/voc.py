@@ -1,4 +1,7 @@
-"""PASCAL VOC: `JPEGImages/`, boxes in `Annotations/*.xml`, masks in `SegmentationClass/`, splits in `ImageSets/`."""
+"""PASCAL VOC: `JPEGImages/`, boxes in `Annotations/*.xml`, masks in `SegmentationClass/`, splits in `ImageSets/`.
+
+Its xml files are also written next to pictures, by labelImg, or into folders of other names.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from mmssl.data.annotated.layout import UNLABELED, Annotations, shown, stored
+from mmssl.data.annotated.layout import UNLABELED, Annotations, beside, boxed_rows, shown, stored
 from mmssl.data.base import Row
 from mmssl.data.files import KINDS, SPLITS
 from mmssl.errors import DataError
 
+TRIED = 10  # xml files that are opened to see whether they are VOC's
 IMAGES, BOXES, MASKS, SETS = "JPEGImages", "Annotations", "SegmentationClass", "ImageSets"
 
 
@@ -51,6 +55,32 @@ def read_voc(root: Path, files: Sequence[Path]) -> Annotations | None:
             row |= dict.fromkeys(("boxes", "classes", "crowd")) if boxes is None else _objects(root, boxes)
             splits.setdefault(split, []).append(row)
     return Annotations(splits, f"PASCAL VOC: {boxed} pictures with boxes, {masked} with masks, {bare} without either")
+
+
+def read_xml(root: Path, files: Sequence[Path], pictures: Sequence[Path]) -> Annotations | None:
+    """Rows of pictures with VOC's xml files in any layout, see `boxed_rows`; None where there are none.
+
+    Args:
+        root: above all of them.
+        files: all files.
+        pictures: those that are pictures.
+
+    Raises:
+        DataError: for an xml file that is damaged or says no boxes.
+    """
+    written = beside(root, pictures, [file for file in files if file.suffix.lower() == ".xml"])
+    if not any(_is_voc(file) for file in list(written.values())[:TRIED]):
+        return None
+    return boxed_rows(
+        root, pictures, {picture: _objects(root, file) for picture, file in written.items()}, "xml of VOC"
+    )
+
+
+def _is_voc(file: Path) -> bool:
+    try:
+        return ElementTree.parse(file).getroot().tag == "annotation"
+    except (ElementTree.ParseError, OSError):
+        return False
 
 
 def _splits(base: Path) -> dict[str, str]:
