@@ -32,7 +32,12 @@ def explain(what: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException, unreachable: type[BaseException], endpoint: str) -> str:
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
     # The library wraps what happened in "not found in the cache" and "error while uploading".
     chain = [error]
@@ -44,6 +49,8 @@ def _reason(error: BaseException, unreachable: type[BaseException], endpoint: st
             return WAYS_OUT.get(status, f"the Hub answered {status}: {link.server_message or _line(link)}")
         if isinstance(link, LocalTokenNotFoundError):
             return WAYS_OUT[401]
+        if isinstance(link, HFValidationError):
+            return "no repository can have such a name"
         if isinstance(link, OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set; unset it to use the network"
         if isinstance(link, unreachable):

@@ -64,14 +64,8 @@ def download(repo_id: str, revision: str | None = None, token: str | None = None
         RunError: where there is no such repository, no access or no network.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     from mmssl.hub.client import explain
-
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise RunError(f"there is no folder '{repo_id}', and no repository of the Hub has such a name") from error
 
     wanted = [
         needed,
