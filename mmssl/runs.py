@@ -36,6 +36,7 @@ from mmssl.training.launch import check_trackers, device_name, start_processes
 from mmssl.training.lock import locked
 from mmssl.training.loop import fit
 from mmssl.training.optim import lr_factor
+from mmssl.training.peers import check_alike, ending_together
 from mmssl.version import __version__
 
 # Settings that may differ when a run is resumed: they change how, not what, is computed.
@@ -83,7 +84,7 @@ def run(
     # Of a name that cannot be one, too.
     new = not os.path.exists(directory / "recipe.yaml") and not os.path.exists(directory / "state")
     empty = not os.path.exists(directory)
-    with _alone(directory, state), _writing(directory):
+    with ending_together("go on with --resume"), _alone(directory, state), _writing(directory):
         try:
             return _run(resolved, directory, where, resume, changed_data, quiet, state)
         except BaseException:
@@ -95,13 +96,17 @@ def run(
 def _run(
     resolved: Recipe, directory: Path, where: str, resume: bool, changed_data: bool, quiet: bool, state: PartialState
 ) -> Run:
+    check_alike({"mmssl": __version__} | resolved.model_dump(), "start all of them with the same line")
     resolved = counted(resolved, where)
     resume = _prepare(directory, resolved, resume, quiet or not state.is_main_process)
-    state.wait_for_everyone()
+    last = checkpoint.newest(directory) if resume else None
+    check_alike({"checkpoint": last.name if last else "none"}, "--out has to be a folder that all of them see")
     check_trackers(resolved.training)
     objective, loader = build(resolved, directory, where=where)
     resolved = recipes.in_steps(resolved, loader.steps_per_epoch, where)
     digests = loader.digests()
+    seen = {f"data{name and '.' + name}": digest for name, digest in digests.items()}
+    check_alike(seen, "all of them have to see the same files")
     if resume and not changed_data:
         check_data(directory, digests)
     result = Run(directory, resolved, objective, objective.exported)
@@ -113,7 +118,6 @@ def _run(
         write_text(directory / "recipe.yaml", _complete(resolved, objective).dump())
         keep_machine(directory, Machine(device_name(state.device), state.num_processes, __version__))
         _say([] if quiet else loader.found())
-    last = checkpoint.newest(directory) if resume else None
     complete = last is not None and checkpoint.read_state(last)["step"] == resolved.training.steps
     complete = complete and (directory / "report.html").exists()
     during = probes_during(result, resolved.every_probe())

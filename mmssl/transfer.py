@@ -32,6 +32,7 @@ from mmssl.report.page import write_report
 from mmssl.run_directory import FEATURES, UNFINISHED, Run
 from mmssl.training.launch import start_processes
 from mmssl.training.lock import locked
+from mmssl.training.peers import ending_together
 
 
 def adapt(
@@ -165,7 +166,7 @@ def adapt(
     place = run.directory / UNFINISHED if run else _next_to(save)
     if isinstance(asked, Finetune) and place is not None:
         asked.unfinished = Unfinished(place)
-    with _alone(save):
+    with ending_together("the same call goes on"), _alone(save):
         try:
             table = asked.score(Model.of(model, encoder), request)
         except Interrupted as stopped:

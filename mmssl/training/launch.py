@@ -20,6 +20,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmssl.alive import end_with_launcher
 from mmssl.errors import RecipeError, nearest
@@ -130,6 +131,16 @@ def slow_precision(training: Training, device: torch.device) -> str | None:
     )
 
 
+def cut_norms(objective: Objective, training: Training) -> str | None:
+    """A line where micro-batches are no mere matter of memory: BatchNorm sees one at a time."""
+    if training.accumulate == 1 or not any(isinstance(part, _BatchNorm) for part in objective.modules()):
+        return None
+    return (
+        f"training.accumulate={training.accumulate}: BatchNorm sees micro-batches of "
+        f"{training.batch_size // training.accumulate} rows, so that steps are others than those of the whole batch"
+    )
+
+
 def _linear_seconds(dtype: torch.dtype) -> float:
     """Of a linear layer of 256 x 256 on 256 rows, the fastest of five."""
     matrix = torch.ones(256, 256, dtype=dtype)
@@ -186,6 +197,8 @@ def shard(passes: ForwardPass, optimizer: torch.optim.Optimizer, accelerator: Ac
         optimizer: of its parameters, which are others afterwards.
         accelerator: of the run.
     """
+    # Said of tasks whose outputs are views, which no loss changes in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
     before = dict(passes.named_parameters())
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     for block in blocks_of(passes):

@@ -25,6 +25,7 @@ from mmssl.training.history import History
 from mmssl.training.launch import (
     StopFlag,
     check_sharding,
+    cut_norms,
     default_dtype,
     is_sharded,
     make_accelerator,
@@ -134,8 +135,9 @@ def fit(
         chance, finite = objective.chance(training.batch_size), _Finite(device)
         monitors = Monitors(objective, training, accelerator.autocast, is_sharded(training))
         with History(accelerator, directory, training.steps, done, chance, quiet) as history:
-            if slow := slow_precision(training, device):
-                history.say(slow)
+            for note in (slow_precision(training, device), cut_norms(objective, training)):
+                if note:
+                    history.say(note)
             began = time.perf_counter()
             for number in range(done, training.steps):
                 parts, reseed = training.accumulate, partial(_reseed, training, number, share, device)

@@ -24,7 +24,7 @@ from mmssl.errors import Interrupted, RecipeError, RunError
 from mmssl.objectives.base import Chance, Step
 from mmssl.recipe import Optimizer, Schedule, Training
 from mmssl.training import checkpoint
-from mmssl.training.launch import start_processes
+from mmssl.training.launch import cut_norms, start_processes
 from mmssl.training.loop import fit
 from mmssl.training.monitors import averaged
 from mmssl.training.progress import describe
@@ -140,6 +140,14 @@ def assert_same_run(a: Path, b: Path) -> None:
     for name, value in weights_a.items():
         assert torch.equal(value, weights_b[name]), name
     assert metrics_a == metrics_b
+
+
+def test_micro_batches_of_a_task_with_batch_norm_are_told() -> None:
+    task = make(Pull)
+    assert cut_norms(task, settings(accumulate=2)) is None
+    task.norm = torch.nn.BatchNorm1d(4)
+    assert cut_norms(task, settings()) is None
+    assert "BatchNorm sees micro-batches of 4 rows" in str(cut_norms(task, settings(accumulate=2)))
 
 
 @pytest.mark.quick(2)
