@@ -237,6 +237,9 @@ def split_by_name(files: Sequence[str], root: Path, documents: bool = False) -> 
         splits.setdefault(told[file] or "train", []).append(file)
     splits = _settled(splits)
     notes = [_which(splits, root)] if set(splits) != {"train"} else []
+    silent = [os.path.relpath(file, root) for file in files if told[file] is None]
+    if "train" in told.values() and silent:
+        notes.append(f"read as train as well, though no name says so: {some_of(silent)}")
     classes = sorted({own[-2] for own in parts.values() if len(own) > 1 and not split_of(own[-2])})
     if documents and len(classes) > 1:
         notes.append(

@@ -50,6 +50,8 @@ def _elsewhere(source: MapSource, named: str) -> str:
         return ""
     tables = {Path(file).parent for file in source.files}
     found = [other for folder in tables for other in folder.glob(f"*/{escape(path.name)}")]
-    if not found:
-        return ""
-    return f", and {found[0]} has that name: write its folder into the column, or put the table there"
+    if found:
+        return f", and {found[0]} has that name: write its folder into the column, or put the table there"
+    ways = (f"{below}{escape(path.name)}.*" for below in ("", "*/")) if not path.suffix else ()
+    found = [other for way in ways for folder in tables for other in folder.glob(way)]
+    return f", and {found[0]} has that name and an extension: write the whole of it into the column" if found else ""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from mmssl.data.annotated import AnnotatedSource, find_annotations
+from mmssl.data.annotated.captions import read_text, texts_beside
 from mmssl.data.annotated.layout import Annotations
 from mmssl.data.base import MapSource, Row
 from mmssl.data.configurations import find_configuration
@@ -142,7 +143,11 @@ def open_source(spec: Data) -> Source:
         return source
     if files and suffixes <= set(KINDS) and all(Path(file).is_file() for file in files):
         media = [Path(file).absolute() for file in files]
-        return _open_media(spec, Path(os.path.commonpath([file.parent for file in media])), media, ())
+        root = Path(os.path.commonpath([file.parent for file in media]))
+        texts = texts_beside(
+            root, media, [file for file in (one.with_suffix(".txt") for one in media) if file.is_file()]
+        )
+        return _open_media(spec, root, media, (), texts)
     if files:
         found = ", ".join(sorted(suffixes - {""}) + ["a name without extension"] * ("" in suffixes))
         raise DataError(f"{where}: expected files of one kind out of {known_extensions()}, found {found}")
@@ -170,9 +175,10 @@ def _open_folder(spec: Data, root: Path) -> Source:
         if not found:
             continue
         kinds = {builders[extension(file)] for file in found}
-        notes = [*others(files, found), *unreadable]
+        texts = texts_beside(root, found, files) if kinds == {"media"} else {}
+        notes = [*others(files, [*found, *texts.values()]), *unreadable]
         if kinds == {"media"}:
-            return _open_media(spec, root, found, notes)
+            return _open_media(spec, root, found, notes, texts)
         if len(kinds) > 1:
             several = ", ".join(sorted(kinds))
             some = f"{root}/**/*{found[0].suffix}"
@@ -183,8 +189,10 @@ def _open_folder(spec: Data, root: Path) -> Source:
     raise DataError(". ".join([usable, *others(files, ()), *unreadable]))
 
 
-def _open_media(spec: Data, root: Path, files: Sequence[Path], notes: Sequence[str]) -> Source:
-    """One row a file; a clip is both sound and pictures."""
+def _open_media(
+    spec: Data, root: Path, files: Sequence[Path], notes: Sequence[str], texts: Mapping[Path, Path]
+) -> Source:
+    """One row a file; a clip is both sound and pictures, and `texts` are files of what is written about some."""
     import datasets
 
     layout = media_layout(root, files)
@@ -196,6 +204,9 @@ def _open_media(spec: Data, root: Path, files: Sequence[Path], notes: Sequence[s
             table[column] = [str(file) if kind in sources else None for file, kind in zip(files, kinds, strict=True)]
     if all(file in layout.classes for file in files):
         table["label"] = [layout.classes[file] for file in files]
+    if texts:
+        table["text"] = [read_text(root, texts[file]) if file in texts else None for file in files]
+        notes = [f"text is that of .txt files of the same name, of {len(texts)} in all", *notes]
     source = _limited(spec, datasets.Dataset.from_dict(table), {}, [*layout.notes, *notes])
     source.splits, source.files = tuple(layout.splits), files
     return source

@@ -1,4 +1,4 @@
-"""Annotated folders: masks by name, VOC and COCO, in splits; what is broken is one sentence."""
+"""Annotated folders: masks and texts by name, VOC, COCO and YOLO, in splits; what is broken is one sentence."""
 
 import json
 import pickle
@@ -176,6 +176,7 @@ def test_yolo_has_boxes_or_outlines_as_shares(yolo):
         ("1 2 0.5 0.1 0.1", "labels/val/b.txt, line 2: '1 2 0.5 0.1 0.1' should be a class number and shares"),
         ("1.5 0.5 0.5 0.1 0.1", "a class number with center, width and height"),
         ("dog 0.5 0.5 0.1 0.1", "a class number with center"),
+        ("0 0.5 0.5 0.1 -0.1", "a class number and shares"),
         ("1 0.5 0.5 0.1 0.1 0.9", "a class number with center"),
         ("2 0.5 0.5 0.1 0.1", "class 2 has no name; there are 2"),
     ],
@@ -253,6 +254,53 @@ def test_a_file_of_coco_has_any_name(tmp_path):
     (tmp_path / "result.json").write_text(coco(("images/a.jpg", "b.jpg")))
     source = opened(tmp_path)
     assert (source.splits, len(source), len(source.row(0)["boxes"])) == (("train", "unlabeled"), 2, 2)
+
+
+def captions(names, texts):
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+    told = [{"id": 10 + n, "image_id": number, "caption": text} for n, (number, text) in enumerate(texts)]
+    return json.dumps({"images": images, "annotations": told})
+
+
+def test_captions_of_coco_are_rows(tmp_path):
+    for name in ("train2017/a.jpg", "train2017/b.jpg", "val2017/a.jpg"):
+        picture(tmp_path / name)
+    (tmp_path / "annotations").mkdir()
+    told = captions(["a.jpg", "b.jpg", "gone.jpg"], [(0, "one "), (1, "two"), (0, "three"), (2, "four")])
+    (tmp_path / "annotations" / "captions_train2017.json").write_text(told)
+    (tmp_path / "annotations" / "captions_val2017.json").write_text(captions(["a.jpg"], [(0, "five")]))
+    source = opened(tmp_path)
+    assert [(row["image"][-15:], row["text"]) for row in map(source.row, range(len(source)))] == [
+        ("train2017/a.jpg", "one"), ("train2017/b.jpg", "two"), ("train2017/a.jpg", "three")
+    ]  # fmt: skip
+    assert opened(tmp_path, "validation").row(0)["image"].endswith("val2017/a.jpg")
+    note = "captions of COCO: a row each, 4 of 3 pictures; 1 pictures that have captions are not there"
+    assert source.notes == (note,)
+    for broken, sentence in (("{}", "'images' is missing"), ("[", "cannot be read"), (captions([], [(0, "")]), "0 is")):
+        (tmp_path / "annotations" / "captions_val2017.json").write_text(broken)
+        with pytest.raises(DataError, match=f"captions_val2017.json: .*{sentence}"):
+            opened(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{}.txt", "../captions/{}.txt"])
+def test_texts_of_the_names_of_pictures_are_a_column(tmp_path, text):
+    for name in "abc":
+        picture(tmp_path / "all" / "images" / f"{name}.jpg")
+    for name, written in {"a": "\ufeffa cat\n", "b": " \n"}.items():
+        file = tmp_path / "all" / "images" / text.format(name)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(written, encoding="utf-8")
+    source = opened(tmp_path / "all")
+    assert [source.row(i)["text"] for i in range(3)] == ["a cat", None, None]
+    (note,) = (note for note in source.notes if ".txt" in note)
+    assert note == "text is that of .txt files of the same name, of 2 in all"
+    if ".." not in text:
+        assert opened(tmp_path / "all" / "images" / "*.jpg").row(0)["text"] == "a cat"
+    file.write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(DataError, match=r"b.txt: cannot be read as UTF-8"):
+        opened(tmp_path / "all")
+    file.unlink()  # one of three is no rule
+    assert "text" not in opened(tmp_path / "all").columns
 
 
 @pytest.mark.parametrize(

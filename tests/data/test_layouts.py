@@ -314,8 +314,9 @@ def test_a_sound_among_pictures_is_a_row_of_its_own(tmp_path):
     {
         ("train/cat/a.png", "gallery/cat/b.png"): "train is no split, since no folder with it names another one",
         ("cat/a.png", "dog/b.png", "train.txt", "test.txt"): r"lists of splits are not read \(test.txt, train.txt\)",
-        ("a.png", "a.txt"): "nothing is read from a.txt, of the names of files that are read",
+        ("a.png", "b.png", "c.png", "a.txt"): "nothing is read from a.txt, of the names of files that are read",
         ("pos/a.txt", "neg/b.txt"): "folders of texts are read as no classes: neg, pos",
+        ("train.csv", "submission.csv"): "read as train as well, though no name says so: submission.csv",
         ("a.csv", "a.png"): "read where a column of the table names them: 1 .png",
     }.items(),
 )

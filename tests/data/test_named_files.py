@@ -21,6 +21,14 @@ def test_a_table_whose_files_are_elsewhere_is_refused_before_a_row_is_decoded(tm
     assert Loader({"": spec}, ["image"], batch_size=2, seed=0).steps_per_epoch == 1
 
 
+def test_names_without_an_extension_are_told_what_they_lack(tmp_path):
+    write(tmp_path / "train/a1.png", png(1))
+    table = write_csv(tmp_path / "train.csv", {"id": ["a1", "a2"], "label": ["x", "y"]})
+    sentence = r"'id' names is there.*train/a1.png has that name and an extension: write the whole of it"
+    with pytest.raises(DataError, match=sentence):
+        Loader({"": Data(source=str(table), columns={"image": "id"})}, ["image"], batch_size=2, seed=0)
+
+
 def test_a_column_that_was_asked_for_is_not_passed_over(tmp_path):
     write_csv(tmp_path / "all.csv", {"text": ["x", "y"]})
     with pytest.raises(DataError, match="no column 'caption'"):

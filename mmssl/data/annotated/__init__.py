@@ -1,8 +1,8 @@
 """Folders of pictures with annotations beside them: masks of the same name, json of COCO, xml of VOC, txt of YOLO.
 
-Their rows have the columns `image` and, as far as the annotations say it, `mask`, `boxes` ([left, top, right, bottom]
-in pixels), `classes` (names, one a box) and `crowd` (bools: which boxes are of groups or of difficult things, which it
-is neither right nor wrong to find).
+Their rows have the columns `image` and `text`, or `image` and, as far as the annotations say it, `mask`, `boxes`
+([left, top, right, bottom] in pixels), `classes` (names, one a box) and `crowd` (bools: which boxes are of groups or of
+difficult things, which it is neither right nor wrong to find).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mmssl.data.annotated.captions import read_captions
 from mmssl.data.annotated.coco import read_coco
 from mmssl.data.annotated.layout import Annotations
 from mmssl.data.annotated.mask_folders import read_mask_folders
@@ -73,4 +74,4 @@ def find_annotations(root: Path, files: Sequence[Path]) -> Annotations | None:
     found = read_voc(root, files)
     for read in (read_coco, read_xml, read_yolo):
         found = found or read(root, files, pictures)
-    return found or read_mask_folders(root, pictures)
+    return found or read_mask_folders(root, pictures) or read_captions(root, files, pictures)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,12 @@ def read_coco(root: Path, files: Sequence[Path], pictures: Sequence[Path]) -> An
     named: list[str] = []
     names: list[str] | None = None
     counted = missing = 0
-    by_name: dict[str, list[Path]] = {}
-    for picture in pictures:
-        by_name.setdefault(picture.name, []).append(picture)
+    by_name = pictures_by_name(pictures)
     for file in tables:
-        tree = _load(root, file)
+        tree = load_json(root, file)
         if not isinstance(tree, dict) or not {"images", "annotations", "categories"} <= tree.keys():
             continue
-        where, split = shown(root, file), _split(root, file)
+        where, split = shown(root, file), split_of_file(root, file)
         table = _Table(tree, where)
         if names is not None and names != table.names:
             raise DataError(f"{where} has other categories than {named[0]}; one network learns those of one list")
@@ -94,16 +92,37 @@ def _begins_like_coco(file: Path) -> bool:
     return any(key in head for key in (b'"images"', b'"annotations"', b'"categories"'))
 
 
-def _split(root: Path, file: Path) -> str:
+def split_of_file(root: Path, file: Path) -> str:
+    """The split that a file's name or its folders tell, or `train`."""
     folders = file.relative_to(root).parts[:-1]
     return split_in(file.stem) or next(filter(None, map(split_of, reversed(folders))), "train")
 
 
-def _load(root: Path, file: Path) -> Any:
+def load_json(root: Path, file: Path) -> Any:
+    """What a file holds.
+
+    Raises:
+        DataError: for one that is damaged.
+    """
     try:
         return json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{shown(root, file)}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+def pictures_by_name(pictures: Sequence[Path]) -> Callable[[str, str], Path | None]:
+    """Of the name that a file lists, and its split: the picture, or None; that of the split's folder comes first."""
+    known: dict[str, list[Path]] = {}
+    for picture in pictures:
+        known.setdefault(picture.name, []).append(picture)
+
+    def by_name(name: str, split: str) -> Path | None:
+        wanted = Path(name).parts
+        found = [file for file in known.get(Path(name).name, []) if file.parts[-len(wanted) :] == wanted]
+        own = [file for file in found if split in map(split_of, file.parts)]
+        return next(iter(own or found), None)
+
+    return by_name
 
 
 class _Table:
@@ -139,24 +158,22 @@ class _Table:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise DataError(f"{where}: no annotations as COCO writes them: {reason}") from error
 
-    def rows(self, by_name: dict[str, list[Path]], split: str) -> list[Row]:
+    def rows(self, by_name: Callable[[str, str], Path | None], split: str) -> list[Row]:
         """Of the listed pictures that are there.
 
         Args:
-            by_name: last part of the path -> pictures.
-            split: whose folder comes first where pictures of several folders have one name.
+            by_name: see `pictures_by_name`.
+            split: of the file.
         """
         rows: list[Row] = []
         for key, image in self.images.items():
-            wanted = Path(str(image.get("file_name", "")))
-            found = [file for file in by_name.get(wanted.name, []) if file.parts[-len(wanted.parts) :] == wanted.parts]
-            if not found:
+            found = by_name(str(image.get("file_name", "")), split)
+            if found is None:
                 continue
-            own = [file for file in found if split in map(split_of, file.parts)]
             things = self.things[key]
             rows.append(
                 {
-                    "image": str((own or found)[0]),
+                    "image": str(found),
                     "mask": self._mask(image, things),
                     "boxes": [corners for _, corners, _, _ in things],
                     "classes": [self.names[number] for number, _, _, _ in things],

@@ -11,7 +11,7 @@ from mmssl.data.base import Row
 from mmssl.data.files import folders_below, split_of
 
 IMAGES = {"images", "image", "imgs", "img", "pictures", "photos", "jpegimages", "leftimg8bit"}
-NOTES = {"annotations", "annotation", "labels", "label", "xmls", "xml"}
+NOTES = {"annotations", "annotation", "labels", "label", "xmls", "xml", "captions", "caption", "texts", "text", "txt"}
 
 UNLABELED = "unlabeled"
 """The split of pictures that no annotations are about: good for pretraining."""

@@ -1,4 +1,7 @@
-"""YOLO's files: `labels/train/a.txt` with a thing a line, for `images/train/a.jpg`, and their names in `data.yaml`."""
+"""YOLO's files: `labels/train/a.txt` with a thing a line, for `images/train/a.jpg`, and their names in `data.yaml`.
+
+Darknet's are next to the pictures.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,11 @@ from mmssl.errors import DataError
 from mmssl.media.image import shown_size
 from mmssl.media.outlines import Outlines
 
-LABELS = "labels"
 SLACK = 0.01  # by which rounding may take a share out of the picture
 
 
 def read_yolo(root: Path, files: Sequence[Path], pictures: Sequence[Path]) -> Annotations | None:
-    """Rows of pictures, see `boxed_rows`; None where no file in a folder `labels` has numbers alone.
+    """Rows of pictures, see `boxed_rows`; None where less than half of the lines are numbers alone, as of captions.
 
     A line is a class number and the box's center, width and height as shares of the picture, or the corners of an
     outline; an empty file says that there is nothing. Class numbers of masks are one more, 0 where there is nothing.
@@ -34,10 +36,10 @@ def read_yolo(root: Path, files: Sequence[Path], pictures: Sequence[Path]) -> An
     Raises:
         DataError: for a line that is neither, a class that has no name, or a picture whose size cannot be read.
     """
-    texts = [file for file in files if file.suffix.lower() == ".txt" and LABELS in file.relative_to(root).parts]
-    written = beside(root, pictures, texts)
+    written = beside(root, pictures, [file for file in files if file.suffix.lower() == ".txt"])
     lines = {picture: _lines(root, file) for picture, file in written.items()}
-    if not written or not any(_numbers(line) for own in lines.values() for line in own):
+    some = [line for own in lines.values() for line in own if line.strip()]
+    if not some or 2 * sum(_numbers(line) is not None for line in some) < len(some):
         return None
     names = _names(root, files)
     things = {picture: _things(shown(root, written[picture]), picture, own, names) for picture, own in lines.items()}
@@ -46,8 +48,8 @@ def read_yolo(root: Path, files: Sequence[Path], pictures: Sequence[Path]) -> An
 
 def _lines(root: Path, file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
+        return file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
         raise DataError(f"{shown(root, file)}: cannot be read: {error}") from error
 
 

@@ -1,0 +1,72 @@
+"""Texts of pictures, sounds and clips: COCO's captions, and files of the same name, `a.jpg` and `a.txt`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmssl.data.annotated.coco import load_json, pictures_by_name, split_of_file
+from mmssl.data.annotated.layout import UNLABELED, Annotations, beside, shown
+from mmssl.data.base import Row
+from mmssl.errors import DataError
+
+
+def read_captions(root: Path, files: Sequence[Path], pictures: Sequence[Path]) -> Annotations | None:
+    """Rows of `image` and `text`, one a caption, of `annotations/captions_train2017.json`; None where there is none.
+
+    Pictures that no file lists are `unlabeled`.
+
+    Args:
+        root: above all of them.
+        files: all files.
+        pictures: those that are pictures.
+
+    Raises:
+        DataError: for a file that is damaged, or lists no picture that is there.
+    """
+    named = [file for file in files if file.suffix.lower() == ".json" and file.stem.lower().startswith("captions")]
+    by_name = pictures_by_name(pictures)
+    splits: dict[str, list[Row]] = {}
+    missing = 0
+    for file in named:
+        split, where = split_of_file(root, file), shown(root, file)
+        tree = load_json(root, file)
+        try:
+            names = {image["id"]: str(image["file_name"]) for image in tree["images"]}
+            told = [(names[one["image_id"]], str(one["caption"]).strip()) for one in tree["annotations"]]
+        except (KeyError, TypeError, AttributeError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise DataError(f"{where}: no captions as COCO writes them: {reason}") from error
+        found = {name: by_name(name, split) for name in dict.fromkeys(name for name, _ in told)}
+        missing += sum(picture is None for picture in found.values())
+        rows: list[Row] = [{"image": str(found[name]), "text": text} for name, text in told if found[name]]
+        if rows:
+            splits.setdefault(split, []).extend(rows)
+    if not named:
+        return None
+    if not splits:
+        raise DataError(f"{root}: none of the {missing} pictures that the captions of COCO are of is there")
+    listed = {row["image"] for rows in splits.values() for row in rows}
+    captions = sum(map(len, splits.values()))
+    left = f"; {missing} pictures that have captions are not there" if missing else ""
+    if spare := [str(picture) for picture in pictures if str(picture) not in listed]:
+        splits[UNLABELED] = [{"image": picture, "text": None} for picture in spare]
+    return Annotations(splits, f"captions of COCO: a row each, {captions} of {len(listed)} pictures{left}")
+
+
+def texts_beside(root: Path, media: Sequence[Path], files: Sequence[Path]) -> dict[Path, Path]:
+    """Picture, sound or clip -> the .txt file of its name; empty where less than half of them have one."""
+    found = beside(root, media, [file for file in files if file.suffix.lower() == ".txt"])
+    return found if 2 * len(found) >= len(media) else {}
+
+
+def read_text(root: Path, file: Path) -> str | None:
+    """What a file says, without blanks around it; None where that is nothing.
+
+    Raises:
+        DataError: for a file that cannot be read, or is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig").strip() or None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{shown(root, file)}: cannot be read as UTF-8: {error}") from error
