@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -87,8 +86,7 @@ class Question:
         cells = [placed_cells(split, request.label) if named else split.cells(request.label) for split in splits]
         present = [split.present(len(own)) for split, own in zip(splits, cells, strict=True)]
         missing = [
-            np.array([_is_missing(own[row]) for row in rows], dtype=bool)
-            for own, rows in zip(cells, present, strict=True)
+            np.array([own[row] is None for row in rows], dtype=bool) for own, rows in zip(cells, present, strict=True)
         ]
         ids = [rows[~none] for rows, none in zip(present, missing, strict=True)]
         warnings = [
@@ -146,11 +144,6 @@ class Question:
         except DataError as error:
             raise DataError("; ".join([str(error), *warnings])) from error
         return cls(target, rows[0], rows[1], source, undivided, warnings, _notes(splits))
-
-
-def _is_missing(cell: Any) -> bool:
-    """None, NaN, or text with nothing in it, which is what a csv without a cell holds."""
-    return cell is None or (isinstance(cell, float) and cell != cell) or (isinstance(cell, str) and not cell.strip())
 
 
 def _notes(splits: Sequence[Split]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmssl.batch import Batch, count_rows
 from mmssl.data.base import MapSource, Row
-from mmssl.data.columns import CENTER, TextToIds, find_column
+from mmssl.data.columns import CENTER, TextToIds, find_column, is_missing
 from mmssl.data.features import name_of
 from mmssl.data.files import expand
 from mmssl.data.loader import read
@@ -66,7 +66,7 @@ class Split:
         raise TypeError(f"{type(self).__name__} has no rows")
 
     def cells(self, column: str) -> list[Any]:
-        """A column of all rows; None where a cell, or the class in it, is missing.
+        """A column of all rows; None where a cell, or the class in it, is missing; see `is_missing`.
 
         Raises:
             DataError: where there is no such column.
@@ -128,7 +128,7 @@ class SourceSplit(Split):
             raise DataError(no_column(self.where, name, self.source.columns))
         values, names = self.source.values(name), self.source.class_names(name)
         if names is None:
-            return list(values)
+            return [None if is_missing(cell) else cell for cell in values]
         # By name, for two data sets may number the same classes differently; a missing one is -1.
         return [name_of(cell, names) for cell in values]
 
@@ -216,7 +216,7 @@ class BatchSplit(Split):
                 f"batches: '{column}' should be (B,), (B, C) or class numbers (B, H, W), found {values.dtype} "
                 f"{(*values.shape,)}"
             )
-        return list(values.tolist())
+        return [None if is_missing(cell) else cell for cell in values.tolist()]
 
     def read(self, picks: Iterable[Sequence[int]] | None = None, batch_size: int = 256) -> Iterator[Batch]:
         """See `Split`."""

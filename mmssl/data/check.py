@@ -13,7 +13,7 @@ import numpy as np
 
 from mmssl.data.annotated import AnnotatedSource
 from mmssl.data.base import MapSource
-from mmssl.data.columns import as_text, find_column
+from mmssl.data.columns import as_text, find_column, is_missing
 from mmssl.data.duplicates import across_splits
 from mmssl.data.features import name_of
 from mmssl.data.files import KINDS
@@ -332,25 +332,26 @@ def _texts(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[st
 
 
 def _named(held: Sequence[tuple[int, Any]], names: Sequence[str] | None, found: Check) -> list[tuple[int, Any]]:
-    """Classes by their names, where the source has names."""
+    """Labels, classes by their names where the source has names; None for what is no label."""
     unknown = sum(cell in (-1, "-1") for _, cell in held)
     if unknown:
         meant = "a class as any other, for classes have no names" if names is None else "taken for no label"
         found.notes.append(f"{unknown} labels of the sample are -1, which is {meant}")
-    return list(held) if names is None else [(number, name_of(cell, names)) for number, cell in held]
+    held = held if names is None else [(number, name_of(cell, names)) for number, cell in held]
+    return [(number, None if is_missing(cell) else cell) for number, cell in held]
 
 
 def _labels(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[str]:
     values = [cell for _, cell in held]
     if any(isinstance(value, list) for value in values):
-        items = [item for value in values if isinstance(value, list) for item in value]
+        items = [item for value in values if isinstance(value, list) for item in value if not is_missing(item)]
         counts = Counter(str(item) if isinstance(item, list | dict) else item for item in items)
         return [f"several a row, {len(counts)} different ones in the sample"]
     if any(isinstance(value, float) for value in values):
         numbers = np.array([float(value) for value in values])
-        endless = int((~np.isfinite(numbers)).sum())
+        endless = int(np.isinf(numbers).sum())
         if endless:
-            found.traps.append(f"{endless} of {len(values)} labels are NaN or infinite, which no probe learns from")
+            found.traps.append(f"{endless} of {len(values)} labels are infinite, which no probe learns from")
             numbers = numbers[np.isfinite(numbers)]
         if not len(numbers):
             return ["none is a finite number"]
@@ -384,7 +385,7 @@ def _aspects(cells: Sequence[tuple[int, Mapping[str, Any]]], keys: Mapping[str, 
     aspects: dict[Any, list[float]] = {}
     for _, row in cells:
         label, cell = row[keys["label"]], row[keys["image"]]
-        if cell is None or label is None or isinstance(label, list | float):
+        if cell is None or is_missing(label) or isinstance(label, list | float):
             continue
         try:
             width, height = shown_size(open_image(cell)[0])

@@ -25,6 +25,11 @@ CENTER = "center"
 """Key of `data.columns` that names a column of seconds, which windows of sounds and clips lie around."""
 
 
+def is_missing(cell: Any) -> bool:
+    """Whether a cell holds no label: None, NaN, or text with nothing in it, which is a csv's cell left empty."""
+    return cell is None or (isinstance(cell, float) and cell != cell) or (isinstance(cell, str) and not cell.strip())
+
+
 def as_text(cell: Any) -> Any:
     """A list of sentences as one text with a line for each, which ends a sentence; anything else as it is."""
     several = isinstance(cell, list) and cell and all(isinstance(sentence, str) for sentence in cell)
@@ -88,7 +93,7 @@ def find_classes(values: Iterable[Any]) -> tuple[str, ...] | tuple[int, ...] | N
             return None
         if isinstance(value, dict):
             raise DataError("labels should be names or whole numbers, the column holds dict")
-        if value is not None:
+        if not is_missing(value):
             seen.add(value)
     kinds = {int if isinstance(value, bool) else type(value) for value in seen}
     if kinds not in ({str}, {int}):
@@ -213,7 +218,7 @@ class Decoder:
         row = {column: row[column] for column in self.reads}  # once: the toy world renders a cell whenever it is read
         center = None if self.center is None else _seconds(self.center, row[self.center])
         for column in self.requires:
-            if row[column] is None:
+            if is_missing(row[column]) if column == self.label else row[column] is None:
                 raise DataError(f"column '{column}' is empty, or was read as missing (NA, None, null)")
         decoded: dict[str, Tensor] = {}
         timed: Window = WINDOWS.get(self.spec.start, window)

@@ -147,6 +147,9 @@ def test_each_word_has_the_token_that_it_begins_with(tokenizer):
 
 def test_words_that_are_not_read_or_have_no_class_do_not_count(tokenizer):
     rows = datasets.Dataset.from_dict({"text": ["Ada saw Rome", "Paris in Rome"], "tags": [[1, 0, 2], [2, -100, -1]]})
+    named = datasets.Dataset.from_dict({"text": rows["text"], "tags": [["b", "a", "c"], ["c", "", None]]})
+    target, labels, _ = target_of(named, tokenizer)
+    assert (target.names, target.classes(labels).tolist()) == (("a", "b", "c"), [[1, 0, 2], [2, -1, -1]])
     target, labels, told = target_of(rows, tokenizer)
     assert target.classes(labels).tolist() == [[1, 0, 2], [2, -1, -1]]
     assert (target.counts(labels), told) == ({"words": 4, "classes": 3}, [])

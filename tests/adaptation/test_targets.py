@@ -300,6 +300,7 @@ def test_whole_numbers_that_a_csv_with_empty_cells_made_floats(encoder):
         ([[1, 0, 1], [0, 1, 0]] * 20, {"labels": 3}, "marks of labels 0 to 2"),
         (["['red']", "['red', 'dark']"] * 20, {"labels": 2}, "written as text"),
         (["cat", "Cat"] * 20, {"classes": 2}, "capitals alone"),
+        ([["a", ""], ["b", " "]] * 20, {"labels": 2}, ""),
         (["a"] * 39 + ["b"] * 39 + ["c"], {"classes": 2}, "no training row has; they count as wrong: 'c'"),
     ],
 )

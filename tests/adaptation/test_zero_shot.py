@@ -82,6 +82,17 @@ def test_names_come_from_labels_a_list_a_file_or_a_column(tmp_path):
         assert scores.counts == {"classes": 6}
 
 
+def test_empty_text_is_no_class():
+    some = [(0, ""), (1, ""), (2, ""), (2, "")]
+    given = table(some, kind=["red", "green", "", " "], number=[0, 1, 2, 2], name=["red", "green", "", "blue"])
+    scores = classify(Colors(), given, data=DATA, label="kind")
+    assert (scores.counts, scores.test_rows) == ({"classes": 2}, 2)
+    assert scores.warnings == ("2 rows have no 'kind' and are left out",)
+    assert classify(Colors(), given, data=DATA, label="number", classes="name").counts == {"classes": 3}
+    with pytest.raises(DataError, match="column 'kind' has no name for the class 2"):
+        classify(Colors(), given, data=DATA, label="number", classes="kind")
+
+
 def test_classes_that_no_row_has_are_wrong_answers():
     some = [(0, ""), (1, "")]
     both = classify(Colors(), table(some, kind=["red", "green"]), data=DATA, label="kind")

@@ -212,10 +212,17 @@ def test_labels_that_are_no_classes_are_told(tmp_path):
     rows = {"text": ["a", "b", "c"], "label": [1.0, float("nan"), float("inf")]}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "a.parquet")
     found = check(tmp_path / "a.parquet")
-    assert found.traps == ["2 of 3 labels are NaN or infinite, which no probe learns from"]
+    assert found.traps == ["1 of 2 labels are infinite, which no probe learns from"]
     assert found.facts["label"] == [
-        "values from 1 to 1, mean 1; all are whole numbers, classes with adapt --target classes"
+        "values from 1 to 1, mean 1; all are whole numbers, classes with adapt --target classes",
+        "1 of 3 empty, or read as missing (NA, None, null)",
     ]
+    for cells, said in (
+        (["a", "", " "], ["1 class in the sample (a)", "2 of 3 empty, or read as missing (NA, None, null)"]),
+        ([["a", ""], ["b"], [" "]], ["several a row, 2 different ones in the sample"]),
+    ):
+        datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": cells}).to_parquet(tmp_path / "a.parquet")
+        assert check(tmp_path / "a.parquet").facts["label"] == said
     for cell, said in (({"a": 1}, "several columns in one, no class"), ([{"a": 1}], "several a row, 1 different ones")):
         datasets.Dataset.from_dict({"text": ["a"], "label": [cell]}).to_parquet(tmp_path / "b.parquet")
         assert check(tmp_path / "b.parquet").facts["label"][0].startswith(said)

@@ -117,6 +117,7 @@ def test_bad_cells_are_data_errors():
     for row, words in (
         ({"text": None, "kind": "a"}, "column 'text' is empty"),
         ({"text": "x", "kind": None}, "column 'kind' is empty"),
+        ({"text": "x", "kind": " "}, "column 'kind' is empty"),
         ({"text": 5, "kind": "a"}, "should hold text, it holds int"),
         ({"text": "x", "kind": "c"}, "label 'c' is none of the classes: a, b"),
     ):
@@ -168,7 +169,7 @@ def test_labels_become_class_numbers():
 
 
 def test_classes_are_sorted_and_of_one_type():
-    assert find_classes(["b", "a", None, "b"]) == ("a", "b")
+    assert find_classes(["b", "a", None, "", " ", "b"]) == ("a", "b")
     assert find_classes([10, 9, 10]) == (9, 10)
     assert find_classes([True, False]) == (False, True)
     assert find_classes([[0, 1], [1, 1]]) is None

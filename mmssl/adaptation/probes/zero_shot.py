@@ -148,10 +148,13 @@ class ZeroShot(PairProbe):
         if column is not None:
             named: dict[Any, str] = {}
             for cell, name in zip(cells, test.cells(column), strict=True):
-                if named.setdefault(cell, name) != name and cell is not None:
+                if cell is not None and name is not None and named.setdefault(cell, name) != name:
                     raise DataError(
                         f"zero_shot: column '{column}' names the class {cell!r} both '{named[cell]}' and '{name}'"
                     )
+            unnamed = next((kind for kind in classes.names if kind not in named), None)
+            if unnamed is not None:
+                raise DataError(f"zero_shot: column '{column}' has no name for the class {unnamed!r}")
             names = [str(named[kind]) for kind in classes.names]
             _check_names(names)
             return classes, names

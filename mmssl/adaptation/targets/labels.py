@@ -19,7 +19,7 @@ from mmssl.adaptation.metrics import (
     subset_accuracy,
 )
 from mmssl.adaptation.targets.base import Target
-from mmssl.data.columns import find_classes
+from mmssl.data.columns import find_classes, is_missing
 from mmssl.errors import DataError
 
 FEWEST = 5
@@ -133,9 +133,9 @@ class Labels(Target):
 
 
 def _given(cell: Any) -> list[Any]:
-    """The labels of a row: its list, the places of what is true in a list of booleans, or the one label alone."""
+    """The labels of a row: its list without gaps, the places of what is true in one of booleans, or its one label."""
     if not isinstance(cell, list):
         return [cell]
     if cell and all(isinstance(label, bool) for label in cell):
         return [place for place, there in enumerate(cell) if there]
-    return cell
+    return [label for label in cell if not is_missing(label)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmssl.adaptation.metrics import ACCURACY, MACRO_F1
 from mmssl.adaptation.placed import InPicture, Placed
+from mmssl.data.columns import is_missing
 from mmssl.errors import DataError
 
-NONE = (None, -1, -100)
-"""Words that have no class: a gap, or the numbers that others write for one."""
+NONE = {-1, -100}
+"""Numbers that others write for a word without a class, in place of a gap."""
 
 
 class Tags(InPicture):
@@ -64,11 +65,11 @@ class Tags(InPicture):
     def look(self, labels: Tensor, truth: Tensor) -> list[str]:
         """Tags that can be read, of two classes at least; the classes are those of all of these rows."""
         rows = [*self.tags(labels), *self.tags(truth)]
-        names = {tag for row in rows for tag in row} - {*NONE}
+        names = _names(rows)
         if len({type(name) for name in names}) > 1:
             raise DataError("tags are names in some rows and numbers in others")
         self.names, self.width = tuple(sorted(names)), len(names)
-        if len({tag for row in self.tags(labels) for tag in row} - {*NONE}) < 2:
+        if len(_names(self.tags(labels))) < 2:
             where = self.cells[int(labels[0])].where
             raise DataError(f"{where}: all words of the {len(labels)} training rows have one tag or none")
         read, there = sum(map(len, rows)), sum(self._read[number][1] for number in torch.cat([labels, truth]).tolist())
@@ -107,6 +108,11 @@ class Tags(InPicture):
         found, truth = answers.expand(*truth.shape, self.width).argmax(2)[known], truth[known]
         f1 = float(f1_score(truth.numpy(), found.numpy(), average="macro", zero_division=0))
         return {MACRO_F1.name: f1, ACCURACY.name: (found == truth).double().mean().item()}
+
+
+def _names(rows: Iterable[Sequence[Any]]) -> set[Any]:
+    """The classes that words have."""
+    return {tag for row in rows for tag in row if not is_missing(tag)} - NONE
 
 
 def _listed(cell: Any) -> list[Any] | None:
