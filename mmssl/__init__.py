@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from mmssl.adaptation.table import Table
     from mmssl.comparing import compare
     from mmssl.comparison.comparison import Comparison
-    from mmssl.data.check import Check, check
+    from mmssl.data.check import check
+    from mmssl.data.checked import Check
     from mmssl.embedding import embed
     from mmssl.encoders import create as encoder
     from mmssl.encoders.base import Encoder, Features, Input
@@ -60,7 +61,7 @@ _HOMES = {
     "embed": ("mmssl.embedding", "embed"),
     "predict": ("mmssl.predicting", "predict"),
     "check": ("mmssl.data.check", "check"),
-    "Check": ("mmssl.data.check", "Check"),
+    "Check": ("mmssl.data.checked", "Check"),
     "Recipe": ("mmssl.recipe", "Recipe"),
     "MmsslError": ("mmssl.errors", "MmsslError"),
     "RecipeError": ("mmssl.errors", "RecipeError"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ import numpy as np
 
 from mmssl.data.annotated import AnnotatedSource
 from mmssl.data.base import MapSource
-from mmssl.data.columns import as_text, find_column, is_missing
+from mmssl.data.check_labels import look_at_labels, look_at_shapes, named
+from mmssl.data.checked import Check
+from mmssl.data.columns import as_text, find_column
 from mmssl.data.duplicates import across_splits
-from mmssl.data.features import name_of
 from mmssl.data.files import KINDS
 from mmssl.data.named_files import check_named_files
 from mmssl.data.sources import Source, TableSource, open_source
@@ -27,50 +27,8 @@ from mmssl.media.video import open_pictures
 from mmssl.recipe import Data
 
 KEYS = ("image", "video", "audio", "text", "label")
-SHOWN = 5  # broken rows that are told
-UNIQUE = 20  # labels that all differ before they are taken for names of rows
 SECONDS = 2.0  # of a sound or clip that are decoded
 FAINT = 10 ** (-60 / 20)  # a peak of -60 dB below full scale
-ASPECT = 1.2  # ratio of the mean aspects of two classes from which a squashed picture tells them apart
-
-
-@dataclass
-class Check:
-    """What was found.
-
-    Attributes:
-        source: as it was named.
-        splits: name -> rows; None where only reading all of it would tell.
-        columns: name -> the batch key that it feeds, or an empty string.
-        rows: number of rows of the sample.
-        facts: key -> what the sample has of it, a line each.
-        broken: rows of the sample that cannot be decoded, with the reason.
-        traps: what may make a number wrong or a task too easy, a sentence each.
-        notes: what was read differently from what a user may think.
-    """
-
-    source: str
-    splits: dict[str, int | None]
-    columns: dict[str, str]
-    rows: int = 0
-    facts: dict[str, list[str]] = field(default_factory=dict)
-    broken: list[str] = field(default_factory=list)
-    traps: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def text(self) -> str:
-        """The whole as lines of text."""
-        sizes = (f"{name} {'?' if rows is None else f'{rows:,}'}" for name, rows in self.splits.items())
-        used = (f"{name} ({key})" if key else name for name, key in self.columns.items())
-        lines = [self.source, f"  rows      {', '.join(sizes)}", f"  columns   {', '.join(used)}"]
-        lines += [
-            f"  {key if n == 0 else '':<9} {line}" for key, own in self.facts.items() for n, line in enumerate(own)
-        ]
-        more = [f"and {len(self.broken) - SHOWN} more"] if len(self.broken) > SHOWN else []
-        broken = [*self.broken[:SHOWN], *more] or ([f"none of {self.rows} rows"] if self.facts else [])
-        for title, own in (("broken", broken), ("note", self.notes), ("trap", self.traps)):
-            lines += [f"  {title:<9} {line}" for line in own]
-        return "\n".join(lines)
 
 
 def check(source: str | Path | Data, *, split: str | None = None, rows: int = 200, **settings: Any) -> Check:
@@ -102,7 +60,7 @@ def check(source: str | Path | Data, *, split: str | None = None, rows: int = 20
     for key, column in keys.items():
         held = [(number, row[column]) for number, row in cells]
         if key == "label":
-            held = _named(held, opened.class_names(column), found)
+            held = named(held, opened.class_names(column), found)
         missing = sum(cell is None for _, cell in held)
         held = [(number, cell) for number, cell in held if cell is not None]
         lines = _LOOKS[key](held, spec, found)
@@ -114,7 +72,7 @@ def check(source: str | Path | Data, *, split: str | None = None, rows: int = 20
         found.broken += apart
         found.notes += alone
     if "image" in keys and "label" in keys:
-        _aspects(cells, keys, found)
+        look_at_shapes(cells, keys, found)
     whole = {name: one for name, one in every.items() if isinstance(one, MapSource)}
     for key in [key for key in ("image", "text") if key in keys][:1]:
         found.traps += across_splits(whole, keys[key], images=key == "image")
@@ -331,71 +289,4 @@ def _texts(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[st
     return lines
 
 
-def _named(held: Sequence[tuple[int, Any]], names: Sequence[str] | None, found: Check) -> list[tuple[int, Any]]:
-    """Labels, classes by their names where the source has names; None for what is no label."""
-    unknown = sum(cell in (-1, "-1") for _, cell in held)
-    if unknown:
-        meant = "a class as any other, for classes have no names" if names is None else "taken for no label"
-        found.notes.append(f"{unknown} labels of the sample are -1, which is {meant}")
-    held = held if names is None else [(number, name_of(cell, names)) for number, cell in held]
-    return [(number, None if is_missing(cell) else cell) for number, cell in held]
-
-
-def _labels(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[str]:
-    values = [cell for _, cell in held]
-    if any(isinstance(value, list) for value in values):
-        items = [item for value in values if isinstance(value, list) for item in value if not is_missing(item)]
-        counts = Counter(str(item) if isinstance(item, list | dict) else item for item in items)
-        return [f"several a row, {len(counts)} different ones in the sample"]
-    if any(isinstance(value, float) for value in values):
-        numbers = np.array([float(value) for value in values])
-        endless = int(np.isinf(numbers).sum())
-        if endless:
-            found.traps.append(f"{endless} of {len(values)} labels are infinite, which no probe learns from")
-            numbers = numbers[np.isfinite(numbers)]
-        if not len(numbers):
-            return ["none is a finite number"]
-        whole = "; all are whole numbers, classes with adapt --target classes" if (numbers % 1 == 0).all() else ""
-        return [f"values from {numbers.min():g} to {numbers.max():g}, mean {numbers.mean():g}{whole}"]
-    if not values:
-        return ["none"]
-    if any(isinstance(value, dict) for value in values):
-        return ["several columns in one, no class"]
-    counts = Counter(values)
-    spelled: dict[str, list[str]] = {}
-    for one in filter(lambda value: isinstance(value, str), counts):
-        spelled.setdefault(" ".join(one.casefold().split()), []).append(one)
-    alike = [repr(one) for several in spelled.values() if len(several) > 1 for one in sorted(several)]
-    if alike:
-        found.traps.append(f"classes that differ in capitals or spaces alone: {', '.join(alike[:6])}")
-    name, most = counts.most_common(1)[0]
-    if len(counts) == 1:
-        found.traps.append(f"all {len(values)} labels of the sample are {name!r}, which leaves a probe nothing to tell")
-        return [f"1 class in the sample ({name})"]
-    if len(counts) == len(values) >= UNIQUE:
-        found.traps.append(f"all {len(values)} labels of the sample differ, as names of rows do and classes do not")
-    return [f"{len(counts)} classes in the sample, the largest ({name}) has {most / len(values):.0%}"]
-
-
-_LOOKS = {"image": _images, "audio": _sounds, "video": _clips, "text": _texts, "label": _labels}
-
-
-def _aspects(cells: Sequence[tuple[int, Mapping[str, Any]]], keys: Mapping[str, str], found: Check) -> None:
-    """Whether the shape of a picture tells its class, which a squashed picture would carry."""
-    aspects: dict[Any, list[float]] = {}
-    for _, row in cells:
-        label, cell = row[keys["label"]], row[keys["image"]]
-        if cell is None or is_missing(label) or isinstance(label, list | float):
-            continue
-        try:
-            width, height = shown_size(open_image(cell)[0])
-        except DataError:
-            continue  # counted among the broken rows
-        aspects.setdefault(label, []).append(width / height)
-    means = {label: float(np.mean(own)) for label, own in aspects.items() if len(own) >= 5}
-    if len(means) > 1 and max(means.values()) > ASPECT * min(means.values()):
-        wide, tall = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
-        found.traps.append(
-            f"pictures of class {wide} are wider than those of {tall} (width over height {means[wide]:.2f} and "
-            f"{means[tall]:.2f}): padding or squashing would tell them apart"
-        )
+_LOOKS = {"image": _images, "audio": _sounds, "video": _clips, "text": _texts, "label": look_at_labels}
