@@ -9,6 +9,8 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from glob import glob
+from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -37,7 +39,7 @@ def main() -> None:
     """Run the command line; an error that the user can mend is one line and exit code 2."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # a bar a split that is opened; workers inherit it
     try:
-        _refuse_empty(sys.argv)
+        _refuse_slips(sys.argv)
         app(prog_name="mmssl")
     except (MmsslError, OSError) as error:  # the latter of a disk that is full, or a folder that nobody may write
         if "--debug" in sys.argv:
@@ -48,9 +50,11 @@ def main() -> None:
         sys.exit(130 if stopped else 2)
 
 
-def _refuse_empty(arguments: Sequence[str]) -> None:
-    """Raise RecipeError for an argument that is empty: of a path that would be the folder that one is in."""
+def _refuse_slips(arguments: Sequence[str]) -> None:
+    """Raise RecipeError for what would be taken for a path: an empty argument, the folder one is in; a setting."""
     for before, one in pairwise(arguments):
+        if re.match(r"[a-z_][\w.]*=", one) and not before.startswith("-") and not glob(one):
+            raise RecipeError(f"{one}: each setting takes its own --set, here: --set {one}")
         if not one or re.fullmatch("--[a-z-]+=", one):
             raise RecipeError(
                 f"{one or before}: an argument is empty, as of a variable that is not set; write what is meant, or "
@@ -146,7 +150,8 @@ def adapt(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Override a hyper-parameter of the probe, or name the column that is read: columns.image=img.",
+            help="A hyper-parameter of the probe, a column that is read (columns.image=img), or max_bad=0.1, the share "
+            "of rows that may be undecodable.",
         ),
     ] = None,
     save: Annotated[
@@ -171,6 +176,8 @@ def adapt(
         raise RecipeError(f"{figure} would show the score by depth; add --layers")
     columns, others = columns_in(overrides(set_, "data."))
     options = {key: yaml.safe_load(value) for key, value in others.items()}
+    for key in options.keys() & set(signature(mmssl.adapt).parameters) - {"max_bad", "batch_size"}:
+        raise RecipeError(f"--set {key} is no hyper-parameter of a probe, but an option: mmssl adapt --help lists them")
     table = mmssl.adapt(
         run,
         data,
