@@ -10,7 +10,6 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,11 +93,10 @@ class EveryRow:
         for name, value in {"limit": limit, "batch_size": batch_size}.items():
             if value is not None and value < 1:
                 raise RecipeError(f"{name} = {value}: expected at least 1")
-        rows = open_rows(data, reads, how, columns, None, split)
+        # What is said of a row does not depend on the others: all that can be decoded have a line.
+        rows = open_rows(data, reads, how, columns, None, split, max_bad=1.0)
         if not isinstance(rows, SourceSplit):
             raise DataError(f"{what} reads a source or a data set; of batches, take mmssl.adaptation.features")
-        # What is said of a row does not depend on the others: all that can be decoded have a line.
-        rows = replace(rows, spec=rows.spec.model_copy(update={"max_bad": 1.0}))
         if isinstance(rows.source, StreamSource):
             total = rows.source.count()
             self.chosen = np.arange(min(limit or total, total))

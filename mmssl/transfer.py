@@ -53,6 +53,7 @@ def adapt(
     data: Data | None = None,
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
+    max_bad: float | None = None,
     batch_size: int = 256,
     workers: int = 0,
     cache: bool | str | Path | None = None,
@@ -103,6 +104,7 @@ def adapt(
         data: how to decode and name columns, its source is not read; as the run does where left out.
         columns: batch key -> column, as in a recipe.
         limit: rows of `train` and of `test`, each.
+        max_bad: share of rows that may be undecodable, and are left out; as in `data` or the run where left out.
         batch_size: rows that go through the encoder at a time.
         workers: processes that decode.
         cache: folder in which features are kept, so that another probe of the same rows encodes nothing. Where left
@@ -158,6 +160,7 @@ def adapt(
         data=data,
         columns=columns,
         limit=limit,
+        max_bad=max_bad,
         batch_size=batch_size,
         workers=workers,
         cache=FeatureCache(folder),

@@ -75,7 +75,7 @@ def collect(batches: Iterable[Batch]) -> Batch:
     """All rows as one batch on the CPU; raises DataError where there is none."""
     parts = list(batches)
     if not parts:
-        raise DataError("there are no rows")
+        raise DataError("there are no rows that can be decoded")
     return {key: torch.cat([part[key] for part in parts]).cpu() for key in parts[0]}
 
 

@@ -243,7 +243,7 @@ def read_pairs(
                             side.features[number].append(_moved(features, "cpu"))
             ids.append(batch["id"])
     if not ids:
-        raise DataError(f"{split.where}: there are no rows")
+        raise DataError(f"{split.where}: there are no rows that can be decoded")
     a, b = (side.all() for side in sides)
     group = torch.arange(len(a.item)) if group is None else group[torch.cat(ids)]
     return PairedItems(a, b, Relation.of_rows(a.item, b.item, group.unique(return_inverse=True)[1]))

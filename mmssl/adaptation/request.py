@@ -97,6 +97,7 @@ class Request:
     data: Data | None = None
     columns: Mapping[str, str] | None = None
     limit: int | None = None
+    max_bad: float | None = None
     batch_size: int = 256
     workers: int = 0
     cache: FeatureCache = field(default_factory=FeatureCache)
@@ -108,6 +109,8 @@ class Request:
         for name, value in {"seeds": len(self.seeds), "shots": self.shots, "limit": self.limit}.items():
             if value is not None and value < 1:
                 raise RecipeError(f"{name} = {value}: expected at least 1")
+        if self.max_bad is not None and not 0 <= self.max_bad <= 1:
+            raise RecipeError(f"max_bad = {self.max_bad}: expected a share from 0 to 1")
 
     def open(self, model: Model, needs: Sequence[str], *, learns: bool) -> tuple[Split | None, Split | None]:
         """Training and test rows; see `open_splits`.
@@ -135,4 +138,5 @@ class Request:
             data=data,
             columns=self.columns,
             limit=self.limit,
+            max_bad=self.max_bad,
         )

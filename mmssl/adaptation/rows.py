@@ -251,6 +251,7 @@ def open_splits(
     data: Data | None = None,
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
+    max_bad: float | None = None,
 ) -> tuple[Split | None, Split | None]:
     """Training and test rows; see `mmssl.adapt` for the arguments.
 
@@ -266,7 +267,7 @@ def open_splits(
     """
 
     def opened(given: Any, split: str = "train") -> Split:
-        return open_rows(given, reads, data, columns, limit, split)
+        return open_rows(given, reads, data, columns, limit, split, max_bad)
 
     if not learns and test is None and isinstance(train, str | Path):
         test = train
@@ -327,6 +328,7 @@ def open_rows(
     columns: Mapping[str, str] | None,
     limit: int | None,
     split: str,
+    max_bad: float | None = None,
 ) -> Split:
     """Rows of a source, a data set or batches; `split` is for a name, anything else has its own.
 
@@ -337,12 +339,10 @@ def open_rows(
         columns: batch key -> column.
         limit: most rows.
         split: of a source that is named.
+        max_bad: share of rows that may be undecodable.
     """
-    changes: dict[str, Any] = {}
-    if columns is not None:
-        changes["columns"] = dict(columns)
-    if limit is not None:
-        changes["limit"] = limit
+    asked = {"columns": None if columns is None else dict(columns), "limit": limit, "max_bad": max_bad}
+    changes: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     if isinstance(given, Data):
         return _of_source(given.model_copy(update=changes), reads)
     settings = data or Data(source=_DATASET)

@@ -145,7 +145,7 @@ def read_tokens(
                 _check_room(written * total / len(batch["id"]), total, folder)
             ids.append(batch["id"].cpu())
     if not ids:
-        raise DataError("there are no rows")
+        raise DataError("there are no rows that can be decoded")
     return [{depth: file.rows() for depth, file in own.items()} for own in files], torch.cat(ids)
 
 

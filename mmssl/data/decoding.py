@@ -77,11 +77,21 @@ class Failures:
         spec: of the source; `max_bad` is the share allowed.
         name: of the source in the recipe.
         path: errors.jsonl, to which a row is appended once; None for none.
+        rows: of an epoch; of more that come some were there before. None where that is not known.
+        key: as the caller sets `max_bad`.
     """
 
-    def __init__(self, spec: Data, name: str = "", path: Path | None = None) -> None:
-        self.spec, self.name, self.path = spec, name, path
-        self.seen = self.failed = self.step = 0
+    def __init__(
+        self,
+        spec: Data,
+        name: str = "",
+        path: Path | None = None,
+        *,
+        rows: int | None = None,
+        key: str = "data.max_bad",
+    ) -> None:
+        self.spec, self.name, self.path, self.rows, self.key = spec, name, path, rows, key
+        self.seen = self.step = 0
         self.bad: set[int] = set()
         self.first: list[str] = []
 
@@ -101,22 +111,30 @@ class Failures:
             return
         self.step = step
         self.seen += len(ids)
-        self.failed += len(failures)
+        if self.rows is not None:
+            self.seen = min(self.seen, self.rows)
         source = self.name or self.spec.source
-        if self.path is not None and any(ids[position] not in self.bad for position, _ in failures):
-            self.bad |= _written(self.path, source).keys()  # by an earlier part of the run, or by other processes
         new = {ids[position]: reason for position, reason in failures if ids[position] not in self.bad}
         self.bad |= new.keys()
         self.first += [f"row {number}: {reason}" for number, reason in new.items()][: 3 - len(self.first)]
         if self.path is not None and new:
-            records = ({"step": step, "source": source, "id": row, "reason": reason} for row, reason in new.items())
+            known = _written(self.path, source)  # by an earlier part of the run, or by other processes
+            records = [
+                {"step": step, "source": source, "id": row, "reason": reason}
+                for row, reason in new.items()
+                if row not in known
+            ]
             append_lines(self.path, (json.dumps(record, ensure_ascii=False) for record in records))
-        allowed = self.spec.max_bad * self.seen
-        if self.seen >= FEWEST_ROWS and self.failed > allowed + 3 * math.sqrt(allowed):
-            more = f"; all of them are in {self.path}" if self.path else ""
+        bad, allowed = len(self.bad), self.spec.max_bad * self.seen
+        if self.seen >= FEWEST_ROWS and bad > allowed + 3 * math.sqrt(allowed):
+            some = f"{'; '.join(self.first)}{f'; all of them are in {self.path}' if self.path else ''}"
+            if bad >= self.seen:
+                raise DataError(f"{self.spec.source}: none of {self.seen} rows can be decoded: {some}")
+            enough = math.ceil(100 * bad / self.seen) / 100
             raise DataError(
-                f"{self.spec.source}: {self.failed} of {self.seen} rows cannot be decoded, more than data.max_bad = "
-                f"{self.spec.max_bad}: {'; '.join(self.first)}{more}; mend or remove them, or raise data.max_bad"
+                f"{self.spec.source}: {bad} of {self.seen} rows cannot be decoded, more than {self.key} = "
+                f"{self.spec.max_bad}: {some}; mend or remove them, or raise {self.key} to {enough} "
+                f"(--set {self.key}={enough})"
             )
 
     @property

@@ -85,7 +85,7 @@ class Loader:
         readers: dict[str, Reader] = {}
         self._orders: dict[str, MapOrder | StreamOrder] = {}
         errors = directory / ERRORS if directory else None
-        self._failures = {name: Failures(spec, name, errors) for name, spec in sources.items()}
+        self._failures: dict[str, Failures] = {}
         for name, keys in _needs_by_source(needs, sources).items():
             spec = sources[name]
             source = open_source(spec)
@@ -111,6 +111,8 @@ class Loader:
                 self._orders[name] = MapOrder(source, decoder.requires, batch_size, own)
             self.sources[name] = source
             readers[name] = _reader(source, decoder)
+            epoch, key = self._orders[name].rows, f"data.{name}.max_bad" if name else "data.max_bad"
+            self._failures[name] = Failures(spec, name, errors, rows=epoch, key=key)
 
         self._rows = Rows(readers, workers)
 
@@ -290,7 +292,7 @@ def _read(source: Source, decoder: Decoder, spec: Data, numbered: Numbered, work
             waiting.append(Task(ids, rows, [WINDOWS["middle"]] * len(ids)))
             yield {"": waiting[-1]}
 
-    tally = Failures(spec)
+    tally = Failures(spec, rows=None if isinstance(source, StreamSource) else len(source), key="max_bad")
     for results in decode(Rows({"": _reader(source, decoder)}, workers), tasks()):
         batch, failures = results[""]
         ids = waiting.popleft().ids
@@ -299,9 +301,9 @@ def _read(source: Source, decoder: Decoder, spec: Data, numbered: Numbered, work
             bad = {position for position, _ in failures}
             good = torch.tensor([position for position in range(len(ids)) if position not in bad])
             yield {**{key: value[good] for key, value in batch.items()}, "id": torch.tensor(ids)[good]}
-    if tally.failed:
+    if tally.bad:
         log.warning(
-            "%s: %d rows cannot be decoded and are left out: %s", source.name, tally.failed, "; ".join(tally.first)
+            "%s: %d rows cannot be decoded and are left out: %s", source.name, len(tally.bad), "; ".join(tally.first)
         )
 
 

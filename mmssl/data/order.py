@@ -54,7 +54,8 @@ class MapOrder:
         seed: of the permutations.
 
     Attributes:
-        steps_per_epoch: whole batches in the source.
+        rows: in the source.
+        steps_per_epoch: whole batches of them.
 
     Raises:
         DataError: where there are fewer rows than in a batch.
@@ -63,8 +64,9 @@ class MapOrder:
     def __init__(self, source: MapSource, columns: Sequence[str], batch_size: int, seed: int) -> None:
         self.source, self.batch_size, self.seed = source, batch_size, seed
         self.present = find_present(source, columns)
-        check_enough(source.name, len(self.present), batch_size)
-        self.steps_per_epoch = len(self.present) // batch_size
+        self.rows = len(self.present)
+        check_enough(source.name, self.rows, batch_size)
+        self.steps_per_epoch = self.rows // batch_size
 
     def picks(self, start: int, stop: int, mine: slice) -> Iterator[Picked]:
         """Rows `mine` of the global batches `start` to `stop - 1`."""
@@ -98,13 +100,15 @@ class StreamOrder:
         seed: of the permutations.
 
     Attributes:
-        steps_per_epoch: whole batches in the source; None where its end is not known.
+        rows: in the source; None where its end is not known.
+        steps_per_epoch: whole batches of them, or None.
     """
 
     def __init__(self, stream: SharedStream, buffer: int, seed: int) -> None:
         self.stream, self.seed = stream, seed
         self.block_size = max(1, buffer // stream.division.readers)
         self.steps_per_epoch = stream.steps_per_epoch
+        self.rows = stream.rows if self.steps_per_epoch else None
 
     def picks(self, start: int, stop: int, mine: slice) -> Iterator[Picked]:
         """Rows `mine` of the global batches `start` to `stop - 1`; no other reader's rows are read.

@@ -135,8 +135,12 @@ def test_rows_that_cannot_be_decoded_are_left_out_and_said(small, probe):
     broken = [cell if row in good else {"bytes": b"no picture", "path": None} for row, cell in enumerate(cells)]
     test = dataset(*pictures(40, 1))
     options = {"steps": 3, "lr": (1e-3,), "decay": (1.0,)} if probe == "finetune" else {}
-    common = {"label": "label", "probe": probe, "seeds": 1, "data": DATA.model_copy(update={"max_bad": 0.1}), **options}
-    some = mmssl.adapt(small, dataset(broken, labels), test, **common)
+    common = {"label": "label", "probe": probe, "seeds": 1, "data": DATA, **options}
+    with pytest.raises(DataError, match=r"more than max_bad = 0.01: .* raise max_bad to 0.\d+ \(--set max_bad=0.\d+\)"):
+        mmssl.adapt(small, dataset(broken, labels), test, **common)
+    with pytest.raises(RecipeError, match="max_bad = 2: expected a share"):
+        mmssl.adapt(small, dataset(broken, labels), test, **common, max_bad=2)
+    some = mmssl.adapt(small, dataset(broken, labels), test, **common, max_bad=0.1)
     clean = mmssl.adapt(small, dataset([cells[row] for row in good], [labels[row] for row in good]), test, **common)
     assert "3 rows cannot be decoded and are left out" in some.warnings
     assert some.rows == clean.rows

@@ -209,7 +209,7 @@ class Localization(PairProbe):
                         parts[-1].append(self._map(network, sides))
                 ids += batch["id"].tolist()
         if not ids:
-            raise DataError(f"{split.where}: there are no rows")
+            raise DataError(f"{split.where}: there are no rows that can be decoded")
         return [
             Heat([heat for heats, _ in own for heat in heats], torch.cat([sure for _, sure in own])) for own in parts
         ], ids

@@ -312,7 +312,7 @@ def _read(encoders: Sequence[Encoder], split: Split) -> tuple[Clips, int]:
                 (features,) = depths_of(encoder, batch, False).values()
                 parts.append(moments_of(features, encoder.modality).float().cpu()[loud.cpu()])
     if not ids:
-        raise DataError(f"{split.where}: there are no rows")
+        raise DataError(f"{split.where}: there are no rows that can be decoded")
     return Clips(torch.cat(ids), [torch.cat(parts) for parts in seen], torch.cat(sounds), torch.empty(0)), lost
 
 

@@ -208,7 +208,7 @@ def _encode(networks: Sequence[Network], side: int, batches: Iterable[Batch]) ->
                 found.append(vectors)
             ids.append(batch["id"])
     if not ids:
-        raise DataError("there are no rows")
+        raise DataError("there are no rows that can be decoded")
     return [torch.cat(found) for found in parts], torch.cat(ids)
 
 
