@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import TypeAdapter
-
 from mmssl.atomic import write_text
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.text import tokenizers_of
@@ -17,6 +15,7 @@ from mmssl.errors import RunError
 from mmssl.media.text import Tokenizer
 from mmssl.objectives.base import Chance, Objective
 from mmssl.recipe import Data, Recipe
+from mmssl.schema import parse_json
 
 if TYPE_CHECKING:
     from mmssl.audit.verdict import Verdict
@@ -181,6 +180,6 @@ def keep_machine(directory: Path, machine: Machine) -> None:
 
 def _record(path: Path, kind: type[T]) -> T | None:
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True) if path.exists() else None
+        return parse_json(kind, path.read_bytes()) if path.exists() else None
     except (OSError, ValueError) as error:
-        raise RunError(f"{path} is damaged: {' '.join(str(error).split())}; remove it") from error
+        raise RunError(f"{path} is damaged: {error}; remove it") from error

@@ -6,6 +6,9 @@ import json
 import shutil
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from mmssl.build import build_objective
 from mmssl.data.loader import Loader
@@ -18,6 +21,7 @@ from mmssl.objectives.base import Objective
 from mmssl.recipe import Recipe
 from mmssl.run_directory import machines_of
 from mmssl.runs import DATA, check_data
+from mmssl.schema import parse_json
 from mmssl.training import checkpoint
 from mmssl.training.lock import holder
 from mmssl.training.optim import make_optimizer
@@ -55,6 +59,7 @@ def examine_run(directory: str | Path, trust: bool = False) -> tuple[str, bool]:
             text = "see below"
             problems[title] = str(error)
         lines.append(f"{title:<12}{text}")
+    problems |= found.damaged_records()
     resumed = "not as it is, see below" if {"recipe", "checkpoint", "data"} & problems.keys() else found.resume()
     lines += [f"{'resume':<12}{resumed}", "", *(f"- {problem}" for problem in dict.fromkeys(problems.values()))]
     lines.append("something is missing or damaged" if problems else "everything is whole")
@@ -151,8 +156,8 @@ class _Folder:
         if self.last is None:
             return "not compared: there is nothing to resume"
         try:
-            json.loads(known.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            before = parse_json(dict[str, str], known.read_bytes())
+        except (OSError, ValueError) as error:
             raise RunError(f"{known} is missing or damaged ({error}); --resume writes it anew") from error
         training = self.settings.training
         loader = Loader(
@@ -164,6 +169,8 @@ class _Folder:
         )
         digests = loader.digests()
         check_data(self.folder, digests)
+        if digests.keys() - before.keys():
+            raise RunError(f"{known} does not say what all of the data were; --resume writes it anew")
         return "; ".join(text.partition(",")[0] for text in digests.values()) + ", as when the run began"
 
     def log(self) -> str:
@@ -175,9 +182,14 @@ class _Folder:
         check_records(self.folder, ["metrics.jsonl"])
         lines = path.read_text(encoding="utf-8").splitlines()
         steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
-        bad = len(errors.read_text(encoding="utf-8").splitlines()) if errors.exists() else 0
+        try:
+            bad = len([parse_json(dict[str, Any], line) for line in errors.read_bytes().splitlines()])
+        except FileNotFoundError:
+            bad = 0
+        except (OSError, ValueError) as error:
+            raise RunError(f"{errors} is damaged: {error}; --resume drops such lines") from error
         if self.done and not steps:
-            raise RunError(f"{path} is empty; bring it back from a copy, or --resume goes on without the curves")
+            raise RunError(f"{path} holds no record; bring it back from a copy, or --resume goes on without the curves")
         later = f", those after step {self.done} go when it is resumed" * bool(
             steps and self.last and self.done < steps[-1]
         )
@@ -186,10 +198,17 @@ class _Folder:
         )
 
     def records(self) -> str:
-        there = [name for name in RECORDS if (self.folder / name).exists()]
-        for name in there:
-            check_records(self.folder, [name])
-        return ", ".join(there) or "none"
+        return ", ".join(name for name in RECORDS if (self.folder / name).exists()) or "none"
+
+    def damaged_records(self) -> dict[str, str]:
+        """Name of a file -> what is wrong with it."""
+        found = {}
+        for name in RECORDS:
+            try:
+                check_records(self.folder, [name])
+            except RunError as error:
+                found[name] = str(error)
+        return found
 
     def pictures(self) -> str:
         report, figures = self.folder / "report.html", self.folder / "figures"
@@ -197,9 +216,15 @@ class _Folder:
             return "drawn at the end"
         if not report.exists():
             raise RunError(f"{report} is missing; --resume writes it anew")
-        missing = [name for name in FIGURES if not (figures / name).exists()]
-        if missing:
-            raise RunError(f"{figures / missing[0]} is missing; remove report.html, and --resume draws all anew")
+        if not report.read_bytes().rstrip().endswith(b"</html>"):
+            raise RunError(f"{report} is damaged: it has no end; remove it, and --resume writes it anew")
+        for path in (figures / name for name in FIGURES):
+            try:
+                with Image.open(path) as picture:
+                    picture.load()
+            except OSError as error:
+                what = f"damaged ({error})" if path.exists() else "missing"
+                raise RunError(f"{path} is {what}; remove report.html, and --resume draws all anew") from error
         return "report.html and figures"
 
     def disk(self) -> str:

@@ -245,7 +245,7 @@ def check_data(directory: Path, digests: Mapping[str, str]) -> None:
         return  # a run of an earlier version
     for name, found in digests.items():
         had = before.get(name) if isinstance(before, dict) else None
-        if had not in (None, found):
+        if isinstance(had, str) and had != found:
             rows, now = had.partition(",")[0], found.partition(",")[0]
             if rows != now:
                 what = f"it has {now} and had {rows}"

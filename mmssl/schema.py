@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
 from mmssl.errors import RecipeError, in_words, nearest
 from mmssl.ranges import takes_truth_for_number
@@ -80,6 +80,7 @@ class Section(BaseModel):
 
 
 Filled = TypeVar("Filled", bound=Section)
+T = TypeVar("T")
 
 
 def fill(section: type[Filled], tree: Mapping[str, Any], where: str) -> Filled:
@@ -96,6 +97,24 @@ def fill(section: type[Filled], tree: Mapping[str, Any], where: str) -> Filled:
         return section.model_validate(tree)
     except ValidationError as error:
         raise RecipeError(_sentence(error, where, section)) from None
+
+
+def parse_json(kind: type[T], text: str | bytes) -> T:
+    """JSON as what it should hold.
+
+    Raises:
+        ValueError: one sentence with the place in it and what was expected there.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(text, strict=True)
+    except ValidationError as error:
+        raise ValueError(first_of(error)) from None
+
+
+def first_of(error: ValidationError) -> str:
+    """The first thing that is wrong, with its place."""
+    first = error.errors()[0]
+    return ": ".join(filter(None, [".".join(map(str, first["loc"])), in_words(first["msg"])]))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

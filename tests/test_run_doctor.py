@@ -82,9 +82,32 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "no data": (lambda run: (run / "data.json").unlink(), "data.json is missing .* --resume writes it anew"),
     "no log": (lambda run: (run / "metrics.jsonl").unlink(), "metrics.jsonl is missing; bring it back"),
-    "an empty log": (lambda run: (run / "metrics.jsonl").write_text(""), "metrics.jsonl is empty; bring it back"),
+    "an empty log": (
+        lambda run: (run / "metrics.jsonl").write_text(""),
+        "metrics.jsonl holds no record; bring it back",
+    ),
     "a damaged log": (lambda run: (run / "metrics.jsonl").write_text('{"step": {}}'), "metrics.jsonl is damaged"),
     "damaged probes": (lambda run: (run / "probes.json").write_text("{"), "probes.json is damaged"),
+    "data that are none": (
+        lambda run: (run / "data.json").write_text('{"": 1}'),
+        r"data.json .* \(Input should be a",
+    ),
+    "data of nothing": (lambda run: (run / "data.json").write_text("{}"), "data.json does not say what all"),
+    "an empty audit": (
+        lambda run: (run / "audit.json").write_text(""),
+        "audit.json is damaged: Invalid JSON: EOF while",
+    ),
+    "another audit": (
+        lambda run: (run / "audit.json").write_text("{}"),
+        "audit.json is damaged: verdict: Field required",
+    ),
+    "damaged machines": (
+        lambda run: (run / "machines.json").write_text("{}"),
+        "machines.json is damaged: Input should",
+    ),
+    "damaged rows": (lambda run: (run / "errors.jsonl").write_bytes(b"\xff"), "errors.jsonl is damaged: .* drops such"),
+    "an empty report": (lambda run: (run / "report.html").write_text(""), "report.html is damaged: it has no end"),
+    "a cut figure": (lambda run: cut(run / "figures" / "history.png"), r"history.png is damaged \(.*; remove report"),
     "no report": (lambda run: (run / "report.html").unlink(), "report.html is missing; --resume writes it anew"),
     "no figure": (lambda run: (run / "figures" / "history.png").unlink(), "remove report.html, and --resume draws"),
     "another recipe": (
@@ -107,6 +130,7 @@ def test_each_damage_is_one_sentence_with_the_way_out(run: Path, name: str) -> N
     problems = [line for line in report.splitlines() if line.startswith("- ")]
     assert not whole
     assert any(re.search(sentence, problem) for problem in problems), report
+    assert "pydantic" not in report
     assert len(problems) <= 2  # the cause, and what cannot be asked for that
 
 
@@ -114,9 +138,10 @@ def test_each_damage_is_one_sentence_with_the_way_out(run: Path, name: str) -> N
 def test_several_damages_are_all_named(run: Path) -> None:
     (run / "report.html").unlink()
     (run / "probes.json").write_text("{")
+    (run / "audit.json").write_text("")
     turn_a_bit(state(run) / "optimizer.safetensors")
     report, _ = examine_run(run)
-    assert sum(line.startswith("- ") for line in report.splitlines()) == 3
+    assert sum(line.startswith("- ") for line in report.splitlines()) == 4
     assert re.search(r"^resume +not as it is, see below$", report, re.MULTILINE)
 
 

@@ -14,6 +14,7 @@ from mmssl.adaptation.depths import Depth, compare_depths, draw_depths, sentence
 from mmssl.adaptation.metrics import Metric
 from mmssl.errors import RecipeError
 from mmssl.ops.intervals import wilson
+from mmssl.schema import first_of
 
 PRETRAINED, RANDOM, CONSTANT = "pretrained", "random", "constant"
 RERANKED, RAW, CHANCE = "re-ranked", "raw", "chance"
@@ -268,8 +269,7 @@ class Table:
         try:
             table = TypeAdapter(cls).validate_python(tree)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise ValueError(first_of(error)) from None
         if not table.rows or not table.metrics:
             raise ValueError("the table has no rows")
         for metric in table.metrics:

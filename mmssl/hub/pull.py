@@ -10,11 +10,11 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter
 
 from mmssl import recipe as recipes
 from mmssl.adaptation.table import Table
@@ -24,6 +24,7 @@ from mmssl.hub.bounds import check_numbers
 from mmssl.recipe import Recipe
 from mmssl.registry import components
 from mmssl.run_directory import AUDIT, MACHINES, Audited, Machine
+from mmssl.schema import parse_json
 
 WEIGHTS = "model.safetensors"
 RECORDS = ("metrics.jsonl", "probes.json", AUDIT, MACHINES)
@@ -186,8 +187,8 @@ def check_records(folder: Path, names: Sequence[str] = RECORDS) -> None:
     checks: dict[str, Callable[[str], Any]] = {
         "metrics.jsonl": _check_metrics,
         "probes.json": _check_probes,
-        AUDIT: TypeAdapter(Audited).validate_json,
-        MACHINES: TypeAdapter(list[Machine]).validate_json,
+        AUDIT: partial(parse_json, Audited),
+        MACHINES: partial(parse_json, list[Machine]),
     }
     for name in names:
         path = folder / name
@@ -206,8 +207,8 @@ def _check_metrics(text: str) -> None:
         if not line.endswith("}"):
             continue  # a run that was killed may leave its last line unfinished
         record = json.loads(line)
-        if type(record["step"]) is not int:
-            raise ValueError(f"step = {record['step']!r} should be a whole number")
+        if type(record.get("step")) is not int:
+            raise ValueError(f"step = {record.get('step')!r} should be a whole number")
         odd = [f"{key} = {value!r}" for key, value in record.items() if not isinstance(value, int | float)]
         if odd:
             raise ValueError(f"{odd[0]} should be a number")
