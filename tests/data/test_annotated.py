@@ -215,7 +215,7 @@ def coco_folder(tmp_path):
         path = tmp_path / "annotations" / f"instances_{split}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(coco())
-    (tmp_path / "annotations" / "captions_train2017.json").write_text("{")
+    (tmp_path / "annotations" / "person_keypoints_train2017.json").write_text("{")
     return tmp_path
 
 
@@ -271,11 +271,14 @@ def test_captions_of_coco_are_rows(tmp_path):
     (tmp_path / "annotations" / "captions_val2017.json").write_text(captions(["a.jpg"], [(0, "five")]))
     source = opened(tmp_path)
     assert [(row["image"][-15:], row["text"]) for row in map(source.row, range(len(source)))] == [
-        ("train2017/a.jpg", "one"), ("train2017/b.jpg", "two"), ("train2017/a.jpg", "three")
+        ("train2017/a.jpg", ["one", "three"]), ("train2017/b.jpg", ["two"])
     ]  # fmt: skip
     assert opened(tmp_path, "validation").row(0)["image"].endswith("val2017/a.jpg")
-    note = "captions of COCO: a row each, 4 of 3 pictures; 1 pictures that have captions are not there"
+    note = "captions of COCO: 4 of 3 pictures; 1 pictures that have captions are not there"
     assert source.notes == (note,)
+    (tmp_path / "annotations" / "instances_train2017.json").write_text(coco())
+    both = opened(tmp_path).row(0)
+    assert (both["classes"], both["text"]) == (["dog", "car"], ["one", "three"])
     for broken, sentence in (("{}", "'images' is missing"), ("[", "cannot be read"), (captions([], [(0, "")]), "0 is")):
         (tmp_path / "annotations" / "captions_val2017.json").write_text(broken)
         with pytest.raises(DataError, match=f"captions_val2017.json: .*{sentence}"):

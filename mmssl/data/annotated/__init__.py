@@ -1,8 +1,8 @@
 """Folders of pictures with annotations beside them: masks of the same name, json of COCO, xml of VOC, txt of YOLO.
 
-Their rows have the columns `image` and `text`, or `image` and, as far as the annotations say it, `mask`, `boxes`
-([left, top, right, bottom] in pixels), `classes` (names, one a box) and `crowd` (bools: which boxes are of groups or of
-difficult things, which it is neither right nor wrong to find).
+Their rows have the columns `image` and, as far as the annotations say it, `mask`, `boxes` ([left, top, right, bottom]
+in pixels), `classes` (names, one a box), `crowd` (bools: which boxes are of groups or of difficult things, which it is
+neither right nor wrong to find) and `text` (captions).
 """
 
 from __future__ import annotations
@@ -74,4 +74,4 @@ def find_annotations(root: Path, files: Sequence[Path]) -> Annotations | None:
     found = read_voc(root, files)
     for read in (read_coco, read_xml, read_yolo):
         found = found or read(root, files, pictures)
-    return found or read_mask_folders(root, pictures) or read_captions(root, files, pictures)
+    return read_captions(root, files, pictures, found or read_mask_folders(root, pictures))

@@ -11,22 +11,27 @@ from mmssl.data.base import Row
 from mmssl.errors import DataError
 
 
-def read_captions(root: Path, files: Sequence[Path], pictures: Sequence[Path]) -> Annotations | None:
-    """Rows of `image` and `text`, one a caption, of `annotations/captions_train2017.json`; None where there is none.
+def read_captions(
+    root: Path, files: Sequence[Path], pictures: Sequence[Path], found: Annotations | None
+) -> Annotations | None:
+    """Rows of pictures with the list of their captions as `text`, of `annotations/captions_train2017.json`.
 
-    Pictures that no file lists are `unlabeled`.
+    Pictures that no file lists are `unlabeled`. What else was found has a column more.
 
     Args:
         root: above all of them.
         files: all files.
         pictures: those that are pictures.
+        found: by the other annotations of the folder; returned as it is where there are no captions.
 
     Raises:
         DataError: for a file that is damaged, or lists no picture that is there.
     """
     named = [file for file in files if file.suffix.lower() == ".json" and file.stem.lower().startswith("captions")]
+    if not named:
+        return found
     by_name = pictures_by_name(pictures)
-    splits: dict[str, list[Row]] = {}
+    splits: dict[str, dict[str, list[str]]] = {}
     missing = 0
     for file in named:
         split, where = split_of_file(root, file), shown(root, file)
@@ -37,21 +42,28 @@ def read_captions(root: Path, files: Sequence[Path], pictures: Sequence[Path]) -
         except (KeyError, TypeError, AttributeError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise DataError(f"{where}: no captions as COCO writes them: {reason}") from error
-        found = {name: by_name(name, split) for name in dict.fromkeys(name for name, _ in told)}
-        missing += sum(picture is None for picture in found.values())
-        rows: list[Row] = [{"image": str(found[name]), "text": text} for name, text in told if found[name]]
-        if rows:
-            splits.setdefault(split, []).extend(rows)
-    if not named:
-        return None
+        there = {name: by_name(name, split) for name in dict.fromkeys(name for name, _ in told)}
+        missing += sum(picture is None for picture in there.values())
+        for name, text in told:
+            if there[name] is not None:
+                splits.setdefault(split, {}).setdefault(str(there[name]), []).append(text)
     if not splits:
         raise DataError(f"{root}: none of the {missing} pictures that the captions of COCO are of is there")
-    listed = {row["image"] for rows in splits.values() for row in rows}
-    captions = sum(map(len, splits.values()))
-    left = f"; {missing} pictures that have captions are not there" if missing else ""
-    if spare := [str(picture) for picture in pictures if str(picture) not in listed]:
-        splits[UNLABELED] = [{"image": picture, "text": None} for picture in spare]
-    return Annotations(splits, f"captions of COCO: a row each, {captions} of {len(listed)} pictures{left}")
+    texts = {picture: own for split in splits.values() for picture, own in split.items()}
+    note = f"captions of COCO: {sum(map(len, texts.values()))} of {len(texts)} pictures"
+    note += f"; {missing} pictures that have captions are not there" if missing else ""
+    if found is not None:
+        more: dict[str, list[Row]] = {
+            split: [{**row, "text": texts.get(str(row["image"]))} for row in rows]
+            for split, rows in found.splits.items()
+        }
+        return Annotations(more, f"{found.note}; {note}")
+    rows: dict[str, list[Row]] = {
+        split: [{"image": picture, "text": text} for picture, text in own.items()] for split, own in splits.items()
+    }
+    if spare := [str(picture) for picture in pictures if str(picture) not in texts]:
+        rows[UNLABELED] = [{"image": picture, "text": None} for picture in spare]
+    return Annotations(rows, note)
 
 
 def texts_beside(root: Path, media: Sequence[Path], files: Sequence[Path]) -> dict[Path, Path]:
