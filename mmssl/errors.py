@@ -47,6 +47,11 @@ def _meant(name: str, choices: list[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """A number and what it counts: `1 row`, `2 rows`; `several` is for words of which more than an `s` differs."""
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
+
+
 def no_column(where: str, name: str, columns: Iterable[str]) -> str:
     """The sentence of a column that a source has not."""
     known = list(columns)

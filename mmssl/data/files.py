@@ -249,14 +249,14 @@ def split_by_name(files: Sequence[str], root: Path, documents: bool = False) -> 
     return splits, notes
 
 
-def media_layout(root: Path, files: Sequence[Path]) -> Layout:
+def media_layout(root: Path, files: Sequence[Path], labeled: bool = False) -> Layout:
     """Splits and classes of pictures, sounds or clips, by their folders.
 
     Folders are splits where two of one level name different ones (`train2017`, `val2017`) or differ in that word alone
     (`seg_train`, `seg_test`): then the others are splits of their own, such as `unlabeled`, and files outside of them
     are left out. One alone is a split where it is the only folder, else a class: `train` may be one of vehicles. Names
     that hold more (`train-clean-100`, `dev-clean`) are splits where all do. The next folder is the class, where each
-    file has one.
+    file has one, unless a table has labels.
     """
     folders = dict(folders_below(root, files))
     depth, naming = _split_depth(list(folders.values()))
@@ -278,7 +278,7 @@ def media_layout(root: Path, files: Sequence[Path]) -> Layout:
         splits = _settled(splits)
         if stray:
             notes.append(f"left out, for they are in no split's folder: {some_of([f.name for f in stray])}")
-    classes = {file: parts[0] for file, parts in rest.items() if parts}
+    classes = {file: parts[0] for file, parts in rest.items() if parts and not labeled}
     unlabeled = [split for split, own in splits.items() if not any(file in classes for file in own)]
     bare = [file for split, own in splits.items() if split not in unlabeled for file in own if file not in classes]
     if classes and bare:

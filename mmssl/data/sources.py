@@ -17,6 +17,7 @@ from mmssl.data.annotated.layout import Annotations
 from mmssl.data.base import MapSource, Row
 from mmssl.data.configurations import find_configuration
 from mmssl.data.csv_files import as_written, check_cells, separator
+from mmssl.data.described import FILE_NAME, describing, joined, media_columns
 from mmssl.data.features import check_classes, names_of_classes, undecoded
 from mmssl.data.files import (
     BUILDERS,
@@ -170,6 +171,10 @@ def _open_folder(spec: Data, root: Path) -> Source:
     annotations = find_annotations(root, files)
     if annotations is not None:
         return _open_annotated(spec, annotations, unreadable)
+    if (tables := describing(files)) and FILE_NAME not in spec.columns.values():
+        described = _open_described(spec, root, files, tables, unreadable)
+        if described is not None:
+            return described
     for builders in (BUILDERS, dict.fromkeys(KINDS, "media"), TEXT, JSON):
         found = [file for file in files if extension(file) in builders]
         if not found:
@@ -197,11 +202,7 @@ def _open_media(
 
     layout = media_layout(root, files)
     files = _of_split(spec, layout.splits)
-    kinds = [KINDS[file.suffix.lower()] for file in files]
-    table: dict[str, list[str | None]] = {}
-    for column, sources in {"image": {"image"}, "audio": {"audio", "video"}, "video": {"video"}}.items():
-        if sources & set(kinds):
-            table[column] = [str(file) if kind in sources else None for file, kind in zip(files, kinds, strict=True)]
+    table = media_columns(files)
     if all(file in layout.classes for file in files):
         table["label"] = [layout.classes[file] for file in files]
     if texts:
@@ -209,6 +210,30 @@ def _open_media(
         notes = [f"text is that of .txt files of the same name, of {len(texts)} in all", *notes]
     source = _limited(spec, datasets.Dataset.from_dict(table), {}, [*layout.notes, *notes])
     source.splits, source.files = tuple(layout.splits), files
+    return source
+
+
+def _open_described(
+    spec: Data, root: Path, files: Sequence[Path], tables: Sequence[Path], notes: Sequence[str]
+) -> Source | None:
+    """Files that have a line in one of these tables; None where these do not name files."""
+    whole = spec.model_copy(update={"split": "train", "streaming": False, "limit": None, "columns": {}})
+    rows = {}
+    for table in tables:
+        lines = _load(whole, BUILDERS[extension(table)], {"train": [str(table)]})
+        if not isinstance(lines, TableSource) or FILE_NAME not in lines.columns:
+            return None
+        rows[table] = lines.dataset
+    media = [file for file in files if file.suffix.lower() in KINDS]
+    layout = media_layout(root, media, labeled=any("label" in lines.column_names for lines in rows.values()))
+    wanted = _of_split(spec, layout.splits)
+    with explained(spec.source):
+        dataset, note = joined(rows, media, wanted)
+    if all(file in layout.classes for file in wanted):
+        paths = zip(*(dataset[kind] for kind in EXTENSIONS if kind in dataset.column_names), strict=True)
+        dataset = dataset.add_column("label", [layout.classes[Path(first(cells))] for cells in paths])
+    source = _limited(spec, dataset, {}, [note, *layout.notes, *others(files, [*media, *tables]), *notes])
+    source.splits, source.files = tuple(layout.splits), wanted
     return source
 
 
