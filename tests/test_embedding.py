@@ -63,7 +63,7 @@ def test_rows_that_cannot_be_decoded_are_left_out_however_many(encoder, folder, 
         (mixed / "cat" / f"broken_{number}.png").write_bytes(b"\x89PNG no more")
     file = mmssl.embed(encoder, mixed, tmp_path / "x.parquet")
     assert len(pyarrow.parquet.read_table(file)) == 19
-    assert "9 rows cannot be decoded and are left out: row 10: " in caplog.text
+    assert "9 undecodable rows left out: row 10: " in caplog.text
     shutil.rmtree(mixed / "dog")
     for path in (mixed / "cat").glob("?.png"):
         path.unlink()

@@ -8,7 +8,7 @@ import yaml
 
 from mmssl import recipe as recipes
 from mmssl.build import build
-from mmssl.errors import MmsslError, RecipeError, nearest
+from mmssl.errors import MmsslError, RecipeError, counted, nearest
 
 SOUND = {
     "encoders": {"image": {"model": "timm/test_resnet"}},
@@ -239,3 +239,8 @@ def test_nearest_names_the_closest_or_all():
     assert nearest("stepz", ["steps", "batch_size"]) == " (did you mean 'steps'?)"
     assert nearest("qqq", ["b", "a"]) == " (known: a, b)"
     assert nearest("qqq", []) == ""
+
+
+def test_one_thing_is_counted_in_the_singular():
+    assert [counted(number, "row") for number in (0, 1, 1234)] == ["0 rows", "1 row", "1,234 rows"]
+    assert [counted(number, "file is", "files are") for number in (1, 2)] == ["1 file is", "2 files are"]

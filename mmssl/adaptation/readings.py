@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from mmssl.errors import counted
+
 ABSENT = {"nan", "none", "null", "n/a", "na", "<na>"}
 """Names that say, more likely than a class, that there is no label."""
 SEPARATORS = ";|,"
@@ -79,8 +81,8 @@ def doubts(cells: Sequence[Any], label: str) -> list[str]:
         return []
     rows = sum(cell < 0 for cell in cells)
     return [
-        f"'{label}' holds {', '.join(map(str, below[:3]))} in {rows} rows, read as a class like others; if it says "
-        "that there is no label, leave these cells empty"
+        f"'{label}' holds {', '.join(map(str, below[:3]))} in {counted(rows, 'row')}, read as a class like others; if "
+        "it says that there is no label, leave these cells empty"
     ]
 
 
@@ -97,8 +99,8 @@ def _doubts_of_names(names: Sequence[str], cells: Sequence[str], label: str) -> 
     if absent := [name for name in names if name.strip().casefold() in ABSENT]:
         rows = sum(cell in absent for cell in cells)
         told.append(
-            f"'{label}' holds {', '.join(map(repr, absent))} in {rows} rows, read as a class like others; if it says "
-            "that there is no label, leave these cells empty"
+            f"'{label}' holds {', '.join(map(repr, absent))} in {counted(rows, 'row')}, read as a class like "
+            "others; if it says that there is no label, leave these cells empty"
         )
     for mark in SEPARATORS:
         parts = [part.strip() for name in names for part in set(name.split(mark))]

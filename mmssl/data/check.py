@@ -20,7 +20,7 @@ from mmssl.data.files import KINDS
 from mmssl.data.named_files import check_named_files
 from mmssl.data.sources import Source, TableSource, open_source
 from mmssl.data.together import sound_and_pictures
-from mmssl.errors import DataError
+from mmssl.errors import DataError, counted
 from mmssl.media.audio import CANCELING, cancels, open_sound
 from mmssl.media.image import Fit, decode_image, is_cut_to_8_bits, open_image, shown_size
 from mmssl.media.video import open_pictures
@@ -194,7 +194,7 @@ def _images(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[s
         found.traps.append(f"{twice} of {len(sides)} pictures are equal to another one of the sample")
     if modes["RGBA"] or modes["LA"]:
         found.notes.append(
-            f"{modes['RGBA'] + modes['LA']} pictures have a fourth band, shown as transparency on white; "
+            f"{counted(modes['RGBA'] + modes['LA'], 'picture')} with a fourth band, shown as transparency on white; "
             "data.image.alpha=ignore leaves it out"
         )
     shapes = f"{width.min()} to {width.max()} x {height.min()} to {height.max()}"

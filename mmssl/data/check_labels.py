@@ -10,7 +10,7 @@ import numpy as np
 
 from mmssl.data.columns import is_missing
 from mmssl.data.features import name_of
-from mmssl.errors import DataError
+from mmssl.errors import DataError, counted
 from mmssl.media.image import open_image, shown_size
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def named(held: Sequence[tuple[int, Any]], names: Sequence[str] | None, found: C
     unknown = sum(cell in (-1, "-1") for _, cell in held)
     if unknown:
         meant = "a class as any other, for classes have no names" if names is None else "taken for no label"
-        found.notes.append(f"{unknown} labels of the sample are -1, which is {meant}")
+        found.notes.append(f"{counted(unknown, 'label')} of the sample with -1, which is {meant}")
     held = held if names is None else [(number, name_of(cell, names)) for number, cell in held]
     return [(number, None if is_missing(cell) else cell) for number, cell in held]
 

@@ -14,7 +14,7 @@ from glob import escape, glob, has_magic
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from mmssl.errors import DataError
+from mmssl.errors import DataError, counted
 
 T = TypeVar("T")
 
@@ -177,7 +177,7 @@ def walk(root: Path) -> tuple[list[Path], list[str]]:
     notes = [f"folders that cannot be opened are left out: {some_of(closed)}"] if closed else []
     notes += [f"pipes and devices are left out: {some_of([path.name for path in sorted(odd)])}"] if odd else []
     left = len(files) - len(good)
-    return good, [*notes, *([f"{left} files are left out, for their names are not UTF-8"] if left else [])]
+    return good, [*notes, *([f"{counted(left, 'file')} left out, of a name that is not UTF-8"] if left else [])]
 
 
 def folders_below(root: Path, files: Iterable[Path]) -> Iterator[tuple[Path, tuple[str, ...]]]:

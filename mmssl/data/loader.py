@@ -29,7 +29,7 @@ from mmssl.data.shared import SharedStream
 from mmssl.data.sources import Source, TableSource, open_source
 from mmssl.data.stream import StreamSource
 from mmssl.data.stream_index import Index
-from mmssl.errors import DataError, RecipeError, nearest
+from mmssl.errors import DataError, RecipeError, counted, nearest
 from mmssl.ops.draws import Draws, mix_seed
 from mmssl.recipe import Data
 
@@ -303,7 +303,7 @@ def _read(source: Source, decoder: Decoder, spec: Data, numbered: Numbered, work
             yield {**{key: value[good] for key, value in batch.items()}, "id": torch.tensor(ids)[good]}
     if tally.bad:
         log.warning(
-            "%s: %d rows cannot be decoded and are left out: %s", source.name, len(tally.bad), "; ".join(tally.first)
+            "%s: %s left out: %s", source.name, counted(len(tally.bad), "undecodable row"), "; ".join(tally.first)
         )
 
 

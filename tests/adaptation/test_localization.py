@@ -129,7 +129,7 @@ def test_boxes_stand_where_the_encoder_sees_them():
         table = localized(Heard(), rows)
         assert table.row(PRETRAINED).metrics["ciou_equal_area"] == 1
         assert table.test_rows == 1
-        assert "1 rows have less than a quarter of a box" in table.warnings[0]
+        assert "1 row with less than a quarter of a box" in table.warnings[0]
 
 
 def test_of_a_clip_the_frames_around_the_event_are_read(tmp_path):

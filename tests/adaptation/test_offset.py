@@ -114,13 +114,16 @@ def test_rows_without_an_answer_are_left_out_and_told(tmp_path):
     table = apart(InSync(True), [batch], to=str(tmp_path / "x.csv"))
     assert table.test_rows == 3
     text = str(table)
-    assert "1 clips are silent and are left out" in text
-    assert "1 clips stand still and are left out" in text
-    assert "1 clips are too short (a window of 1 s, moved by twice the span of 0.8 s either way, takes clips of" in text
+    assert "1 clip left out: silent" in text
+    assert "1 clip left out: without motion" in text
+    assert (
+        "1 clip left out: too short (a window of 1 s, moved by twice the span of 0.8 s either way, takes clips of"
+        in text
+    )
     with (tmp_path / "x.csv").open() as file:
         assert [row["offset_ms"] for row in csv.DictReader(file)] == ["240", "", "", "240", "", "240"]
     batch["audio"][:] = 0
-    with pytest.raises(DataError, match=r"5 clips are silent and are left out; 1 clips are too short"):
+    with pytest.raises(DataError, match=r"5 clips left out: silent; 1 clip left out: too short"):
         apart(InSync(True), [batch])
 
 

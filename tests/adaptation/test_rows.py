@@ -142,7 +142,7 @@ def test_rows_that_cannot_be_decoded_are_left_out_and_said(small, probe):
         mmssl.adapt(small, dataset(broken, labels), test, **common, max_bad=2)
     some = mmssl.adapt(small, dataset(broken, labels), test, **common, max_bad=0.1)
     clean = mmssl.adapt(small, dataset([cells[row] for row in good], [labels[row] for row in good]), test, **common)
-    assert "3 rows cannot be decoded and are left out" in some.warnings
+    assert "3 undecodable rows left out" in some.warnings
     assert some.rows == clean.rows
 
 

@@ -113,7 +113,7 @@ def test_random_weights_stand_in_the_table_and_silent_rows_are_counted():
     rows[0]["audio"][2] = 0
     table = mmssl.adapt(encoder, rows, probe="separation", seeds=2, **{**SMALL, "steps": 2, "batch_rows": 2})
     assert len(table.row(RANDOM).runs["si_sdr"]) == len(table.row(ALONE).runs["si_sdr"]) == 2
-    assert table.warnings == ("1 rows are silent and are left out",)
+    assert table.warnings == ("1 silent row left out",)
     assert table.train_rows + table.test_rows == 10
 
 

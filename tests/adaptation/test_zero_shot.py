@@ -87,7 +87,7 @@ def test_empty_text_is_no_class():
     given = table(some, kind=["red", "green", "", " "], number=[0, 1, 2, 2], name=["red", "green", "", "blue"])
     scores = classify(Colors(), given, data=DATA, label="kind")
     assert (scores.counts, scores.test_rows) == ({"classes": 2}, 2)
-    assert scores.warnings == ("2 rows have no 'kind' and are left out",)
+    assert scores.warnings == ("2 rows without 'kind' left out",)
     assert classify(Colors(), given, data=DATA, label="number", classes="name").counts == {"classes": 3}
     with pytest.raises(DataError, match="column 'kind' has no name for the class 2"):
         classify(Colors(), given, data=DATA, label="number", classes="kind")

@@ -171,9 +171,9 @@ def test_labels_are_told_by_name_and_minus_one_for_what_it_is(tmp_path):
         rows.to_parquet(tmp_path / name / "train.parquet")
     named, plain = check(tmp_path / "named"), check(tmp_path / "plain")
     assert named.facts["label"][0] == "2 classes in the sample, the largest (dog) has 67%"
-    assert "1 labels of the sample are -1, which is taken for no label" in named.notes
+    assert "1 label of the sample with -1, which is taken for no label" in named.notes
     assert plain.facts["label"][0] == "3 classes in the sample, the largest (1) has 50%"
-    assert "1 labels of the sample are -1, which is a class as any other, for classes have no names" in plain.notes
+    assert "1 label of the sample with -1, which is a class as any other, for classes have no names" in plain.notes
     write_csv(tmp_path / "train.csv", {"text": ["a", "b", "c"], "label": [1, "", 2]})
     assert "classes with adapt --target classes" in check(tmp_path / "train.csv").facts["label"][0]
 

@@ -366,7 +366,7 @@ def test_read_gives_every_row_once(rows, kind, workers, caplog):
         assert torch.equal(batch["label"], batch["id"] % 3)
         assert letters(batch) == [f"row {n}" for n in batch["id"].tolist()]
         assert (batch["image"] == batch["id"][:, None, None, None]).all()
-    assert "6 rows cannot be decoded and are left out: row 5: " in caplog.text
+    assert "6 undecodable rows left out: row 5: " in caplog.text
 
 
 @pytest.mark.parametrize("kind", KINDS)

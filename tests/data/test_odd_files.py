@@ -47,7 +47,7 @@ def test_a_name_that_is_no_text_is_left_out_and_counted(tmp_path):
         file.write(png(9))
     source = open_source(Data(source=str(tmp_path)))
     assert len(source) == 3
-    assert source.notes == ("1 files are left out, for their names are not UTF-8",)
+    assert source.notes == ("1 file left out, of a name that is not UTF-8",)
 
 
 def test_a_transform_of_a_data_set_is_not_used_and_that_is_said():

@@ -24,7 +24,7 @@ from mmssl.adaptation.targets.base import HELD_OUT, Target
 from mmssl.batch import Batch
 from mmssl.encoders import reinitialized
 from mmssl.encoders.base import Encoder
-from mmssl.errors import DataError, RecipeError
+from mmssl.errors import DataError, RecipeError, counted
 from mmssl.ops.draws import mix_seed
 
 Setting = Mapping[str, float]
@@ -279,7 +279,7 @@ class Learner(Probe, Generic[X]):
         constant = constant.expand(len(test), *constant.shape)
         rows.append(Row.of_seeds(CONSTANT, "", [target.score(constant, test.labels)], **_shares(target, test)))
         depths = list(views[0])
-        warnings = [*question.warnings, *told, *([f"{lost} rows cannot be decoded and are left out"] if lost else [])]
+        warnings = [*question.warnings, *told, *([f"{counted(lost, 'undecodable row')} left out"] if lost else [])]
         return Table(
             rows=tuple(sorted(rows, key=lambda row: depths.index(row.part or depths[0]))),
             metrics=target.metrics,

@@ -43,7 +43,7 @@ from mmssl.adaptation.rows import Split, in_order
 from mmssl.adaptation.table import CEILING, MISMATCHED, PRETRAINED, RANDOM, Row, Table
 from mmssl.batch import count_rows
 from mmssl.encoders.base import Features, masked_mean
-from mmssl.errors import DataError, RecipeError
+from mmssl.errors import DataError, RecipeError, counted
 from mmssl.modules.mode import constant_scales, evaluating
 
 EQUAL = Metric("ciou_equal_area", "cIoU@0.5, equal area")
@@ -163,7 +163,9 @@ class Localization(PairProbe):
             validation="",
             seeds=request.seeds,
             notes=tuple(notes),
-            warnings=(f"{unseen} rows have less than a quarter of a box in the square that is seen",) if unseen else (),
+            warnings=(f"{counted(unseen, 'row')} with less than a quarter of a box in the square that is seen",)
+            if unseen
+            else (),
         )
 
     def _truth(self, split: Split, label: str, modality: str) -> dict[int, np.ndarray | None]:

@@ -38,7 +38,7 @@ from mmssl.batch import Batch, count_rows
 from mmssl.data.columns import find_column
 from mmssl.data.stream import StreamSource
 from mmssl.encoders.audio import AudioEncoder
-from mmssl.errors import DataError, RecipeError
+from mmssl.errors import DataError, RecipeError, counted
 from mmssl.media.cell import plain
 from mmssl.modules.mode import evaluating
 from mmssl.ops.draws import mix_seed
@@ -124,7 +124,7 @@ class Offset(PairProbe):
                     answers.append(float(grid[_scores(one, clip, grid, late, request.batch_size).argmax()]))
                 if self.to is not None:
                     own[row] = _scores(network, clip, grid, 0, request.batch_size)
-        reasons = tuple(f"{count} clips {reason} and are left out" for reason, count in left_out.items())
+        reasons = tuple(f"{counted(count, 'clip')} left out: {reason}" for reason, count in left_out.items())
         if not truth:
             raise DataError(f"{test.where}: {'; '.join(reasons) or 'there are no rows'}")
         if self.to is not None:
@@ -177,11 +177,11 @@ class Offset(PairProbe):
                 starts = self._starts(min(length, heard / rate), reach, number, fps)
                 clip: Clip | str = Clip(row, starts, number, fps, rate)
                 if not len(starts):
-                    clip = f"are too short ({takes})"
+                    clip = f"too short ({takes})"
                 elif float(row["audio"].square().mean()) < SILENT**2:
-                    clip = "are silent"
+                    clip = "silent"
                 elif bool((row["video"] == row["video"][:1]).all()):
-                    clip = "stand still"
+                    clip = "without motion"
                 yield int(row["id"]), clip
 
     def _starts(self, length: float, reach: float, frames: int, fps: float) -> np.ndarray:

@@ -36,7 +36,7 @@ from mmssl.batch import Batch
 from mmssl.encoders import reinitialized
 from mmssl.encoders.audio import AudioEncoder
 from mmssl.encoders.base import Encoder
-from mmssl.errors import DataError, RecipeError
+from mmssl.errors import DataError, RecipeError, counted
 from mmssl.modules.mode import evaluating
 from mmssl.modules.separator import Separator
 from mmssl.objectives.base import Chance, Objective
@@ -169,7 +169,7 @@ class Separation(Probe):
                 "each sound is mixed with that of another row, equally loud; SI-SDR removes no mean; the ceiling "
                 "is the ideal ratio mask with the mixture's phase",
             ),
-            warnings=(f"{lost} rows are silent and are left out",) if lost else (),
+            warnings=(f"{counted(lost, 'silent row')} left out",) if lost else (),
         )
 
     def _learn(self, rows: Clips, test: Clips, seed: int, device: torch.device) -> Tensor:

@@ -34,7 +34,7 @@ from mmssl.adaptation.rows import BatchSplit, SourceSplit, Split, in_order
 from mmssl.adaptation.table import CHANCE, CONSTANT, PRETRAINED, RANDOM, Row, Table
 from mmssl.adaptation.targets.classes import Classes
 from mmssl.batch import Batch
-from mmssl.errors import DataError, RecipeError, nearest
+from mmssl.errors import DataError, RecipeError, counted, nearest
 from mmssl.modules.mode import evaluating
 from mmssl.recipe import Data
 
@@ -115,7 +115,7 @@ class ZeroShot(PairProbe):
             test=test.where,
             validation="",
             seeds=request.seeds,
-            warnings=(f"{missing} rows have no '{request.label}' and are left out",) if missing else (),
+            warnings=(f"{counted(missing, 'row')} without '{request.label}' left out",) if missing else (),
         )
 
     def _find_classes(self, test: Split, label: str, cells: Sequence[Any]) -> tuple[Classes, list[str]]:
