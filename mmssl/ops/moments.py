@@ -16,6 +16,11 @@ STILL = 1e-4
 """Variance over time next to which that of a moving series, of layer-normalized tokens say, is large."""
 
 
+def audible(sounds: Tensor) -> Tensor:
+    """Which sounds (..., S) are loud enough to hear something, bool (...)."""
+    return sounds.square().mean(-1).sqrt() > SILENT
+
+
 def loudness(sounds: Tensor, per_frame: int) -> Tensor:
     """Root mean square of each frame, (..., S) -> (..., S / per_frame).
 

@@ -103,18 +103,6 @@ def test_white_noise_says_nothing_of_its_shift_and_the_usual_ways_do():
     assert accuracy(usual.numpy()) > 0.5
 
 
-def test_rows_that_are_too_short_are_left_out():
-    objective = task()
-    audio = torch.randn(3, 2 * RATE)
-    mask = torch.arange(2 * RATE) < torch.tensor([2 * RATE, RATE + RATE // 2, RATE])[:, None]
-    inputs = objective.transform({"audio": audio * mask, "audio_mask": mask}, Draws(0, 0, 3))
-    assert inputs["scored"].tolist() == [True, True, False]
-    losses = objective(inputs)
-    inputs["audio"][2] = 9.0
-    assert torch.equal(objective(inputs)["loss"], losses["loss"])
-    assert losses["valid"].item() == pytest.approx(2 / 3)
-
-
 def test_what_cannot_work_is_said():
     with pytest.raises(RecipeError, match="should be two or more that differ"):
         task(shifts=[2, 2])
@@ -122,14 +110,3 @@ def test_what_cannot_work_is_said():
         task(crossfade=0.2)
     with pytest.raises(RecipeError, match=r"holds 1 grains of \d+, and two are needed; raise data\.audio\.seconds"):
         task(window=0.5).transform({"audio": torch.zeros(2, RATE // 2)}, Draws(0, 0, 2))
-
-
-def test_silent_rows_are_left_out():
-    objective = task()
-    audio = torch.randn(3, 2 * RATE) * torch.tensor([1.0, 1e-3, 1e-6])[:, None]
-    inputs = objective.transform({"audio": audio}, Draws(0, 0, 3))
-    assert inputs["scored"].tolist() == [True, True, False]
-    assert int(inputs["scored_rows"]) == 2
-    nothing = objective.transform({"audio": 0 * audio}, Draws(0, 0, 3))
-    assert float(objective(nothing)["valid"]) == 0
-    assert objective.preview(nothing, objective.predict(nothing))[-1].cells == ["does not count"] * 3

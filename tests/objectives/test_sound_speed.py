@@ -89,31 +89,8 @@ def test_white_noise_says_nothing_of_its_speed():
     assert accuracy_on_noise(torch.stack(usual, 1).numpy()) > 0.5
 
 
-def test_rows_that_are_too_short_are_left_out():
-    objective = task()
-    audio = torch.randn(3, 4000)
-    mask = torch.arange(4000) < torch.tensor([4000, 2900, 900])[:, None]
-    inputs = objective.transform({"audio": audio * mask, "audio_mask": mask}, Draws(0, 0, 3))
-    assert inputs["scored"].tolist() == [True, True, False]
-    losses = objective(inputs)
-    inputs["audio"][2] = 9.0
-    assert torch.equal(objective(inputs)["loss"], losses["loss"])
-    assert float(losses["valid"]) == pytest.approx(2 / 3)
-
-
 def test_what_cannot_work_is_said():
     with pytest.raises(RecipeError, match="should be two or more that differ by a twentieth"):
         task(speeds=[1.0, 1.01])
     with pytest.raises(RecipeError, match=r"do not fit into sounds of 300; raise data\.audio\.seconds"):
         task().transform({"audio": torch.zeros(2, 300)}, Draws(0, 0, 2))
-
-
-def test_silent_rows_are_left_out():
-    objective = task()
-    audio = torch.randn(3, 4000) * torch.tensor([1.0, 1e-3, 1e-6])[:, None]
-    inputs = objective.transform({"audio": audio}, Draws(0, 0, 3))
-    assert inputs["scored"].tolist() == [True, True, False]
-    assert int(inputs["scored_rows"]) == 2
-    nothing = objective.transform({"audio": 0 * audio}, Draws(0, 0, 3))
-    assert float(objective(nothing)["valid"]) == 0
-    assert objective.preview(nothing, objective.predict(nothing))[-1].cells == ["does not count"] * 3

@@ -42,7 +42,7 @@ from mmssl.errors import DataError, RecipeError, counted
 from mmssl.media.cell import plain
 from mmssl.modules.mode import evaluating
 from mmssl.ops.draws import mix_seed
-from mmssl.ops.moments import SILENT
+from mmssl.ops.moments import audible
 from mmssl.ranges import AboveZero, Positive, Seconds
 
 WITHIN = Metric("within_a_step", "within a step")
@@ -178,7 +178,7 @@ class Offset(PairProbe):
                 clip: Clip | str = Clip(row, starts, number, fps, rate)
                 if not len(starts):
                     clip = f"too short ({takes})"
-                elif float(row["audio"].square().mean()) < SILENT**2:
+                elif not audible(row["audio"]):
                     clip = "silent"
                 elif bool((row["video"] == row["video"][:1]).all()):
                     clip = "without motion"

@@ -41,7 +41,7 @@ from mmssl.modules.mode import evaluating
 from mmssl.modules.separator import Separator
 from mmssl.objectives.base import Chance, Objective
 from mmssl.ops.draws import Draws
-from mmssl.ops.moments import SILENT
+from mmssl.ops.moments import audible
 from mmssl.ops.sound_separation import ratio_mask, si_sdr, unit_loudness
 from mmssl.ranges import AboveZero, Positive
 
@@ -304,7 +304,7 @@ def _read(encoders: Sequence[Encoder], split: Split) -> tuple[Clips, int]:
     lost = 0
     with evaluating(*encoders), torch.no_grad():
         for batch in split.read(batch_size=TOGETHER):
-            loud = batch["audio"].square().mean(1).sqrt() > SILENT
+            loud = audible(batch["audio"])
             lost += int((~loud).sum())
             ids.append(batch["id"][loud].cpu())
             sounds.append(unit_loudness(batch["audio"][loud].float().cpu()))

@@ -14,7 +14,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.objectives.base import Chance, Objective, Panel
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import mean_over
-from mmssl.ops.moments import SILENT
+from mmssl.ops.moments import SILENT, audible
 
 EDGE = 0.85  # of the lowest speed at which a sound is read, where the filter cuts
 LEVEL = 0.1  # root mean square of every window
@@ -48,7 +48,7 @@ class Played(Objective):
         A short sound is left out, and one of which a window is silent: there is nothing to be told in it.
         """
         power = windows.square().mean(2, keepdim=True).sqrt()
-        scored = scored & (power > SILENT).all(1)[:, 0]
+        scored = scored & audible(windows).all(1)
         return {
             "audio": windows * (LEVEL / power.clamp(min=SILENT)),
             "scored": scored,
