@@ -23,7 +23,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmssl.alive import end_with_launcher
-from mmssl.errors import RecipeError, nearest
+from mmssl.errors import Interrupted, RecipeError, RunError, nearest
 from mmssl.modules.batch_norm import synchronize
 from mmssl.modules.blocks import blocks_of
 from mmssl.objectives.base import Objective
@@ -236,9 +236,19 @@ class StopFlag:
                 break
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Put the handlers back.
+
+        Raises:
+            Interrupted: in place of an error after the signal, which has ended compilers, workers or other processes,
+                too: what is said of them is not what went wrong. A state that cannot be saved stays one.
+        """
         for name, handler in self._before.items():
             signal.signal(name, handler)
+        if self._asked and isinstance(error, Exception) and not isinstance(error, Interrupted | RunError | OSError):
+            raise Interrupted(
+                f"stopped before the step was done ({type(error).__name__}); --resume goes on from the last checkpoint"
+            ) from error
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._asked and number == signal.SIGINT:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
-from mmssl.errors import Interrupted, RecipeError, RunError
+from mmssl.errors import DataError, Interrupted, RecipeError, RunError
 from mmssl.objectives.base import Chance, Step
 from mmssl.recipe import Optimizer, Schedule, Training
 from mmssl.training import checkpoint
@@ -222,6 +222,25 @@ def test_signal_saves_and_leaves(tmp_path: Path, number: signal.Signals) -> None
         fit(make(Pull), Signals(), settings(), tmp_path, quiet=True)
     assert checkpoint.newest(tmp_path).name == "step_00000008"
     assert signal.getsignal(number) is not None
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("a compiler was killed"), r"stopped before the step was done \(RuntimeError\); --resume goes on"),
+        (DataError("a worker died"), r"stopped before the step was done \(DataError\); --resume goes on"),
+        (RunError("the state cannot be saved"), "the state cannot be saved"),
+    ],
+)
+def test_what_a_signal_ends_as_well_is_not_what_went_wrong(error: Exception, said: str) -> None:
+    class Ended(MemoryLoader):
+        def batches(self, start: int, stop: int):  # type: ignore[no-untyped-def]
+            yield from super().batches(start, start + 1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise error
+
+    with pytest.raises(RunError if isinstance(error, RunError) else Interrupted, match=said):
+        fit(make(Pull), Ended(), settings(), quiet=True)
 
 
 @pytest.mark.long
