@@ -299,7 +299,10 @@ class Decoder:
             return _packed(cell)
         cell = as_text(cell)
         if not isinstance(cell, str):
-            raise DataError(f"column '{self.columns['text']}' should hold text, it holds {type(cell).__name__}")
+            name = self.columns["text"]
+            fields = [f"{name}.{field}" for field in cell] if isinstance(cell, Mapping) else []
+            way_out = f"; name one of its fields with data.columns.text: {', '.join(fields)}" if fields else ""
+            raise DataError(f"column '{name}' should hold text, it holds {type(cell).__name__}{way_out}")
         assert self.tokenizer is not None  # checked when built
         text = self.spec.text
         if text.start != "first":

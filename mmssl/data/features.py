@@ -21,6 +21,34 @@ def undecoded(dataset: Any) -> Any:
     return dataset
 
 
+def with_fields(dataset: Any, names: Iterable[str], source: str) -> Any:
+    """A data set with a column for each name such as `caption.en`, a field of the column `caption`.
+
+    Args:
+        dataset: of `datasets`.
+        names: of columns that are asked for; those that are there, or in no column, are left to whoever reads them.
+        source: for the error.
+
+    Raises:
+        DataError: for a field that is not there, and for any of a stream.
+    """
+    import datasets
+
+    there = dataset.column_names or ()
+    for name in dict.fromkeys(names):
+        column = name.partition(".")[0]
+        if name in there or column not in there:
+            continue
+        if isinstance(dataset, datasets.IterableDataset):
+            raise DataError(f"{source}: '{name}' is a field of a column, which a stream does not read; download it")
+        fields = dataset.select_columns([column]).flatten()
+        if name not in fields.column_names:
+            has = ", ".join(fields.column_names)
+            raise DataError(f"{source}: column '{column}' has no field '{name.partition('.')[2]}'; it has: {has}")
+        dataset = datasets.concatenate_datasets([dataset, fields.select_columns([name])], axis=1)
+    return dataset
+
+
 def names_of_classes(dataset: Any, column: str) -> list[str] | None:
     """Names of the classes whose numbers a column holds, one or a list a row; None where the data set says none."""
     return _names((dataset.features or {}).get(column))

@@ -18,7 +18,7 @@ from mmssl.data.base import MapSource, Row
 from mmssl.data.configurations import find_configuration
 from mmssl.data.csv_files import as_written, check_cells, separator
 from mmssl.data.described import FILE_NAME, describing, joined, media_columns
-from mmssl.data.features import check_classes, names_of_classes, undecoded
+from mmssl.data.features import check_classes, names_of_classes, undecoded, with_fields
 from mmssl.data.files import (
     BUILDERS,
     EXTENSIONS,
@@ -301,6 +301,7 @@ def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: 
         blanks = builder == "text"
         if blanks and not spec.streaming:
             dataset = dataset.filter(not_blank, input_columns="text")
+        dataset = with_fields(dataset, spec.columns.values(), where)
     source = _limited(spec, dataset, folders, notes, merged, blanks)
     if builder == "csv" and _INDEX in source.columns:
         raise DataError(f"{where}: rows have more cells than the first line has names (as by a comma at their end)")

@@ -42,7 +42,8 @@ def open_cell(cell: Any, kind: str) -> tuple[io.BytesIO | str, str]:
         return str(cell), f"{kind} '{cell}'"
     if cell is None:
         raise DataError(f"the {kind} cell is empty")
-    raise DataError(f"cannot read {kind} from {type(cell).__name__}: expected bytes, a path or a decoded array")
+    fields = f" of {', '.join(map(str, cell))}, of which COLUMN.FIELD names one" if isinstance(cell, Mapping) else ""
+    raise DataError(f"cannot read {kind} from {type(cell).__name__}{fields}: expected bytes, a path or a decoded array")
 
 
 def sentence(error: BaseException) -> str:

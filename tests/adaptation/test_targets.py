@@ -68,6 +68,7 @@ def test_a_target_may_be_asked_for_by_name():
     for cells, sentence in (
         ([{"a": 1}], "here holds dict"),
         (["a", 1], "here holds names in some rows"),
+        ([b"cat", b"dog"], "here holds bytes; known targets are"),
         ([], "no row has a"),
     ):
         with pytest.raises(DataError, match=sentence):

@@ -20,12 +20,15 @@ from mmssl.adaptation.metrics import (
 )
 from mmssl.adaptation.placed import InPicture, Placed
 from mmssl.errors import DataError
+from mmssl.media.image import open_image
 from mmssl.media.mask import IGNORED, decode_mask
 from mmssl.media.outlines import Outlines
 
 KEPT_BYTES = 2**28
 """Most bytes of decoded masks that are kept; others are decoded whenever they are asked for."""
 NUMBERS = IGNORED + 1
+ASKED = 8
+"""Cells of bytes, of which one at least is a picture where they are masks."""
 TOGETHER = 64  # rows that are looked at at a time
 
 
@@ -54,7 +57,8 @@ class Masks(InPicture):
     @classmethod
     def recognizes(cls, cells: Sequence[Any]) -> bool:
         """Pictures: files, bytes, arrays of two dimensions, images of PIL or outlines."""
-        return bool(cells) and all(_is_picture(cell) for cell in cells)
+        some = [cell for cell in cells if isinstance(cell, bytes)][:ASKED]
+        return bool(cells) and all(map(_may_be_picture, cells)) and (not some or any(map(_opens, some)))
 
     def masks(self, labels: Tensor) -> Tensor:
         """Class numbers of rows, uint8 (N, H, W).
@@ -143,7 +147,15 @@ class Masks(InPicture):
         return scores | ({BOUNDARY_IOU.name: mean_over_union(*overlap)} if self.boundary else {})
 
 
-def _is_picture(cell: Any) -> bool:
+def _opens(cell: bytes) -> bool:
+    try:
+        open_image(cell)
+    except DataError:
+        return False
+    return True
+
+
+def _may_be_picture(cell: Any) -> bool:
     if isinstance(cell, Outlines):
         return True
     if isinstance(cell, Mapping):
