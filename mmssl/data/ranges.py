@@ -86,6 +86,17 @@ class Ranges(io.RawIOBase):
         return self._local.read(stop - start)
 
 
+def reach(file: str) -> None:
+    """Ask for a file at an address without reading it, waiting for a server that fails.
+
+    Raises:
+        OSError: where the server refuses, with what it answers.
+        DataError: where it fails `TRIES` times in a row.
+    """
+    files, path = _opened(file)
+    _patiently(file, lambda: files.info(path))
+
+
 def fetch(file: str, start: int | None = None, stop: int | None = None) -> bytes:
     """Bytes `start` to `stop - 1` of a file at an address, or all; see `Ranges`."""
     from fsspec.asyn import AsyncFileSystem
@@ -137,9 +148,16 @@ def _patiently(file: str, ask: Callable[[], T]) -> T:
     for attempt in range(1, TRIES + 1):
         try:
             return ask()
-        except Exception as error:
-            if not _passes(error):
-                raise
+        except Exception as caught:
+            # fsspec says of everything that goes wrong that the file is not found, and why in the cause.
+            hidden = isinstance(caught, FileNotFoundError) and isinstance(caught.__cause__, Exception)
+            error = caught.__cause__ if hidden else caught
+            status = _status(error)
+            if not _passes(error, status):
+                if status is None:
+                    raise
+                said = f"{status} {getattr(error, 'message', '')}".strip()
+                raise OSError(f"{file}: the server answers {said}") from error
             reason = " ".join(str(error).split()) or type(error).__name__
             if attempt == TRIES:
                 raise DataError(
@@ -151,10 +169,15 @@ def _patiently(file: str, ask: Callable[[], T]) -> T:
     raise AssertionError("the last try returns or raises")
 
 
-def _passes(error: Exception) -> bool:
-    """Whether what went wrong may go right the next time."""
+def _status(error: BaseException | None) -> int | None:
+    """What a server has answered; None where it has not."""
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(status, int):
+    return status if isinstance(status, int) else None
+
+
+def _passes(error: BaseException | None, status: int | None) -> bool:
+    """Whether what went wrong may go right the next time."""
+    if status is not None:
         return status in (408, 429) or status >= 500
     if isinstance(error, FileNotFoundError | PermissionError | DataError):
         return False

@@ -29,27 +29,25 @@ BLOCK, FILE, FOLDER = 512, ord("0"), ord("5")
 """Of the tar format: bytes, and kinds of members."""
 
 
-def shard_features(shard: str) -> tuple[Features, dict[str, list[str]]]:
-    """Columns of a set of shards, from the first samples of one.
+def shard_features(shards: Sequence[str]) -> tuple[Features, dict[str, list[str]]]:
+    """Columns of a set of shards, from the first samples.
 
     `datasets` refuses shards whose first samples differ in their parts. Here the columns are those of all samples that
     were looked at, and where one of them is a picture (sound, clip), every extension of pictures is a column, so that
     a later `png` or `JPG` among `jpg` is not lost. A column of whole numbers and names, such as `cls`, is one of names.
 
     Args:
-        shard: path or address of a tar file.
+        shards: paths or addresses of tar files; the first that has samples tells.
 
     Returns:
         Features, media as plain bytes; and column -> the extensions that are one column together.
     """
     import datasets
     import pyarrow as pa
-    from datasets.download import StreamingDownloadManager
-    from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
-    take_names()
-    files = StreamingDownloadManager().iter_archive(shard)
-    samples = list(islice(WebDataset._get_pipeline_from_tar(shard, files), SAMPLES))
+    opened = Shards(shards)
+    each = ([one for _, one in islice(opened.samples(number, 0, None), SAMPLES)] for number in range(len(shards)))
+    samples = next((found for found in each if found), [])
     for name in {name for sample in samples for name, cell in sample.items() if isinstance(cell, str)}:
         for sample in samples:
             if isinstance(sample.get(name), int):
@@ -184,6 +182,8 @@ def _members(file: str) -> Iterator[tuple[int, str]]:
                 at += BLOCK + -(-int(size, 8) // BLOCK) * BLOCK
             if at + BLOCK <= len(content) and not content[at]:
                 return iter(found)
+            if at < len(content) < at + BLOCK:  # of which tarfile says nothing
+                raise tarfile.ReadError(f"it breaks off within a header, after {len(content):,} bytes")
     with tarfile.open(file, "r:") as tar:
         return iter([(member.offset, member.name) for member in tar if member.isreg()])
 

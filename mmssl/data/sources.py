@@ -35,6 +35,7 @@ from mmssl.data.files import (
     walk,
 )
 from mmssl.data.left_out import others
+from mmssl.data.ranges import TRIES, reach
 from mmssl.data.shards import shard_features, take_names
 from mmssl.data.stored import Folders, Merged, distinct, explained, first, resolved, stored, visible
 from mmssl.data.stream import StreamSource, not_blank
@@ -295,9 +296,13 @@ def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: 
             check_cells(tables, mark)
             arguments["converters"] = as_written(tables, mark)
         if builder == "webdataset":
-            arguments["features"], merged = shard_features(next(iter(asked.values()))[0])
+            shards = next(iter(asked.values()))
+            if not spec.streaming and "://" in shards[0]:
+                shards = datasets.DownloadManager().download(list(shards))  # which what follows finds again
+            arguments["features"], merged = shard_features(shards)
         take_names()
-        dataset = datasets.load_dataset(builder, streaming=spec.streaming, **arguments)
+        addresses = [file for own in asked.values() for file in own if "://" in file]
+        dataset = _patiently_loaded(builder, addresses, streaming=spec.streaming, **arguments)
         blanks = builder == "text"
         if blanks and not spec.streaming:
             dataset = dataset.filter(not_blank, input_columns="text")
@@ -308,6 +313,21 @@ def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: 
     source.splits = tuple(splits)
     source.files = [file for own in asked.values() for file in own if "://" not in file]
     return source
+
+
+def _patiently_loaded(builder: str, addresses: Sequence[str], **arguments: Any) -> Dataset | IterableDataset:
+    """`datasets.load_dataset`, again where it found no file because its server failed."""
+    import datasets
+
+    for attempt in range(1, TRIES + 1):
+        try:
+            return datasets.load_dataset(builder, **arguments)
+        except FileNotFoundError as error:
+            missing = next((file for file in addresses if f"'{escape(file)}'" in str(error)), None)
+            if missing is None or attempt == TRIES:
+                raise
+            reach(missing)
+    raise AssertionError("the last try returns or raises")
 
 
 def _limited(

@@ -64,6 +64,8 @@ def explained(name: str) -> Iterator[None]:
             reason = f"its columns are {have}, and those of the first file {wanted}; give all the same"
         elif order := _ORDER.search(reason):
             reason = f"its files differ in columns or their order, {order[1]} and {order[2]}; give all the same"
+        elif "range requests" in reason:
+            reason = "the server answers with whole files, not with parts of them; download it"
         elif "zstd" in reason:
             reason += "; `pip install zstandard` reads it, or unpack it: `unzstd`"
         elif "JSON parse error" in reason:

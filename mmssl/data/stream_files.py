@@ -67,6 +67,10 @@ class Files:
         self.kwargs: dict[str, Any] = getattr(source.loaded._ex_iterable, "kwargs", {})
         self.names = _names(self.kwargs) or [f"part {number}" for number in range(source.loaded.num_shards)]
 
+    def called(self, number: int) -> str:
+        """What a message calls a file: by its name, where it has one."""
+        return self.names[number] if _names(self.kwargs) else self.source.name
+
     def find(self, number: int) -> Found | None:
         """Look through a file; None for one of which only reading all of it would tell."""
         return None
@@ -84,7 +88,7 @@ class Files:
         """
         one = self.source.loaded.shard(num_shards=len(self.names), index=number, contiguous=True)
         sequential = StreamSource(
-            one, self.source.name, self.source.folders, self.source.merged, None, self.source.blanks
+            one, self.called(number), self.source.folders, self.source.merged, None, self.source.blanks
         )
         required = [column for column in sequential.columns if stored([column], self.source.merged) in self.groups]
         for row in sequential.present(required).select(self.source.columns).rows():
@@ -102,18 +106,18 @@ class TableFiles(Files):
 
     def rows(self, number: int, places: Sequence[int], end: int | None) -> Iterator[tuple[int | None, Row]]:
         """See `Files`."""
-        with explained(self.source.name):
+        with explained(self.called(number)):
             for place, following in zip(places, [*places[1:], end], strict=True):
                 table = self._parts.get((number, place))
                 if table is None:
-                    table = self._parts[number, place] = self._kept(self._read(number, place, following))
+                    table = self._parts[number, place] = self._kept(number, self._read(number, place, following))
                 for batch in table.to_batches(max_chunksize=ROWS_AT_A_TIME):
                     for row in batch.to_pylist():
                         yield None, resolved(row, self.source.folders, self.source.merged)
 
     def find(self, number: int) -> Found | None:
         """See `Files`."""
-        with explained(self.source.name):
+        with explained(self.called(number)):
             places = self._places(number)
             counts = [self._count(number, *part) for part in zip(places, [*places[1:], None], strict=True)]
         return Found(sum(counts), list(zip(np.cumsum([0, *counts])[:-1].tolist(), places, strict=True)))
@@ -126,25 +130,33 @@ class TableFiles(Files):
         raise TypeError(f"{type(self).__name__} has no tables")
 
     def _count(self, number: int, place: int, following: int | None) -> int:
-        return self._kept(self._read(number, place, following)).num_rows
+        return self._kept(number, self._read(number, place, following)).num_rows
 
-    def _kept(self, table: Table) -> Table:
+    def _check(self, number: int, columns: Container[str]) -> None:
+        """Raise DataError where a file lacks a column that is read."""
+        for name in self.columns:
+            if name not in columns:
+                raise DataError(
+                    f"{self.called(number)} has no column '{name}', which other files have; give all the same"
+                )
+
+    def _kept(self, number: int, table: Table) -> Table:
         """The rows that have what is read."""
         import datasets
         import pyarrow as pa
         from datasets.table import table_cast
 
-        missing = [column for column in self.columns if column not in table.column_names]
-        if missing and table.num_rows:
-            raise DataError(f"{self.source.name}: some of its files have no column '{missing[0]}'")
+        if not table.num_rows:
+            return table
+        self._check(number, table.column_names)
         valid = [reduce(or_, (table[name].is_valid().to_numpy() for name in group)) for group in self.groups]
         if self.source.blanks:
             valid.append(np.fromiter((not_blank(text) for text in table["text"].to_pylist()), bool, table.num_rows))
         if valid and not (kept := reduce(and_, valid)).all():
             table = table.filter(pa.array(kept))
-        table = table.select(self.columns) if not missing else table
+        table = table.select(self.columns)
         features = self.source.loaded.features
-        if not features or missing:
+        if not features:
             return table
         return table_cast(table, datasets.Features({name: features[name] for name in self.columns}).arrow_schema)
 
@@ -170,6 +182,8 @@ class ParquetFiles(TableFiles):
             for leaf in leaves
             if leaf.is_stats_set and leaf.statistics.has_null_count and leaf.statistics.null_count == 0
         }
+        if group.num_rows:
+            self._check(number, {leaf.path_in_schema.split(".")[0] for leaf in leaves})
         unsure = [name for names in self.groups if not whole & {*names} for name in names]
         if not unsure:
             return int(group.num_rows)
@@ -238,7 +252,7 @@ class LineFiles(TableFiles):
         if not content.strip():
             return pa.table({column: [] for column in self.columns})
         with tempfile.TemporaryDirectory() as folder:
-            part = Path(folder, "part")
+            part = Path(folder, Path(self.names[number]).name)  # which errors name
             part.write_bytes(content)
             one = {
                 key: [value[number]] if isinstance(value[number], str) else [[str(part)]]
@@ -257,7 +271,7 @@ class TarFiles(Files):
 
     def find(self, number: int) -> Found | None:
         """See `Files`; of shards at addresses, what an index beside them says."""
-        with explained(self.source.name):
+        with explained(self.called(number)):
             places = self.shards.places(number, self._has_each)
             if places is not None:
                 return Found(len(places), list(enumerate(places))[:: max(1, len(places) // 256)] or [(0, 0)])
@@ -270,7 +284,7 @@ class TarFiles(Files):
 
         features = self.source.loaded.features
         wanted = datasets.Features({name: features[name] for name in self.columns})
-        with explained(self.source.name):
+        with explained(self.called(number)):
             for place, sample in self.shards.samples(number, places[0], end):
                 if self._has_each(sample):
                     row = wanted.encode_example({name: sample.get(name) for name in self.columns})

@@ -16,7 +16,10 @@ from mmssl.errors import DataError
 
 
 class Answers(BaseHTTPRequestHandler):
-    """Files below a folder, by ranges; what `server.faults` holds comes before a good answer."""
+    """Files below a folder, by ranges; what `server.faults` holds comes before a good answer.
+
+    `server.refusals` holds statuses for some paths, whatever is asked, of which the last one stays; 0 refuses nothing.
+    """
 
     def log_message(self, *args):
         pass
@@ -28,6 +31,11 @@ class Answers(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, body):
+        refusal = self.server.refusals.get(self.path)
+        status = refusal.pop(0) if refusal and len(refusal) > 1 else (refusal or [0])[0]
+        if status:
+            self.send_error(status)
+            return
         path = self.server.folder / self.path.lstrip("/")
         if not path.is_file():
             self.send_error(404)
@@ -59,6 +67,7 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.STREAMING_READ_RETRY_INTERVAL", 0.01)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
     server.folder, server.faults, server.asked = tmp_path / "files", [], []
+    server.refusals = {}
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -153,3 +162,31 @@ def test_a_server_that_falls_silent_is_asked_again(server, monkeypatch):
     loader = load(address(server, "parquet"))
     server.faults += ["slow"] * 3
     assert len(list(loader.batches(0, BATCH))) == BATCH
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_server_that_fails_while_a_stream_is_opened_is_asked_again(kind, server):
+    make_files(kind, server.folder, files=8)
+    expected = list(load(address(server, kind)).batches(0, 2))
+    server.refusals |= {f"/part-000.{kind}": [503, 0], f"/part-003.{kind}": [500, 500, 0]}
+    assert_equal(list(load(address(server, kind)).batches(0, 2)), expected)
+
+
+@pytest.mark.parametrize(("number", "status"), [("000", 403), ("003", 404)])
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_server_that_refuses_is_one_sentence_with_what_it_answers(kind, number, status, server):
+    make_files(kind, server.folder, files=8)
+    server.refusals[f"/part-{number}.{kind}"] = [status]
+    with pytest.raises(DataError, match=rf"part-{number}\.{kind}: the server answers {status} "):
+        load(address(server, kind))
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_an_address_that_is_no_longer_valid_midway_is_one_sentence(kind, server):
+    make_files(kind, server.folder, files=8)
+    server.refusals["/index.json"] = [403]  # of a store that does not say what it lacks
+    batches = load(address(server, kind)).batches(0, PER_EPOCH)
+    server.refusals |= {f"/part-{number:03d}.{kind}": [403] for number in range(8)}
+    with pytest.raises(DataError, match=rf"part-\d+\.{kind}: the server answers 403 Forbidden"):
+        list(batches)

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from itertools import islice
+from pathlib import Path
 
 import datasets
 import pyarrow.parquet
@@ -213,7 +214,8 @@ def test_resuming_goes_where_it_was(kind, tmp_path, read_bytes):
     whole = list(load(tmp_path / "data", directory=tmp_path / "run").batches(0, PER_EPOCH))
     read_bytes.clear()
     again = load(tmp_path / "data", directory=tmp_path / "run")
-    assert total(read_bytes) == 0  # what files hold is known
+    assert {Path(file).name for file, _, _ in read_bytes} <= {"part-000.tar"}  # its columns; what files hold is known
+    read_bytes.clear()
     rest = list(again.batches(PER_EPOCH - 3, PER_EPOCH))
     assert_equal(rest, whole[-3:])
     footers = 4 * 2**16 * (kind == "parquet")
@@ -345,3 +347,31 @@ def test_runs_that_read_the_stream_otherwise_are_refused(tmp_path):
     (tmp_path / DATA).write_text(json.dumps({"": "a stream, 0123456789abcdef"}))  # of the time before readers
     with pytest.raises(RunError, match="it has a stream of 320 rows for 8 readers and had a stream;"):
         check_data(tmp_path, load(tmp_path / "data").digests())
+
+
+def cut(path, size):
+    path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.mark.parametrize(
+    ("kind", "spoil", "message"),
+    {
+        "cut in a header": ("tar", lambda path: cut(path, 6 * 2560 + 30), "breaks off within a header"),
+        "cut in a member": ("tar", lambda path: cut(path, 6 * 2560 + 1600), "unexpected end of data"),
+        "no byte in a tar": ("tar", lambda path: cut(path, 0), "empty file"),
+        "cut parquet": ("parquet", lambda path: cut(path, 1000), "magic bytes"),
+        "a column less": ("parquet", lambda path: write_parquet(path, {"cls": [1, 2]}), "has no column 'text', which"),
+        "a cut line": ("jsonl", lambda path: cut(path, 1100), "JSON parse error"),
+    }.values(),
+)
+def test_a_file_of_a_stream_that_is_damaged_is_named(kind, spoil, message, tmp_path):
+    make_files(kind, tmp_path)
+    spoil(tmp_path / f"part-002.{kind}")
+    with pytest.raises(DataError, match=rf"part-002\.{kind}.*{message}"):
+        list(load(tmp_path).batches(0, PER_EPOCH))
+
+
+def test_a_first_shard_without_samples_is_passed_over(tmp_path):
+    make_files("tar", tmp_path)
+    write_tar(tmp_path / "part-000.tar", ())
+    assert load(tmp_path).steps_per_epoch == PER_EPOCH * 3 // 4
