@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.modules.prototypes import PrototypeHead
-from mmssl.modules.teacher import Teacher, cosine_momentum, without_dropout
+from mmssl.modules.teacher import cosine_momentum
 from mmssl.modules.views import Given, encode_views
-from mmssl.objectives.base import Chance, Panel, Step
+from mmssl.objectives._taught import Taught
+from mmssl.objectives.base import Chance, Panel
 from mmssl.objectives.invariance._multi_crop import MultiCrop, over_others
 from mmssl.ops.gather import average
 from mmssl.ops.losses import ranking, spread
@@ -44,7 +45,7 @@ GLOBAL_VIEWS = (
 LOCAL_VIEWS = (COLOR | {"area": (0.05, 0.4), "size": 96 / 224, "blur": 0.5},)
 
 
-class DINO(MultiCrop):
+class DINO(Taught, MultiCrop):
     """Match a momentum teacher's assignment to prototypes, from large and small crops.
 
     Args:
@@ -101,8 +102,7 @@ class DINO(MultiCrop):
         self.center_momentum, self.momentum, self.freeze_last = center_momentum, momentum, freeze_last
         student = self.encoder(encoder)
         self.head = PrototypeHead(student.dim, hidden, bottleneck, prototypes, batch_norm)
-        self.teacher = Teacher(self._student())
-        without_dropout(self.teacher)
+        self.begin_teaching()
         self.register_buffer("center", torch.zeros(prototypes))
         self.register_buffer("progress", torch.zeros(()))
         # The teacher's logits in this step's micro-batches, until the center moves.
@@ -110,16 +110,7 @@ class DINO(MultiCrop):
         self.register_buffer("seen_count", torch.zeros(()), persistent=False)
 
     def _student(self) -> dict[str, nn.Module]:
-        return {"encoder": self.encoder(self.name), "head": self.head}
-
-    @property
-    def exported(self) -> dict[str, Encoder]:
-        """The teacher's encoder in place of the student's."""
-        return super().exported | {self.name: self._taught}
-
-    @property
-    def _taught(self) -> Encoder:
-        return cast(Encoder, self.teacher["encoder"])
+        return {**super()._student(), "head": self.head}
 
     def chance(self, rows: int) -> Chance:
         """Any of K prototypes."""
@@ -159,10 +150,6 @@ class DINO(MultiCrop):
         start, end = temperature
         share = self.progress / self.temperature_warmup if self.temperature_warmup else torch.ones_like(self.progress)
         return start + (end - start) * share.clamp(max=1)
-
-    def before_step(self, step: Step) -> None:
-        """See `Teacher.begin`."""
-        self.teacher.begin(step.number, self._student())
 
     def after_step(self, progress: float) -> None:
         """The teacher follows, the center moves toward the mean of the logits that this step saw."""

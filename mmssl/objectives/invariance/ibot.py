@@ -33,7 +33,6 @@ from mmssl.encoders.base import Encoder, Features
 from mmssl.errors import RecipeError
 from mmssl.modules.pictures import check_patches, cut
 from mmssl.modules.prototypes import PrototypeHead
-from mmssl.modules.teacher import Teacher, without_dropout
 from mmssl.modules.views import Given, encode_views
 from mmssl.objectives._concealed import Concealed
 from mmssl.objectives.base import Chance, Panel
@@ -139,8 +138,7 @@ class IBOT(DINO):
         self.patch_head: PrototypeHead | None = None
         if not shared_head:
             self.patch_head = PrototypeHead(network.dim, hidden, bottleneck, prototypes, False)
-            self.teacher = Teacher(self._student())
-            without_dropout(self.teacher)
+            self.begin_teaching()
         self.register_buffer("patch_center", torch.zeros(prototypes))
         # The teacher's logits of patches in this step's micro-batches, until their center moves.
         self.register_buffer("patches_seen", torch.zeros(prototypes), persistent=False)

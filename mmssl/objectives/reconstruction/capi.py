@@ -40,10 +40,10 @@ from mmssl.encoders.base import Encoder, Features
 from mmssl.errors import RecipeError
 from mmssl.modules.decoders import check_decoder
 from mmssl.modules.pictures import check_patches, cut, read_picture
-from mmssl.modules.teacher import Teacher, without_dropout
 from mmssl.modules.views import Crop
 from mmssl.objectives._concealed import Concealed
-from mmssl.objectives.base import Chance, Objective, Panel, Step
+from mmssl.objectives._taught import Taught
+from mmssl.objectives.base import Chance, Panel
 from mmssl.ops.clustering import balanced_assignment
 from mmssl.ops.draws import Draws
 from mmssl.ops.gather import average
@@ -59,7 +59,7 @@ FALL = 0.8  # of a cosine's half period, in which the teacher's pace falls
 EPS = 1e-5  # of the predictor's norms
 
 
-class CAPI(Objective):
+class CAPI(Taught):
     """Predict a momentum teacher's clusters of hidden patches.
 
     Args:
@@ -120,17 +120,7 @@ class CAPI(Objective):
         nn.init.zeros_(self.clustering.bias)
         for parameter in self.clustering.parameters():
             parameter.lr_scale = clustering_lr  # type: ignore[attr-defined]
-        self.teacher = Teacher({"encoder": network})
-        without_dropout(self.teacher)
-
-    @property
-    def exported(self) -> dict[str, Encoder]:
-        """The teacher's encoder in place of the student's."""
-        return super().exported | {self.name: self._taught}
-
-    @property
-    def _taught(self) -> Encoder:
-        return cast(Encoder, self.teacher["encoder"])
+        self.begin_teaching()
 
     def chance(self, rows: int) -> Chance:
         """Any of K clusters, told and assigned."""
@@ -195,10 +185,6 @@ class CAPI(Objective):
             "spread": spread(outputs["taught"].flatten(1)),
         }
 
-    def before_step(self, step: Step) -> None:
-        """See `Teacher.begin`."""
-        self.teacher.begin(step.number, {"encoder": self.encoder(self.name)})
-
     def after_step(self, progress: float) -> None:
         """The teacher follows."""
         warmup = self.momentum_warmup
@@ -206,7 +192,7 @@ class CAPI(Objective):
             pace = progress / warmup
         else:
             pace = (1 + math.cos(math.pi * FALL * (progress - warmup) / (1 - warmup))) / 2
-        self.teacher.follow({"encoder": self.encoder(self.name)}, 1 - (1 - self.momentum) * pace)
+        self.teacher.follow(self._student(), 1 - (1 - self.momentum) * pace)
 
     def concealed(self, inputs: Batch) -> Concealed:
         """The pixels that the student does not see, and what it tells."""

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,10 +33,10 @@ from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.modules.decoders import PatchDecoder, check_decoder
 from mmssl.modules.pictures import as_read, channels_first, check_patches, cut, read_picture
-from mmssl.modules.teacher import Teacher, without_dropout
 from mmssl.modules.views import Crop
 from mmssl.objectives._concealed import Concealed
-from mmssl.objectives.base import Chance, Objective, Panel, Step
+from mmssl.objectives._taught import Taught
+from mmssl.objectives.base import Chance, Panel
 from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import mean_over, spread
@@ -71,7 +71,7 @@ WAYS = {
 MOMENTUM = {"ijepa": 0.996, "vjepa": 0.998}
 
 
-class JEPA(Objective):
+class JEPA(Taught):
     """Predict a momentum teacher's tokens of hidden blocks.
 
     Args:
@@ -110,17 +110,7 @@ class JEPA(Objective):
         self.predictor = PatchDecoder(
             network.dim, network.dim, predictor_depth, predictor_width, predictor_heads, pooled=False
         )
-        self.teacher = Teacher({"encoder": network})
-        without_dropout(self.teacher)
-
-    @property
-    def exported(self) -> dict[str, Encoder]:
-        """The teacher's encoder in place of the student's."""
-        return super().exported | {self.name: self._taught}
-
-    @property
-    def _taught(self) -> Encoder:
-        return cast(Encoder, self.teacher["encoder"])
+        self.begin_teaching()
 
     def chance(self, rows: int) -> Chance:
         """The error of one answer to all of a row's hidden tokens: their mean."""
@@ -209,14 +199,10 @@ class JEPA(Objective):
             "spread": spread(outputs["taught"]),
         }
 
-    def before_step(self, step: Step) -> None:
-        """See `Teacher.begin`."""
-        self.teacher.begin(step.number, {"encoder": self.encoder(self.name)})
-
     def after_step(self, progress: float) -> None:
         """The teacher follows."""
         momentum = 1 - (1 - self.momentum) * (1 - progress)
-        self.teacher.follow({"encoder": self.encoder(self.name)}, momentum)
+        self.teacher.follow(self._student(), momentum)
 
     def concealed(self, inputs: Batch) -> Concealed:
         """The pixels that are read in none of the ways, and what is predicted."""
