@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmssl.adaptation.cache import FeatureCache
-from mmssl.adaptation.features import features
+from mmssl.adaptation.features import POOLED
 from mmssl.adaptation.labeled import LabeledRows, Question
 from mmssl.adaptation.request import Model
 from mmssl.adaptation.rows import Split, in_order, open_rows
@@ -63,10 +63,11 @@ def look(
         `effective_rank`, `spectrum_decay`, `width`, and `lidar` where the modality has random views.
     """
     reads = Model.of(encoder).reads((encoder.modality,), 0)
-    rows = open_rows(plan.rows, reads, None, None, min(MONITORED, plan.limit or MONITORED), plan.rows.split)
-    x, _, ids = features(encoder, rows.read())
-    assert isinstance(x, Tensor)  # no depths were asked for
-    assert ids is not None  # rows have numbers
+    limit, cache = min(MONITORED, plan.limit or MONITORED), cache or FeatureCache()
+    rows = open_rows(plan.rows, reads, None, None, limit, plan.rows.split)
+    # Often the very rows that probes have learned from, which the cache has.
+    (view,), ids = cache.features([encoder], rows, rows.present(limit), layers=False, batch_size=BATCH)
+    x = view[POOLED]
     if first:
         answered["map"], answered["map_kind"] = _map(x[:MAPPED].double())
         if plan.label is not None and "names" in answered:
@@ -81,7 +82,7 @@ def look(
             sides = every[~asked], every[asked]
         else:
             sides = question.train, question.test
-        answered |= find_neighbors(encoder, *sides, cache or FeatureCache(), BATCH)
+        answered |= find_neighbors(encoder, *sides, cache, BATCH)
     found = {
         "effective_rank": float(effective_rank(x)),
         "spectrum_decay": float(spectrum_decay(x)),

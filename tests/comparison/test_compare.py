@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import re
@@ -17,8 +18,10 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 import mmssl
+from mmssl.adaptation.cache import FeatureCache
 from mmssl.adaptation.features import features
 from mmssl.adaptation.labeled import Question
+from mmssl.adaptation.probes import make_probe
 from mmssl.adaptation.request import Model
 from mmssl.adaptation.rows import open_rows
 from mmssl.comparison.cells import cells_of, factor_of, progress_of, read_cell
@@ -212,6 +215,17 @@ def test_views_are_the_same_for_every_encoder_and_a_blind_one_tells_no_rows_apar
     for parameter in encoder.parameters():
         parameter.data.zero_()
     assert look(plan, encoder, {})["lidar"] == 1
+
+
+def test_rows_that_probes_have_read_are_not_encoded_again(compared, tmp_path, monkeypatch):
+    plan, encoder, cache = compared.plan, untrained_encoder(compared.plan, 0), FeatureCache(tmp_path)
+    request = request_of(plan, Cell("untrained", 0), layers=True, cache=cache)
+    make_probe("knn", {}).score(Model.of(encoder), request)
+    module = importlib.import_module("mmssl.adaptation.features")
+    monkeypatch.setattr(module, "depths_of", lambda *_: pytest.fail("rows are encoded again"))
+    question = Question.of(Model.of(encoder), request)
+    found = look(plan, encoder, {}, question=question, cache=cache, first=True)
+    assert found == compared.cells["untrained"][0]["monitors"]
 
 
 @pytest.mark.parametrize("kind", ["PCA", "t-SNE"])
