@@ -4,6 +4,7 @@ import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The compiler is what DistributedDataParallel imports once it is called.
-PRELOADED = ["torch.distributed", "torch._dynamo", "mmssl.build", "mmssl.objectives.combine", "mmssl.training.loop"]
+PRELOADED = ["torch.distributed", "torch._dynamo", "mmssl.objectives.combine", "mmssl.runs"]
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
@@ -28,15 +29,21 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def processes() -> Callable[..., None]:
+def forkserver() -> BaseContext:
+    """Its `Process` is forked from a server that imports once what would take each of them seconds."""
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    return multiprocessing.get_context("forkserver")
+
+
+@pytest.fixture(scope="session")
+def processes(forkserver: BaseContext) -> Callable[..., None]:
     """`processes(function, arguments, count)`: `function(rank, *arguments)` on so many processes, until all have ended.
 
-    They are forked from a server that imports once what would take each of them seconds.
+    They are forked from the server of `forkserver`.
     """
     from torch.multiprocessing import start_processes
 
     def start(function: Callable[..., None], arguments: tuple[Any, ...], count: int) -> None:
-        multiprocessing.set_forkserver_preload(PRELOADED)
         start_processes(function, arguments, nprocs=count, start_method="forkserver")
 
     return start

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,6 @@ def losses(directory: Path) -> list[list[float]]:
     return [[v for k, v in sorted(json.loads(line).items()) if k not in skipped] for line in lines]
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "mmssl", *arguments]
-
-
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -133,7 +130,6 @@ def test_a_run_is_not_overwritten_and_not_resumed_as_another(finished: Path) -> 
     assert again.history[-1]["step"] == 4
 
 
-@pytest.mark.long
 @pytest.mark.long
 def test_a_finished_run_goes_on_and_says_how(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     tree = together(schedule={"warmup": 0})
@@ -274,28 +270,29 @@ def test_a_launcher_that_is_killed_takes_its_processes_along(tmp_path: Path, env
     assert checkpoint.newest(out) is not None
 
 
+def _go_on(tree: dict[str, Any], directory: Path) -> None:
+    mmssl.run(tree, out=directory, resume=True, quiet=True)
+
+
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "streaming", [pytest.param(False, id="map"), pytest.param(True, id="stream", marks=pytest.mark.long)]
-)
-def test_killed_and_resumed_has_the_same_bits(streaming: bool, tmp_path: Path, environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("streaming", [pytest.param(False, id="map"), pytest.param(True, id="stream")])
+def test_killed_and_resumed_has_the_same_bits(streaming: bool, tmp_path: Path, forkserver: BaseContext) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": sentence}) + "\n" for sentence in SENTENCES))
     tree = words(rows, streaming=streaming, shuffle_buffer=8)
-    recipe = write(tmp_path / "words.yaml", tree)
     mmssl.run(tree, out=tmp_path / "whole", quiet=True)
 
     killed = tmp_path / "killed"
-    run = command("run", str(recipe), "--out", str(killed), "--resume")
-    process = subprocess.Popen(run, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = forkserver.Process(target=_go_on, args=(tree, killed))
+    process.start()
     deadline = time.monotonic() + 200
     while checkpoint.newest(killed) is None and time.monotonic() < deadline:
         time.sleep(0.005)
     process.kill()
-    process.wait()
+    process.join()
     reached = checkpoint.read_state(checkpoint.newest(killed))["step"]
     assert 0 < reached < 60, "the kill came too late to prove anything"
-    mmssl.run(tree, out=killed, resume=True, quiet=True)
+    _go_on(tree, killed)
     assert losses(killed) == losses(tmp_path / "whole")
     ours, theirs = load_file(killed / "model.safetensors"), load_file(tmp_path / "whole" / "model.safetensors")
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,6 @@ from mmssl.training.progress import describe
 from mmssl.training.step import ForwardPass, accumulated_backward
 
 TASKS = {"denoise": Denoise, "pull": Pull}
-HERE = Path(__file__).parent
 
 
 def settings(**changes: object) -> Training:
@@ -173,36 +173,31 @@ def test_resumed_run_has_the_same_bits(task: str, optimizer: str, tmp_path: Path
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+def _save_each_step(directory: Path) -> None:
+    torch.set_num_threads(1)
+    fit(make(Pull), MemoryLoader(), settings(steps=200, save_every=1), directory, resume=True, quiet=True)
+
+
 @pytest.mark.long
-def test_killed_at_random_moments(tmp_path: Path) -> None:
+def test_killed_at_random_moments(tmp_path: Path, forkserver: BaseContext) -> None:
     """SIGKILL at several moments, some inside a save, then a resume to the end: the same bits."""
     fit(make(Pull), MemoryLoader(), settings(steps=200, save_every=1), tmp_path / "whole", quiet=True)
-    script = (
-        "import sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
-        "from tiny import *; from test_loop import settings; from mmssl.training.loop import fit\n"
-        "print('ready', flush=True)\n"
-        "long = settings(steps=200, save_every=1)\n"
-        "fit(make(Pull), MemoryLoader(), long, Path(sys.argv[1]), resume=True, quiet=True)\n"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent.parent)])}
     directory = tmp_path / "killed"
     steps = []
     for delay in (0.05, 0.4, 0.23, None):
-        process = subprocess.Popen(
-            [sys.executable, "-c", script, str(directory)], env=environment, stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        process.stdout.readline()
+        before = checkpoint.newest(directory)
+        process = forkserver.Process(target=_save_each_step, args=(directory,))
+        process.start()
         if delay is None:
-            assert process.wait(timeout=120) == 0
+            process.join(120)
+            assert process.exitcode == 0
         else:
-            before = checkpoint.newest(directory)
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 200
             while checkpoint.newest(directory) == before and time.monotonic() < deadline:
                 time.sleep(0.002)
             time.sleep(delay)
             process.kill()
-            process.wait()
+            process.join()
         steps.append(checkpoint.read_state(checkpoint.newest(directory))["step"])
     assert steps == sorted(steps)
     assert 0 < steps[0] < 200, "the kill came too late to prove anything"
@@ -243,28 +238,32 @@ def test_what_a_signal_ends_as_well_is_not_what_went_wrong(error: Exception, sai
         fit(make(Pull), Ended(), settings(), quiet=True)
 
 
+def _run_out_of_room(directory: Path, said: Connection) -> None:
+    class Shrinks(MemoryLoader):
+        def batches(self, start: int, stop: int):  # type: ignore[no-untyped-def]
+            for step, batch in enumerate(super().batches(start, stop), start):
+                if step == 7:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+                yield batch
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        fit(make(Pull), Shrinks(), settings(log_every=20, save_every=5), directory, quiet=True)
+    except RunError as error:
+        said.send(str(error))
+
+
 @pytest.mark.long
-def test_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+def test_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, forkserver: BaseContext) -> None:
     """A limit on the size of files stands for a full disk: the operating system refuses the write half-way."""
-    script = (
-        "import sys, resource; from pathlib import Path; from tiny import *; from test_loop import settings\n"
-        "from mmssl.training.loop import fit; from mmssl.training import checkpoint\n"
-        "from mmssl.errors import RunError; import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "out = Path(sys.argv[1])\n"
-        "class Shrinks(MemoryLoader):\n"
-        "    def batches(self, start, stop):\n"
-        "        for step, batch in enumerate(super().batches(start, stop), start):\n"
-        "            if step == 7: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-        "            yield batch\n"
-        "try: fit(make(Pull), Shrinks(), settings(log_every=20, save_every=5), out, quiet=True)\n"
-        "except RunError as error: print(error)\n"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent.parent)])}
-    result = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert "could not save step 10" in result.stdout, result.stderr
-    assert "step_00000005 is whole" in result.stdout
+    heard, said = forkserver.Pipe()
+    process = forkserver.Process(target=_run_out_of_room, args=(tmp_path, said))
+    process.start()
+    assert heard.poll(120)
+    sentence = heard.recv()
+    process.join()
+    assert "could not save step 10" in sentence
+    assert "step_00000005 is whole" in sentence
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["step_00000005"]
     history = fit(make(Pull), MemoryLoader(), settings(), tmp_path, resume=True, quiet=True)
     assert history[-1]["step"] == 20
