@@ -40,20 +40,21 @@ def test_a_recipe_runs_by_name_where_only_the_wheel_is_installed(wheel, tmp_path
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"PYTHONPATH": str(site), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
 
-    def python(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, *arguments], cwd=empty, env=environment, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout
-
     changes = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
-    python("-m", "mmssl", "run", "quickstart", "--out", "by_command", *changes)
     program = (
+        "import runpy, sys\n"
+        f"sys.argv[1:] = ['run', 'quickstart', '--out', 'by_command', *{changes!r}]\n"
+        "try:\n    runpy.run_module('mmssl', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end:\n    assert not end.code\n"
         "import mmssl, mmssl.recipe\n"
         f"run = mmssl.run('quickstart', {SMALL!r}, quiet=True)\n"
         "print(mmssl.__file__, run.directory, run.step, len(run.history))"
     )
-    assert python("-c", program).split() == [str(site / "mmssl" / "__init__.py"), "runs/quickstart", "2", "3"]
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=empty, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = done.stdout.split()[-4:]
+    assert said == [str(site / "mmssl" / "__init__.py"), "runs/quickstart", "2", "3"]
     first, second = (empty / name / "model.safetensors" for name in ("by_command", "runs/quickstart"))
     assert first.read_bytes() == second.read_bytes()
