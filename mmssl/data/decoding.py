@@ -150,7 +150,7 @@ Kept = dict[int, dict[str, Tensor]]
 
 
 @lru_cache(maxsize=STORES)
-def _shared_store(fingerprint: str, how: str) -> Kept:
+def shared_store(fingerprint: str, how: str) -> Kept:
     """Rows of a source, decoded in one way; filled by those who read them."""
     return {}
 
@@ -208,7 +208,7 @@ class Rows(Dataset[dict[str, Decoded] | MmsslError]):
         how = decoder.how
         if source is None or source.fingerprint is None or how is None or self.workers:
             return self.kept[name]
-        return _shared_store(source.fingerprint, how)
+        return shared_store(source.fingerprint, how)
 
     def _batch(self, name: str, task: Task) -> Decoded:
         rows = task.rows if task.rows is not None else [None] * len(task.ids)
