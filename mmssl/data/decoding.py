@@ -126,7 +126,8 @@ class Failures:
             ]
             append_lines(self.path, (json.dumps(record, ensure_ascii=False) for record in records))
         bad, allowed = len(self.bad), self.spec.max_bad * self.seen
-        if self.seen >= FEWEST_ROWS and bad > allowed + 3 * math.sqrt(allowed):
+        whole = step > 0 and self.seen == self.rows  # an epoch of a source with fewer rows
+        if (self.seen >= FEWEST_ROWS or whole) and bad > allowed + 3 * math.sqrt(allowed):
             some = f"{'; '.join(self.first)}{f'; all of them are in {self.path}' if self.path else ''}"
             if bad >= self.seen:
                 raise DataError(f"{self.spec.source}: none of {self.seen} rows can be decoded: {some}")

@@ -33,3 +33,10 @@ def test_a_row_counts_once_however_often_it_is_read_and_a_share_that_is_enough_i
     assert f"{bad} of 30 rows cannot be decoded, more than data.x.max_bad = {allowed}" in str(error.value)
     assert str(error.value).endswith(f"or raise data.x.max_bad to {told} (--set data.x.max_bad={told})")
     Failures(Data(source="rows", max_bad=float(told))).add(1, range(30), [(n, "") for n in range(bad)])
+
+
+def test_a_source_of_few_rows_is_judged_once_an_epoch_was_seen():
+    failures = Failures(Data(source="rows"), rows=8)
+    failures.add(1, range(4), [(0, "broken"), (1, "broken")])
+    with pytest.raises(DataError, match="rows: 2 of 8 rows cannot be decoded"):
+        failures.add(2, range(4, 8), [])
