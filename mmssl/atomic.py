@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_MASK = os.umask(0o077)
+os.umask(_MASK)  # there is no other way to ask
 
 
 def temporary_name(path: Path) -> Path:
@@ -40,10 +44,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def flush(paths: Iterable[Path]) -> None:
-    """Have the disk hold what was written to these files, and the names in these folders."""
+    """Have the disk hold what was written to these files, and the names in these folders.
+
+    Files may be read by whoever may read other new ones: safetensors writes for its owner alone.
+    """
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
+            if stat.S_IMODE(os.fstat(descriptor).st_mode) == 0o600:
+                with suppress(OSError):  # no such modes on this file system
+                    os.fchmod(descriptor, 0o666 & ~_MASK)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

@@ -12,12 +12,17 @@ LONGEST = 600
 class MmsslError(Exception):
     """Base of all; the command line prints its sentence without a traceback.
 
-    The sentence is one line, and where a value in it is endless, its middle is left out.
+    The sentence is one line, and where a value in it is endless, its middle is left out; so are passwords in addresses.
     """
 
     def __str__(self) -> str:
-        text = " ".join(super().__str__().split())
+        text = without_passwords(" ".join(super().__str__().split()))
         return text if len(text) <= LONGEST else f"{text[: LONGEST - 155]} ... {text[-150:]}"
+
+
+def without_passwords(text: str) -> str:
+    """A text in which no address holds `user:password@`."""
+    return re.sub(r"(?<=://)[^/\s@]*@", "", text)
 
 
 class RecipeError(MmsslError):

@@ -232,10 +232,10 @@ class _Folder:
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise RunError(
-                f"{self.folder}: {free / 2**30:.2f} GiB are free, and the next checkpoint takes {needed / 2**30:.2f}; "
-                "free some"
+                f"{self.folder}: {free / 2**20:,.0f} MiB are free, and the next checkpoint takes "
+                f"{needed / 2**20:,.0f}; free some"
             )
-        return f"{free / 2**30:,.0f} GiB free"
+        return f"{free / 2**30:,.0f} GiB free" if free >= 2**30 else f"{free / 2**20:,.0f} MiB free"
 
     def resume(self) -> str:
         training = self.settings.training

@@ -24,7 +24,7 @@ from mmssl.atomic import write_text
 from mmssl.batch import to_device
 from mmssl.build import build, counted
 from mmssl.data.loader import Loader
-from mmssl.errors import RunError
+from mmssl.errors import RunError, without_passwords
 from mmssl.hub.load import load
 from mmssl.objectives.base import Objective, Panel
 from mmssl.ops.draws import Draws
@@ -315,7 +315,7 @@ def _at(tree: Mapping[str, Any], dotted: str) -> Any:
 def _say(lines: Iterable[str]) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for line in lines:
-        console.print(line, markup=False)
+        console.print(without_passwords(line), markup=False)
 
 
 def _complete(recipe: Recipe, objective: Objective) -> Recipe:

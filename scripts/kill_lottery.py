@@ -4,7 +4,7 @@
     python scripts/kill_lottery.py --kills 60 --seed 3 --tasks simclr hubert
     python scripts/kill_lottery.py --disk              a disk that refuses, in place of kills
 
-Twenty-nine tasks at toy size, rows decoded in the main process or by two workers, on one and two processes, there with
+Thirty tasks at toy size, rows decoded in the main process or by two workers, on one and two processes, there with
 whole weights and with sharded ones, from the toy world, from a folder in which two files are broken, and streamed from
 tar files with the same. SIGKILL falls at a random moment, or before or after a random system call that makes a file,
 flushes, renames or links it: in the middle of a save, or of a record. Processes are forked from one that has imported

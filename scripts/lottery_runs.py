@@ -16,6 +16,7 @@ TASKS = (
     *("captioning", "masked_language", "causal_language", "replaced_token", "temporal_alignment"),
     *("instance_discrimination", "deepcluster", "densecl", "lejepa", "data2vec", "ibot", "nnclr", "swav", "simcse"),
     *("cross_encoder_distillation", "hubert", "wav2vec2", "cross_modal_clustering", "next_sentence", "binding_sources"),
+    *("capi",),
 )
 OF_PICTURES = ("rotation", "jigsaw", "simclr", "moco", "byol", "dino", "masked_autoencoder", "densecl", "ibot", "swav")
 STREAMED = (*OF_PICTURES, "contrastive", "captioning", "masked_language", "replaced_token", "simcse")

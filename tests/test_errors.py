@@ -244,3 +244,7 @@ def test_nearest_names_the_closest_or_all():
 def test_one_thing_is_counted_in_the_singular():
     assert [counted(number, "row") for number in (0, 1, 1234)] == ["0 rows", "1 row", "1,234 rows"]
     assert [counted(number, "file is", "files are") for number in (1, 2)] == ["1 file is", "2 files are"]
+
+
+def test_passwords_in_addresses_are_told_to_nobody():
+    assert str(MmsslError("https://me:s%40x@host/a@b.tar: a@b")) == "https://host/a@b.tar: a@b"

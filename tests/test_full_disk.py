@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import resource
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +21,11 @@ import mmssl
 from mmssl.atomic import write_text
 from mmssl.errors import RunError
 from mmssl.hub.export import fill
-from mmssl.objectives.base import Panel
+from mmssl.objectives.base import Chance, Panel
+from mmssl.recipe import Training
 from mmssl.report.figures import draw_panels
+from mmssl.training.history import History
+from mmssl.training.launch import make_accelerator
 from mmssl.training.lock import locked
 from mmssl.training.progress import Reporter
 
@@ -84,3 +89,33 @@ def test_a_lock_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot be written: File name too long"):
         mmssl.run(recipe(), out=tmp_path / ("a" * 300), quiet=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_the_thread_of_tensorboard_cannot_write_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    monkeypatch.setattr(Reporter, "log", lambda *_: None)  # of metrics.jsonl
+    accelerator = make_accelerator(Training(steps=9, batch_size=4), tmp_path, False)
+
+    def log_on(history: History) -> None:
+        for step in range(500):
+            history.log({"step": step, "loss": 1.0})
+            time.sleep(0.01)
+
+    history = History(accelerator, tmp_path, 9, 0, Chance(1.0), True)
+    with pytest.raises(OSError, match="too large"), history, files_up_to(8):
+        log_on(history)
+    assert not told
+    assert threading.excepthook == told.append
+
+
+def test_weights_may_be_read_by_whoever_may_read_other_files(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        save_file({"a": torch.zeros(3)}, folder / "a.safetensors")
+        (folder / "README.md").write_text("x")
+
+    fill(tmp_path / "exported", write, (), "x")
+    modes = {path.stat().st_mode for path in (tmp_path / "exported").iterdir()}
+    assert len(modes) == 1, modes

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from mmssl.errors import DataError
+from mmssl.errors import DataError, without_passwords
 
 TRIES = 8
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
@@ -164,7 +164,8 @@ def _patiently(file: str, ask: Callable[[], T]) -> T:
                     f"{file}: the server failed {TRIES} times in a row ({reason}); go on with --resume when it answers"
                 ) from error
             wait = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)
-            log.warning("%s: %s; waiting %g s before try %d of %d", file, reason, wait, attempt + 1, TRIES)
+            told = without_passwords(f"{file}: {reason}")
+            log.warning("%s; waiting %g s before try %d of %d", told, wait, attempt + 1, TRIES)
             time.sleep(wait)
     raise AssertionError("the last try returns or raises")
 

@@ -20,7 +20,7 @@ from mmssl.data.packing import NOTE, Packing, Place, packed_rows
 from mmssl.data.stream import StreamSource
 from mmssl.data.stream_files import Found, files_of
 from mmssl.data.stream_index import Index, before
-from mmssl.errors import DataError
+from mmssl.errors import DataError, without_passwords
 
 FEWEST_ROWS = 16
 """Of a reader: a stream that is too small for `data.readers` is shared by fewer."""
@@ -165,7 +165,8 @@ class SharedStream:
         unknown = [n for n, file in enumerate(self.files.names) if not self.index[file].found]
         if len(unknown) > LOOKING:
             kept = f", and keeping what is found in {self.index.path}" if self.index.path else ""
-            log.warning("%s: looking through %d files once%s", self.source.name, len(unknown), kept)
+            told = without_passwords(self.source.name)
+            log.warning("%s: looking through %d files once%s", told, len(unknown), kept)
         with ThreadPoolExecutor(LOOKING) as pool:
             for first in range(0, len(unknown), LOOKING):
                 if limit and self._known_rows >= limit:

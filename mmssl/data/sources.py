@@ -319,15 +319,16 @@ def _patiently_loaded(builder: str, addresses: Sequence[str], **arguments: Any) 
     """`datasets.load_dataset`, again where it found no file because its server failed."""
     import datasets
 
-    for attempt in range(1, TRIES + 1):
+    missing = None
+    for _ in range(TRIES):
         try:
             return datasets.load_dataset(builder, **arguments)
         except FileNotFoundError as error:
             missing = next((file for file in addresses if f"'{escape(file)}'" in str(error)), None)
-            if missing is None or attempt == TRIES:
+            if missing is None:
                 raise
             reach(missing)
-    raise AssertionError("the last try returns or raises")
+    raise DataError(f"{missing}: the server failed {TRIES} times in a row; go on with --resume when it answers")
 
 
 def _limited(

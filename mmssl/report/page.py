@@ -16,6 +16,7 @@ from PIL import Image
 from mmssl.adaptation.table import Table
 from mmssl.atomic import write_text
 from mmssl.audit.verdict import closing_lines
+from mmssl.errors import without_passwords
 from mmssl.registry import components
 from mmssl.report.figures import DPI
 from mmssl.training.monitors import MONITOR, SAME_ROWS
@@ -35,7 +36,7 @@ NOT_RESULTS = {"step", "lr", "samples_per_second", "data_wait", "peak_memory_gib
 
 def write_report(run: Run) -> Path:
     """Write report.html into the run directory, pictures inside; returns its path."""
-    page = _template().render(**_facts(run))
+    page = without_passwords(_template().render(**_facts(run)))
     path = run.directory / "report.html"
     write_text(path, page)
     return path

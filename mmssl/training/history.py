@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,18 +45,23 @@ class History:
         self._trackers = [] if directory is None else _trackers(accelerator, directory, done)
         file = directory / "metrics.jsonl" if directory and main else None
         self._reporter = Reporter(steps, done, chance, file, quiet or not main)
+        self._hook = threading.excepthook
 
     def __enter__(self) -> History:
         self._reporter.__enter__()
+        threading.excepthook = partial(_unless_told_again, self._hook)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._reporter.__exit__(kind, error, trace)
-        # Not accelerator.end_training(), which also takes the process group down under a later probe or fit.
-        for tracker in self._trackers:
-            tracker.finish()
+        try:
+            # Not accelerator.end_training(), which also takes the process group down under a later probe or fit.
+            for tracker in self._trackers:
+                tracker.finish()
+        finally:
+            threading.excepthook = self._hook
 
     def advance(self, step: int) -> None:
         """Move the bar."""
@@ -70,6 +78,12 @@ class History:
         for tracker in self._trackers:
             tracker.log(numbers, step=record["step"])
         self.records.append(record)
+
+
+def _unless_told_again(hook: Callable[[threading.ExceptHookArgs], Any], error: threading.ExceptHookArgs) -> None:
+    """What a thread of TensorBoard cannot write it hands on to the next record, which raises it."""
+    if not (isinstance(error.exc_value, OSError) and type(error.thread).__module__.startswith("tensorboard.")):
+        hook(error)
 
 
 def _stored(directory: Path, done: int, main: bool) -> list[dict[str, Any]]:

@@ -75,7 +75,7 @@ def made(tmp_path, **changes):
         {
             "encoders": {"image": {"model": "timm/test_resnet"}},
             "objective": {"name": "rotation"},
-            "data": {"source": HOSTILE},
+            "data": {"source": f"s3://me:secret@host/{HOSTILE}"},
             "training": {"steps": 20, "batch_size": 16},
         }
     )
@@ -128,6 +128,7 @@ def test_it_says_what_the_run_is_and_what_came_out(tmp_path):
 def test_it_is_self_contained_and_escapes_what_it_shows(tmp_path):
     page = write_report(made(tmp_path)).read_text(encoding="utf-8")
     assert "<script" not in page
+    assert "secret" not in page
     assert "&lt;script&gt;" in page
     assert page.count("data:image/png;base64,") == 2
     assert not re.search(r"(?:src|href)=[\"'](?!data:)", page)
