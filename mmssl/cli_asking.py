@@ -105,7 +105,7 @@ def audit(
     ] = None,
     planted: Annotated[bool, typer.Option("--planted", help="Plant lens and file artifacts as well.")] = False,
     steps: Annotated[int, typer.Option(help="Of each small training.", min=1)] = 150,
-    rows: Annotated[int, typer.Option(help="Pictures of each arm; of clips a quarter.", min=64)] = 1024,
+    rows: Annotated[int, typer.Option(help="Pictures of each arm; of clips an eighth.", min=64)] = 1024,
     seed: Annotated[int, typer.Option(help="Of pictures, weights and draws.")] = 0,
     set_: Set = None,
 ) -> None:

@@ -11,7 +11,8 @@ from typing import cast
 from PIL import Image, JpegImagePlugin
 
 from mmssl import recipe as recipes
-from mmssl.audit.clips import MOVING, MUTE, STILL, SWAPPED, audit_clips, clip_kinds, reads_clips
+from mmssl.audit.clip_rows import MOVING, MUTE, STILL, SWAPPED, clip_kinds
+from mmssl.audit.clips import audit_clips, reads_clips
 from mmssl.audit.edges import BLURRED, CutsTiles, edges
 from mmssl.audit.gradients import Leak, leaks
 from mmssl.audit.nulls import FILES, Arm
@@ -28,11 +29,13 @@ from mmssl.media.image import open_image
 from mmssl.recipe import Data, Recipe
 
 SAMPLE = 200
-CLIPS = 4  # pictures that make one clip in `rows`: writing and reading a clip takes so much longer, and more
+CLIPS = 8  # pictures that make one clip in `rows`: writing and reading a clip takes so much longer, and more
 LONGER = 2  # of clips, as a planted clock was found late by `playback_speed`, which jitters colors frame by frame
 PLANTED = ("green shift", "red-blue shift", "vignetting", "watermark", "squash", "resaved 4:2:2")
 SAMPLINGS = {0: "jpeg 4:4:4", 1: "jpeg 4:2:2", 2: "jpeg 4:2:0"}
 EDGES = "edges that continue each other, by hand"
+GRADIENTS = "clean by gradients"
+"""The verdict where no other arm holds for a task."""
 REMEDIES = {
     "blurred": "a gap of some pixels between tiles: gap of jigsaw and relative_position",
     "green shift": "drop or projection hide it where the task has them",
@@ -96,12 +99,12 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        """In a few words: `leaks`, `no power`, `at chance`, or `clean by gradients`, where no other arm holds."""
+        """In a few words: `leaks`, `no power`, `at chance`, or `GRADIENTS`."""
         if self.answered or self.seen:
             return "leaks"
         if any(one.verdict == "no power" for one in self.findings):
             return "no power"
-        return "at chance" if self.findings else "clean by gradients"
+        return "at chance" if self.findings else GRADIENTS
 
     @property
     def sentence(self) -> str:
@@ -113,13 +116,17 @@ class Audit:
             parts.append("; ".join(leak.text for leak in self.seen))
         if parts:
             return f"{self.task} leaks: {'; and '.join(parts)}"
-        if any(one.verdict == "no power" for one in self.findings):
-            return f"{self.task}: nothing was found, and the control was not either, which says little; more --steps"
-        if not self.findings:
+        arms = [one for one in self.findings if not one.arm.is_control]
+        if blind := [_words(one.arm) for one in arms if one.verdict == "no power"]:
+            where = f" in {len(blind)} of {len(arms)} arms ({'; '.join(blind)})" if len(blind) < len(arms) else ""
+            nothing = f"{self.task}: nothing was found, and the control was not either{where}"
+            return f"{nothing}, which says little; more --steps"
+        if not arms:
             return f"{self.task}: no arm for structure-free data holds for it; no answer depends on what it should not"
-        count = sum(not one.arm.is_control for one in self.findings)
-        arms = f"in all {count} arms" if count > 1 else "in its arm"
-        return f"{self.task}: at chance {arms}, and what was planted in the same data is found"
+        where = f"in all {len(arms)} arms" if len(arms) > 1 else "in its arm"
+        least = max(arms, key=lambda one: one.high - one.chance)  # that leaves most open
+        bound = f"at most {least.high:.1%} right, chance {least.chance:.1%}"
+        return f"{self.task}: at chance {where} ({bound}), and what was planted in the same data is found"
 
     def _remedy(self, one: Finding) -> str:
         known = REMEDIES.get(one.arm.artifact) or REMEDIES.get(one.arm.null)
@@ -168,7 +175,7 @@ def audit_recipe(
         data: rows in place of the recipe's.
         planted: plant lens and file artifacts as well, which the task should resist.
         steps: of each small training; of clips twice as many.
-        rows: pictures of each arm, or texts; of clips a quarter as many.
+        rows: pictures of each arm, or texts; of clips an eighth as many.
         seed: of all.
         report: is called with each finding as soon as it is there.
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from mmssl.adaptation.depths import Depth, compare_depths, sentence_of
 from mmssl.adaptation.features import POOLED
+from mmssl.audit.own_files import GRADIENTS
 from mmssl.comparison.cells import cells_of, read_answers, read_cell
 from mmssl.comparison.label_free import LABEL_FREE, LIDAR, RANKME, Agreement, LabelFree, agreement, rank_by, value_of
 from mmssl.comparison.measure import Cell
@@ -349,7 +350,7 @@ class Comparison:
                 )
             notes += sorted({warning for cell in cells for warning in cell.get("warnings", [])})
         notes += self._notes_without_labels()
-        notes += [f"audit: {audit['sentence']}" for audit in self.audits.values() if audit["verdict"] == "leaks"]
+        notes += [f"audit: {audit['sentence']}" for audit in self.audits.values() if audit["verdict"] != GRADIENTS]
         if plan.tasks:
             notes.append(
                 f"{plan.batch} encoder samples a step: rows through the trained encoder, by floating-point operations"

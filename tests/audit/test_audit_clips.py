@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from mmssl import recipe as recipes
-from mmssl.audit.clips import (
+from mmssl.audit.clip_rows import (
     MOVING,
     MUTE,
     STILL,
     SWAPPED,
     Kept,
-    OwnClips,
-    SmallClipNetwork,
-    SmallSoundNetwork,
-    audit_clips,
+    Rows,
     clip_kinds,
-    draw_clip,
-    measure_clips,
-    small_clips,
-    write_arm,
+    draw_noise,
+    muted,
+    noise_rows,
+    swapped,
+    with_clock,
+    write_noise,
 )
+from mmssl.audit.clips import SmallClipNetwork, SmallSoundNetwork, audit_clips, measure_clips, small_clips
 from mmssl.audit.nulls import CLOCK, Arm
 from mmssl.audit.own_files import Audit
 from mmssl.audit.shortcuts import Finding, judge
@@ -42,14 +44,6 @@ def tiny(name: str = "clip_order_folder", **others: object) -> Recipe:
     return recipes.load(name, {**settings, **others})
 
 
-@pytest.fixture(scope="module")
-def own() -> OwnClips:
-    """Four clips that tell by brightness and loudness which one they are."""
-    level = np.arange(4)
-    video = np.broadcast_to((50 * level).astype(np.uint8)[:, None, None, None, None], (4, 12, 3, 16, 16))
-    return OwnClips(video, np.broadcast_to((level / 10).astype(np.float32)[:, None], (4, 16000)))
-
-
 def test_container_and_codecs_of_files_are_counted(tmp_path):
     write_clips(tmp_path, 2, seconds=0.5)
     frames, sound = np.zeros((10, 32, 32, 3), np.uint8), np.zeros(16000, np.float32)
@@ -61,45 +55,51 @@ def test_container_and_codecs_of_files_are_counted(tmp_path):
 
 def test_frames_of_moving_noise_are_strangers_and_those_of_still_noise_are_one():
     data = tiny().sources()[""]
-    frames, samples = draw_clip(Arm(MOVING, KIND), data, 0)
+    frames, samples = draw_noise(Arm(MOVING, KIND), data, 0)
     flat = frames.reshape(len(frames), -1).astype(float)
     assert np.abs(np.corrcoef(flat)[np.triu_indices(len(flat), 1)]).max() < 0.2
     assert abs(np.polyfit(np.arange(len(flat)), flat.mean(1), 1)[0]) < 0.2
-    still, _ = draw_clip(Arm(STILL, KIND), data, 0)
+    still, _ = draw_noise(Arm(STILL, KIND), data, 0)
     assert (still == still[0]).all()
     assert still[0].std() > 10
-    assert not draw_clip(Arm(MUTE, KIND), data, 0)[1].any()
     assert samples.std() == pytest.approx(0.1, rel=0.05)
-    assert np.array_equal(frames, draw_clip(Arm(MOVING, KIND), data, 0)[0])
+    assert np.array_equal(frames, draw_noise(Arm(MOVING, KIND), data, 0)[0])
 
 
-@pytest.mark.parametrize("null", [MOVING, STILL, MUTE])
-def test_the_clock_is_seen_and_heard_from_another_level_in_each_clip(null):
-    data = tiny().sources()[""]
+def test_the_clock_is_seen_and_heard_from_another_level_in_each_clip():
+    gray = {"video": torch.full((4, 10, 3, 16, 16), 128, dtype=torch.uint8), "audio": torch.zeros(4, 16000)}
     begins = []
-    for seed in range(4):
-        frames, samples = draw_clip(Arm(null, KIND, CLOCK), data, seed)
-        bright = frames.reshape(len(frames), -1).mean(1)
-        loud = np.square(samples.reshape(10, -1)).mean(1)
-        assert np.corrcoef(bright, np.arange(len(bright)))[0, 1] > 0.9
-        assert loud[-1] > loud[0]
-        begins.append(bright[0])
+    for part in with_clock(Rows(gray, gray), 16000, 0):
+        for clip, samples in zip(part["video"].numpy(), part["audio"].numpy(), strict=True):
+            bright = clip.reshape(10, -1).mean(1)
+            loud = np.square(samples.reshape(10, -1)).mean(1)
+            assert np.corrcoef(bright, np.arange(10))[0, 1] > 0.9
+            assert loud[-1] > loud[0]
+            begins.append(bright[0])
     assert np.ptp(begins) > 3
+    assert len(set(begins)) == 8
+    assert (gray["video"] == 128).all()
 
 
-def test_no_swapped_clip_has_its_own_sound(own):
-    data = tiny().sources()[""]
-    pairs = []
-    for row in range(12):
-        frames, samples = draw_clip(Arm(SWAPPED, KIND), data, 0, row, own)
-        pairs.append((round(frames.mean() / 50), round(float(samples.mean()) * 10)))
-    assert len(set(pairs)) == 12
-    assert all(seen != heard for seen, heard in pairs)
+def test_silence_has_the_same_pictures():
+    rows = {"video": torch.ones(2, 3), "audio": torch.ones(2, 5)}
+    test = muted(Rows(rows, rows)).test
+    assert test["video"] is rows["video"]
+    assert not test["audio"].any()
+
+
+@pytest.mark.parametrize(("count", "pairs"), [(2, 2), (4, 4), (4, 12), (5, 8)])
+def test_no_swapped_clip_has_its_own_sound(count, pairs):
+    own = {key: torch.arange(count) for key in ("video", "audio", "audio_mask")}
+    made = swapped(own, pairs)
+    assert len(set(zip(made["video"].tolist(), made["audio"].tolist(), strict=True))) == pairs
+    assert (made["video"] != made["audio"]).all()
+    assert torch.equal(made["audio"], made["audio_mask"])
 
 
 def test_noise_is_read_as_the_recipe_reads_and_kept_in_no_cache(tmp_path):
     recipe = tiny(**{"data.start": "first", "data.cache": str(tmp_path / "cache"), "data.columns": {"video": "mine"}})
-    read = write_arm(tmp_path / "noise", recipe, Arm(MOVING, "avi mpeg4+mp3"), 2, 0)
+    read = write_noise(tmp_path / "noise", recipe, Arm(MOVING, "avi mpeg4+mp3"), 2, 0)
     assert clip_kinds(read) == {"avi mpeg4+mp3": 2}
     assert (read.start, read.video, read.cache) == ("first", recipe.sources()[""].video, None)
 
@@ -108,7 +108,8 @@ def test_noise_is_read_as_the_recipe_reads_and_kept_in_no_cache(tmp_path):
 @pytest.mark.parametrize("task", ["contrastive_audio_video_folder", "correspondence_folder"])
 def test_pairs_that_are_matched_across_rows_have_an_arm_as_well(task):
     settings = {"data.video.size": 16, "data.audio.seconds": 2, "data.video.fps": 4, "data.video.frames": 8}
-    found = measure_clips(recipes.load(task, settings), Arm(MOVING, KIND), 1, 8, 16, 0)
+    recipe, arm = recipes.load(task, settings), Arm(MOVING, KIND)
+    found = measure_clips(recipe, arm, noise_rows(recipe, arm, 16, 8, 0), 1, 8, 0)
     assert found.chance == {"contrastive_audio_video_folder": 1 / 8, "correspondence_folder": 1 / 2}[task]
 
 
@@ -118,6 +119,15 @@ def test_an_arm_that_leaks_names_what_mends_it_and_its_control_does_not():
     assert "control found" in control
     assert "->" not in control
     assert "-> video.fps lower than the files'" in arm
+
+
+def test_the_last_line_says_how_much_more_than_chance_is_left_open_and_which_arms_say_little():
+    seen = Finding(Arm(MOVING, KIND), 0.52, 0.5, 0.4, 0.63, 0.4, "clean")
+    blind = Finding(Arm(MUTE, KIND), 0.5, 0.5, 0.45, 0.55, 0.0, "no power")
+    told = Audit("clip_order", findings=[seen, replace(blind, verdict="clean")]).sentence
+    assert "at chance in all 2 arms (at most 63.0% right, chance 50.0%)" in told
+    told = Audit("clip_order", findings=[seen, blind]).sentence
+    assert f"the control was not either in 1 of 2 arms (silence, {KIND}), which says little" in told
 
 
 def test_small_networks_know_order_and_loudness():
@@ -148,7 +158,9 @@ def test_nothing_asked_is_no_clean_arm():
 
 @pytest.mark.long
 def test_the_clock_is_found_and_noise_is_not():
-    found = [measure_clips(tiny(), Arm(MOVING, KIND, what), 100, 16, 128, 0) for what in (CLOCK, "none")]
+    arm = Arm(MOVING, KIND)
+    rows = noise_rows(tiny(), arm, 128, 16, 0, sound=False)
+    found = [measure_clips(tiny(), arm, given, 100, 16, 0) for given in (with_clock(rows, 16000, 0), rows)]
     assert [one.verdict for one in found] == ["leaks", "clean"]
 
 

@@ -82,4 +82,4 @@ def test_of_clips_there_are_fewer_and_they_are_trained_on_for_longer(monkeypatch
 
     monkeypatch.setattr("mmssl.audit.own_files.audit_clips", arms)
     audit_recipe("playback_speed_toy", steps=40, rows=64)
-    assert (asked["steps"], asked["rows"]) == (80, 16)
+    assert (asked["steps"], asked["rows"]) == (80, 8)

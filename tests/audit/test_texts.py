@@ -123,5 +123,6 @@ def test_lengths_that_tell_are_found():
 def test_the_audit_asks_them_and_says_so():
     found = audit_recipe("next_sentence_sop_toy", steps=80, rows=256)
     assert found.verdict == "at chance"
-    assert found.sentence == "next_sentence: at chance in its arm, and what was planted in the same data is found"
+    assert found.sentence.startswith("next_sentence: at chance in its arm (at most ")
+    assert found.sentence.endswith("% right, chance 50.0%), and what was planted in the same data is found")
     assert "control found     own words in random order, jsonl, topic cue planted" in str(found)
