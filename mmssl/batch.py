@@ -52,6 +52,14 @@ def windows_of(key: str, value: Tensor) -> int | None:
     return value.shape[1] if value.ndim > DIMENSIONS.get(key, value.ndim) else None
 
 
+def middle_window(batch: Mapping[str, Tensor]) -> Batch:
+    """Of rows of several windows the one in the middle, of other rows all."""
+    counts = [windows for key, value in batch.items() if (windows := windows_of(key, value))]
+    if not counts:
+        return dict(batch)
+    return {key: value[:, counts[0] // 2] if value.ndim > 1 else value for key, value in batch.items()}
+
+
 def to_device(batch: Mapping[str, Tensor], device: torch.device | str) -> Batch:
     """Move every tensor; from pinned memory to a CUDA device while it still computes the step before."""
     device = torch.device(device)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from mmssl.batch import Batch
+from mmssl.batch import Batch, middle_window
 from mmssl.encoders.base import Encoder
 from mmssl.errors import RecipeError
 from mmssl.modules.mode import evaluating
@@ -67,7 +67,7 @@ class Monitors:
     def keep(self, number: int, batch: Batch) -> Batch:
         """Hand through the raw rows of a step; the first ones are kept where its record holds the monitors."""
         wanted = number == 0 or self.due(number + 1)
-        self._rows = _first(batch) if wanted and not self.sharded else {}
+        self._rows = middle_window(_first(batch)) if wanted and not self.sharded else {}
         return batch
 
     @torch.no_grad()

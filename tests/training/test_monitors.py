@@ -159,6 +159,18 @@ def test_only_the_first_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes == [3, 3, 3]
 
 
+def test_of_rows_of_several_windows_the_middle_one_is_measured() -> None:
+    task = make(Denoise)
+    monitors = Monitors(task, settings(), nullcontext, False)
+    batch = next(MemoryLoader().batches(0, 1))
+    inputs = task.transform(batch, Draws(0, 0, len(batch["image"])))
+    monitors.keep(0, batch)
+    one = monitors.read(inputs)
+    other = batch["image"].roll(1, -1)
+    monitors.keep(0, {**batch, "image": torch.stack([other, batch["image"], other], 1)})
+    assert monitors.read(inputs) == one
+
+
 def _measure_twice(rank: int, port: int) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     task = normed(dropout=0.0)
