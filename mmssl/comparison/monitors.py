@@ -14,7 +14,7 @@ from mmssl.adaptation.features import POOLED
 from mmssl.adaptation.labeled import LabeledRows, Question
 from mmssl.adaptation.request import Model
 from mmssl.adaptation.rows import Split, in_order, open_rows
-from mmssl.batch import count_rows, to_device
+from mmssl.batch import count_rows, middle_window, to_device
 from mmssl.comparison.neighbors import ASKED, find_neighbors
 from mmssl.comparison.plan import Plan
 from mmssl.comparison.raw import RawInput
@@ -100,7 +100,8 @@ def _views(encoder: Encoder, rows: Split, ids: Sequence[int], seed: int) -> Tens
     with evaluating(encoder), torch.no_grad():
         for number, batch in enumerate(rows.read(in_order(np.array(ids), VIEWED_AT_ONCE))):
             draws = Draws(seed, number, count_rows(batch), device=device)
-            parts.append(encode_views(encoder, *draw(to_device(batch, device), draws, encoder)).float().cpu())
+            one = to_device(middle_window(batch), device)
+            parts.append(encode_views(encoder, *draw(one, draws, encoder)).float().cpu())
     return torch.cat(parts)
 
 

@@ -12,6 +12,7 @@ from mmssl.adaptation.cache import FeatureCache
 from mmssl.adaptation.features import POOLED
 from mmssl.adaptation.labeled import LabeledRows
 from mmssl.adaptation.rows import Split
+from mmssl.batch import middle_window
 from mmssl.encoders.base import Encoder
 
 ASKED, NEIGHBORS = 6, 5
@@ -58,7 +59,7 @@ def find_neighbors(
 def _pictures(split: Split, ids: Tensor) -> Tensor:
     """Rows as small pictures, uint8 (N, 3, SIDE, SIDE), some of them several times; of clips the middle frame."""
     unique, place = ids.unique(return_inverse=True)
-    (batch,) = split.random_access(unique.tolist()).read([unique.tolist()])
+    batch = middle_window(*split.random_access(unique.tolist()).read([unique.tolist()]))
     seen = batch["image"] if "image" in batch else batch["video"][:, batch["video"].shape[1] // 2]
     small = F.interpolate(seen.float(), (SIDE, SIDE), mode="bilinear", antialias=True)
     return small.round().clamp(0, 255).to(torch.uint8)[place]

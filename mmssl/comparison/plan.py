@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from mmssl import recipe as recipes
 from mmssl.atomic import write_text
-from mmssl.batch import Batch, count_rows
+from mmssl.batch import Batch, count_rows, middle_window
 from mmssl.build import build
 from mmssl.comparison.budget import Budget, encoder_samples, step_seconds
 from mmssl.comparison.tasks import (
@@ -248,6 +248,7 @@ def make_plan(
     if modality in ("audio", "video"):
         how = getattr(decoding, modality)
         told = f"{how.seconds:g} s" if modality == "audio" else f"{how.frames} frames, {how.fps:g} a second,"
+        told = f"{decoding.windows} windows of {told}" if decoding.windows > 1 else told
         kept = "" if seconds and modality == "audio" else "; tasks keep the windows of their recipes"
         notes.append(f"probes read {told} of each row for every line{kept}")
     notes += _shared(given, source, modality)
@@ -300,12 +301,11 @@ def _tree(
         kept[key]["size"] = round(kept[key]["size"] * scale)
     if seconds:
         kept["audio"]["seconds"] = seconds
-    # Where a row begins, and whether it is decoded once, is the recipe's to say unless it is asked for.
-    asked = {"start", "cache", "cache_gb"} & data.model_fields_set
-    given = data.model_dump(
-        mode="json", include={"source", "split", "config", "columns", "limit", "max_bad", *asked}, exclude_none=True
-    )
-    tree["data"] = {**kept, **given}
+    # What is asked of the rows goes before what the recipe says of them.
+    asked = data.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    for key in kept.keys() & asked.keys():
+        kept[key] = {**kept[key], **asked.pop(key)} if isinstance(kept[key], dict) else asked.pop(key)
+    tree["data"] = {**kept, **asked}
     name = encoder_of(recipe, modality)
     # Built first, of all tasks, so that it starts from the same weights whatever the other side of a pair is.
     tree["encoders"] = {
@@ -334,7 +334,8 @@ def _measured(
     recipe = recipes.load(few)
     objective, loader = build(recipe, where=name)
     encoder = objective.encoder(encoder_of(recipe, modality))
-    plain = next(iter(read(decoding, (modality,), tokenizers=tokenizers_of(objective.exported), batch_size=2)))
+    tokenizers = tokenizers_of(objective.exported)
+    plain = middle_window(next(iter(read(decoding, (modality,), tokenizers=tokenizers, batch_size=2))))
     samples = list(loader.batches(0, 4))
     if not any(_loss(objective, sample) for sample in samples):  # colors of gray pictures, say
         raise RecipeError("its loss on these rows is 0 before any training: they hold nothing to predict")

@@ -74,11 +74,12 @@ def clips(tmp_path_factory):
 def test_clips_in_class_folders_end_in_the_same_table_and_page(clips, tmp_path):
     few = {"budget": "steps=2", "batch": 8, "seeds": 1, "rates": [1.0], "encoder": "timm/test_resnet", "shots": [3]}
     tasks = ["contrastive_audio_video", "simclr", "clip_order"]
-    found = mmssl.compare(clips, tasks=tasks, out=tmp_path / "out", audit=False, quiet=True, **few)
+    rows = Data(source=clips, windows=2)
+    found = mmssl.compare(rows, tasks=tasks, out=tmp_path / "out", audit=False, quiet=True, **few)
     trained = ["contrastive_audio_video", "simclr_video", "clip_order"]
     assert list(found.cells) == [*trained, "untrained", "raw input", "supervised"]
     assert found.plan.samples == {"contrastive_audio_video": 1, "simclr_video": 2, "clip_order": 1.5}
-    assert "probes read 8 frames, 4 a second, of each row for every line" in str(found)
+    assert "probes read 2 windows of 8 frames, 4 a second, of each row for every line" in str(found)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Nearest neighbors" in page
     assert "middle frame of a clip" in page

@@ -31,12 +31,15 @@ def test_probes_hear_the_window_of_tasks_that_are_left(monkeypatch):
 
 @pytest.mark.long
 def test_all_hear_what_is_asked_for():
-    given = SOUNDS.model_copy(update={"start": "first", "cache_gb": 1.0})
+    asked = {"start": "first", "cache_gb": 1.0, "windows": 2, "audio": {"channel": "left"}}
+    given = Data.model_validate({**SOUNDS.model_dump(exclude_unset=True), **asked})
     plan = make_plan(given, seconds=1.0, tasks=["simclr", "cpc", "byol"], **FEW)
-    assert {(tree["data"]["start"], tree["data"]["cache_gb"]) for tree in plan.tasks.values()} == {("first", 1.0)}
+    for tree in plan.tasks.values():
+        assert (tree["data"]["start"], tree["data"]["cache_gb"], tree["data"]["windows"]) == ("first", 1.0, 2)
+    assert (plan.rows.windows, plan.rows.audio.channel) == (2, "left")
     assert list(plan.tasks) == ["simclr_audio", "cpc", "byol_audio"]
     assert {tree["data"]["audio"]["seconds"] for tree in plan.tasks.values()} == {plan.rows.audio.seconds} == {1.0}
-    assert "probes read 1 s of each row for every line" in plan.notes
+    assert "probes read 2 windows of 1 s of each row for every line" in plan.notes
 
 
 def test_no_sound_lasts_less_than_nothing(tmp_path):
