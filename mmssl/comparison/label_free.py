@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 Cells = Mapping[str, Sequence[Mapping[str, Any]]]
 """Line -> what was measured, a seed each."""
+AGREEMENT = "agreement with probes"
 FEWEST = 3
 """Tasks below which a rank correlation says nothing."""
 

@@ -119,6 +119,7 @@ def test_the_most_labels_choose_the_depth_of_the_fewest():
 def test_one_seed_of_values_has_no_interval():
     scores = {"ridge": {"pooled": 0.5}}
     cell = {"scores": scores, "validation": scores, "metric": {"percent": False}, "monitors": {"effective_rank": 1.0}}
+    cell["constant"] = {"ridge": 0.6}
     cells = {"rotation": [cell], "untrained": [cell | {"scores": {"ridge": {"pooled": 0.25}}}]}
     plan = Plan({"source": "toy"}, "position", "image", tasks={"rotation": {}}, probe="ridge", shots=(), seeds=(0,))
     found = mmssl.Comparison(plan, Path("here"), cells, {key: [{}] for key in cells}, {})
@@ -126,6 +127,7 @@ def test_one_seed_of_values_has_no_interval():
     assert "inf" not in found.sentence
     assert found.sentence.endswith("Next: the same with a larger --budget or more --seeds, and another --out")
     assert found._gain("rotation") == "+0.250"
+    assert "It is not above the answer that looks at nothing, 0.600." in found.sentence
 
 
 @pytest.mark.parametrize("label", ["hue", "position"])
@@ -139,6 +141,7 @@ def test_what_is_above_the_untrained_network_is_tuned_or_exported_next():
     def cell(value):
         scores = {"ridge": {"pooled": value}}
         own = {"scores": scores, "validation": scores, "metric": {"percent": False}, "run": "there"}
+        own["constant"] = {"ridge": 0.0}
         return own | {"monitors": {"effective_rank": 1.0}}
 
     cells = {"rotation": [cell(0.5), cell(0.51), cell(0.5)], "untrained": [cell(0.2), cell(0.21), cell(0.2)]}
@@ -146,6 +149,7 @@ def test_what_is_above_the_untrained_network_is_tuned_or_exported_next():
     found = mmssl.Comparison(plan, Path("here"), cells, {key: [{}] * 3 for key in cells}, {})
     tuned = "mmssl adapt there --data 'my rows' --label position --probe finetune --save tuned"
     assert found.sentence.endswith(f"Next: {tuned}, or mmssl export there --to exported")
+    assert "looks at nothing" not in found.sentence
 
 
 def test_what_is_printed_of_a_cell_is_its_last_depth_and_not_the_best_on_test_rows():
