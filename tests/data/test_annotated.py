@@ -39,7 +39,7 @@ def test_masks_are_paired_with_pictures_by_their_names(tmp_path, images, masks):
             if name != "b":
                 picture(tmp_path / masks.format(split) / f"{name}.png", value=value)
     train = opened(tmp_path)
-    assert train.notes == ("pictures and masks of the same name: 4 pairs, 1 pictures without mask",)
+    assert train.notes == ("pictures and masks of the same name: 4 pairs, 1 picture without mask",)
     assert train.splits == ("train", "validation")
     assert [row.rpartition("/")[2] for row in train.values("image")] == ["a.jpg", "b.jpg", "c.jpg"]
     assert train.present(["image", "mask"]).tolist() == [0, 2]
@@ -138,8 +138,8 @@ def test_xml_of_voc_may_be_anywhere(tmp_path, xml):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(VOC)
     source = opened(tmp_path)
-    told = "xml of VOC: 4 boxes in 2 pictures, 1 pictures without such a file, which say nothing"
-    assert source.notes[0] == f"{told}, 1 pictures in other folders left out"
+    told = "xml of VOC: 4 boxes in 2 pictures, 1 picture without such a file"
+    assert source.notes[0] == f"{told}, 1 picture in other folders left out"
     assert (source.row(1)["boxes"], source.row(2)["boxes"]) == ([[0, 1, 5, 6], [0, 0, 8, 6]], None)
 
 
@@ -244,7 +244,7 @@ def test_a_file_of_coco_in_each_folder_of_a_split(tmp_path):
         (tmp_path / split / "_annotations.coco.json").write_text(coco())
     source = opened(tmp_path, "validation")
     assert [len(source), source.splits] == [1, ("train", "validation")]
-    assert "; 2 pictures that are listed are not there" in source.notes[0]
+    assert "; 2 listed pictures not there" in source.notes[0]
 
 
 def test_a_file_of_coco_has_any_name(tmp_path):
@@ -274,7 +274,7 @@ def test_captions_of_coco_are_rows(tmp_path):
         ("train2017/a.jpg", ["one", "three"]), ("train2017/b.jpg", ["two"])
     ]  # fmt: skip
     assert opened(tmp_path, "validation").row(0)["image"].endswith("val2017/a.jpg")
-    note = "captions of COCO: 4 of 3 pictures; 1 pictures that have captions are not there"
+    note = "captions of COCO: 4 of 3 pictures; 1 picture with captions not there"
     assert source.notes == (note,)
     (tmp_path / "annotations" / "instances_train2017.json").write_text(coco())
     both = opened(tmp_path).row(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 from mmssl.data.annotated.coco import load_json, pictures_by_name, split_of_file
 from mmssl.data.annotated.layout import UNLABELED, Annotations, beside, shown
 from mmssl.data.base import Row
-from mmssl.errors import DataError
+from mmssl.errors import DataError, counted
 
 
 def read_captions(
@@ -50,8 +50,8 @@ def read_captions(
     if not splits:
         raise DataError(f"{root}: none of the {missing} pictures that the captions of COCO are of is there")
     texts = {picture: own for split in splits.values() for picture, own in split.items()}
-    note = f"captions of COCO: {sum(map(len, texts.values()))} of {len(texts)} pictures"
-    note += f"; {missing} pictures that have captions are not there" if missing else ""
+    note = f"captions of COCO: {sum(map(len, texts.values()))} of {counted(len(texts), 'picture')}"
+    note += f"; {counted(missing, 'picture')} with captions not there" if missing else ""
     if found is not None:
         more: dict[str, list[Row]] = {
             split: [{**row, "text": texts.get(str(row["image"]))} for row in rows]

@@ -11,7 +11,7 @@ from typing import Any
 from mmssl.data.annotated.layout import UNLABELED, Annotations, shown
 from mmssl.data.base import Row
 from mmssl.data.files import split_in, split_of
-from mmssl.errors import DataError
+from mmssl.errors import DataError, counted
 from mmssl.media.outlines import CROWD, Outlines
 
 OTHERS = 64  # json files of other names that are looked into
@@ -38,7 +38,7 @@ def read_coco(root: Path, files: Sequence[Path], pictures: Sequence[Path]) -> An
     splits: dict[str, list[Row]] = {}
     named: list[str] = []
     names: list[str] | None = None
-    counted = missing = 0
+    boxes = missing = 0
     by_name = pictures_by_name(pictures)
     for file in tables:
         tree = load_json(root, file)
@@ -50,7 +50,7 @@ def read_coco(root: Path, files: Sequence[Path], pictures: Sequence[Path]) -> An
             raise DataError(f"{where} has other categories than {named[0]}; one network learns those of one list")
         names = table.names
         rows = table.rows(by_name, split)
-        counted, missing = counted + sum(len(row["classes"]) for row in rows), missing + len(tree["images"]) - len(rows)
+        boxes, missing = boxes + sum(len(row["classes"]) for row in rows), missing + len(tree["images"]) - len(rows)
         if rows:
             splits.setdefault(split, []).extend(rows)
             named.append(where)
@@ -59,8 +59,8 @@ def read_coco(root: Path, files: Sequence[Path], pictures: Sequence[Path]) -> An
     if not splits:
         raise DataError(f"{root}: none of the {missing} pictures that the json files of COCO list is there")
     listed = {row["image"] for rows in splits.values() for row in rows}
-    note = f"COCO: {counted} boxes of {len(names)} categories in {sum(map(len, splits.values()))} pictures"
-    left = f"; {missing} pictures that are listed are not there" if missing else ""
+    note = f"COCO: {boxes} boxes of {len(names)} categories in {sum(map(len, splits.values()))} pictures"
+    left = f"; {counted(missing, 'listed picture')} not there" if missing else ""
     spare = [str(picture) for picture in pictures if str(picture) not in listed]
     if spare:
         splits[UNLABELED] = [

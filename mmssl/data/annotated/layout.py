@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from mmssl.data.base import Row
 from mmssl.data.files import folders_below, split_of
+from mmssl.errors import counted
 
 IMAGES = {"images", "image", "imgs", "img", "pictures", "photos", "jpegimages", "leftimg8bit"}
 NOTES = {"annotations", "annotation", "labels", "label", "xmls", "xml", "captions", "caption", "texts", "text", "txt"}
@@ -80,7 +81,7 @@ def boxed_rows(root: Path, pictures: Sequence[Path], things: Mapping[Path, Row],
         splits.setdefault(split_among(folders), []).append(row)
     rows = sum(map(len, splits.values()))
     told = [f"{kind}: {sum(len(row['boxes']) for row in things.values())} boxes in {len(things)} pictures"]
-    told += [f"{rows - len(things)} pictures without such a file, which say nothing"] if rows > len(things) else []
-    told += [f"{len(pictures) - rows} pictures in other folders left out"] if len(pictures) > rows else []
+    told += [f"{counted(rows - len(things), 'picture')} without such a file"] if rows > len(things) else []
+    told += [f"{counted(len(pictures) - rows, 'picture')} in other folders left out"] if len(pictures) > rows else []
     told += ["names of folders are no labels"] if len(unread) > 1 else []
     return Annotations(splits, ", ".join(told))

@@ -12,6 +12,7 @@ from pathlib import Path
 from mmssl.data.annotated.layout import IMAGES, Annotations, split_among, stored
 from mmssl.data.base import Row
 from mmssl.data.files import folders_below
+from mmssl.errors import counted
 
 MASKS = {"masks", "mask", "labels", "label", "annotations", "segmentation", "segmentations", "gt", "segmentationclass"}
 MASKS |= {"gtfine", "groundtruth", "ground_truth"}
@@ -42,13 +43,14 @@ def read_mask_folders(root: Path, pictures: Sequence[Path]) -> Annotations | Non
         mask = masks.get((folders, stem))
         row = {"image": str(file), "mask": None if mask is None else stored(mask)}
         splits.setdefault(split_among(folders), []).append(row)
-    note = f"pictures and masks of the same name: {len(paired)} pairs"
-    spare = {
-        "pictures without mask": len(images) - len(paired),
-        "masks without picture": len(masks) - len(paired),
-        "files in other folders left out": len(pictures) - len(images) - len(masks),
-    }
-    return Annotations(splits, ", ".join([note, *(f"{number} {what}" for what, number in spare.items() if number)]))
+    told = [f"pictures and masks of the same name: {counted(len(paired), 'pair')}"]
+    for number, one, what in (
+        (len(images) - len(paired), "picture", "without mask"),
+        (len(masks) - len(paired), "mask", "without picture"),
+        (len(pictures) - len(images) - len(masks), "file", "in other folders left out"),
+    ):
+        told += [f"{counted(number, one)} {what}"] if number else []
+    return Annotations(splits, ", ".join(told))
 
 
 def _by_place(root: Path, files: Sequence[Path], names: set[str]) -> dict[Key, Path]:
