@@ -100,6 +100,9 @@ def _hints(row: Mapping[str, Any]) -> list[str]:
         if kinds:
             ways = " ".join(f"--set columns.{key}={name}" for key in kinds)
             notes.append(f"column '{name}' holds {' and '.join(kinds)} that nothing is taken from: {ways}")
+        elif isinstance(cell, Mapping) and not {"bytes", "path"} & cell.keys():
+            fields = ", ".join(f"{name}.{field}" for field in cell)
+            notes.append(f"column '{name}' holds several values a row, each of which can be named: {fields}")
     return notes
 
 

@@ -52,6 +52,8 @@ def look_at_labels(held: Sequence[tuple[int, Any]], spec: Data, found: Check) ->
         return ["none"]
     if any(isinstance(value, dict) for value in values):
         return ["several columns in one, no class"]
+    if any(isinstance(value, bytes) for value in values):
+        return ["bytes: pictures of classes are masks, and names are text"]
     counts = Counter(values)
     spelled: dict[str, list[str]] = {}
     for one in filter(lambda value: isinstance(value, str), counts):

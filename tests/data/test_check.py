@@ -223,7 +223,11 @@ def test_labels_that_are_no_classes_are_told(tmp_path):
     ):
         datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": cells}).to_parquet(tmp_path / "a.parquet")
         assert check(tmp_path / "a.parquet").facts["label"] == said
-    for cell, said in (({"a": 1}, "several columns in one, no class"), ([{"a": 1}], "several a row, 1 different ones")):
+    for cell, said in (
+        ({"a": 1}, "several columns in one, no class"),
+        ([{"a": 1}], "several a row, 1 different ones"),
+        (b"cat", "bytes: pictures of classes are masks, and names are text"),
+    ):
         datasets.Dataset.from_dict({"text": ["a"], "label": [cell]}).to_parquet(tmp_path / "b.parquet")
         assert check(tmp_path / "b.parquet").facts["label"][0].startswith(said)
     with pytest.raises(DataError, match="the column holds dict"):

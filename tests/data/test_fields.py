@@ -6,6 +6,7 @@ import datasets
 import pytest
 from made import Letters, png
 
+from mmssl.data.check import check
 from mmssl.data.loader import read
 from mmssl.data.sources import open_source
 from mmssl.errors import DataError
@@ -32,6 +33,13 @@ def test_a_field_of_a_column_is_a_column_where_it_is_named(path):
     (batch,) = read(spec, ("text", "image"), label="picture.at.side", tokenizers={"text": Letters()})
     assert batch["image"][:, 0, 0, 0].tolist() == [0, 12]
     assert batch["label"].tolist() == [0, 1]
+
+
+def test_the_check_lists_fields_of_columns_that_nothing_is_taken_from(path):
+    assert check(path).notes[0] == (
+        "column 'caption' holds several values a row, each of which can be named: caption.raw, caption.en"
+    )
+    assert check(path, columns={"text": "caption.en"}).facts["text"] == ["2 to 2 words, median 2"]
 
 
 def test_fields_are_listed_where_none_or_another_is_named(path):
