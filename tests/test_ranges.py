@@ -75,6 +75,15 @@ def test_what_makes_no_sense_is_refused(task, given, message):
         check_keywords(find("objective", task), given, "objective")
 
 
+def test_one_value_is_a_list_of_one():
+    finetune = find("probe", "finetune")
+    assert check_keywords(finetune, {"lr": "1e-3"}, "probe") == check_keywords(finetune, {"lr": [1e-3]}, "probe")
+    with pytest.raises(RecipeError, match=r"lr = .* should be .* above 0"):
+        check_keywords(finetune, {"lr": 0}, "probe")
+    with pytest.raises(RecipeError, match=r"lr = .*True"):
+        check_keywords(finetune, {"lr": True}, "probe")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

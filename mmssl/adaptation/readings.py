@@ -28,7 +28,7 @@ def read_lists(cells: Sequence[Any], label: str, *, marks: bool) -> tuple[list[A
     """
     notes = []
     if cells and all(isinstance(cell, str) for cell in cells):
-        lists = [_list_of(cell) for cell in cells]
+        lists = [list_of(cell) for cell in cells]
         if all(found is not None for found in lists):
             cells = lists
             notes.append(f"'{label}' holds lists that are written as text, and is read as lists")
@@ -41,7 +41,7 @@ def read_lists(cells: Sequence[Any], label: str, *, marks: bool) -> tuple[list[A
     return list(cells), notes
 
 
-def _list_of(text: str) -> list[Any] | None:
+def list_of(text: str) -> list[Any] | None:
     """The list that is written there; None where there is none."""
     if len(text) > LONGEST or not (text.strip().startswith("[") and text.strip().endswith("]")):
         return None

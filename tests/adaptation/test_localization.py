@@ -183,6 +183,13 @@ def test_random_weights_stand_in_the_table():
     assert table.baseline < table.row(CEILING).metrics["ciou_equal_area"]
 
 
+def test_boxes_that_a_csv_holds_as_text_are_read():
+    rows = scenes(4)
+    written = [None if box is None else str(list(box)) for box in rows["box"]]
+    told = [localized(Heard(), given) for given in (rows, rows.remove_columns("box").add_column("box", written))]
+    assert told[0].row(CEILING).metrics == told[1].row(CEILING).metrics
+
+
 def test_sentences_where_it_cannot_work():
     rows = scenes(4)
     with pytest.raises(RecipeError, match="no space for both sides; use by=gradient"):

@@ -38,6 +38,7 @@ from mmssl.adaptation.heat_maps import (
 from mmssl.adaptation.metrics import Metric
 from mmssl.adaptation.pairs import Network, PairProbe, encode_side, network_of, own_inputs, reinitialized_tasks
 from mmssl.adaptation.placed import frame_of, need_one_window
+from mmssl.adaptation.readings import list_of
 from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.rows import Split, in_order
 from mmssl.adaptation.table import CEILING, MISMATCHED, PRETRAINED, RANDOM, Row, Table
@@ -319,9 +320,10 @@ def _areas(boxes: np.ndarray) -> np.ndarray:
 
 
 def _boxes(cell: Any, where: str) -> np.ndarray:
-    """float64 (K, 4); none for a cell that is empty."""
+    """float64 (K, 4), also of a list that is written as text; none for a cell that is empty."""
+    written = list_of(cell) if isinstance(cell, str) else None
     try:
-        found = np.asarray([] if cell is None else cell, dtype=np.float64).reshape(-1, 4)
+        found = np.asarray([] if cell is None else written or cell, dtype=np.float64).reshape(-1, 4)
     except (TypeError, ValueError):
         raise DataError(f"{where}: {cell!r} is no box [left, top, right, bottom] and no list of such") from None
     found = found[~np.isnan(found).all(1)]
