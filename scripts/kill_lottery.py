@@ -176,7 +176,7 @@ def see_through(run: Run, begun: list[Any], fate: Fate, out: Path) -> tuple[bool
     began = time.monotonic()
     pending = {(one.pid if run.real else one): rank for rank, one in enumerate(begun)}
     statuses: dict[int, int] = {}
-    killed, asked = False, None
+    killed, asked, late = False, None, False
     while pending:
         time.sleep(0.005)
         now = time.monotonic() - began
@@ -198,12 +198,15 @@ def see_through(run: Run, begun: list[Any], fate: Fate, out: Path) -> tuple[bool
             asked = now  # a launcher ends the others
             for pid in pending:
                 os.kill(pid, signal.SIGTERM)
-        if (asked is not None and now > asked + 20) or now > END:
+        late = late or now > END
+        if (asked is not None and now > asked + 20) or late:
             for pid in pending:
                 os.kill(pid, signal.SIGKILL)
     if run.real:
         for one in begun:
             one.returncode = statuses[one.pid]
+    if late:
+        raise RuntimeError(f"{run}: not ended after {END:g} seconds: it hangs, or the machine is busy")
     said = statuses and fate.room is not None and SAID in statuses.values()
     died = killed or said or -signal.SIGKILL in statuses.values()
     if not died and any(statuses.values()):

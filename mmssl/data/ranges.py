@@ -148,26 +148,41 @@ def _patiently(file: str, ask: Callable[[], T]) -> T:
     for attempt in range(1, TRIES + 1):
         try:
             return ask()
-        except Exception as caught:
-            # fsspec says of everything that goes wrong that the file is not found, and why in the cause.
-            hidden = isinstance(caught, FileNotFoundError) and isinstance(caught.__cause__, Exception)
-            error = caught.__cause__ if hidden else caught
-            status = _status(error)
-            if not _passes(error, status):
-                if status is None:
-                    raise
-                said = f"{status} {getattr(error, 'message', '')}".strip()
-                raise OSError(f"{file}: the server answers {said}") from error
-            reason = " ".join(str(error).split()) or type(error).__name__
-            if attempt == TRIES:
-                raise DataError(
-                    f"{file}: the server failed {TRIES} times in a row ({reason}); go on with --resume when it answers"
-                ) from error
-            wait = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)
-            told = without_passwords(f"{file}: {reason}")
-            log.warning("%s; waiting %g s before try %d of %d", told, wait, attempt + 1, TRIES)
-            time.sleep(wait)
+        except Exception as error:
+            wait_after(file, error, attempt)
     raise AssertionError("the last try returns or raises")
+
+
+def wait_after(file: str, caught: Exception, attempt: int) -> None:
+    """Wait for a server that has failed, and say so.
+
+    Args:
+        file: that it was asked for.
+        caught: what was raised, and is raised anew where it will not go right the next time.
+        attempt: how often it has failed, 1 for once.
+
+    Raises:
+        OSError: where the server refuses, with what it answers.
+        DataError: where that was the last attempt of `TRIES`.
+    """
+    # fsspec says of everything that goes wrong that the file is not found, and why in the cause.
+    hidden = isinstance(caught, FileNotFoundError) and isinstance(caught.__cause__, Exception)
+    error = caught.__cause__ if hidden else caught
+    status = _status(error)
+    if not _passes(error, status):
+        if status is None:
+            raise caught
+        said = f"{status} {getattr(error, 'message', '')}".strip()
+        raise OSError(f"{file}: the server answers {said}") from error
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if attempt == TRIES:
+        raise DataError(
+            f"{file}: the server failed {TRIES} times in a row ({reason}); go on with --resume when it answers"
+        ) from error
+    wait = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)
+    told = without_passwords(f"{file}: {reason}")
+    log.warning("%s; waiting %g s before try %d of %d", told, wait, attempt + 1, TRIES)
+    time.sleep(wait)
 
 
 def _status(error: BaseException | None) -> int | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -35,7 +36,7 @@ from mmssl.data.files import (
     walk,
 )
 from mmssl.data.left_out import others
-from mmssl.data.ranges import TRIES, reach
+from mmssl.data.ranges import TRIES, reach, wait_after
 from mmssl.data.shards import shard_features, take_names
 from mmssl.data.stored import Folders, Merged, distinct, explained, first, resolved, stored, visible
 from mmssl.data.stream import StreamSource, not_blank
@@ -297,12 +298,13 @@ def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: 
             arguments["converters"] = as_written(tables, mark)
         if builder == "webdataset":
             shards = next(iter(asked.values()))
-            if not spec.streaming and "://" in shards[0]:
-                shards = datasets.DownloadManager().download(list(shards))  # which what follows finds again
+            if not spec.streaming and "://" in shards[0]:  # what follows finds them again
+                shards = _asked_again(shards, partial(datasets.DownloadManager().download, list(shards)))
             arguments["features"], merged = shard_features(shards)
         take_names()
         addresses = [file for own in asked.values() for file in own if "://" in file]
-        dataset = _patiently_loaded(builder, addresses, streaming=spec.streaming, **arguments)
+        load = partial(datasets.load_dataset, builder, streaming=spec.streaming, **arguments)
+        dataset = _asked_again(addresses, load)
         blanks = builder == "text"
         if blanks and not spec.streaming:
             dataset = dataset.filter(not_blank, input_columns="text")
@@ -315,20 +317,23 @@ def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: 
     return source
 
 
-def _patiently_loaded(builder: str, addresses: Sequence[str], **arguments: Any) -> Dataset | IterableDataset:
-    """`datasets.load_dataset`, again where it found no file because its server failed."""
-    import datasets
+def _asked_again(addresses: Sequence[str], ask: Callable[[], T]) -> T:
+    """What `datasets` does with files at addresses, again where their server failed."""
+    from aiohttp import ClientError
 
-    missing = None
-    for _ in range(TRIES):
+    for attempt in range(1, TRIES + 1):
         try:
-            return datasets.load_dataset(builder, **arguments)
-        except FileNotFoundError as error:
-            missing = next((file for file in addresses if f"'{escape(file)}'" in str(error)), None)
-            if missing is None:
+            return ask()
+        except FileNotFoundError as error:  # which it says of a server that fails as well
+            named = [file for file in addresses if file in str(error) or escape(file) in str(error)]
+            if not named:
                 raise
+            missing = max(named, key=len)
             reach(missing)
-    raise DataError(f"{missing}: the server failed {TRIES} times in a row; go on with --resume when it answers")
+            wait_after(missing, ConnectionError("it was not found at first"), attempt)
+        except ClientError as error:
+            wait_after(addresses[0], error, attempt)
+    raise AssertionError("the last try returns or raises")
 
 
 def _limited(

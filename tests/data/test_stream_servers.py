@@ -6,19 +6,24 @@ import json
 import re
 import threading
 import time
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import datasets
 import pytest
 from test_streams import BATCH, PER_EPOCH, ROWS, assert_equal, joined, load, make_files, size_of
 
 from mmssl.data import ranges
+from mmssl.data.sources import open_source
 from mmssl.errors import DataError
+from mmssl.recipe import Data
 
 
 class Answers(BaseHTTPRequestHandler):
     """Files below a folder, by ranges; what `server.faults` holds comes before a good answer.
 
     `server.refusals` holds statuses for some paths, whatever is asked, of which the last one stays; 0 refuses nothing.
+    Of paths in `server.halves` one answer breaks off.
     """
 
     def log_message(self, *args):
@@ -58,7 +63,8 @@ class Answers(BaseHTTPRequestHandler):
         self.end_headers()
         if body:
             self.server.asked.append((self.path, start, len(part)))
-            self.wfile.write(part[: len(part) // 2] if fault == "broken" else part)
+            broken = fault == "broken" or self.server.halves.pop(self.path, False)
+            self.wfile.write(part[: len(part) // 2] if broken else part)
 
 
 @pytest.fixture
@@ -67,7 +73,7 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.STREAMING_READ_RETRY_INTERVAL", 0.01)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
     server.folder, server.faults, server.asked = tmp_path / "files", [], []
-    server.refusals = {}
+    server.refusals, server.halves = {}, {}
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -190,3 +196,21 @@ def test_an_address_that_is_no_longer_valid_midway_is_one_sentence(kind, server)
     server.refusals |= {f"/part-{number:03d}.{kind}": [403] for number in range(8)}
     with pytest.raises(DataError, match=rf"part-\d+\.{kind}: the server answers 403 Forbidden"):
         list(batches)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_download_that_breaks_off_is_made_again(kind, server, monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    for place in ("HF_DATASETS_CACHE", "DOWNLOADED_DATASETS_PATH"):
+        monkeypatch.setattr(f"datasets.config.{place}", tmp_path / place)
+    make_files(kind, server.folder, files=2)
+    seen = Counter()
+
+    def once(*arguments, real=datasets.DownloadManager.download, **keywords):
+        server.halves |= {f"/part-001.{kind}": True} if not seen[kind] else {}
+        seen[kind] += 1
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(datasets.DownloadManager, "download", once)
+    assert len(open_source(Data(source=address(server, kind, files=2)))) == ROWS
+    assert seen[kind] > 1
