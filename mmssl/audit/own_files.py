@@ -117,10 +117,12 @@ class Audit:
         if parts:
             return f"{self.task} leaks: {'; and '.join(parts)}"
         arms = [one for one in self.findings if not one.arm.is_control]
-        if blind := [_words(one.arm) for one in arms if one.verdict == "no power"]:
-            where = f" in {len(blind)} of {len(arms)} arms ({'; '.join(blind)})" if len(blind) < len(arms) else ""
+        if blind := [one.arm for one in arms if one.verdict == "no power"]:
+            where = "; ".join(map(_words, blind))
+            where = f" in {len(blind)} of {len(arms)} arms ({where})" if len(blind) < len(arms) else ""
+            own = " or clips of your own" if SWAPPED in [arm.null for arm in blind] else ""
             nothing = f"{self.task}: nothing was found, and the control was not either{where}"
-            return f"{nothing}, which says little; more --steps"
+            return f"{nothing}, which says little; more --steps or --rows{own}"
         if not arms:
             return f"{self.task}: no arm for structure-free data holds for it; no answer depends on what it should not"
         where = f"in all {len(arms)} arms" if len(arms) > 1 else "in its arm"
