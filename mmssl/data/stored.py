@@ -51,7 +51,7 @@ def explained(name: str) -> Iterator[None]:
         if isinstance(error, TypeError) and "Couldn't cast" not in str(error):
             raise
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
-        reason = " ".join(str(cause).split())
+        reason = " ".join(str(cause).split()).removeprefix(f"{name}: ")
         file = _read_last(cause)
         place = f"{name}: {file}" if file and not name.endswith(file) else name
         if differs := _COLUMNS.search(reason):
@@ -64,6 +64,8 @@ def explained(name: str) -> Iterator[None]:
             reason = f"its columns are {have}, and those of the first file {wanted}; give all the same"
         elif order := _ORDER.search(reason):
             reason = f"its files differ in columns or their order, {order[1]} and {order[2]}; give all the same"
+        elif reason.endswith("to null"):
+            reason = "the first file has no value in a column in which this one has some; put one with values first"
         elif "range requests" in reason:
             reason = "the server answers with whole files, not with parts of them; download it"
         elif "zstd" in reason:

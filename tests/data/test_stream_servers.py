@@ -194,7 +194,7 @@ def test_an_address_that_is_no_longer_valid_midway_is_one_sentence(kind, server)
     server.refusals["/index.json"] = [403]  # of a store that does not say what it lacks
     batches = load(address(server, kind)).batches(0, PER_EPOCH)
     server.refusals |= {f"/part-{number:03d}.{kind}": [403] for number in range(8)}
-    with pytest.raises(DataError, match=rf"part-\d+\.{kind}: the server answers 403 Forbidden"):
+    with pytest.raises(DataError, match=rf"part-\d+\.{kind}: cannot be read: the server answers 403 Forbidden"):
         list(batches)
 
 

@@ -375,3 +375,10 @@ def test_a_first_shard_without_samples_is_passed_over(tmp_path):
     make_files("tar", tmp_path)
     write_tar(tmp_path / "part-000.tar", ())
     assert load(tmp_path).steps_per_epoch == PER_EPOCH * 3 // 4
+
+
+def test_a_first_table_whose_column_is_empty_is_told(tmp_path):
+    make_files("parquet", tmp_path)
+    write_parquet(tmp_path / "part-000.parquet", {"text": [None] * 4, "cls": [1] * 4})
+    with pytest.raises(DataError, match=r"part-001\.parquet: cannot be read: the first file has no value in a column"):
+        list(load(tmp_path).batches(0, PER_EPOCH))
