@@ -22,6 +22,7 @@ from mmssl.audit.clip_rows import (
     muted,
     noise_rows,
     swapped,
+    swapped_rows,
     with_clock,
     write_noise,
 )
@@ -165,6 +166,13 @@ def test_the_clock_is_found_and_noise_is_not():
     rows = noise_rows(tiny(), arm, 128, 16, 0, sound=False)
     found = [measure_clips(tiny(), arm, given, 100, 16, 0) for given in (with_clock(rows, 16000, 0), rows)]
     assert [one.verdict for one in found] == ["leaks", "clean"]
+
+
+@pytest.mark.long
+def test_of_few_clips_there_are_more_pairs_to_train_on_than_rows(tmp_path):
+    write_clips(tmp_path, 12, size=16)
+    rows = swapped_rows(tiny("temporal_alignment_folder", **{"data.source": str(tmp_path)}), 6)
+    assert (len(rows.train["video"]), len(rows.test["video"])) == (24, 6)
 
 
 @pytest.mark.long
