@@ -145,13 +145,16 @@ def _judge(run: Records, task: str, chance: Chance, rows: int) -> Verdict:
     if alike := _all_alike(run, task, chance, compares=bool(spread.windows)):
         return alike
     levels = {key: level for key, level in chance.levels.items() if task_of(key) == task and last_of(key) != "spread"}
-    every = [
+    asked = [
         _test(Series.of(run, key, chance.filled.get(key, 0)), level, rows)
         for key, level in sorted(levels.items(), key=_order)
     ]
-    every = [test for test in every if test.zs]
-    relative = [test for test in every if last_of(test.series.key) == RELATIVE]
-    tests = relative or [test for test in every if last_of(test.series.key) != "loss"] or every
+    every = [test for test in asked if test.zs]
+    relative = [test for test in asked if last_of(test.series.key) == RELATIVE and test.series.windows]
+    if relative and not any(test.zs for test in relative):
+        return relative[0].without_scatter(task)
+    tests = [test for test in relative if test.zs]
+    tests = tests or [test for test in every if last_of(test.series.key) != "loss"] or every
     if not tests:
         if _none_counts(run, task):
             return Verdict("too few answers to tell", NONE_COUNTS, task)
@@ -325,6 +328,15 @@ class _Test(NamedTuple):
         if is_share(last_of(self.series.key)):
             return tells(self.level, self.series.answers(window, self.rows), false_alarm)
         return window.stop - window.start >= RECORDS
+
+    def without_scatter(self, task: str) -> Verdict:
+        """Of an error that one record holds: accuracy, which frequent answers raise, does not stand in for it."""
+        value, name = self.series.mean(self.series.windows[-1]), last_of(self.series.key)
+        reason = (
+            f"{name} {_number(value)} against {_number(self.level)} of the best constant answer, in one record alone; "
+            "log more often (training.log_every) or train longer"
+        )
+        return Verdict("too few answers to tell", reason, task, None, self.series.key, value, self.level)
 
     def verdict(self, outcome: Outcome, task: str, since: int | None, rest: str) -> Verdict:
         window, z, name = self.series.windows[-1], self.zs[-1], last_of(self.series.key)

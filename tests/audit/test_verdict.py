@@ -205,6 +205,9 @@ def test_a_relative_error_decides_alone():
     assert (only(history, chance).outcome, only(history, chance).metric) == ("at chance", "relative_error")
     better = [record | {"relative_error": record["relative_error"] - 0.1} for record in history]
     assert (only(better, chance).outcome, only(better, chance).metric) == ("learned", "relative_error")
+    one = only(history[:1], chance)  # of accuracy alone it would be "learned"
+    assert (one.outcome, one.metric, one.value) == ("too few answers to tell", "relative_error", 1.01)
+    assert "in one record alone; log more often (training.log_every)" in str(one)
 
 
 def test_values_that_are_missing_or_not_finite_are_left_out():
