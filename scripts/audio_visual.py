@@ -27,7 +27,7 @@ HOME = ROOT / "build" / "audio_visual"
 FIRST, SECOND, THIRD = "temporal_alignment", "contrastive_audio_video", "correspondence"
 FIRST_RANDOM, SECOND_RANDOM, HAND = f"{FIRST} random", f"{SECOND} random", "by hand"
 EVERY = (0, 1, 2)
-SEEDS = {FIRST: EVERY, SECOND: EVERY, THIRD: (0,), FIRST_RANDOM: EVERY, SECOND_RANDOM: EVERY, HAND: (0,)}
+SEEDS = {FIRST: EVERY, SECOND: EVERY, THIRD: EVERY, FIRST_RANDOM: EVERY, SECOND_RANDOM: EVERY, HAND: (0,)}
 NAMES = {
     FIRST: "temporal alignment",
     SECOND: "contrastive audio-video",
