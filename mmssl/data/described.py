@@ -71,7 +71,11 @@ def joined(tables: Mapping[Path, Dataset], media: Sequence[Path], files: Sequenc
             parts.append(part)
     named = some_of(list(dict.fromkeys(table.name for table in tables)))
     if not parts:
-        raise DataError(f"no {FILE_NAME} in {named} is that of a file here, such as {files[0].name}")
+        table, lines = next(iter(tables.items()))
+        raise DataError(
+            f"no {FILE_NAME} in {named} is the path from the folder of its table to a file of the split, such as "
+            f"{os.path.relpath(files[0], table.parent)}; {table} says {lines[FILE_NAME][0]}"
+        )
     kinds = " and ".join(kind for kind in EXTENSIONS if kind in media_columns(list(described)))
     bare = len(files) - len(described)
     left = f"; {counted(bare, 'file has no line and is', 'files have no line and are')} left out" * (bare > 0)

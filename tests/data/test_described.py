@@ -52,7 +52,9 @@ def test_splits_are_those_of_folders_and_classes_where_the_table_has_none(tmp_pa
 def test_a_table_that_names_none_of_the_files_is_one_sentence_and_one_without_names_a_table(tmp_path):
     write(tmp_path / "0.png", png(0))
     write_csv(tmp_path / "metadata.csv", {"file_name": ["a.png"]})
-    with pytest.raises(DataError, match=r"no file_name in metadata\.csv is that of a file here, such as 0\.png"):
+    with pytest.raises(
+        DataError, match=r"no file_name in metadata\.csv is the path from the folder .*, such as .*0\.png"
+    ):
         open_source(Data(source=str(tmp_path)))
     write_csv(tmp_path / "metadata.csv", {"name": ["a.png"]})
     assert open_source(Data(source=str(tmp_path))).columns == ("name",)
