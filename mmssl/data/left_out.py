@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mmssl.data.files import JSON, KINDS, TEXT, extension, some_of, split_in
+from mmssl.data.files import BUILDERS, JSON, KINDS, TEXT, extension, some_of, split_in
 
 
 def others(files: Iterable[Path], used: Iterable[Path]) -> list[str]:
@@ -36,6 +36,21 @@ def others(files: Iterable[Path], used: Iterable[Path]) -> list[str]:
                 f"nothing is read from {some_of(beside)}, of the names of files that are read; packed together, as in "
                 "tar --sort=name -cf pairs.tar, they are columns of one row"
             )
+    return notes
+
+
+def unread(files: Sequence[Path]) -> list[str]:
+    """Notes on tables and lists of splits in a folder of annotated pictures, of which neither is read."""
+    named = {file.stem for file in files if file.suffix.lower() in KINDS}
+    tables = [file.name for file in files if extension(file) in BUILDERS]
+    lists = [file for file in files if extension(file) in TEXT and file.stem not in named and split_in(file.stem)]
+    lists = [file for file in lists if "ImageSets" not in file.parts]  # which VOC reads
+    notes = [f"tables are not read next to annotations: {some_of(sorted({*tables}))}"] if tables else []
+    if len({split_in(file.stem) for file in lists}) > 1:
+        notes.append(
+            f"lists of splits are not read ({some_of([file.name for file in lists])}); a folder for each split makes "
+            "them splits"
+        )
     return notes
 
 

@@ -35,7 +35,7 @@ from mmssl.data.files import (
     split_names,
     walk,
 )
-from mmssl.data.left_out import others
+from mmssl.data.left_out import others, unread
 from mmssl.data.ranges import TRIES, reach, wait_after
 from mmssl.data.shards import shard_features, take_names
 from mmssl.data.stored import Folders, Merged, distinct, explained, first, resolved, stored, visible
@@ -172,7 +172,7 @@ def _open_folder(spec: Data, root: Path) -> Source:
         unreadable.append(f"data.config = {spec.config} is not used: no README.md here declares configurations")
     annotations = find_annotations(root, files)
     if annotations is not None:
-        return _open_annotated(spec, annotations, unreadable)
+        return _open_annotated(spec, annotations, [*unread(files), *unreadable])
     if (tables := describing(files)) and FILE_NAME not in spec.columns.values():
         described = _open_described(spec, root, files, tables, unreadable)
         if described is not None:

@@ -58,6 +58,13 @@ def test_masks_are_paired_with_pictures_by_their_names(tmp_path, images, masks):
         ("images/{}.jpg", "masks/{}_mask.png"),
         ("leftImg8bit/{}_leftImg8bit.jpg", "gtFine/{}_gtFine_labelIds.png"),
         ("scans/{}.jpg", "scans/{}_mask.png"),
+        ("scans/{}_sat.jpg", "scans/{}_mask.png"),
+        ("leftImg8bit/{}_leftImg8bit.jpg", "gtFine/{}_gtFine_labelTrainIds.png"),
+        ("train/{}.jpg", "train_masks/{}_mask.png"),
+        ("train_images/{}.jpg", "train_labels/{}_L.png"),
+        ("PNGImages/{}.jpg", "PedMasks/{}_mask.png"),
+        ("{}.jpg", "masks/{}.png"),
+        ("JPEGImages/{}.jpg", "SegmentationClassPNG/{}.png"),
     ],
 )
 def test_a_mask_may_add_a_word_to_the_name(tmp_path, image, mask):
@@ -66,6 +73,8 @@ def test_a_mask_may_add_a_word_to_the_name(tmp_path, image, mask):
         picture(tmp_path / mask.format(name), value=value)
         if "gtFine" in mask:
             picture(tmp_path / f"gtFine/{name}_gtFine_instanceIds.png", value=7)
+        (tmp_path / "SegmentationClass").mkdir(exist_ok=True)
+        (tmp_path / "SegmentationClass" / f"{name}.npy").touch()
     source = opened(tmp_path)
     assert source.notes[0].startswith("pictures and masks of the same name: 2 pairs")
     assert [decode_mask(source.row(i)["mask"]).unique().tolist() for i in range(len(source))] == [[0], [1]]
@@ -78,7 +87,38 @@ def test_class_folders_stay_classes(tmp_path):
     (tmp_path / "cats" / "a.xml").write_text("<page/>")
     (tmp_path / "labels" / "a.txt").write_text("a gray field 1 2 3\n")
     (tmp_path / "about.json").write_text('{"title": "cats"}')
+    (tmp_path / "info.json").write_text('{"images": 4, "annotations": "none", "categories": ["cat"]}')
     assert set(opened(tmp_path).values("label")) == {"labels", "cats", "images"}
+
+
+@pytest.mark.parametrize("kind", ["mask", "boxes", "text"])
+def test_folders_of_classes_are_labels_beside_annotations(tmp_path, kind):
+    names = [f"{folder}/{folder} ({number})" for folder in ("benign", "normal") for number in (1, 2)]
+    for name in names:
+        picture(tmp_path / f"{name}.png")
+        if kind == "mask":
+            picture(tmp_path / f"{name}_mask.png")
+            picture(tmp_path / f"{name}_mask_1.png")
+        elif kind == "boxes":
+            (tmp_path / f"{name}.xml").write_text(VOC)
+    if kind == "text":
+        told = captions([f"{name}.png" for name in names], [(number, "a") for number in range(4)])
+        (tmp_path / "captions.json").write_text(told)
+    source = opened(tmp_path)
+    assert list(source.values("label")) == ["benign"] * 2 + ["normal"] * 2
+    assert len(source.present([kind])) == 4
+    assert "; folders are read as classes: benign, normal" in source.notes[0]
+
+
+def test_what_is_not_read_next_to_annotations_is_said(tmp_path):
+    for name in ("images/a.png", "labels/a.png"):
+        picture(tmp_path / name)
+    for name in ("metadata.csv", "train.txt", "val.txt"):
+        (tmp_path / name).write_text("file_name,text\nimages/a.png,b\n")
+    assert opened(tmp_path).notes[1:] == (
+        "tables are not read next to annotations: metadata.csv",
+        "lists of splits are not read (train.txt, val.txt); a folder for each split makes them splits",
+    )
 
 
 VOC = """<annotation><object><name>dog</name><difficult>1</difficult><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>5</xmax>
@@ -141,50 +181,6 @@ def test_xml_of_voc_may_be_anywhere(tmp_path, xml):
     told = "xml of VOC: 4 boxes in 2 pictures, 1 picture without such a file"
     assert source.notes[0] == f"{told}, 1 picture in other folders left out"
     assert (source.row(1)["boxes"], source.row(2)["boxes"]) == ([[0, 1, 5, 6], [0, 0, 8, 6]], None)
-
-
-@pytest.fixture
-def yolo(tmp_path):
-    for name in "abc":
-        picture(tmp_path / "images" / "val" / f"{name}.jpg")
-    for name, text in {"a": "1 0.5 0.5 0.25 1\n\n0 0 0 0.5 0 0.5 0.5\n", "b": "", "c": "0 0 0 1 0 1 0.5"}.items():
-        file = tmp_path / "labels" / "val" / f"{name}.txt"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    (tmp_path / "data.yaml").write_text("names: [dog, cat]\n")
-    return tmp_path
-
-
-def test_yolo_has_boxes_or_outlines_as_shares(yolo):
-    source = opened(yolo, "validation")
-    assert source.notes == ("txt of YOLO: 3 boxes in 3 pictures",)
-    boxes, nothing, outlined = (source.row(number) for number in range(3))
-    assert boxes == boxes | {"boxes": [[3, 0, 5, 6], [0, 0, 4, 3]], "classes": ["cat", "dog"], "mask": None}
-    assert (nothing["boxes"], outlined["boxes"]) == ([], [[0, 0, 8, 3]])
-    assert decode_mask(outlined["mask"]).unique().tolist() == [0, 1]
-    (yolo / "data.yaml").write_text("names: {0: dog, 1: cow}\n")
-    assert opened(yolo, "validation").row(0)["classes"] == ["cow", "dog"]
-    (yolo / "data.yaml").unlink()
-    assert opened(yolo, "validation").row(0)["classes"] == ["1", "0"]
-    (yolo / "classes.txt").write_text("dog\nbird\n")
-    assert opened(yolo, "validation").row(0)["classes"] == ["bird", "dog"]
-
-
-@pytest.mark.parametrize(
-    ("line", "sentence"),
-    [
-        ("1 2 0.5 0.1 0.1", "labels/val/b.txt, line 2: '1 2 0.5 0.1 0.1' should be a class number and shares"),
-        ("1.5 0.5 0.5 0.1 0.1", "a class number with center, width and height"),
-        ("dog 0.5 0.5 0.1 0.1", "a class number with center"),
-        ("0 0.5 0.5 0.1 -0.1", "a class number and shares"),
-        ("1 0.5 0.5 0.1 0.1 0.9", "a class number with center"),
-        ("2 0.5 0.5 0.1 0.1", "class 2 has no name; there are 2"),
-    ],
-)
-def test_a_line_of_yolo_that_is_broken_is_named(yolo, line, sentence):
-    (yolo / "labels" / "val" / "b.txt").write_text(f"0 0.5 0.5 1 1\n{line}\n")
-    with pytest.raises(DataError, match=sentence):
-        opened(yolo, "validation")
 
 
 BLOB = np.asfortranarray(np.eye(6, 8, 1, np.uint8) | np.eye(6, 8, 2, np.uint8))
@@ -251,9 +247,11 @@ def test_a_file_of_coco_has_any_name(tmp_path):
     for name in "abz":
         picture(tmp_path / "images" / f"{name}.jpg")
     (tmp_path / "images" / "a.json").write_text(coco())  # of the picture
-    (tmp_path / "result.json").write_text(coco(("images/a.jpg", "b.jpg")))
+    picture(tmp_path / "panoptic_train" / "a.png")  # a mask
+    (tmp_path / "result.json").write_text(coco(("images\\a.jpg", "b.jpg")))
     source = opened(tmp_path)
     assert (source.splits, len(source), len(source.row(0)["boxes"])) == (("train", "unlabeled"), 2, 2)
+    assert len(opened(tmp_path, "unlabeled")) == 1
 
 
 def captions(names, texts):
@@ -285,7 +283,7 @@ def test_captions_of_coco_are_rows(tmp_path):
             opened(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{}.txt", "../captions/{}.txt"])
+@pytest.mark.parametrize("text", ["{}.txt", "../captions/{}.txt", "../txt/{}.txt"])
 def test_texts_of_the_names_of_pictures_are_a_column(tmp_path, text):
     for name in "abc":
         picture(tmp_path / "all" / "images" / f"{name}.jpg")
@@ -314,7 +312,7 @@ def test_texts_of_the_names_of_pictures_are_a_column(tmp_path, text):
         (coco(category_id=1), "annotation 1 is of category 1"),
         (coco(bbox=[1, 2, -3, 4]), "should be left, top, width and height"),
         (coco(bbox=None), "no annotations as COCO writes them"),
-        (coco(("x.jpg", "y.jpg")), "none of the 2 pictures"),
+        (coco(("x.jpg", "y.jpg")), "none of the 2 pictures .* unlike 'x.jpg' in annotations/instances_train2017.json"),
         (coco().replace("dog", "cat"), "other categories than"),
     ],
 )

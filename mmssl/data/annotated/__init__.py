@@ -2,7 +2,7 @@
 
 Their rows have the columns `image` and, as far as the annotations say it, `mask`, `boxes` ([left, top, right, bottom]
 in pixels), `classes` (names, one a box), `crowd` (bools: which boxes are of groups or of difficult things, which it is
-neither right nor wrong to find) and `text` (captions).
+neither right nor wrong to find), `text` (captions) and `label` (the folder, where those are classes).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from mmssl.data.annotated.captions import read_captions
 from mmssl.data.annotated.coco import read_coco
-from mmssl.data.annotated.layout import Annotations
+from mmssl.data.annotated.layout import Annotations, with_classes
 from mmssl.data.annotated.mask_folders import read_mask_folders
 from mmssl.data.annotated.voc import read_voc, read_xml
 from mmssl.data.annotated.yolo import read_yolo
@@ -74,4 +74,5 @@ def find_annotations(root: Path, files: Sequence[Path]) -> Annotations | None:
     found = read_voc(root, files)
     for read in (read_coco, read_xml, read_yolo):
         found = found or read(root, files, pictures)
-    return read_captions(root, files, pictures, found or read_mask_folders(root, pictures))
+    found = read_captions(root, files, pictures, found or read_mask_folders(root, pictures))
+    return None if found is None else with_classes(root, found)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmssl.data.annotated.coco import load_json, pictures_by_name, split_of_file
-from mmssl.data.annotated.layout import UNLABELED, Annotations, beside, shown
+from mmssl.data.annotated.layout import UNLABELED, Annotations, beside, shown, without_masks
 from mmssl.data.base import Row
 from mmssl.errors import DataError, counted
 
@@ -61,7 +61,7 @@ def read_captions(
     rows: dict[str, list[Row]] = {
         split: [{"image": picture, "text": text} for picture, text in own.items()] for split, own in splits.items()
     }
-    if spare := [str(picture) for picture in pictures if str(picture) not in texts]:
+    if spare := [str(picture) for picture in without_masks(root, pictures) if str(picture) not in texts]:
         rows[UNLABELED] = [{"image": picture, "text": None} for picture in spare]
     return Annotations(rows, note)
 
@@ -81,4 +81,6 @@ def read_text(root: Path, file: Path) -> str | None:
     try:
         return file.read_text(encoding="utf-8-sig").strip() or None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{shown(root, file)}: cannot be read as UTF-8: {error}") from error
+        raise DataError(
+            f"{shown(root, file)}: cannot be read as UTF-8, as which it should be saved: {error}"
+        ) from error

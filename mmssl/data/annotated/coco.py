@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmssl.data.annotated.layout import UNLABELED, Annotations, shown
+from mmssl.data.annotated.layout import UNLABELED, Annotations, shown, without_masks
 from mmssl.data.base import Row
 from mmssl.data.files import split_in, split_of
 from mmssl.errors import DataError, counted
@@ -16,6 +16,7 @@ from mmssl.media.outlines import CROWD, Outlines
 
 OTHERS = 64  # json files of other names that are looked into
 HEAD = 65536  # bytes of each
+LISTS = ("images", "annotations", "categories")
 OTHER_KINDS = ("captions", "person_keypoints", "panoptic", "image_info", "stuff")
 
 
@@ -39,10 +40,11 @@ def read_coco(root: Path, files: Sequence[Path], pictures: Sequence[Path]) -> An
     named: list[str] = []
     names: list[str] | None = None
     boxes = missing = 0
+    astray = "that of any picture"
     by_name = pictures_by_name(pictures)
     for file in tables:
         tree = load_json(root, file)
-        if not isinstance(tree, dict) or not {"images", "annotations", "categories"} <= tree.keys():
+        if not isinstance(tree, dict) or not all(isinstance(tree.get(key), list) for key in LISTS):
             continue
         where, split = shown(root, file), split_of_file(root, file)
         table = _Table(tree, where)
@@ -51,17 +53,22 @@ def read_coco(root: Path, files: Sequence[Path], pictures: Sequence[Path]) -> An
         names = table.names
         rows = table.rows(by_name, split)
         boxes, missing = boxes + sum(len(row["classes"]) for row in rows), missing + len(tree["images"]) - len(rows)
+        if not rows and tree["images"]:
+            astray = f"'{tree['images'][0].get('file_name')}' in {where}"
         if rows:
             splits.setdefault(split, []).extend(rows)
             named.append(where)
     if names is None:
         return None
     if not splits:
-        raise DataError(f"{root}: none of the {missing} pictures that the json files of COCO list is there")
+        raise DataError(
+            f"{root}: none of the {missing} pictures that the json files of COCO list is there; file_name should be "
+            f"the end of a path below this folder, unlike {astray}, or the file be moved out of it"
+        )
     listed = {row["image"] for rows in splits.values() for row in rows}
     note = f"COCO: {boxes} boxes of {len(names)} categories in {sum(map(len, splits.values()))} pictures"
     left = f"; {counted(missing, 'listed picture')} not there" if missing else ""
-    spare = [str(picture) for picture in pictures if str(picture) not in listed]
+    spare = [str(picture) for picture in without_masks(root, pictures) if str(picture) not in listed]
     if spare:
         splits[UNLABELED] = [
             {"image": picture, **dict.fromkeys(("mask", "boxes", "classes", "crowd"))} for picture in spare
@@ -117,8 +124,8 @@ def pictures_by_name(pictures: Sequence[Path]) -> Callable[[str, str], Path | No
         known.setdefault(picture.name, []).append(picture)
 
     def by_name(name: str, split: str) -> Path | None:
-        wanted = Path(name).parts
-        found = [file for file in known.get(Path(name).name, []) if file.parts[-len(wanted) :] == wanted]
+        wanted = Path(name.replace("\\", "/")).parts  # written on Windows
+        found = [file for file in known.get(wanted[-1] if wanted else "", []) if file.parts[-len(wanted) :] == wanted]
         own = [file for file in found if split in map(split_of, file.parts)]
         return next(iter(own or found), None)
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mmssl.data.base import Row
-from mmssl.data.files import folders_below, split_of
+from mmssl.data.files import folders_below, media_layout, some_of, split_of, splits_alike
 from mmssl.errors import counted
 
 IMAGES = {"images", "image", "imgs", "img", "pictures", "photos", "jpegimages", "leftimg8bit"}
+MEDIA = IMAGES | {"audio", "audios", "sounds", "wav", "wavs", "clips", "video", "videos"}
 NOTES = {"annotations", "annotation", "labels", "label", "xmls", "xml", "captions", "caption", "texts", "text", "txt"}
 
 UNLABELED = "unlabeled"
@@ -46,7 +46,7 @@ def shown(root: Path, file: Path) -> str:
 
 
 def beside(root: Path, pictures: Iterable[Path], files: Iterable[Path]) -> dict[Path, Path]:
-    """Picture -> the file of its name in the same folder, or in one that differs by `images` and `labels` alone.
+    """Picture, sound or clip -> the file of its name in its folder, or where `labels` stands in place of `images`.
 
     Args:
         root: above all of them.
@@ -59,7 +59,29 @@ def beside(root: Path, pictures: Iterable[Path], files: Iterable[Path]) -> dict[
 
 
 def _place(file: Path, folders: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
-    return tuple(folder for folder in folders if folder.lower() not in IMAGES | NOTES), file.stem
+    return tuple(folder for folder in folders if folder.lower() not in MEDIA | NOTES), file.stem
+
+
+def without_masks(root: Path, pictures: Iterable[Path]) -> list[Path]:
+    """Those that are not in a folder of masks, as COCO names them: `panoptic_train2017`, `stuffthingmaps`."""
+    return [
+        picture
+        for picture, folders in folders_below(root, pictures)
+        if not any(folder.lower().startswith(("panoptic", "stuffthingmaps")) for folder in folders)
+    ]
+
+
+def with_classes(root: Path, found: Annotations) -> Annotations:
+    """With the column `label`, where folders of pictures are classes, several of them, as without annotations."""
+    pictures = [Path(row["image"]) for rows in found.splits.values() for row in rows]
+    classes = media_layout(root, pictures).classes
+    names = sorted(set(classes.values()))
+    if len(names) < 2 or len(classes) < len(pictures):
+        return found
+    splits: dict[str, list[Row]] = {
+        split: [{**row, "label": classes[Path(row["image"])]} for row in rows] for split, rows in found.splits.items()
+    }
+    return Annotations(splits, f"{found.note}; folders are read as classes: {some_of(names)}")
 
 
 def boxed_rows(root: Path, pictures: Sequence[Path], things: Mapping[Path, Row], kind: str) -> Annotations:
@@ -72,16 +94,15 @@ def boxed_rows(root: Path, pictures: Sequence[Path], things: Mapping[Path, Row],
         kind: of the annotations, for the note.
     """
     used = {picture.parent for picture in things}
+    alike = splits_alike({folder for _, folders in folders_below(root, things) for folder in folders})
     splits: dict[str, list[Row]] = {}
-    unread: Counter[str] = Counter()
     for picture, folders in folders_below(root, [picture for picture in pictures if picture.parent in used]):
-        unread.update(folder for folder in folders if folder.lower() not in IMAGES | NOTES and not split_of(folder))
         none = dict.fromkeys(("mask", "boxes", "classes", "crowd"))
         row = {"image": str(picture), **none, **things.get(picture, {})}
-        splits.setdefault(split_among(folders), []).append(row)
+        split = next(filter(None, map(alike.get, folders)), None) or split_among(folders)
+        splits.setdefault(split, []).append(row)
     rows = sum(map(len, splits.values()))
     told = [f"{kind}: {sum(len(row['boxes']) for row in things.values())} boxes in {len(things)} pictures"]
     told += [f"{counted(rows - len(things), 'picture')} without such a file"] if rows > len(things) else []
     told += [f"{counted(len(pictures) - rows, 'picture')} in other folders left out"] if len(pictures) > rows else []
-    told += ["names of folders are no labels"] if len(unread) > 1 else []
     return Annotations(splits, ", ".join(told))

@@ -1,24 +1,27 @@
 """Folders of pictures and masks: `images/train/a.jpg` and `masks/train/a.png`, `val/img/b.png` and `val/gt/b.png`.
 
-A mask may add a word to the name: `masks/a_mask.png`, also next to the picture.
+A folder may add a word to the name, `train_images` and `train_masks`, or have none, `train` and `train_masks`; a mask
+as well: `masks/a_mask.png`, also next to the picture.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mmssl.data.annotated.layout import IMAGES, Annotations, split_among, stored
 from mmssl.data.base import Row
-from mmssl.data.files import folders_below
+from mmssl.data.files import folders_below, split_of
 from mmssl.errors import counted
 
 MASKS = {"masks", "mask", "labels", "label", "annotations", "segmentation", "segmentations", "gt", "segmentationclass"}
-MASKS |= {"gtfine", "groundtruth", "ground_truth"}
+MASKS |= {"segmentationclasspng", "gtfine", "groundtruth", "ground_truth"}
+_WORDS = re.compile(r"[-_ ]|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _PICTURE = re.compile(r"[-_](image|img|sat|leftimg8bit)$", re.I)
-_MASK = re.compile(r"[-_](masks?|seg|segmentation|labels?|gt|groundtruth|gtfine_labelids)$", re.I)
+_MASK = re.compile(r"[-_](masks?|seg|segmentation|labels?|gt|groundtruth|gtfine_label(train)?ids|l)$", re.I)
 _BESIDE = re.compile(r"[-_]mask$", re.I)
+_MORE = re.compile(r"[-_]mask[-_]?\d+$", re.I)  # of one picture, as in a_mask_1
 
 Key = tuple[tuple[str, ...], str]
 
@@ -30,11 +33,7 @@ def read_mask_folders(root: Path, pictures: Sequence[Path]) -> Annotations | Non
         root: above all of them.
         pictures: files of pictures and masks.
     """
-    images, masks = (_by_place(root, pictures, names) for names in (IMAGES, MASKS))
-    if not images.keys() & masks.keys():  # names that differ by a word
-        images, masks = _without(_PICTURE, images), _without(_MASK, masks)
-    if not images.keys() & masks.keys():
-        images, masks = _in_one_folder(root, pictures)
+    images, masks = next(_pairings(root, pictures), ({}, {}))
     paired = images.keys() & masks.keys()
     if not paired:
         return None
@@ -47,33 +46,57 @@ def read_mask_folders(root: Path, pictures: Sequence[Path]) -> Annotations | Non
     for number, one, what in (
         (len(images) - len(paired), "picture", "without mask"),
         (len(masks) - len(paired), "mask", "without picture"),
-        (len(pictures) - len(images) - len(masks), "file", "in other folders left out"),
+        (len(pictures) - len(images) - len(masks), "file", "of other names or folders left out"),
     ):
         told += [f"{counted(number, one)} {what}"] if number else []
     return Annotations(splits, ", ".join(told))
 
 
+def _pairings(root: Path, pictures: Sequence[Path]) -> Iterator[tuple[dict[Key, Path], dict[Key, Path]]]:
+    """Pictures and masks by keys of which they share some, in the ways in which they may be laid out."""
+    images, masks = (_by_place(root, pictures, names) for names in (IMAGES, MASKS))
+    named = set(masks.values())
+    # Of pictures in no folder of a telling name, half the masks at least should be: train/a.jpg, train_masks/a.png.
+    others = {(folders, file.stem): file for file, folders in folders_below(root, pictures) if file not in named}
+    for files, least in ((images, 1), (others, (len(masks) + 1) // 2)):
+        for one, two in ((files, masks), (_without(_PICTURE, files), _without(_MASK, masks))):
+            if len(one.keys() & two.keys()) >= max(least, 1):
+                yield one, two
+    yield _in_one_folder(root, pictures)
+
+
 def _by_place(root: Path, files: Sequence[Path], names: set[str]) -> dict[Key, Path]:
-    """Folders without the first that has one of the names, and the file's name without extension -> file."""
+    """Folders without the first that has one of the names, and the file's name without extension -> file.
+
+    The name may be the last word of the folder's, of which the split before it is kept: `train_masks`, `PNGImages`.
+    """
     found = {}
     for file, folders in folders_below(root, files):
-        depth = next((i for i, folder in enumerate(folders) if folder.lower() in names), None)
-        if depth is not None:
-            found[(*folders[:depth], *folders[depth + 1 :]), file.stem] = file
+        for depth, folder in enumerate(folders):
+            *before, last = ["", folder] if folder.lower() in names else _WORDS.split(folder)
+            if before and last.lower() in names:
+                split = [word for word in before if split_of(word)]
+                found[(*folders[:depth], *split, *folders[depth + 1 :]), file.stem] = file
+                break
     return found
 
 
 def _without(word: re.Pattern[str], files: dict[Key, Path]) -> dict[Key, Path]:
-    """Those whose names end in the word, by the rest of it; all as they are where none does."""
-    return {
-        (folders, word.sub("", stem)): file for (folders, stem), file in files.items() if word.search(stem)
-    } or files
+    """Those whose names end in the word, by the rest of it, the first of equal ones; all where none does."""
+    found: dict[Key, Path] = {}
+    for (folders, stem), file in files.items():
+        if word.search(stem):
+            found.setdefault((folders, word.sub("", stem)), file)
+    return found or files
 
 
 def _in_one_folder(root: Path, files: Sequence[Path]) -> tuple[dict[Key, Path], dict[Key, Path]]:
     """Pictures, and masks next to them, where each file that is named like a mask has its picture."""
     placed = {(folders, file.stem): file for file, folders in folders_below(root, files)}
     masks = {(folders, _BESIDE.sub("", stem)): file for (folders, stem), file in placed.items() if _BESIDE.search(stem)}
-    if not masks.keys() <= placed.keys():
-        return {}, {}
-    return {key: file for key, file in placed.items() if not _BESIDE.search(key[1])}, masks
+    images = {}
+    for (folders, stem), file in placed.items():
+        if not _BESIDE.search(stem) and not _MORE.search(stem):
+            short = folders, _PICTURE.sub("", stem)  # a_sat.jpg and a_mask.png
+            images[short if short in masks and short not in placed else (folders, stem)] = file
+    return (images, masks) if masks.keys() <= images.keys() else ({}, {})

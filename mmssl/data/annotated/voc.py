@@ -31,14 +31,12 @@ def read_voc(root: Path, files: Sequence[Path]) -> Annotations | None:
     """
     by_folder: dict[Path, dict[str, dict[str, Path]]] = {}
     for file in files:
-        if file.parent.name in (IMAGES, BOXES, MASKS):
+        kind = ".xml" if file.suffix == ".xml" else KINDS.get(file.suffix.lower())
+        if file.parent.name in (IMAGES, BOXES, MASKS) and kind == (".xml" if file.parent.name == BOXES else "image"):
             kinds = by_folder.setdefault(file.parent.parent, {})
             kinds.setdefault(file.parent.name, {})[file.stem] = file
     places = {
-        base: kinds
-        for base, kinds in by_folder.items()
-        if any(KINDS.get(file.suffix.lower()) == "image" for file in kinds.get(IMAGES, {}).values())
-        and (any(file.suffix == ".xml" for file in kinds.get(BOXES, {}).values()) or MASKS in kinds)
+        base: kinds for base, kinds in by_folder.items() if IMAGES in kinds and (BOXES in kinds or MASKS in kinds)
     }
     if not places:
         return None

@@ -23,10 +23,12 @@ SLACK = 0.01  # by which rounding may take a share out of the picture
 
 
 def read_yolo(root: Path, files: Sequence[Path], pictures: Sequence[Path]) -> Annotations | None:
-    """Rows of pictures, see `boxed_rows`; None where less than half of the lines are numbers alone, as of captions.
+    """Rows of pictures, see `boxed_rows`; None where less than half of the lines are such, as of captions.
 
     A line is a class number and the box's center, width and height as shares of the picture, or the corners of an
-    outline; an empty file says that there is nothing. Class numbers of masks are one more, 0 where there is nothing.
+    outline, or a box with keypoints, which are passed over, where `data.yaml` has `kpt_shape`; an empty file says that
+    there is nothing. Where a file tells the names of classes, numbers that are no shares are mistakes, elsewhere they
+    are something else. Class numbers of masks are one more, 0 where there is nothing.
 
     Args:
         root: above all of them.
@@ -39,10 +41,17 @@ def read_yolo(root: Path, files: Sequence[Path], pictures: Sequence[Path]) -> An
     written = beside(root, pictures, [file for file in files if file.suffix.lower() == ".txt"])
     lines = {picture: _lines(root, file) for picture, file in written.items()}
     some = [line for own in lines.values() for line in own if line.strip()]
-    if not some or 2 * sum(_numbers(line) is not None for line in some) < len(some):
+    numbers = [found for line in some if (found := _numbers(line)) is not None]
+    if not some or 2 * len(numbers) < len(some):
         return None
-    names = _names(root, files)
-    things = {picture: _things(shown(root, written[picture]), picture, own, names) for picture, own in lines.items()}
+    settings = _settings(root, files)
+    names, keypoints = _names(root, files, settings), "kpt_shape" in settings
+    if names is None and 2 * sum(_are_shares(found) for found in numbers) < len(numbers):
+        return None  # landmarks in pixels, features
+    things = {
+        picture: _things(shown(root, written[picture]), picture, own, names, keypoints)
+        for picture, own in lines.items()
+    }
     return boxed_rows(root, pictures, things, "txt of YOLO")
 
 
@@ -62,26 +71,37 @@ def _numbers(line: str) -> list[float] | None:
     return found if len(found) >= 5 and all(map(math.isfinite, found)) else None
 
 
-def _names(root: Path, files: Sequence[Path]) -> dict[int, str] | None:
-    """Class number -> name, of the first file that tells them; None where none does."""
+def _are_shares(numbers: list[float]) -> bool:
+    return numbers[0] == int(numbers[0]) and min(numbers) >= -SLACK and max(numbers[1:]) <= 1 + SLACK
+
+
+def _settings(root: Path, files: Sequence[Path]) -> dict[str, Any]:
+    """What `data.yaml`, or a file of another name that has `names`, says."""
     for file in files:
         if file.suffix.lower() in (".yaml", ".yml") and file.parent == root:
             try:
                 tree = yaml.safe_load(file.read_bytes())
             except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise DataError(f"{file.name}: cannot be read: {' '.join(str(error).split())}") from error
-            named = tree.get("names") if isinstance(tree, dict) else None
-            if isinstance(named, list):
-                return {number: str(name) for number, name in enumerate(named)}
-            if isinstance(named, dict) and all(isinstance(number, int) for number in named):
-                return {number: str(name) for number, name in named.items()}
+            if isinstance(tree, dict) and isinstance(tree.get("names"), list | dict):
+                return tree
+    return {}
+
+
+def _names(root: Path, files: Sequence[Path], settings: dict[str, Any]) -> dict[int, str] | None:
+    """Class number -> name, of the first file that tells them; None where none does."""
+    named = settings.get("names")
+    if isinstance(named, list):
+        return {number: str(name) for number, name in enumerate(named)}
+    if isinstance(named, dict) and all(isinstance(number, int) for number in named):
+        return {number: str(name) for number, name in named.items()}
     for file in files:
-        if file.name in ("classes.txt", "obj.names"):
+        if file.name in ("classes.txt", "obj.names", "_darknet.labels"):
             return {number: line.strip() for number, line in enumerate(_lines(root, file)) if line.strip()}
     return None
 
 
-def _things(where: str, picture: Path, lines: Sequence[str], names: dict[int, str] | None) -> Row:
+def _things(where: str, picture: Path, lines: Sequence[str], names: dict[int, str] | None, keypoints: bool) -> Row:
     """Boxes in pixels, classes, and a mask where every thing has an outline."""
     if not any(line.strip() for line in lines):
         return {"boxes": [], "classes": [], "crowd": []}
@@ -94,7 +114,7 @@ def _things(where: str, picture: Path, lines: Sequence[str], names: dict[int, st
     for row, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        number, shares = _thing(f"{where}, line {row}: '{line.strip()[:60]}'", line)
+        number, shares = _thing(f"{where}, line {row}: '{line.strip()[:60]}'", line, keypoints)
         if names is not None and number not in names:
             raise DataError(f"{where}, line {row}: class {number} has no name; there are {len(names)}")
         if len(shares) == 4:
@@ -109,12 +129,17 @@ def _things(where: str, picture: Path, lines: Sequence[str], names: dict[int, st
     return told | ({"mask": Outlines(height, width, tuple(outlines))} if len(outlines) == len(boxes) else {})
 
 
-def _thing(where: str, line: str) -> tuple[int, list[float]]:
+def _thing(where: str, line: str, keypoints: bool) -> tuple[int, list[float]]:
     """Class number and shares of the picture: center and size of a box, or x and y of three corners at least."""
     found = _numbers(line)
+    if found is not None and keypoints:
+        found = found[:5]
     if found is None or found[0] != int(found[0]) or len(found) % 2 == 0:
-        raise DataError(f"{where} should be a class number with center, width and height of a box, or with an outline")
-    if min(found) < -SLACK or max(found[1:]) > 1 + SLACK:
+        raise DataError(
+            f"{where} should be a class number with center, width and height of a box, or with an outline; keypoints "
+            "are passed over where data.yaml has names and kpt_shape"
+        )
+    if not _are_shares(found):
         raise DataError(f"{where} should be a class number and shares of the picture, from 0 to 1")
     return int(found[0]), found[1:]
 
