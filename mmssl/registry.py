@@ -131,12 +131,12 @@ def check_keywords(component: type, given: Mapping[str, Any], where: str) -> dic
         if get_origin(kind) is Union:
             kind = reduce(or_, get_args(kind))  # which is written as it is in the source: int | None
         wanted = f"{inspect.formatannotation(kind).replace('typing.', '')} {describe(hint)}".rstrip()
-        if get_args(kind)[1:] == (...,) and isinstance(value, int | float | str):
-            value = [value]  # a list of one, written without brackets
-        if takes_truth_for_number(kind, value):
+        one = get_args(kind)[1:] == (...,) and isinstance(value, int | float | str)
+        read = [value] if one else value  # a list of one is written without brackets, too
+        if takes_truth_for_number(kind, read):
             raise RecipeError(f"{where}: {key} = {value!r} should be {wanted}")
         try:
-            checked[key] = TypeAdapter(hint, config=strict).validate_python(value)
+            checked[key] = TypeAdapter(hint, config=strict).validate_python(read)
         except ValidationError as error:
             message = in_words(error.errors()[0]["msg"])
             raise RecipeError(f"{where}: {key} = {value!r} should be {wanted}: {message}") from error

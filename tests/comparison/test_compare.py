@@ -259,7 +259,7 @@ def test_it_is_written_in_four_forms(compared):
 
 def test_intervals_are_drawn_once_for_table_and_sentence(compared, monkeypatch):
     drawn = []
-    monkeypatch.setattr("mmssl.comparison.comparison.paired_interval", lambda *args: drawn.append(args) or (0.0, 1.0))
+    monkeypatch.setattr("mmssl.comparison.measured.paired_interval", lambda *args: drawn.append(args) or (0.0, 1.0))
     found = mmssl.Comparison.read(compared.out)
     assert str(found) == str(found)
     assert len(drawn) == 4 + 2  # lines less the untrained network, and the best task less the other one and raw input
