@@ -84,11 +84,13 @@ def parted(file: str | Path) -> tuple[str, str]:
     Of an address what follows a question mark is no part of the name. Pictures, sounds, clips, parquet and arrow are
     packed already and are not unpacked.
     """
-    path = Path(re.sub(r"[?#].*", "", str(file)) if "://" in str(file) else file)
-    inner = Path(path.stem)
-    if path.suffix.lower() in PACKED and (inner.suffix.lower() in {*BUILDERS, *TEXT, *JSON} - {".parquet", ".arrow"}):
-        return inner.stem, inner.suffix.lower()
-    return path.stem, ".tar" if path.suffix.lower() == ".tgz" else path.suffix.lower()
+    path = file if isinstance(file, Path) else Path(re.sub(r"[?#].*", "", file) if "://" in file else file)
+    suffix = path.suffix.lower()
+    if suffix in PACKED:
+        inner = Path(path.stem)
+        if inner.suffix.lower() in {*BUILDERS, *TEXT, *JSON} - {".parquet", ".arrow"}:
+            return inner.stem, inner.suffix.lower()
+    return path.stem, ".tar" if suffix == ".tgz" else suffix
 
 
 def extension(file: str | Path) -> str:
