@@ -56,7 +56,8 @@ def joined(tables: Mapping[Path, Dataset], media: Sequence[Path], files: Sequenc
     wanted = {os.path.normpath(file): file for file in files}
     parts, described, astray = [], dict[Path, None](), 0
     for table, lines in tables.items():
-        names = [os.path.normpath(table.parent / str(name)) for name in lines[FILE_NAME]]
+        written = (str(name).replace("\\", "/") for name in lines[FILE_NAME])  # on Windows
+        names = [os.path.normpath(table.parent / name) for name in written]
         astray += sum(name not in there for name in names)
         part = lines.select([number for number, name in enumerate(names) if name in wanted])
         found = [wanted[name] for name in names if name in wanted]
@@ -64,9 +65,10 @@ def joined(tables: Mapping[Path, Dataset], media: Sequence[Path], files: Sequenc
         columns: dict[str, list[Any]] = {**media_columns(found)}
         if "mask" in part.column_names:
             columns["mask"] = [str(table.parent / cell) if isinstance(cell, str) else cell for cell in part["mask"]]
-        part = part.remove_columns([name for name in part.column_names if name in (FILE_NAME, *columns)])
+        part = part.remove_columns([name for name in part.column_names if name in columns])
         for name, cells in columns.items():
             part = part.add_column(name, cells)
+        part = part.remove_columns(FILE_NAME)  # which may be the only one
         if found:
             parts.append(part)
     named = some_of(list(dict.fromkeys(table.name for table in tables)))

@@ -15,6 +15,7 @@ import numpy as np
 from mmssl.data.annotated import AnnotatedSource, find_annotations
 from mmssl.data.annotated.captions import read_text, texts_beside
 from mmssl.data.annotated.layout import Annotations
+from mmssl.data.annotated.mask_folders import unpaired
 from mmssl.data.base import MapSource, Row
 from mmssl.data.configurations import find_configuration
 from mmssl.data.csv_files import as_written, check_cells, separator
@@ -210,7 +211,8 @@ def _open_media(
     if texts:
         table["text"] = [read_text(root, texts[file]) if file in texts else None for file in files]
         notes = [f"text is that of .txt files of the same name, of {len(texts)} in all", *notes]
-    source = _limited(spec, datasets.Dataset.from_dict(table), {}, [*layout.notes, *notes])
+    notes = [*layout.notes, *unpaired(root, files), *notes]
+    source = _limited(spec, datasets.Dataset.from_dict(table), {}, notes)
     source.splits, source.files = tuple(layout.splits), files
     return source
 

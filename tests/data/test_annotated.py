@@ -88,7 +88,11 @@ def test_class_folders_stay_classes(tmp_path):
     (tmp_path / "labels" / "a.txt").write_text("a gray field 1 2 3\n")
     (tmp_path / "about.json").write_text('{"title": "cats"}')
     (tmp_path / "info.json").write_text('{"images": 4, "annotations": "none", "categories": ["cat"]}')
-    assert set(opened(tmp_path).values("label")) == {"labels", "cats", "images"}
+    (tmp_path / "captions.json").write_text('{"a.png": ["a cat"]}')
+    (tmp_path / "empty.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    source = opened(tmp_path)
+    assert set(source.values("label")) == {"labels", "cats", "images"}
+    assert "no file in images has a mask of its name in labels: what is there is read as pictures" in source.notes
 
 
 @pytest.mark.parametrize("kind", ["mask", "boxes", "text"])
@@ -160,6 +164,8 @@ def test_voc_has_boxes_masks_and_lists_of_splits(voc, tmp_path):
         (VOC[:90], r"VOC2012/Annotations/b.xml: no boxes can be read: no element found|unclosed"),
         (VOC.replace("<xmin>1</xmin>", ""), "could not convert"),
         (VOC.replace("dog", ""), "an object has no name"),
+        (VOC.replace("<xmin>1", "<xmin>nan", 1), "xmin, ymin, xmax and ymax are"),
+        (VOC.replace("<xmax>5", "<xmax>0"), "xmin, ymin, xmax and ymax are"),
     ],
 )
 def test_an_xml_file_that_is_broken_is_named(voc, tmp_path, content, sentence):

@@ -56,5 +56,7 @@ def test_a_table_that_names_none_of_the_files_is_one_sentence_and_one_without_na
         DataError, match=r"no file_name in metadata\.csv is the path from the folder .*, such as .*0\.png"
     ):
         open_source(Data(source=str(tmp_path)))
+    write_csv(tmp_path / "metadata.csv", {"file_name": [".\\0.png"]})
+    assert open_source(Data(source=str(tmp_path))).columns == ("image",)
     write_csv(tmp_path / "metadata.csv", {"name": ["a.png"]})
     assert open_source(Data(source=str(tmp_path))).columns == ("name",)

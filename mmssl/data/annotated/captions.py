@@ -36,6 +36,9 @@ def read_captions(
     for file in named:
         split, where = split_of_file(root, file), shown(root, file)
         tree = load_json(root, file)
+        ours = isinstance(tree, dict) and {"images", "annotations"} <= tree.keys()
+        if not ours and file.parent.name.lower() != "annotations":
+            continue  # of some other form, as of Flickr
         try:
             names = {image["id"]: str(image["file_name"]) for image in tree["images"]}
             told = [(names[one["image_id"]], str(one["caption"]).strip()) for one in tree["annotations"]]
@@ -47,6 +50,8 @@ def read_captions(
         for name, text in told:
             if there[name] is not None:
                 splits.setdefault(split, {}).setdefault(str(there[name]), []).append(text)
+    if not splits and not missing:
+        return found
     if not splits:
         raise DataError(f"{root}: none of the {missing} pictures that the captions of COCO are of is there")
     texts = {picture: own for split in splits.values() for picture, own in split.items()}

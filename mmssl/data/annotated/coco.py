@@ -40,7 +40,7 @@ def read_coco(root: Path, files: Sequence[Path], pictures: Sequence[Path]) -> An
     named: list[str] = []
     names: list[str] | None = None
     boxes = missing = 0
-    astray = "that of any picture"
+    astray = ""
     by_name = pictures_by_name(pictures)
     for file in tables:
         tree = load_json(root, file)
@@ -58,7 +58,7 @@ def read_coco(root: Path, files: Sequence[Path], pictures: Sequence[Path]) -> An
         if rows:
             splits.setdefault(split, []).extend(rows)
             named.append(where)
-    if names is None:
+    if names is None or (not splits and not missing):
         return None
     if not splits:
         raise DataError(

@@ -102,7 +102,8 @@ def boxed_rows(root: Path, pictures: Sequence[Path], things: Mapping[Path, Row],
         split = next(filter(None, map(alike.get, folders)), None) or split_among(folders)
         splits.setdefault(split, []).append(row)
     rows = sum(map(len, splits.values()))
-    told = [f"{kind}: {sum(len(row['boxes']) for row in things.values())} boxes in {len(things)} pictures"]
+    boxes = sum(len(row["boxes"]) for row in things.values())
+    told = [f"{kind}: {counted(boxes, 'box', 'boxes')} in {counted(len(things), 'picture')}"]
     told += [f"{counted(rows - len(things), 'picture')} without such a file"] if rows > len(things) else []
     told += [f"{counted(len(pictures) - rows, 'picture')} in other folders left out"] if len(pictures) > rows else []
     return Annotations(splits, ", ".join(told))

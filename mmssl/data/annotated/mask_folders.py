@@ -52,16 +52,25 @@ def read_mask_folders(root: Path, pictures: Sequence[Path]) -> Annotations | Non
     return Annotations(splits, ", ".join(told))
 
 
+def unpaired(root: Path, pictures: Sequence[Path]) -> list[str]:
+    """A note where folders are named like those of pictures and masks, of which no two have one name."""
+    named = {folder for _, folders in folders_below(root, pictures) for folder in folders}
+    images, masks = (sorted(folder for folder in named if folder.lower() in names) for names in (IMAGES, MASKS))
+    if not images or not masks:
+        return []
+    return [f"no file in {images[0]} has a mask of its name in {masks[0]}: what is there is read as pictures"]
+
+
 def _pairings(root: Path, pictures: Sequence[Path]) -> Iterator[tuple[dict[Key, Path], dict[Key, Path]]]:
     """Pictures and masks by keys of which they share some, in the ways in which they may be laid out."""
-    images, masks = (_by_place(root, pictures, names) for names in (IMAGES, MASKS))
-    named = set(masks.values())
-    # Of pictures in no folder of a telling name, half the masks at least should be: train/a.jpg, train_masks/a.png.
-    others = {(folders, file.stem): file for file, folders in folders_below(root, pictures) if file not in named}
-    for files, least in ((images, 1), (others, (len(masks) + 1) // 2)):
-        for one, two in ((files, masks), (_without(_PICTURE, files), _without(_MASK, masks))):
-            if len(one.keys() & two.keys()) >= max(least, 1):
-                yield one, two
+    if masks := _by_place(root, pictures, MASKS):
+        images, named = _by_place(root, pictures, IMAGES), set(masks.values())
+        # Of pictures in no folder of a telling name, half the masks at least should be: train/a.jpg, train_masks/a.png.
+        others = {(folders, file.stem): file for file, folders in folders_below(root, pictures) if file not in named}
+        for files, least in ((images, 1), (others, (len(masks) + 1) // 2)):
+            for one, two in ((files, masks), (_without(_PICTURE, files), _without(_MASK, masks))):
+                if len(one.keys() & two.keys()) >= least:
+                    yield one, two
     yield _in_one_folder(root, pictures)
 
 
@@ -71,14 +80,21 @@ def _by_place(root: Path, files: Sequence[Path], names: set[str]) -> dict[Key, P
     The name may be the last word of the folder's, of which the split before it is kept: `train_masks`, `PNGImages`.
     """
     found = {}
+    known: dict[tuple[str, ...], tuple[str, ...] | None] = {}
     for file, folders in folders_below(root, files):
-        for depth, folder in enumerate(folders):
-            *before, last = ["", folder] if folder.lower() in names else _WORDS.split(folder)
-            if before and last.lower() in names:
-                split = [word for word in before if split_of(word)]
-                found[(*folders[:depth], *split, *folders[depth + 1 :]), file.stem] = file
-                break
+        if folders not in known:
+            known[folders] = _elsewhere(folders, names)
+        if (place := known[folders]) is not None:
+            found[place, file.stem] = file
     return found
+
+
+def _elsewhere(folders: tuple[str, ...], names: set[str]) -> tuple[str, ...] | None:
+    for depth, folder in enumerate(folders):
+        *before, last = ["", folder] if folder.lower() in names else _WORDS.split(folder)
+        if before and last.lower() in names:
+            return (*folders[:depth], *(word for word in before if split_of(word)), *folders[depth + 1 :])
+    return None
 
 
 def _without(word: re.Pattern[str], files: dict[Key, Path]) -> dict[Key, Path]:

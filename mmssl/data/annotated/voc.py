@@ -5,6 +5,7 @@ Its xml files are also written next to pictures, by labelImg, or into folders of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,8 @@ def _objects(root: Path, file: Path) -> dict[str, list[Any]]:
         for thing in ElementTree.parse(file).getroot().iter("object"):
             corners = [float(thing.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")]
             name = thing.findtext("name")
+            if not all(map(math.isfinite, corners)) or corners[2] < corners[0] or corners[3] < corners[1]:
+                raise ValueError(f"xmin, ymin, xmax and ymax are {corners}")
             if not name:
                 raise ValueError("an object has no name")
             boxes.append([corners[0] - 1, corners[1] - 1, corners[2], corners[3]])
