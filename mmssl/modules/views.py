@@ -130,8 +130,8 @@ class ImageView:
     Of a clip all frames alike, so that motion stays what it is (CVRL, arXiv 2008.03800, section 3.2).
 
     Attributes:
-        size: in pixels; below 1 a share of that of the image, in whole patches of the encoder; that of the image where
-            left out.
+        size: in pixels, or below 1 as a share of that of the image, to the nearest whole number of the encoder's
+            patches; that of the image where left out.
         area: smallest and largest share of the image that the crop covers.
         flip: probability that it is mirrored.
         jitter: probability of color jitter.
@@ -160,12 +160,11 @@ class ImageView:
         aspect = batch.get(f"{encoder.modality}_aspect")
         if aspect is not None and (self.size is None or self.size < 1):
             raise RecipeError(NO_SIZE)
-        whole = min(pictures.shape[-2:])
-        size = settings.pop("size") or whole
-        if size < 1:
+        side, size = min(pictures.shape[-2:]), settings.pop("size")
+        if size is not None:
             patch = encoder.patch_size[-2] if encoder.patch_size else 1
-            size = max(1, round(size * whole / patch)) * patch
-        return [random_views(pictures, draws, count, int(size), aspect=aspect, **settings)]
+            side = max(1, round((size * side if size < 1 else size) / patch)) * patch
+        return [random_views(pictures, draws, count, side, aspect=aspect, **settings)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from PIL import Image
 from tiny_encoders import tiny_batch, tiny_encoders, tiny_waves
 from torchvision.transforms import v2
 
+from mmssl.encoders import create as create_encoder
 from mmssl.errors import RecipeError
 from mmssl.media.image import decode_image, decode_squeezed
 from mmssl.modules.views import Crop, Views, encode_views
@@ -43,6 +44,14 @@ def test_each_view_is_made_by_its_own_settings():
     torch.testing.assert_close(made[:, 0], plain, atol=1e-5, rtol=0)
     torch.testing.assert_close(made[:, 1], torch.where(plain < 0.5, plain, 1 - plain), atol=1e-5, rtol=0)
     torch.testing.assert_close(made[:, 2], plain.flip(-1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("model", "side"), [("timm/test_vit", 64), ("timm/test_resnet", 70)])
+def test_pixels_of_a_view_are_whole_patches_where_the_encoder_has_them(model, side):
+    image = create_encoder(model, "image")
+    pictures = {"image": torch.zeros(1, 3, 96, 96, dtype=torch.uint8)}
+    (made,) = Views(image, {"size": 70}, 1)(pictures, Draws(0, 0, 1), image)
+    assert made.shape == (1, 1, 3, side, side)
 
 
 @pytest.mark.parametrize("name", ["image", "audio"])
