@@ -24,6 +24,7 @@ from mmssl.comparison.tasks import (
     found_tasks,
     has_column,
     usual_encoder,
+    with_other_encoder,
 )
 from mmssl.data.base import MapSource
 from mmssl.data.columns import find_column
@@ -221,7 +222,7 @@ def make_plan(
                 measured[name] = _measured(tree, modality, name, batch, decoding, spent, tried)
             except (RecipeError, DataError) as error:
                 if named:
-                    raise
+                    raise with_other_encoder(error, name, base, len(fitting)) from error
                 failed.append(error)
                 notes.append(f"{name.replace('_', ' ')} is left out: {error}")
                 del wanted[name]
@@ -229,13 +230,14 @@ def make_plan(
             if all(isinstance(error, DataError) for error in failed):
                 raise failed[0]
             raise RecipeError("; ".join(notes))
+    own, cost, name = max((*measured[name][:2], name) for name in wanted)
+    if isinstance(source, MapSource) and own > len(source):
+        raise RecipeError(
+            f"{given.source} has {len(source)} rows, and a step of {name} takes {own}; lower batch (--batch) to "
+            f"{max(1, int(len(source) * cost))} or less"
+        )
     for name, tree in wanted.items():
         own, cost, taken = measured[name]
-        if isinstance(source, MapSource) and own > len(source):
-            raise RecipeError(
-                f"{given.source} has {len(source)} rows, and a step of {name} takes {own}; lower batch (--batch) to "
-                f"{max(1, int(len(source) * cost))} or less"
-            )
         steps = spent.steps(batch, taken)
         tree["training"] |= {
             "steps": steps,

@@ -14,7 +14,7 @@ from mmssl.catalog import recipe_files
 from mmssl.data.columns import find_column
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.video import VideoEncoder
-from mmssl.errors import DataError, RecipeError
+from mmssl.errors import DataError, MmsslError, RecipeError
 from mmssl.recipe import Data, Recipe
 
 OWN_FILES = ("_folder", "_files", "_pairs")
@@ -131,6 +131,16 @@ def usual_encoder(found: Iterable[Recipe], modality: str) -> dict[str, Any]:
     """Arguments of the encoder that most recipes have for a modality; of equals the first."""
     every = [recipe.encoders[encoder_of(recipe, modality)] for recipe in found]
     return max(every, key=every.count)
+
+
+def with_other_encoder(error: MmsslError, task: str, encoder: Mapping[str, Any], tasks: int) -> MmsslError:
+    """Why one of several tasks cannot be compared, and what else would do: all of them have one encoder."""
+    if not isinstance(error, RecipeError) or tasks < 2:
+        return error
+    return RecipeError(
+        f"{error}. All tasks of a comparison have one encoder, here {encoder['model']}: name another (--encoder), or "
+        f"leave {task} out of --tasks"
+    )
 
 
 def common_decoding(sources: Sequence[Data], modality: str, encoder: Encoder | None = None) -> Data:

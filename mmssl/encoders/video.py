@@ -32,7 +32,8 @@ class VideoEncoder(NetworkEncoder):
         **kwargs: of the network's constructor; for transformers of its configuration: `num_frames`, `image_size` ...
 
     Attributes:
-        sees_order: whether it can know in which order the frames come; a network that sees each alone cannot.
+        sees_order: whether it can know in which order the frames come; a network that sees each alone cannot, unless
+            what it sees is the `difference` to the one before.
     """
 
     modality = "video"
@@ -51,8 +52,9 @@ class VideoEncoder(NetworkEncoder):
     ) -> None:
         backbone = create_backbone(model, "video", pretrained, kwargs)
         self.layout = "(B, 3, T, H, W)"
-        self.sees_order = backbone.reads != "pictures"
-        if not self.sees_order:
+        pictures = backbone.reads == "pictures"
+        self.sees_order = not pictures or difference  # what a change leads to is another change when played backward
+        if pictures:
             backbone = Framewise(backbone, temporal or "mean")
             self.layout = f"each frame alone, then {backbone.temporal} over time"
         elif temporal:

@@ -104,3 +104,17 @@ def test_of_clips_without_sound_pairs_are_left_out(tmp_path):
     assert sum("is left out" in note for note in plan.notes) >= len(PAIRS)
     with pytest.raises(DataError):
         make_plan(given, budget="steps=1", batch=8, tasks=["temporal_alignment"])
+
+
+@pytest.mark.long
+def test_a_task_that_the_common_encoder_cannot_do_names_the_way_out(clips):
+    few = {"budget": "steps=1", "tasks": ["simclr_video", "arrow_of_time"]}
+    blind = r"sees each frame alone.*one encoder, here timm/test_resnet: name another \(--encoder\), or leave arrow_of"
+    with pytest.raises(RecipeError, match=blind):
+        make_plan(Data(source=clips), encoder="timm/test_resnet", batch=8, **few)
+    sees = {"model": "timm/test_resnet", "difference": True}
+    plan = make_plan(Data(source=clips), encoder=sees, batch=8, **few)
+    assert list(plan.tasks) == few["tasks"]
+    # A row is two clips of either task, of 8 frames each, of which probes read one.
+    with pytest.raises(RecipeError, match=r"has 24 rows, and a step of \w+ takes 50; lower batch \(--batch\) to 48"):
+        make_plan(Data(source=clips), encoder=sees, batch=100, **few)

@@ -85,6 +85,15 @@ def test_it_can_be_learned_by_a_network_that_sees_order():
     assert losses["ranking"] == 1
 
 
+def test_a_network_of_pictures_sees_the_order_in_what_changes():
+    create("arrow_of_time", {"video": create_encoder("timm/test_resnet", "video", difference=True)})
+    video = torch.rand(2, 4, 3, 32, 32)
+    for difference in (False, True):
+        encoder = create_encoder("timm/test_resnet", "video", difference=difference).eval()
+        told = not torch.allclose(encoder(video).pooled, encoder(video.flip(1)).pooled, atol=1e-5)
+        assert told == encoder.sees_order == difference
+
+
 def test_chance_is_the_loss_of_equal_logits():
     built = task()
     inputs = built.transform(tiny_batch(4, frames=FRAMES), Draws(0, 0, 4))

@@ -6,12 +6,12 @@ looks like the right one. Their network reads optical flow and pools moments lat
 clips that reads frames.
 
 Known traps. Both directions belong into one batch: in two, batch norm's statistics give them away. A network that sees
-each frame alone cannot know the answer, and is refused. What tells the direction without any physics is left in the
-data: fades and titles, zooms and pans that cameramen like better than their reverse, black bars that a codec smears
-behind motion (cut them with `views: {margin: 0.1}`), and what a codec does between key frames. A video that is shorter
-than its row ends in a still, which would be known for the end: nothing is taken from it, and a row without room before
-it does not count (`valid` is the share that does). Where nothing falls, breaks or slows down, as among elastic balls,
-both directions are alike and the task stays at chance.
+each frame alone cannot know the answer, and is refused unless it is shown differences of frames. What tells the
+direction without any physics is left in the data: fades and titles, zooms and pans that cameramen like better than
+their reverse, black bars that a codec smears behind motion (cut them with `views: {margin: 0.1}`), and what a codec
+does between key frames. A video that is shorter than its row ends in a still, which would be known for the end: nothing
+is taken from it, and a row without room before it does not count (`valid` is the share that does). Where nothing falls,
+breaks or slows down, as among elastic balls, both directions are alike and the task stays at chance.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class ArrowOfTime(Objective):
         if isinstance(network, VideoEncoder) and not network.sees_order:
             raise RecipeError(
                 f"arrow_of_time: {network.spec['model']} sees each frame alone, so that a clip and its reverse are one "
-                "to it; take a network of clips, such as torchvision/r3d_18 or transformers/videomae"
+                "to it; show it what changes (difference: true), or take a network of clips, such as "
+                "torchvision/r3d_18 or transformers/videomae"
             )
         if frames < 2:
             raise RecipeError(f"arrow_of_time: frames = {frames} have no direction; take 2 or more")
