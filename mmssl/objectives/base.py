@@ -241,6 +241,15 @@ class Objective(nn.Module):
         with torch.autocast(next(iter(outputs.values())).device.type, enabled=False):
             return self.loss(outputs, inputs)
 
+    def scored(self, inputs: Batch) -> dict[str, Tensor]:
+        """Beginning of the names that a task logs under -> 0-dim, 0 where all that its means divide by is 0.
+
+        They are then means over nothing. Of the task itself the beginning is empty; it is left out where a mean is over
+        all rows.
+        """
+        found = [inputs[key].to(torch.get_default_dtype()).abs() for key in self.divisors if key in inputs]
+        return {"": torch.stack(found).sum()} if found else {}
+
     def before_step(self, step: Step) -> None:
         """Before each step, and before its `transform`: clusters and codebooks from the data, numbers to be logged."""
 

@@ -190,6 +190,11 @@ class Combine(Objective):
             logs |= prefixed(name, losses)
         return {"loss": torch.stack(terms).sum(), **logs}
 
+    def scored(self, inputs: Batch) -> dict[str, Tensor]:
+        """See the base class: of each task, whose steps are those of all."""
+        found = {name: task.scored(sub_batch(inputs, name)) for name, task in self._each(inputs)}
+        return {name: own[""] for name, own in found.items() if own}
+
     def before_step(self, step: Step) -> None:
         """Each task's own from its first step to its last, on the rows of its source; conflicts where they are due.
 

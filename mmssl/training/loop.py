@@ -181,7 +181,7 @@ def fit(
                 if number == 0:  # the losses are those of a network that no step has changed
                     finite.see(number, losses["loss"])
                     finite.check(loader, directory)
-                    history.log({"step": 0} | averaged(losses) | untrained)
+                    history.log({"step": 0} | averaged(losses, objective.scored(inputs)) | untrained)
                 clock.enter(OPTIMIZER)
                 norm = accelerator.clip_grad_norm_(wrapped.parameters(), training.clip) if training.clip else None
                 optimizer_step()
@@ -198,7 +198,7 @@ def fit(
                     record: dict[str, Any] = {"step": now}
                     finite.see(number, losses["loss"])
                     finite.check(loader, directory)
-                    record |= averaged(losses)
+                    record |= averaged(losses, objective.scored(inputs))
                     record |= {key: value.item() for key, value in numbers.items()}
                     record["lr"] = lr
                     if norm is not None:

@@ -163,15 +163,28 @@ def losses_of(
         losses = accumulated_backward(
             passes, inputs, parts, wrapped=forward, backward=lambda loss: None, autocast=autocast, reseed=reseed
         )
-    return {f"{SAME_ROWS}/{key}": value for key, value in averaged(losses).items()}
+    found = averaged(losses, passes.objective.scored(inputs))
+    return {f"{SAME_ROWS}/{key}": value for key, value in found.items()}
 
 
-def averaged(losses: Mapping[str, Tensor]) -> dict[str, float]:
-    """Losses of a step as its record holds them: over all processes, and without those that are means over no row.
+def averaged(losses: Mapping[str, Tensor], scored: Mapping[str, Tensor]) -> dict[str, float]:
+    """Losses of a step as its record holds them: over all processes, and without those that are means over nothing.
 
-    Of a task that left out all rows `valid` alone is left, which says so: 0 would be read as its loss and its score.
+    Of a task that left out all rows, or had nothing to predict in any, `valid` alone is left, and is 0: a loss of 0
+    would be read as its score.
+
+    Args:
+        losses: of this process's rows.
+        scored: see `Objective.scored`.
     """
     numbers = {key: average(value).item() for key, value in losses.items()}
+    nothing = [task for task, count in scored.items() if average(count).item() == 0]
+    numbers |= {f"{task}/{VALID}" if task else VALID: 0.0 for task in nothing}
     names = {key: key.rpartition("/")[::2] for key in numbers}
     empty = {task for key, (task, name) in names.items() if name == VALID and numbers[key] == 0}
-    return {key: numbers[key] for key, (task, name) in names.items() if name == VALID or task not in empty}
+    inside = tuple(f"{task}/" if task else "" for task in nothing)
+    return {
+        key: number
+        for key, number in numbers.items()
+        if names[key][1] == VALID or not (names[key][0] in empty or key.startswith(inside))
+    }

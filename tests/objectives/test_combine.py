@@ -58,6 +58,15 @@ def test_loss_is_the_weighted_sum_of_each_alone():
     torch.testing.assert_close(losses["loss"], 0.5 * alone["turn"]["loss"] + alone["pairs"]["loss"])
 
 
+def test_what_each_task_scored_is_told_by_its_name():
+    tasks = {"words": {"name": "masked_language"}, "turn": {"name": "rotation"}}
+    task = create("combine", tiny_encoders(), tasks=tasks)
+    inputs = task.transform(tiny_batch(4), Draws(0, 0, 4))
+    assert {name: float(count) > 0 for name, count in task.scored(inputs).items()} == {"words": True}
+    nothing = {key: torch.zeros_like(inputs[key]) for key in task.divisors}
+    assert task.scored(inputs | nothing) == {"words": 0}
+
+
 def test_tasks_draw_apart_and_adding_one_changes_no_other():
     encoders = tiny_encoders()
     one = {"first": {"name": "rotation"}}

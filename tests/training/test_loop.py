@@ -17,18 +17,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from tiny import Denoise, MemoryLoader, Pull, free_port, make
-from torch import Tensor
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Encoder
 from mmssl.errors import DataError, Interrupted, RecipeError, RunError
-from mmssl.objectives.base import Chance, Step
+from mmssl.objectives.base import Step
 from mmssl.recipe import Optimizer, Schedule, Training
 from mmssl.training import checkpoint
 from mmssl.training.launch import cut_norms, start_processes
 from mmssl.training.loop import fit
-from mmssl.training.monitors import averaged
-from mmssl.training.progress import describe
 from mmssl.training.step import ForwardPass, accumulated_backward
 
 TASKS = {"denoise": Denoise, "pull": Pull}
@@ -343,29 +340,6 @@ def test_inputs_are_made_once_and_a_look_at_a_task_makes_none() -> None:
     with pytest.raises(RecipeError, match=r"objective.blind is measured on whole weights.* set objective.blind=0"):
         Step(0, data=list, sharded=True).need_whole_weights("objective.blind")
     step.need_whole_weights("objective.blind")
-
-
-class EverySecond(Denoise):
-    """Leaves out all rows of every second step, the first one too."""
-
-    def before_step(self, step: Step) -> None:
-        self.counts = step.number % 2
-
-    def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
-        found = super().loss(outputs, inputs)["loss"] * self.counts
-        return {"loss": found, "accuracy": found.detach(), "valid": torch.tensor(float(self.counts))}
-
-
-def test_a_step_in_which_no_row_counts_has_no_loss_and_no_score() -> None:
-    history = fit(make(EverySecond), MemoryLoader(), settings(steps=4), quiet=True)
-    for record, counts in zip(history, [0, 0, 1, 0, 1], strict=True):
-        assert record["valid"] == counts
-        assert ("loss" in record) == ("accuracy" in record) == bool(counts)
-        assert ("no row counts" in describe(record, Chance(1.0))) != bool(counts)
-    both = {"loss": 1.0, "a/loss": 0.0, "a/b/loss": 2.0, "a/valid": 0.0}
-    assert averaged({key: torch.tensor(value) for key, value in both.items()}) == {
-        key: value for key, value in both.items() if key != "a/loss"
-    }
 
 
 def test_the_pass_is_compiled_where_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
