@@ -8,7 +8,7 @@ from typing import Any
 
 from mmssl.comparison.cells import alone, fill
 from mmssl.comparison.comparison import Comparison
-from mmssl.comparison.files import write_table
+from mmssl.comparison.files import keep_audits, write_table
 from mmssl.comparison.measure import check_labels
 from mmssl.comparison.page import write_page
 from mmssl.comparison.plan import PLAN, make_plan, plan_of_runs
@@ -148,4 +148,5 @@ def compare(
     found = Comparison.read(out)
     write_table(found)
     write_page(found)
+    keep_audits(found)
     return found

@@ -1,13 +1,17 @@
-"""A comparison's table in its folder: as Markdown, as text, and every number as CSV and parquet."""
+"""What a comparison leaves: its table as Markdown, text, CSV and parquet, and in each run what its audit said."""
 
 from __future__ import annotations
 
 import csv
 import io
+import os
+from pathlib import Path
 from typing import Any
 
 from mmssl.atomic import write_text
 from mmssl.comparison.comparison import Comparison
+from mmssl.comparison.measure import Cell
+from mmssl.run_directory import AUDIT, Audited, keep_audit
 
 
 def csv_of(found: Comparison) -> str:
@@ -56,3 +60,14 @@ def write_table(found: Comparison) -> None:
     write_text(found.out / "table.txt", f"{found}\n")
     write_text(found.out / "table.csv", csv_of(found))
     pq.write_table(pa.Table.from_pylist(records_of(found)), found.out / "table.parquet")
+
+
+def keep_audits(found: Comparison) -> None:
+    """Write what the audit of a line said into the runs that it is about, for their cards; an audit there stays."""
+    for line, audit in found.audits.items():
+        runs = [found.out / "runs" / Cell(line, seed).name for seed in found.plan.seeds]
+        if line in found.plan.runs:  # of those only the first was audited, and others may differ in more than the seed
+            runs = [Path(found.plan.runs[line][0])]
+        for run in runs:
+            if run.is_dir() and os.access(run, os.W_OK) and not (run / AUDIT).exists():
+                keep_audit(run, Audited(audit["verdict"], audit["text"]))

@@ -25,12 +25,15 @@ from mmssl.adaptation.probes import make_probe
 from mmssl.adaptation.request import Model
 from mmssl.adaptation.rows import open_rows
 from mmssl.comparison.cells import cells_of, factor_of, progress_of, read_cell
+from mmssl.comparison.files import keep_audits
 from mmssl.comparison.measure import Cell, request_of, untrained_encoder
 from mmssl.comparison.monitors import look
 from mmssl.comparison.page import write_page
 from mmssl.comparison.plan import Plan, make_plan
 from mmssl.errors import DataError, RecipeError, RunError
+from mmssl.hub.card import model_card
 from mmssl.recipe import Data
+from mmssl.run_directory import Audited
 
 pytestmark = pytest.mark.long
 TOY = Data(source="toy", limit=128)
@@ -364,5 +367,10 @@ def test_a_task_is_audited_and_the_table_says_what_came_out(tmp_path):
     assert [line[head.index("audit")] for line in lines] == ["clean by gradients", "", "", ""]
     assert found.audits["simclr"]["text"].startswith("audit of simclr")
     assert found.audits["simclr"]["sentence"] in (tmp_path / "audited" / "report.html").read_text()
+    run = mmssl.load(tmp_path / "audited" / "runs" / "simclr-0")
+    assert run.audit == Audited(found.audits["simclr"]["verdict"], found.audits["simclr"]["text"])
+    assert "Not audited" not in model_card(run)
     left = replace(found, audits={"simclr": {"verdict": "leaks", "sentence": "simclr can be answered", "text": ""}})
+    keep_audits(left)
+    assert mmssl.load(run.directory).audit == run.audit  # what is there stays
     assert "audit: simclr can be answered" in left.notes()
