@@ -51,7 +51,7 @@ class VideoEncoder(NetworkEncoder):
         **kwargs: Any,
     ) -> None:
         backbone = create_backbone(model, "video", pretrained, kwargs)
-        self.layout = "(B, 3, T, H, W)"
+        self.layout = "(B, T, 3, H, W)" if model.startswith("transformers/") else "(B, 3, T, H, W)"
         pictures = backbone.reads == "pictures"
         self.sees_order = not pictures or difference  # what a change leads to is another change when played backward
         if pictures:

@@ -12,12 +12,18 @@ from mmssl.encoders.base import Encoder
 from mmssl.errors import RunError
 from mmssl.hub.classifier import Classifier
 from mmssl.hub.export import Native, fill
+from mmssl.hub.input_lines import input_lines
 from mmssl.hub.native_heads import AUTO, Unsaid, with_head
-from mmssl.hub.space import pooled_lines, resampling
+from mmssl.hub.space import over_frames, pooled_lines, resampling
 
 HEADING = "# A native classifier, exported by mmssl"
 HEAD, NAMES = "head.safetensors", "names.json"
 LIBRARIES = ("timm", "torchvision", "transformers", "open_clip")
+READS = ("image", "text", "audio", "video")
+PADDED = (
+    "Sounds shorter than {seconds:g} s are filled up with silence, which `mmssl predict` leaves out of the mean over "
+    "time, and these lines do not."
+)
 PROGRAM = """\
 import torch
 {loading}
@@ -41,21 +47,21 @@ def export_classifier(classifier: Classifier, directory: str | Path) -> Path:
 
     Where the library has a class for classifiers that pools as this one was trained, that holds the head, with the
     names of the classes: of timm and torchvision the network itself, of transformers `...ForImageClassification` and
-    `...ForSequenceClassification`. Else the head is a file of its own, and README.md says why.
+    its like for texts, clips and sounds. Else the head is a file of its own, and README.md says why.
 
     Args:
-        classifier: of pictures or texts.
+        classifier: of pictures, texts, clips or sounds.
         directory: made; replaced where an earlier export wrote it.
 
     Raises:
-        RunError: for another modality, where the directory holds something else, or the disk refuses.
+        RunError: for a network of no other library, where the directory holds something else, or the disk refuses.
     """
     encoder = classifier.encoder
     modality, model = encoder.modality, encoder.spec["model"]
     if not leaves_whole(encoder):
         raise RunError(
-            f"a classifier leaves with its head where it reads pictures or texts by a network of another library, and "
-            f"this one is {model} of {modality}; mmssl predict uses it as it is"
+            f"a classifier leaves with its head where its network is one of {', '.join(LIBRARIES)}, and this one is "
+            f"{model} of {modality}; mmssl predict uses it as it is"
         )
 
     def write(folder: Path) -> None:
@@ -73,7 +79,9 @@ def export_classifier(classifier: Classifier, directory: str | Path) -> Path:
             config = json.loads((folder / modality / "config.json").read_text(encoding="utf-8"))
             config["label_names"] = list(map(str, names))
             (folder / modality / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
-        given = "texts" if modality == "text" else "pictures"
+        given = "texts" if modality == "text" else input_lines(encoder).given
+        if modality == "audio":
+            about = f"{about} {PADDED.format(seconds=classifier.decoding.audio.seconds)}".strip()
         text = [
             HEADING,
             "",
@@ -91,9 +99,8 @@ def export_classifier(classifier: Classifier, directory: str | Path) -> Path:
 
 
 def leaves_whole(encoder: Encoder) -> bool:
-    """Whether a classifier on it leaves with its head: of pictures or texts, by a network of another library."""
-    library = str(encoder.spec["model"]).partition("/")[0]
-    return encoder.modality in ("image", "text") and library in LIBRARIES
+    """Whether a classifier on it leaves with its head: where its network is one of another library."""
+    return str(encoder.spec["model"]).partition("/")[0] in LIBRARIES and encoder.modality in READS
 
 
 def _program(encoder: Encoder, whole: Encoder | None) -> str:
@@ -115,29 +122,29 @@ def _program(encoder: Encoder, whole: Encoder | None) -> str:
         constants = ""
     if modality == "text":
         return PROGRAM.format(loading=loading, constants=constants, given="texts", body=_body(lines), result=result)
-    values: Any = encoder
-    kept = values.normalization()
-    constants += f"mean, std = (torch.tensor(v)[:, None, None] for v in ({kept['mean']}, {kept['std']}))\n"
-    lines = [f"# uint8 (B, {', '.join(map(str, values.input_size()))})", "x = (pictures / 255 - mean) / std", *lines]
-    return PROGRAM.format(loading=loading, constants=constants, given="pictures", body=_body(lines), result=result)
+    given, once, rows = input_lines(encoder)
+    constants += "".join(f"{line}\n" for line in once)
+    return PROGRAM.format(loading=loading, constants=constants, given=given, body=_body(rows), result=result)
 
 
 def _whole(encoder: Encoder) -> tuple[str, list[str], str]:
     """Lines that load a network with its head, lines of `outputs`, and the expression that they end in."""
-    network: Any = encoder.backbone
-    modality = encoder.modality
+    backbone: Any = encoder.backbone
+    network = backbone.native
+    modality, call = encoder.modality, over_frames(encoder, "model(x)")
     library, _, name = str(encoder.spec["model"]).partition("/")
     if library == "torchvision":
         arguments = "".join(f", {key}={value!r}" for key, value in network.kwargs.items())
         load = f'model = torchvision.models.get_model("{name}"{arguments})'
         weights = f'model.load_state_dict(load_file("{modality}/model.safetensors"))'
-        return f"import torchvision\nfrom safetensors.torch import load_file\n\n{load}\n{weights}", [], "model(x)"
+        return f"import torchvision\nfrom safetensors.torch import load_file\n\n{load}\n{weights}", [], call
     if library == "timm":
-        return Native(modality, (encoder,)).loading(modality), [], "model(x)"
-    auto = AUTO[modality].__name__
+        return Native(modality, (encoder,)).loading(modality), [], call
+    auto = AUTO[network.reads].__name__
     load = f'model = {auto}.from_pretrained("{modality}")'
-    if modality == "image":
-        return f"from transformers import {auto}\n\n{load}", [], f"model(x{resampling(encoder)}).logits"
+    if modality != "text":
+        size = resampling(encoder) if network.reads == "pictures" else ""
+        return f"from transformers import {auto}\n\n{load}", [], over_frames(encoder, f"model(x{size}).logits")
     load += f'\ntokenizer = AutoTokenizer.from_pretrained("{modality}")'
     lines = ['tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")']
     return f"from transformers import {auto}, AutoTokenizer\n\n{load}", lines, "model(**tokens).logits"

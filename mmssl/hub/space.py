@@ -103,15 +103,27 @@ def _function(pair: Pair, name: str, encoders: Mapping[str, Encoder]) -> str:
 def resampling(encoder: Encoder) -> str:
     """The argument with which a network of transformers takes pictures of another size than it was built for."""
     network: Any = encoder.backbone
-    config = network.net.config
+    config = network.native.net.config
     assert isinstance(encoder, NetworkEncoder)  # as all of transformers are
     asks = config.model_type in ("vit", "siglip_vision_model")  # others need not be told
     other = asks and both_sides(config.image_size) != encoder.input_size()[1:]
     return ", interpolate_pos_encoding=True" if other else ""
 
 
+def over_frames(encoder: Encoder, expression: str) -> str:
+    """An expression for pictures `x` as one for what the network reads: frame by frame where that is a clip."""
+    network: Any = encoder.backbone
+    if network.native is network:
+        return expression
+    over = "mean(1)" if network.temporal == "mean" else "amax(1)"
+    return f"{expression.replace('(x', '(x.flatten(0, 1)', 1)}.unflatten(0, x.shape[:2]).{over}"
+
+
 def pooled_lines(encoder: Encoder, model: str) -> tuple[str, list[str], str]:
-    """Argument, lines and expression of the pooled features of a native network, whose variable is `model`."""
+    """Argument, lines and expression of the pooled features of a native network, whose variable is `model`.
+
+    The argument `x` is normalized, and of clips not yet what changed; see `input_lines` for all of it.
+    """
     library = str(encoder.spec["model"]).partition("/")[0]
     network: Any = encoder.backbone
     if encoder.modality == "text":
@@ -125,20 +137,24 @@ def pooled_lines(encoder: Encoder, model: str) -> tuple[str, list[str], str]:
             return "texts", lines, "hidden[:, 0]"
         mask = 'mask = tokens["attention_mask"].unsqueeze(2)'
         return "texts", [*lines, mask], "(hidden * mask).sum(1) / mask.sum(1)"
-    if library == "transformers" and encoder.modality == "image":
-        attends = getattr(network.net, "head", None) is not None
+    net, lines = network.native.net, list[str]()
+    if encoder.spec.get("difference"):
+        time, first = (2, ":, :, :1") if getattr(encoder, "layout", "") == "(B, 3, T, H, W)" else (1, ":, :1")
+        lines = [f"x = torch.cat([torch.zeros_like(x[{first}]), x.diff(dim={time})], dim={time})"]
+    if library == "transformers":
+        attends = getattr(net, "head", None) is not None
         siglip = "pooler_output" if attends else "last_hidden_state.mean(1)"
-        pooled = {"convnext": "pooler_output", "siglip_vision_model": siglip}
-        where = pooled.get(network.net.config.model_type, "last_hidden_state[:, 0]")
-        return "x", [], f"{model}(x{resampling(encoder)}).{where}"
+        pooled = {
+            "convnext": "pooler_output",
+            "siglip_vision_model": siglip,
+            "audio-spectrogram-transformer": "pooler_output",
+            **dict.fromkeys(("videomae", "wav2vec2", "hubert", "wavlm"), "last_hidden_state.mean(1)"),
+        }
+        where = pooled.get(net.config.model_type, "last_hidden_state[:, 0]")
+        return "x", lines, over_frames(encoder, f"{model}(x{resampling(encoder)}).{where}")
     calls = {"timm": f"{model}(x)", "torchvision": f"{model}(x)", "open_clip": f"{model}.encode_image(x)"}
     if library not in calls:
         return "pooled", ["# (B, D): see `pooled` of mmssl's Features for what this network's is"], "pooled"
-    if network.native is not network:  # a network of pictures over the frames of a clip
-        over = "mean(1)" if network.temporal == "mean" else "amax(1)"
-        lines = ["x = torch.cat([torch.zeros_like(x[:, :1]), x.diff(dim=1)], dim=1)"]
-        frames = calls[library].replace("(x)", "(x.flatten(0, 1))")
-        return "x", lines if encoder.spec.get("difference") else [], f"{frames}.unflatten(0, x.shape[:2]).{over}"
-    if isinstance(network.net, AlexNet | VGG):  # their classifier sees several places
-        return "x", [], f"{model}.features(x).mean((2, 3))"
-    return "x", [], calls[library]
+    if isinstance(net, AlexNet | VGG):  # their classifier sees several places
+        return "x", lines, over_frames(encoder, f"{model}.features(x).mean((2, 3))")
+    return "x", lines, over_frames(encoder, calls[library])

@@ -151,8 +151,9 @@ def test_over_its_own_and_nothing_else(tmp_path):
     with pytest.raises(RunError, match="was not written by this command"):
         export_classifier(classifier, tmp_path / "mine")
     sounds = mmssl.encoder("timm/test_resnet", modality="audio", rate=8000, mels=32)
+    sounds.spec["model"] = "mine/net"
     objective = Supervised(sounds, Classes(["a", "b"]), (torch.zeros(2), torch.ones(2)))
-    with pytest.raises(RunError, match=r"reads pictures or texts .* timm/test_resnet of audio; mmssl predict uses it"):
+    with pytest.raises(RunError, match=r"its network is one of timm, .* mine/net of audio; mmssl predict uses it"):
         export_classifier(Classifier(objective, Data(source="files"), "kind", None), tmp_path / "sounds")
 
 
