@@ -143,7 +143,7 @@ class NetworkEncoder(Encoder):
             preprocessing["decoding"] = getattr(self.decoding, self.modality).model_dump(mode="json", exclude_none=True)
         preprocessing["origin"] = dict(self.origin)
         about = {"origin": self.origin, "input_size": self.input_size(), "decoding": preprocessing.get("decoding", {})}
-        self.backbone.export(directory, {**self.normalization(), **about})
+        self.backbone.export(directory, {**self.preprocessing(), **self.normalization(), **about})
         write_json(directory / "preprocessing.json", preprocessing)
 
 

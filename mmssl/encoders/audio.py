@@ -208,6 +208,12 @@ class AudioEncoder(NetworkEncoder):
         mels, frames = self.spectrogram(silence).shape[-2:]
         return self.backbone.channels, mels, frames
 
+    def normalization(self) -> dict[str, list[float]]:
+        """See the base class: of filter banks; a spectrogram is made and normalized by the encoder."""
+        if not isinstance(self.front, FilterBanks):
+            return super().normalization()
+        return {"mean": [self.recipe["mean"]], "std": [self.recipe["std"]]}
+
     def preprocessing(self) -> dict[str, Any]:
         """See the base class."""
         if self.front is None:

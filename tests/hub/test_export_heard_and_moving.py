@@ -106,3 +106,30 @@ def test_what_a_network_reads_is_said_as_its_library_takes_it(modality, cases, t
         assert ("(B, T, 3, H, W)" in said) == (name in ("videomae", "vivit", "timesformer"))
         _, lines, pooled = pooled_lines(encoder, "model")
         assert (lines, pooled.startswith("model(x")) == ([], True)
+
+
+@pytest.mark.parametrize("name", ["vivit", "timesformer", "videomae", "dinov2", "siglip_vision_model"])
+def test_the_librarys_image_processor_makes_what_the_network_reads(name, tmp_path):
+    pictures = {key: value for key, value in PATCHES.items() if key != "intermediate_size"}
+    options = VIDEO[name][1] if name in VIDEO else pictures
+    encoder = mmssl.encoder(f"transformers/{name}", modality="video" if name in VIDEO else "image", **options).eval()
+    encoder.export(tmp_path)
+    frames = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    made = processor([frame.permute(1, 2, 0).numpy() for frame in frames], return_tensors="pt")["pixel_values"]
+    read = encoder.prepare(frames[None])[0].transpose(1, 2) if name in VIDEO else encoder.prepare(frames)[0]
+    torch.testing.assert_close(made, read, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["wav2vec2", "hubert", "wavlm-as-it-is", "ast"])
+def test_the_librarys_feature_extractor_makes_what_the_network_hears(name, tmp_path):
+    model, options, *_ = AUDIO[name]
+    encoder = classifier_of("audio", model, options).encoder
+    encoder.export(tmp_path)
+    sound = torch.rand(3360) - 0.5
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path)
+    made = extractor(sound.numpy(), sampling_rate=16000, return_tensors="pt")["input_values"]
+    heard = encoder.prepare(sound[None])[0]
+    torch.testing.assert_close(made, heard[:, 0].mT if name == "ast" else heard, atol=1e-5, rtol=1e-5)
+    if name == "wavlm-as-it-is":
+        assert not mmssl.encoder(model, modality="audio", pretrained=f"local-dir:{tmp_path}").normalize

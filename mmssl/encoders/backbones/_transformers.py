@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModel, FeatureExtractionMixin, PreTrainedConfig
@@ -25,7 +25,13 @@ NOT_ARCHITECTURE = {
 
 
 class TransformersNetwork(Backbone):
-    """What all networks of transformers share."""
+    """What all networks of transformers share.
+
+    Attributes:
+        processor: what the library's class that prepares the input is told in addition.
+    """
+
+    processor: ClassVar[Mapping[str, Any]] = {}
 
     @property
     def loads_with(self) -> dict[str, bool]:
@@ -34,9 +40,11 @@ class TransformersNetwork(Backbone):
         return {"add_pooling_layer": False} if asks and getattr(self.net, "pooler", None) is None else {}
 
     def export(self, directory: Path, preprocessing: Mapping[str, Any]) -> None:
-        """`AutoModel.from_pretrained(directory)` loads it, with the normalization in `preprocessor_config.json`.
+        """`AutoModel.from_pretrained(directory)` loads it.
 
-        Where the network has no pooler, `add_pooling_layer=False` keeps `AutoModel` from adding one.
+        By `preprocessor_config.json` the library's image processor or feature extractor makes what the network reads of
+        pictures and clips of the run's size, and of sounds. Where the network has no pooler, `add_pooling_layer=False`
+        keeps `AutoModel` from adding one.
         """
         shown = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
@@ -45,10 +53,26 @@ class TransformersNetwork(Backbone):
         finally:
             if shown:
                 logging.enable_progress_bar()
+        config = self._processor(preprocessing)
+        if config:
+            write_json(directory / "preprocessor_config.json", {**config, **self.processor})
+
+    def _processor(self, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+        """What `preprocessor_config.json` holds; see `export`."""
         if self.reads in ("pictures", "clips"):
             constants = {"image_mean": list(preprocessing["mean"]), "image_std": list(preprocessing["std"])}
-            scale = {"do_rescale": True, "rescale_factor": 1 / 255, "do_resize": False, "do_normalize": True}
-            write_json(directory / "preprocessor_config.json", constants | scale)
+            scale = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+            return {**constants, **scale, "do_resize": False, "do_center_crop": False}
+        if "rate" not in preprocessing:
+            return {}
+        heard: dict[str, Any] = {"feature_size": 1, "sampling_rate": preprocessing["rate"], "padding_value": 0.0}
+        net = self.net.config
+        if self.reads == "waveforms":
+            heard |= {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": preprocessing["normalize"]}
+            return heard | {"return_attention_mask": net.feat_extract_norm == "layer"}
+        mean, std = preprocessing["mean"][0], preprocessing["std"][0] / 2  # the library divides by twice of it
+        sizes = {"num_mel_bins": net.num_mel_bins, "max_length": net.max_length}
+        return heard | sizes | {"feature_extractor_type": "ASTFeatureExtractor", "mean": mean, "std": std}
 
 
 def preprocessor(pretrained: Pretrained) -> dict[str, Any]:

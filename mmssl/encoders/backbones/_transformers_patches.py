@@ -162,6 +162,7 @@ class SigLIP(PatchTransformer):
 
     name = "siglip_vision_model"
     prefix = 0
+    processor: ClassVar[Mapping[str, Any]] = {"image_processor_type": "SiglipImageProcessor"}  # no type has it
 
     def _patches(self, x: Tensor) -> Tensor:
         return self.net.embeddings.patch_embedding(x).flatten(2).mT
@@ -278,6 +279,7 @@ class ViViT(_OfClips):
     """Arnab et al. 2021, arXiv 2103.15691, the form whose attention joins space and time; pooled is the class token."""
 
     name = "vivit"
+    processor: ClassVar[Mapping[str, Any]] = {"offset": False}  # its published weights take [-1, 1]
 
     def _patch_size(self) -> tuple[int, ...] | None:
         return tuple(int(size) for size in self.net.config.tubelet_size)

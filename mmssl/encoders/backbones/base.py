@@ -113,7 +113,8 @@ class Backbone(nn.Module):
         Args:
             directory: made if missing.
             preprocessing: `mean` and `std` of its input, one a channel; where they are known also `input_size`
-                (channels, height, width), `decoding`, the settings of the run, and `origin`, see `Encoder.origin`.
+                (channels, height, width), `decoding`, the settings of the run, and `origin`, see `Encoder.origin`; of
+                sounds `rate` in Hz and, of waveforms, `normalize`.
         """
         raise TypeError(f"{type(self).__name__} has no native form")
 
