@@ -235,6 +235,8 @@ class Table:
         """Plain text; shares in percent."""
         seeds = ", ".join(map(str, self.seeds))
         spread = f"after ± one standard deviation over seeds {seeds}" if len(self.seeds) > 1 else f"seed {seeds}"
+        if any(row.interval for row in self.rows):  # SI-SDR has none
+            spread = f"in brackets 95 % intervals, {spread}"
         head, lines = self.cells()
         widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
         printed = [
@@ -244,7 +246,7 @@ class Table:
         where = f"test rows: {self.test}" + (f"; chosen on: {self.validation}" if self.validation else "")
         notes = [
             where,
-            f"in brackets 95 % intervals, {spread}",
+            spread,
             *self.notes,
             *([f"margin over the best baseline: {self.gain}"] if len(self.rows) > 1 else []),
             *(f"warning: {warning}" for warning in self.warnings),
