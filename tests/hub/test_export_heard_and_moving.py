@@ -133,3 +133,8 @@ def test_the_librarys_feature_extractor_makes_what_the_network_hears(name, tmp_p
     torch.testing.assert_close(made, heard[:, 0].mT if name == "ast" else heard, atol=1e-5, rtol=1e-5)
     if name == "wavlm-as-it-is":
         assert not mmssl.encoder(model, modality="audio", pretrained=f"local-dir:{tmp_path}").normalize
+
+
+def test_sounds_leave_without_a_warning_about_colors(tmp_path, caplog):
+    classifier_of("audio", *AUDIO["log-mel"][:2]).encoder.export(tmp_path)
+    assert not caplog.records

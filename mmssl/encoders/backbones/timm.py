@@ -146,8 +146,11 @@ class TimmNetwork(TimmTrunk):
         `timm.data.resolve_model_data_config` of it is what the network was trained with. What timm's own weights of
         that name are and who may use them is left out.
         """
+        net = copy.deepcopy(self.net).to(memory_format=torch.contiguous_format)
+        constants = {key: list(preprocessing[key]) for key in ("mean", "std")}
+        net.pretrained_cfg = {**net.pretrained_cfg, **constants}  # of three channels timm warns where there is one
         save_for_hf(
-            copy.deepcopy(self.net).to(memory_format=torch.contiguous_format),
+            net,
             directory,
             # How weights started is no business of who loads them.
             model_args={key: value for key, value in self.kwargs.items() if key != "weight_init"},
@@ -158,8 +161,7 @@ class TimmNetwork(TimmTrunk):
         origin, mode = preprocessing.get("origin", {}), preprocessing.get("decoding", {}).get("fit", "crop")
         about = {key: value for key, value in config["pretrained_cfg"].items() if key not in OF_TIMMS_WEIGHTS}
         about |= {
-            "mean": list(preprocessing["mean"]),
-            "std": list(preprocessing["std"]),
+            **constants,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
             "crop_mode": "border" if mode == "pad" else "center",
