@@ -88,9 +88,7 @@ class Audit:
         if self.files:
             lines.append(f"  files     {', '.join(f'{name} {count}' for name, count in self.files.items())}")
         for one in self.findings:
-            control = f"control {'found' if one.verdict == 'leaks' else 'not found'}"
-            verdict = control if one.arm.is_control else one.verdict
-            lines.append(f"  {verdict:<18}{_words(one.arm):<58}{_numbers(one)}{self._remedy(one)}")
+            lines.append(f"  {verdict_of(one):<18}{_words(one.arm):<58}{_numbers(one)}{self._remedy(one)}")
         if self.edges is not None:
             lines.append(f"  {self.edges.verdict:<18}{EDGES:<58}{_numbers(self.edges)}{self._remedy(self.edges)}")
         lines += [f"  {leak.verdict:<18}{leak.text}" for leak in self.leaks]
@@ -122,7 +120,7 @@ class Audit:
             where = f" in {len(blind)} of {len(arms)} arms ({where})" if len(blind) < len(arms) else ""
             own = " or clips of your own" if SWAPPED in [arm.null for arm in blind] else ""
             nothing = f"{self.task}: nothing was found, and the control was not either{where}"
-            return f"{nothing}, which says little; more --steps or --rows{own}"
+            return f"{nothing}, which says little; mmssl audit with more --steps or --rows{own}"
         if not arms:
             return f"{self.task}: no arm for structure-free data holds for it; no answer depends on what it should not"
         where = f"in all {len(arms)} arms" if len(arms) > 1 else "in its arm"
@@ -133,6 +131,17 @@ class Audit:
     def _remedy(self, one: Finding) -> str:
         known = REMEDIES.get(one.arm.artifact) or REMEDIES.get(one.arm.null)
         return f"  -> {known}" if one.verdict == "leaks" and known and not one.arm.is_control else ""
+
+
+def verdict_of(one: Finding) -> str:
+    """What an arm says of the task; of a control whether it was found, as it should be."""
+    control = f"control {'found' if one.verdict == 'leaks' else 'not found'}"
+    return control if one.arm.is_control else one.verdict
+
+
+def line_of(one: Finding) -> str:
+    """What is said of an arm as soon as it was asked."""
+    return f"{_words(one.arm)}: {verdict_of(one)}, {_numbers(one)}"
 
 
 def _words(arm: Arm) -> str:

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ def _try(plan: Plan, cell: Cell, out: Path, cells: list[Cell], quiet: bool) -> b
         if read_cell(out, cell) is not None:
             return True
         try:
-            found, answered = measure(plan, cell, factor, out)
+            found, answered = measure(plan, cell, factor, out, _nothing if quiet else partial(print, flush=True))
         except RunError as error:
             if "finite" not in str(error):
                 raise
@@ -168,6 +169,10 @@ def _try(plan: Plan, cell: Cell, out: Path, cells: list[Cell], quiet: bool) -> b
         done = sum(read_cell(out, one) is not None for one in cells)
         print(f"{done} of {len(cells)}: {progress_of(cell, found)}", flush=True)
     return True
+
+
+def _nothing(text: str) -> None:
+    """What is said to nobody."""
 
 
 def progress_of(cell: Cell, found: dict[str, Any]) -> str:

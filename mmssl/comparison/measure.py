@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from mmssl.adaptation.probes.finetune import Finetune
 from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.table import CONSTANT, PRETRAINED, Table
 from mmssl.adaptation.targets.classes import Classes
-from mmssl.audit.own_files import audit_recipe
+from mmssl.audit.own_files import audit_recipe, line_of
 from mmssl.build import build
 from mmssl.comparison.monitors import Answered, look
 from mmssl.comparison.plan import NAMED, RATE, RAW, SUPERVISED, UNTRAINED, Plan
@@ -66,7 +67,9 @@ class Cell:
         return self.rate is None and not self.audit
 
 
-def measure(plan: Plan, cell: Cell, factor: float, out: Path) -> tuple[dict[str, Any], Answered]:
+def measure(
+    plan: Plan, cell: Cell, factor: float, out: Path, say: Callable[[str], None] = lambda text: None
+) -> tuple[dict[str, Any], Answered]:
     """Train and ask.
 
     Args:
@@ -74,6 +77,7 @@ def measure(plan: Plan, cell: Cell, factor: float, out: Path) -> tuple[dict[str,
         cell: what is asked for.
         factor: of the recipe's learning rate.
         out: the comparison's folder, where runs are kept.
+        say: is called with a line for each part of an audit, which takes minutes.
 
     Returns:
         What JSON can hold: `scores` (measure -> depth -> metric of the test rows), `validation` (likewise, of held-out
@@ -84,7 +88,7 @@ def measure(plan: Plan, cell: Cell, factor: float, out: Path) -> tuple[dict[str,
     """
     began = time.perf_counter()
     if cell.audit:
-        return _audited(plan, cell.line), {}
+        return _audited(plan, cell.line, say), {}
     encoder, found = _encoder(plan, cell, factor, out)
     if torch.accelerator.is_available():
         encoder.to(torch.accelerator.current_accelerator())
@@ -214,10 +218,12 @@ def _encoder(plan: Plan, cell: Cell, factor: float, out: Path) -> tuple[Encoder,
     return encoder, {"cost": {"seconds": time.perf_counter() - began, "samples": samples, "memory_gib": peak_memory()}}
 
 
-def _audited(plan: Plan, line: str) -> dict[str, Any]:
+def _audited(plan: Plan, line: str, say: Callable[[str], None]) -> dict[str, Any]:
     """What the audit of a task, or of the first run of a line, has to say."""
     recipe = recipes.load(plan.tasks[line]) if line in plan.tasks else load(plan.runs[line][0]).recipe
-    found = audit_recipe(recipe)
+    title = line.replace("_", " ")
+    say(f"  audit of {title} begins")
+    found = audit_recipe(recipe, report=lambda finding: say(f"  audit of {title}: {line_of(finding)}"))
     return {"audit": {"verdict": found.verdict, "sentence": found.sentence, "text": str(found)}}
 
 

@@ -129,9 +129,9 @@ def test_the_last_line_says_how_much_more_than_chance_is_left_open_and_which_arm
     assert "at chance in all 2 arms (at most 63.0% right, chance 50.0%)" in told
     told = Audit("clip_order", findings=[seen, blind]).sentence
     assert f"the control was not either in 1 of 2 arms (silence, {KIND}), which says little" in told
-    assert told.endswith("more --steps or --rows")
+    assert told.endswith("mmssl audit with more --steps or --rows")
     told = Audit("clip_order", findings=[seen, replace(blind, arm=Arm(SWAPPED, KIND))]).sentence
-    assert told.endswith("more --steps or --rows or clips of your own")
+    assert told.endswith("mmssl audit with more --steps or --rows or clips of your own")
 
 
 def test_small_networks_know_order_and_loudness():

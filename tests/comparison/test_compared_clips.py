@@ -8,8 +8,13 @@ import torch
 
 import mmssl
 from mmssl import recipe as recipes
+from mmssl.audit.clip_rows import MOVING
+from mmssl.audit.nulls import CLOCK, Arm
+from mmssl.audit.own_files import Audit
+from mmssl.audit.shortcuts import Finding
 from mmssl.build import build
-from mmssl.comparison.plan import make_plan, plan_of_runs
+from mmssl.comparison.measure import Cell, measure
+from mmssl.comparison.plan import Plan, make_plan, plan_of_runs
 from mmssl.comparison.tasks import common_decoding, found_tasks
 from mmssl.data.toy import write_clips
 from mmssl.errors import DataError, RecipeError
@@ -118,3 +123,21 @@ def test_a_task_that_the_common_encoder_cannot_do_names_the_way_out(clips):
     # A row is two clips of either task, of 8 frames each, of which probes read one.
     with pytest.raises(RecipeError, match=r"has 24 rows, and a step of \w+ takes 50; lower batch \(--batch\) to 48"):
         make_plan(Data(source=clips), encoder=sees, batch=100, **few)
+
+
+def test_an_audit_says_what_it_found_in_each_arm_as_soon_as_it_did(monkeypatch, tmp_path):
+    arms = [Finding(Arm(MOVING, "h264", what), 0.9, 0.25, 0.8, 0.95, 8.0, "leaks") for what in (CLOCK, "none")]
+
+    def asked(recipe, report):
+        for arm in arms:
+            report(arm)
+        return Audit("rotation", findings=arms)
+
+    monkeypatch.setattr("mmssl.comparison.measure.audit_recipe", asked)
+    tree = recipes.load("rotation_video_folder").model_dump(mode="json", exclude_none=True)
+    plan, said = Plan(data={"source": "clips"}, label=None, modality="video", tasks={"rotation_video": tree}), []
+    found, _ = measure(plan, Cell("rotation_video", 0, audit=True), 1.0, tmp_path, said.append)
+    assert found["audit"]["verdict"] == "leaks"
+    assert said[0] == "  audit of rotation video begins"
+    assert said[1].startswith(f"  audit of rotation video: {MOVING}, h264, {CLOCK} planted: control found, 90.0% right")
+    assert said[2].startswith(f"  audit of rotation video: {MOVING}, h264: leaks, 90.0% right")
