@@ -360,3 +360,14 @@ def test_a_target_of_ones_own_is_learned_by_the_probes_of_what_it_derives_from(e
     assert half.rows[0].metrics[error] == pytest.approx(whole.rows[0].metrics[error] / 2, rel=1e-4)
     with pytest.raises(RecipeError, match="logistic learns classes or labels, and 'size' holds halves"):
         mmssl.adapt(encoder, DATA, label="size", probe="logistic", target="mine.halves")
+
+
+def test_whole_numbers_that_may_measure_something_are_said_to_be_read_as_classes():
+    def told(names):
+        labels = torch.arange(len(names)).repeat(3)
+        return Classes(names).check(labels, labels, "pitch")
+
+    (said,) = told(range(30, 90, 4))
+    assert said.startswith("15 whole numbers from 30 to 86 are read as classes; where they measure something, take")
+    assert told(range(100)) == told([n for n in range(100) if n % 7]) == told([3, 50, 90]) == []
+    assert told([f"{n}" for n in range(0, 90, 4)]) == []

@@ -14,6 +14,9 @@ from mmssl.adaptation.targets.base import Target
 from mmssl.data.columns import find_classes
 from mmssl.errors import DataError
 
+FEW = 10
+"""Whole numbers that are taken for classes without a word."""
+
 
 class Classes(Target):
     """Labels int64 (N,), numbers in `names`; the class with the largest chance is the answer, the first one of equals.
@@ -87,11 +90,26 @@ class Classes(Target):
             )
         if not len(truth):
             raise DataError(f"{where}: no class has a row to spare for the test; give test rows")
+        warnings = self._measured()
         unknown = truth[~torch.isin(truth, classes)]
-        if not len(unknown):
+        if len(unknown):
+            names = self._named(unknown.unique())
+            warnings.append(
+                f"{len(unknown)} test rows are of classes that no training row has; they count as wrong: {names}"
+            )
+        return warnings
+
+    def _measured(self) -> list[str]:
+        """Whether the classes may be numbers that measure something: many, with a quarter of those between left out."""
+        if len(self.names) <= FEW or not all(type(name) is int for name in self.names):
             return []
-        names = self._named(unknown.unique())
-        return [f"{len(unknown)} test rows are of classes that no training row has; they count as wrong: {names}"]
+        low, high = min(self.names), max(self.names)
+        if 4 * len(self.names) > 3 * (high - low + 1):
+            return []
+        return [
+            f"{len(self.names)} whole numbers from {low} to {high} are read as classes; where they measure something, "
+            "take target: values (--target values)"
+        ]
 
     def _named(self, classes: Tensor) -> str:
         """The first of some classes, for a sentence."""
