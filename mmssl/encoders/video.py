@@ -20,8 +20,9 @@ class VideoEncoder(NetworkEncoder):
     """Clips (B, T, 3, H, W), uint8 or floats in [0, 1] -> Features, grid (t, h, w).
 
     Args:
-        model: `torchvision/r3d_18`, `mc3_18` or `r2plus1d_18`, which convolve in time; `transformers/videomae`, `vivit`
-            or `timesformer`; or any image network, which sees each frame alone.
+        model: `torchvision/r3d_18`, `mc3_18`, `r2plus1d_18` or `s3d`, which convolve in time, `mvit_v1_b`, `mvit_v2_s`,
+            `swin3d_t`, `swin3d_s` or `swin3d_b`; `transformers/videomae`, `vivit` or `timesformer`; or any image
+            network, which sees each frame alone.
         pretrained: see `mmssl.encoders.create`.
         temporal: how the frames of an image network become one vector: `mean` (default) or `max` over time.
         difference: whether the network sees what changed since the frame before in place of the frame; of the first

@@ -38,7 +38,7 @@ LOADING = {
         "from safetensors.torch import load_file\n\n"
         "model = torchvision.models.get_model({arguments})\n"
         "model.{head} = {kept}  # the classifier was not trained\n"
-        'model.load_state_dict(load_file("{path}/model.safetensors"), strict=False)'
+        'model.load_state_dict(load_file("{path}/model.safetensors"), strict=False){note}'
     ),
     "fusion": (
         "import json, mmssl\n\n"
@@ -91,6 +91,7 @@ class Native:
             kept = getattr(backbone.net, backbone.head)
             inside = isinstance(kept, nn.Sequential)
             details |= {
+                "note": f"  # {backbone.note}" if backbone.note else "",
                 "arguments": repr(backbone.model.partition("/")[2]) + given,
                 "head": backbone.head,
                 "kept": f"model.{backbone.head}[:{len(kept)}]" if inside else "torch.nn.Identity()",

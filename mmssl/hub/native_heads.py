@@ -127,7 +127,7 @@ def _of_torchvision(network: Any, weight: Tensor, bias: Tensor, classifier: Clas
     layers = dict.fromkeys(name.rpartition(".")[0] for name in missing)
     layer = net.get_submodule(next(iter(layers)))
     if len(layers) > 1 or not isinstance(layer, nn.Linear) or layer.weight.shape != weight.shape:
-        raise Unsaid(f"the classifier of torchvision's {type(net).__name__} has more layers than one")
+        raise Unsaid(f"the classifier of torchvision's {type(net).__name__} is not one linear layer")
     layer.weight.copy_(weight)
     layer.bias.copy_(bias)
     network.kwargs = kwargs

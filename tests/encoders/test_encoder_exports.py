@@ -31,13 +31,11 @@ class Block:
             raise ImportError("mmssl is not here")
 
 sys.meta_path.insert(0, Block())
-import open_clip, timm, torch, torchaudio, torchvision
+import torch, torchvision
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoTokenizer
 
 root = Path(sys.argv[1])
 inputs = load_file(root / "inputs.safetensors")
-texts = json.loads((root / "texts.json").read_text())
 found = {}
 
 def read(name, file="preprocessing.json"):
@@ -54,7 +52,29 @@ def from_torchvision(name):
     assert not report.unexpected_keys, report
     assert {key.partition(".")[0] for key in report.missing_keys} == {config["without"]}, report
     setattr(net, config["without"], torch.nn.Identity())
+    if "note" in config:
+        assert config["note"].endswith("model.avgpool = torch.nn.AdaptiveAvgPool3d(1)")
+        net.avgpool = torch.nn.AdaptiveAvgPool3d(1)
     return net.eval()
+"""
+
+CLIPS_LOADER = (
+    LOADER
+    + """
+with torch.no_grad():
+    for name, clips in inputs.items():
+        clips = normalize(clips, read(name)).transpose(1, 2)
+        found[name] = from_torchvision(name)(clips)
+
+save_file(found, root / "found.safetensors")
+"""
+)
+
+LOADER += """
+import open_clip, timm, torchaudio
+from transformers import AutoModel, AutoTokenizer
+
+texts = json.loads((root / "texts.json").read_text())
 
 with torch.no_grad():
     net = timm.create_model(f"local-dir:{root}/timm_image", pretrained=True).eval()
@@ -114,6 +134,14 @@ def randomize(encoder):
     return encoder.eval()
 
 
+def load_apart(program, root):
+    """Run it where there is no mmssl."""
+    # -I: neither the current directory nor PYTHONPATH; mmssl is blocked besides, should it be installed.
+    command = [sys.executable, "-I", "-c", program, str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     root = tmp_path_factory.mktemp("exports")
@@ -142,10 +170,7 @@ def exported(tmp_path_factory):
     for name, encoder in encoders.items():
         encoder.export(root / name)
     export_clip_pair(encoders["clip_image"], encoders["clip_text"], root / "clip_pair", 1.25, torch.tensor(-3.0))
-    # -I: neither the current directory nor PYTHONPATH; mmssl is blocked besides, should it be installed.
-    command = [sys.executable, "-I", "-c", LOADER, str(root)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    load_apart(LOADER, root)
     ids, masks = zip(*(tokenizer(text, 12) for text in TEXTS), strict=True)
     return root, encoders, inputs, (torch.stack(ids), torch.stack(masks)), load_file(root / "found.safetensors")
 
@@ -174,6 +199,37 @@ def test_the_library_computes_what_the_encoder_does(exported, found, name, sourc
         expected = encoders[name](*given).pooled
     assert expected.std() > 1e-3
     torch.testing.assert_close(outputs[found], expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "kwargs", "shape"),
+    [
+        ("r3d_18", {}, (4, 32, 32)),
+        ("r2plus1d_18", {}, (4, 32, 32)),
+        ("s3d", {}, (8, 32, 32)),
+        ("swin3d_t", {}, (4, 32, 32)),
+        ("mvit_v1_b", {"patch_embed_stride": [8, 28, 28]}, (16, 224, 224)),
+        ("mvit_v2_s", {"patch_embed_stride": [8, 28, 28]}, (16, 224, 224)),
+    ],
+)
+def test_torchvision_computes_what_the_encoder_of_clips_does(name, kwargs, shape, tmp_path):
+    torch.manual_seed(0)
+    encoder = randomize(create(f"torchvision/{name}", "video", **kwargs))
+    frames, height, width = shape
+    clips = torch.randint(0, 256, (2, frames, 3, height, width), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = encoder(clips).pooled
+    encoder.export(tmp_path / name)
+    save_file({name: clips}, tmp_path / "inputs.safetensors")
+    load_apart(CLIPS_LOADER, tmp_path)
+    assert expected.std() > 1e-3
+    found = load_file(tmp_path / "found.safetensors")[name]
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
+    # And back from the exported directory, with what the constructor was given.
+    again = create(f"torchvision/{name}", "video", pretrained=f"local-dir:{tmp_path / name}").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(clips).pooled, expected)
 
 
 @pytest.mark.long

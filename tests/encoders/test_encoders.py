@@ -200,6 +200,7 @@ def test_mistakes_in_a_text_model_are_one_sentence(tokenizer):
         ("audio", "timm/vit_tiny_patch16_224", VIT | {"img_size": [64, 48]}),
         ("text", "open_clip/ViT-B-32", CLIP),
         ("text", "transformers/bert", BERT),
+        ("image", "torchvision/vit_b_16", {"image_size": 32}),
     ],
 )
 def test_pretrained_from_a_directory_that_export_wrote(modality, model, kwargs, tokenizer, tmp_path):

@@ -29,7 +29,7 @@ CASES = {
     "timm-resnet": ("timm/test_resnet", {}, ""),
     "timm-vit": (VIT["model"], {key: value for key, value in VIT.items() if key != "model"}, ""),
     "torchvision": ("torchvision/resnet18", {}, ""),
-    "torchvision-layers": ("torchvision/mobilenet_v3_small", {}, "MobileNetV3 has more layers than one"),
+    "torchvision-layers": ("torchvision/mobilenet_v3_small", {}, "MobileNetV3 is not one linear layer"),
     "vit": ("transformers/vit", PATCHES, ""),
     "dinov2": ("transformers/dinov2", PATCHES, ""),
     "convnext": ("transformers/convnext", {"hidden_sizes": [8, 8, 8, 16], "depths": [1, 1, 1, 1]}, ""),

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mmssl.encoders.backbones._transformers import TransformersNetwork, build, normalization
-from mmssl.encoders.backbones._transformers_patches import check_clip, pair
+from mmssl.encoders.backbones._transformers_patches import check_configured, pair
 from mmssl.encoders.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Pretrained
 from mmssl.encoders.base import Features, at_depth, places
 from mmssl.errors import RecipeError
@@ -62,7 +62,7 @@ class TimeSformer(TransformersNetwork):
         self.mean, self.std = normalization(pretrained, (0.45,), (0.225,), self.channels)
 
     def _run(self, x: Tensor) -> tuple[tuple[int, ...], Any]:
-        check_clip(self, x)
+        check_configured(self, x)
         height, width = pair(self.net.config.patch_size)
         grid = (x.shape[-3], x.shape[-2] // height, x.shape[-1] // width)
         return grid, self.net(x.transpose(1, 2), output_hidden_states=True)

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl.encoders.backbones._transformers import TransformersNetwork, build, normalization
-from mmssl.encoders.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Pretrained
+from mmssl.encoders.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Pretrained, check_clip
 from mmssl.encoders.base import Features, at_depth, attendable, hide, masked_mean, places
-from mmssl.errors import RecipeError
 
 
 class PatchTransformer(TransformersNetwork):
@@ -236,7 +235,7 @@ class _OfClips(PatchTransformer):
     reads = "clips"
 
     def _grid(self, x: Tensor) -> tuple[int, ...]:
-        check_clip(self, x)
+        check_configured(self, x)
         assert self.patch_size is not None
         return tuple(extent // size for extent, size in zip(x.shape[-3:], self.patch_size, strict=True))
 
@@ -291,12 +290,8 @@ def pair(size: Any) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def check_clip(backbone: TransformersNetwork, x: Tensor) -> None:
+def check_configured(backbone: TransformersNetwork, x: Tensor) -> None:
     """Raise RecipeError where clips (B, C, T, H, W) are not of the size that the network was built for."""
     config = backbone.net.config
     built = (int(config.num_frames), *pair(config.image_size))
-    if tuple(x.shape[-3:]) != built:
-        raise RecipeError(
-            f"{backbone.model} reads clips of {built[0]} frames of {built[1]} x {built[2]} pixels, got "
-            f"{x.shape[-3]} of {x.shape[-2]} x {x.shape[-1]}: change data.video, or num_frames and image_size"
-        )
+    check_clip(backbone.model, x, built, "num_frames and image_size")

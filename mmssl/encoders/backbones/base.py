@@ -230,6 +230,23 @@ def _refuse_sizes(model: str, kwargs: Mapping[str, Any]) -> None:
             raise RecipeError(f"{model}: '{key}' has to be {smallest} or more, and is {value}")
 
 
+def check_clip(model: str, x: Tensor, built: tuple[int, ...], options: str = "") -> None:
+    """Raise RecipeError where clips (B, C, T, H, W) are not of the frames, height and width that it was built for.
+
+    Args:
+        model: for the error.
+        x: the clips.
+        built: frames, height and width.
+        options: of the network that change them, for the error.
+    """
+    if tuple(x.shape[-3:]) != built:
+        frames, height, width = x.shape[-3:]
+        raise RecipeError(
+            f"{model} reads clips of {built[0]} frames of {built[1]} x {built[2]} pixels, got {frames} of {height} x "
+            f"{width}: change data.video{options and f', or {options}'}"
+        )
+
+
 def nearest_model(name: str, known: Iterable[str], listing: str) -> str:
     """Like `nearest`, for thousands of names: the closest one, else the call that lists them."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
@@ -249,6 +266,9 @@ def build_errors(where: str, parameters: Callable[[str], Iterable[str]] = lambda
     except REFUSALS as error:
         reason = " ".join(str(error).partition("Exception raised from")[0].split())  # and not torch's own stack
         unknown = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", reason)
+        fixed = re.search(r"multiple values for keyword argument '(\w+)'", reason)
+        if fixed:
+            raise RecipeError(f"{where}: '{fixed[1]}' cannot be chosen: it is a part of what the name says") from error
         if unknown:
             hint = nearest(unknown[2], {"pretrained", *parameters(unknown[1])})
             raise RecipeError(f"{where}: unknown key '{unknown[2]}'{hint}") from error

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.func import functional_call
 from torchvision.models.swin_transformer import SwinTransformer
+from torchvision.models.video import S3D, MViT
+from torchvision.models.video.swin_transformer import SwinTransformer3d
 from torchvision.models.vision_transformer import VisionTransformer
 
 from mmssl.encoders.backbones._files import (
@@ -28,6 +32,7 @@ from mmssl.encoders.backbones.base import (
     Library,
     Pretrained,
     build_errors,
+    check_clip,
     nearest_model,
     refuse,
     refuse_path,
@@ -38,8 +43,8 @@ from mmssl.errors import RecipeError
 HEADS = ("fc", "classifier", "heads", "head")
 # A child of these names is a row of depths of its own.
 TRUNKS = ("features", "layers", "blocks", "trunk_output", "encoder")
-SPATIO_TEMPORAL = ("r3d_18", "mc3_18", "r2plus1d_18")
-KINETICS_MEAN, KINETICS_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+S3D_LEAST = (5, 17, 17)
+"""Frames, height and width of a clip of which S3D's five halvings leave a place."""
 
 
 class TorchvisionNetwork(Backbone):
@@ -47,19 +52,29 @@ class TorchvisionNetwork(Backbone):
 
     Tokens are the places of the last map before pooling, or the patches of a vision transformer. The pooled vector is
     the class token where there is one, and else the mean of the tokens, after ConvNeXt's and MaxViT's last norm. The
-    hidden layers of AlexNet, VGG and MobileNetV3 after the pooling belong to their classifier.
+    hidden layers of AlexNet, VGG and MobileNetV3 after the pooling belong to their classifier. MViT reads clips of one
+    size alone. S3D averages windows of 2 x 7 x 7 places first, so that places in the middle count more; where there
+    are fewer places than that, which torchvision refuses, pooled is their mean.
+
+    Attributes:
+        note: what one who loads it with torchvision alone has to know besides; empty for most.
     """
+
+    note = ""
 
     def __init__(self, name: str, pretrained: Pretrained, kwargs: Mapping[str, Any]) -> None:
         super().__init__()
         self.model, self.kwargs = f"torchvision/{name}", dict(kwargs)
-        known = [*torchvision.models.list_models(module=torchvision.models), *SPATIO_TEMPORAL]
+        of_clips = torchvision.models.list_models(module=torchvision.models.video)
+        known = [*torchvision.models.list_models(module=torchvision.models), *of_clips]
         if name not in known:
             hint = nearest_model(name, known, "torchvision.models.list_models()")
             raise RecipeError(f"model '{self.model}': torchvision has no such classification network{hint}")
-        video = name in SPATIO_TEMPORAL
-        if video:
-            self.mean, self.std, self.reads, self.size = KINETICS_MEAN, KINETICS_STD, "clips", 112
+        if name in of_clips:
+            published = torchvision.models.get_model_weights(name)["DEFAULT"]
+            preset = published.transforms()
+            self.mean, self.std, self.reads = tuple(preset.mean), tuple(preset.std), "clips"
+            self.size = preset.crop_size[0]
         if name in ("googlenet", "inception_v3"):
             self.kwargs.setdefault("aux_logits", False)
         weights, state = self._weights(name, pretrained)
@@ -71,24 +86,31 @@ class TorchvisionNetwork(Backbone):
         self.net = net
         if state is not None:
             load_weights(net, state, self.model, (self.head, "aux1", "aux2", "AuxLogits"))
-        self._channels_last = isinstance(net, SwinTransformer)
-        self._prefix = 1 if hasattr(net, "class_token") else 0
+        self._channels_last = isinstance(net, SwinTransformer | SwinTransformer3d)
+        self._prefix = 1 if hasattr(net, "class_token") or isinstance(net, MViT) else 0
         if isinstance(net, VisionTransformer):
             self.patch_size = (net.patch_size, net.patch_size)
+        if isinstance(net, S3D):
+            net.avgpool = _WindowMean(net.avgpool.kernel_size, net.avgpool.stride)
+            self.note = "for clips too small for its pooling: model.avgpool = torch.nn.AdaptiveAvgPool3d(1)"
         # The width is in no attribute: run a picture of the smallest size that all of these networks take.
-        self.size = kwargs.get("image_size", self.size)
-        size = kwargs.get("image_size", 224 if name.startswith(("vit", "maxvit")) else 96)
-        probe = torch.zeros(1, 3, 8, 32, 32) if video else torch.zeros(1, 3, size, size)
+        self.size = self.kwargs.get("image_size", self.size)
+        size = self.kwargs.get("image_size", 224 if name.startswith(("vit", "maxvit")) else 96)
+        probe = torch.zeros(1, 3, 8, 32, 32) if self.reads == "clips" else torch.zeros(1, 3, size, size)
+        shapes: dict[str, Tensor] = {}
+        if isinstance(net, MViT):  # of its own size, which takes it half a minute on one core: shapes are enough
+            self.frames = published.meta["min_temporal_size"]
+            probe = torch.zeros(1, 3, self.frames, self.size, self.size, device="meta")
+            shapes = {key: value.to("meta") for key, value in net.state_dict().items()}
         self._map: Tensor | None = None
         with torch.no_grad(), build_errors(self.model):
             self.eval()
-            with self._record(lambda tokens, grid: None) as found:
-                net(probe)
-            self._deepest = found.popitem()[0]
+            with self._record(lambda tokens, grid: (tokens.shape[2], grid)) as found:
+                functional_call(net, shapes, probe)
+            self._deepest, (self.dim, self._grid) = found.popitem()
             # It stays: torch.compile cannot look into what hangs a hook up and takes it down. A method is copied with
             # the network that it belongs to.
             self._depths()[self._deepest].register_forward_hook(self._keep)
-            self.dim = self(probe).pooled.shape[1]
             self.train()
 
     def _weights(self, name: str, pretrained: Pretrained) -> tuple[str | None, dict[str, Tensor] | None]:
@@ -112,7 +134,7 @@ class TorchvisionNetwork(Backbone):
         """Modules whose outputs are maps, shallow to deep, by name."""
         depths: dict[str, nn.Module] = {}
         for name, child in self.net.named_children():
-            if name in (self.head, "avgpool", "flatten", "dropout"):
+            if name in (self.head, "avgpool", "flatten", "dropout", "pos_drop"):
                 continue
             inner = child.layers if name == "encoder" else child
             if name in TRUNKS and isinstance(inner, nn.Sequential | nn.ModuleList):
@@ -130,10 +152,13 @@ class TorchvisionNetwork(Backbone):
         It is read at once, because the activation after it may overwrite a map in place.
         """
         found: dict[str, Any] = {}
+        grid: tuple[int, ...] = ()
 
         def keep(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-                found[name] = read(*self._tokens(output, name))
+            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+                nonlocal grid
+                tokens, grid = self._tokens(output, name, grid)
+                found[name] = read(tokens, grid)
 
             return hook
 
@@ -147,29 +172,40 @@ class TorchvisionNetwork(Backbone):
     def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         self._map = output
 
-    def _tokens(self, value: Tensor, name: str) -> tuple[Tensor, tuple[int, ...]]:
-        """A depth's output -> tokens (B, N, D) and the extent of their places."""
+    def _tokens(self, value: Any, name: str, grid: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
+        """A depth's output -> tokens (B, N, D) and the extent of their places: `grid` where it does not say."""
+        if isinstance(value, tuple):  # of a block of MViT
+            value, grid = value
         if value.ndim == 3:
-            side = round((value.shape[1] - self._prefix) ** 0.5)
-            return value[:, self._prefix :], (side, side)
+            return value[:, self._prefix :], grid
         if self._channels_last and name != "permute":
             return value.flatten(1, -2), tuple(value.shape[1:-1])
         return value.flatten(2).transpose(1, 2), tuple(value.shape[2:])
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """Pictures or clips -> Features, grid (h, w) or (t, h, w); see the base class."""
+        self._check(x)
         output: Tensor = self.net(x)
         deepest, self._map = self._map, None
         assert deepest is not None  # the hook saw it pass
-        tokens, grid = self._tokens(deepest, self._deepest)
+        tokens, grid = self._tokens(deepest, self._deepest, self._grid)
         valid = places(valid, grid)
-        if self._prefix:
+        if self._prefix or (isinstance(self.net, S3D) and valid is None):
             return Features(tokens, output, grid, valid)
         pooled: Tensor = getattr(self.net, self.head)(masked_mean(tokens, valid)[:, :, None, None])
         return Features(tokens, pooled.flatten(1), grid, valid)
 
+    def _check(self, x: Tensor) -> None:
+        if self.frames is not None:
+            check_clip(self.model, x, (self.frames, self.size, self.size))
+        small = [extent < least for extent, least in zip(x.shape[2:], S3D_LEAST, strict=False)]
+        if isinstance(self.net, S3D) and any(small):
+            least, given = (" of ".join([str(t), f"{h} x {w}"]) for t, h, w in (S3D_LEAST, x.shape[2:]))
+            raise RecipeError(f"{self.model} reads clips from {least} pixels on, got {given}: raise data.video")
+
     def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
         """The top-level children, the trunk's one by one; see the base class."""
+        self._check(x)
         with self._record(lambda tokens, grid: at_depth(tokens.clone(), grid, places(valid, grid))) as found:
             self.net(x)
         self._map = None
@@ -186,15 +222,25 @@ class TorchvisionNetwork(Backbone):
         else:
             missing = f"misses nothing but the classifier in '{self.head}', which was not trained"
             config |= {"without": self.head, "load": f"{load}, strict=False) {missing}"}
-        write_json(directory / "config.json", config)
+        write_json(directory / "config.json", config | ({"note": self.note} if self.note else {}))
 
 
 def _parameters(owner: str) -> set[str]:
     """Constructor's keywords of a network class of torchvision."""
-    for module in (torchvision.models, torchvision.models.video.resnet):
+    for module in (torchvision.models, torchvision.models.video):
         if hasattr(module, owner):
             return set(inspect.signature(getattr(module, owner)).parameters) - {"num_classes"}
     return set()
+
+
+class _WindowMean(nn.AvgPool3d):
+    """Of maps (B, C, t, h, w): the means of windows, or of all places where they are fewer than a window has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        assert isinstance(self.kernel_size, tuple)
+        fits = all(extent >= size for extent, size in zip(x.shape[2:], self.kernel_size, strict=True))
+        return super().forward(x) if fits else F.adaptive_avg_pool3d(x, 1)
 
 
 def _without_classifier(head: nn.Module) -> nn.Module:
