@@ -59,9 +59,10 @@ def export_classifier(classifier: Classifier, directory: str | Path) -> Path:
     encoder = classifier.encoder
     modality, model = encoder.modality, encoder.spec["model"]
     if not leaves_whole(encoder):
+        over = " with a transformer over time" if encoder.spec.get("temporal") == "transformer" else ""
         raise RunError(
             f"a classifier leaves with its head where its network is one of {', '.join(LIBRARIES)}, and this one is "
-            f"{model} of {modality}; mmssl predict uses it as it is"
+            f"{model} of {modality}{over}; mmssl predict uses it as it is"
         )
 
     def write(folder: Path) -> None:
@@ -99,8 +100,9 @@ def export_classifier(classifier: Classifier, directory: str | Path) -> Path:
 
 
 def leaves_whole(encoder: Encoder) -> bool:
-    """Whether a classifier on it leaves with its head: where its network is one of another library."""
-    return str(encoder.spec["model"]).partition("/")[0] in LIBRARIES and encoder.modality in READS
+    """Whether a classifier on it leaves with its head: where its network is one of another library, and that alone."""
+    whole = encoder.modality in READS and encoder.spec.get("temporal") != "transformer"
+    return whole and str(encoder.spec["model"]).partition("/")[0] in LIBRARIES
 
 
 def _program(encoder: Encoder, whole: Encoder | None) -> str:

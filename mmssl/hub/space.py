@@ -137,6 +137,9 @@ def pooled_lines(encoder: Encoder, model: str) -> tuple[str, list[str], str]:
             return "texts", lines, "hidden[:, 0]"
         mask = 'mask = tokens["attention_mask"].unsqueeze(2)'
         return "texts", [*lines, mask], "(hidden * mask).sum(1) / mask.sum(1)"
+    unsaid = "pooled", ["# (B, D): see `pooled` of mmssl's Features for what this network's is"], "pooled"
+    if encoder.spec.get("temporal") == "transformer":  # which is not among the native files
+        return unsaid
     net, lines = network.native.net, list[str]()
     if encoder.spec.get("difference"):
         time, first = (2, ":, :, :1") if getattr(encoder, "layout", "") == "(B, 3, T, H, W)" else (1, ":, :1")
@@ -154,7 +157,7 @@ def pooled_lines(encoder: Encoder, model: str) -> tuple[str, list[str], str]:
         return "x", lines, over_frames(encoder, f"{model}(x{resampling(encoder)}).{where}")
     calls = {"timm": f"{model}(x)", "torchvision": f"{model}(x)", "open_clip": f"{model}.encode_image(x)"}
     if library not in calls:
-        return "pooled", ["# (B, D): see `pooled` of mmssl's Features for what this network's is"], "pooled"
+        return unsaid
     if isinstance(net, AlexNet | VGG):  # their classifier sees several places
         return "x", lines, over_frames(encoder, f"{model}.features(x).mean((2, 3))")
     return "x", lines, over_frames(encoder, calls[library])

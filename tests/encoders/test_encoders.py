@@ -44,6 +44,7 @@ ENCODERS = [
     ("text", "transformers/bert", BERT),
     ("audio", "timm/vit_tiny_patch16_224", VIT | {"img_size": [64, 48]}),
     ("video", "timm/vit_tiny_patch16_224", VIT | {"temporal": "max"}),
+    ("video", "timm/vit_tiny_patch16_224", VIT | {"temporal": "transformer"}),
     ("image", "timm/vit_tiny_patch16_224", VIT),
     ("image", "torchvision/shufflenet_v2_x0_5", {}),
     ("image", "open_clip/ViT-B-32", CLIP),

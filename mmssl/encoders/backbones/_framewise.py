@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmssl.encoders.backbones._temporal import TemporalTransformer
 from mmssl.encoders.backbones.base import Backbone
-from mmssl.encoders.base import Features, attendable
+from mmssl.encoders.base import Features, at_depth, attendable, masked_mean
 
 
 class Framewise(Backbone):
@@ -23,12 +24,13 @@ class Framewise(Backbone):
 
     Args:
         frame: the network of pictures.
-        temporal: how frames become one vector, `mean` or `max` over time.
+        temporal: how the vectors of frames become one: their `mean` or `max`, or the mean of what a
+            `TemporalTransformer` makes of them. Tokens are those of single frames with each.
     """
 
     reads = "clips"
 
-    def __init__(self, frame: Backbone, temporal: Literal["mean", "max"]) -> None:
+    def __init__(self, frame: Backbone, temporal: Literal["mean", "max"] | TemporalTransformer) -> None:
         super().__init__()
         self.frame, self.model, self.kwargs, self.temporal = frame, frame.model, frame.kwargs, temporal
         self.dim, self.width, self.subsets = frame.dim, frame.width, frame.subsets and frame.padding
@@ -43,18 +45,23 @@ class Framewise(Backbone):
 
     def _pool(self, frames: Tensor, seen: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, D), over the frames that are `seen`, bool (B, T)."""
-        if seen is None:
-            return frames.mean(dim=1) if self.temporal == "mean" else frames.amax(dim=1)
         if self.temporal == "max":
-            return frames.masked_fill(~seen[:, :, None], -torch.inf).amax(dim=1)
-        weight = seen[:, :, None].to(frames.dtype)
-        return (frames * weight).sum(dim=1) / weight.sum(dim=1)
+            hidden = torch.zeros_like(frames[:, :, :1], dtype=torch.bool) if seen is None else ~seen[:, :, None]
+            return frames.masked_fill(hidden, -torch.inf).amax(dim=1)
+        return masked_mean(frames, seen)
 
-    def _over_time(self, frames: Features, number: int) -> Features:
+    def _clip(self, frames: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Likewise, of what the network of pictures pools."""
+        if isinstance(self.temporal, TemporalTransformer):
+            frames = self.temporal(frames, seen)
+        return self._pool(frames, seen)
+
+    @staticmethod
+    def _over_time(frames: Features, number: int, pool: Callable[[Tensor], Tensor]) -> Features:
         """Features of B·T frames -> of B clips of T frames."""
         tokens = frames.tokens.unflatten(0, (-1, number)).flatten(1, 2)
         valid = None if frames.valid is None else frames.valid.unflatten(0, (-1, number)).flatten(1, 2)
-        pooled = self._pool(frames.pooled.unflatten(0, (-1, number)))
+        pooled = pool(frames.pooled.unflatten(0, (-1, number)))
         return Features(tokens, pooled, (number, *frames.grid), valid)
 
     @staticmethod
@@ -94,18 +101,24 @@ class Framewise(Backbone):
         )
         back = features.tokens.unflatten(0, (-1, number)).flatten(1, 2)
         seen = attendable(there.unflatten(1, (number, slots)).any(dim=2))
-        pooled = self._pool(features.pooled.unflatten(0, (-1, number)), None if full else seen)
+        pooled = self._clip(features.pooled.unflatten(0, (-1, number)), None if full else seen)
         return Features(back.gather(1, place[:, :, None].expand(-1, -1, back.shape[2])), pooled, (), valid)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """Clips -> Features; see the base class."""
-        return self._over_time(self.frame(*self._frames(x, valid)), x.shape[2])
+        return self._over_time(self.frame(*self._frames(x, valid)), x.shape[2], self._clip)
 
     def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
-        """Those of the network of pictures; see the base class."""
-        depths = self.frame.layers(*self._frames(x, valid))
-        return {name: self._over_time(value, x.shape[2]) for name, value in depths.items()}
+        """Those of the network of pictures, then those of the transformer over time; see the base class."""
+        frames, number = self._frames(x, valid), x.shape[2]
+        depths = {
+            name: self._over_time(value, number, self._pool) for name, value in self.frame.layers(*frames).items()
+        }
+        if isinstance(self.temporal, TemporalTransformer):
+            later = self.temporal.depths(self.frame(*frames).pooled.unflatten(0, (-1, number)))
+            depths |= {f"temporal.{name}": at_depth(value, (number, 1, 1)) for name, value in later.items()}
+        return depths
 
     def export(self, directory: Path, preprocessing: Mapping[str, Any]) -> None:
-        """The network of pictures, as its library writes it."""
+        """The network of pictures alone, as its library writes it."""
         self.frame.export(directory, preprocessing)

@@ -66,8 +66,8 @@ class ArrowOfTime(Objective):
         if isinstance(network, VideoEncoder) and not network.sees_order:
             raise RecipeError(
                 f"arrow_of_time: {network.spec['model']} sees each frame alone, so that a clip and its reverse are one "
-                "to it; show it what changes (difference: true), or take a network of clips, such as "
-                "torchvision/r3d_18 or transformers/videomae"
+                "to it; show it what changes (difference: true), take temporal: transformer, or a network of clips, "
+                "such as torchvision/r3d_18 or transformers/videomae"
             )
         if frames < 2:
             raise RecipeError(f"arrow_of_time: frames = {frames} have no direction; take 2 or more")
