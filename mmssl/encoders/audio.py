@@ -158,6 +158,12 @@ class AudioEncoder(NetworkEncoder):
             return Scale(len(row) / self.rate)
         return Scale(row.shape[1] * self._front.hop / self.rate, self._front.bands)
 
+    def span(self, x: Tensor, fps: float | None = None) -> float:
+        """See the base class: of waveforms (B, S) or spectrograms (B, M, T)."""
+        if self.front is None:
+            return self.scale(x[0]).seconds
+        return self.scale(self.prepare(x[:1].to(self.front.mean.device))[0][0, 0]).seconds
+
     def prepare(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """What the network reads: pictures (B, C, M, T) with their valid columns (B, T), or waveforms."""
         if self.front is None:

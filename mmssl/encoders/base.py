@@ -151,6 +151,34 @@ class Encoder(nn.Module):
         """What the axes of a picture of `row`, one of what the encoder takes, measure; None where they have no unit."""
         return None
 
+    def span(self, x: Tensor, fps: float | None = None) -> float | None:
+        """Seconds from the start of `x` over which its tokens are spread; None where they have none. See `times`."""
+        return None
+
+    def times(self, x: Tensor, grid: tuple[int, ...], fps: float | None = None) -> Tensor:
+        """Start and end of each token in seconds from the start of `x`, float64 (N, 2).
+
+        Tokens share the time of what the network reads evenly, and may have seen more than their own part. Where a
+        spectrogram is filled up to whole patches or to the length that the network was built for, the last ones lie
+        after the end of the sound. What `read` shows of a longer file starts at half of what is left out.
+
+        Args:
+            x: sounds or clips, as `forward` takes them.
+            grid: of their `Features`, or of one of the `layers`.
+            fps: frames a second of clips; what `read` takes where left out.
+
+        Raises:
+            TypeError: where tokens are in no time: of pictures and texts, and of a subset.
+        """
+        seconds = self.span(x, fps)
+        if seconds is None or not grid:
+            raise TypeError(f"{self.spec['model']}: tokens of {self.modality} with a grid {grid} have no seconds")
+        axis = 0 if self.modality == "video" else len(grid) - 1
+        edges = torch.linspace(0, seconds, grid[axis] + 1, dtype=torch.float64)
+        sizes = [1] * len(grid)
+        sizes[axis] = grid[axis]
+        return torch.stack([edges[:-1], edges[1:]], 1).view(*sizes, 2).expand(*grid, 2).reshape(-1, 2)
+
     def fitting(self, data: Data) -> Data:
         """How a task decodes its rows -> how this network alone reads them; a task may show it a part of more."""
         return data

@@ -97,6 +97,10 @@ class VideoEncoder(NetworkEncoder):
             frames = torch.cat([torch.zeros_like(frames[:, :1]), frames.diff(dim=1)], dim=1)
         return frames.transpose(1, 2), valid
 
+    def span(self, x: Tensor, fps: float | None = None) -> float:
+        """See the base class."""
+        return x.shape[1] / (fps or self.reading().video.fps)
+
     def built_for(self) -> dict[str, Any]:
         """See the base class."""
         frames = self.backbone.frames

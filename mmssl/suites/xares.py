@@ -77,9 +77,8 @@ class XaresEncoder(nn.Module):
         with evaluating(self.encoder), torch.no_grad():
             silence = torch.zeros(1, self.window, device=next(self.encoder.parameters()).device)
             moments = moments_of(self.encoder(silence), "audio").shape[1]
-            seen = self.encoder.spectrogram(silence) if self.encoder.has_spectrogram else silence
-        length = self.window / self.sampling_rate
-        share = length / self.encoder.scale(seen[0]).seconds
+            length = self.window / self.sampling_rate
+            share = length / self.encoder.span(silence)
         self.frames = min(moments, math.ceil(round(moments * share, 6)))
         self.hop_size_in_ms = 1000 * length / self.frames
 

@@ -152,6 +152,25 @@ def test_keys_json_lengths_and_moments():
     assert "no event has the key 'kind', so that all are of one class" in told[1]
 
 
+class Filled(Bands):
+    """It fills sounds up with silence to one and a half of their length, as some networks of spectrograms do."""
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
+        return super().forward(nn.functional.pad(x, (0, x.shape[1] // 2)), valid)
+
+    def span(self, x: Tensor, fps: float | None = None) -> float:
+        return 1.5 * x.shape[1] / RATE
+
+
+def test_what_a_network_fills_up_is_no_part_of_the_window():
+    assert heard(Filled()).row(PRETRAINED).metrics == heard().row(PRETRAINED).metrics
+    tokens = torch.arange(12.0).view(1, 12, 1)
+    found = over_time(Features(tokens, tokens[:, 0], (1, 12)), "audio", 4, 0.75)
+    torch.testing.assert_close(found[0, :, 0], torch.tensor([6.0, 26.0, 46.0, 66.0]) / 9)  # 2.25 moments each
+    fewer = over_time(Features(tokens, tokens[:, 0], (1, 12)), "audio", 12, 0.5)
+    torch.testing.assert_close(fewer[0, 2:, 0], torch.arange(10) / 2 + 0.75)
+
+
 def test_frames_are_as_long_for_every_encoder():
     tokens = torch.arange(24.0).view(1, 24, 1)
     sound = over_time(Features(tokens, tokens[:, 0], (2, 12)), "audio", 4)  # bands, then frames

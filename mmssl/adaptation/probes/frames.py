@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.adaptation.features import depths_of
@@ -99,8 +98,11 @@ class Frames(Logistic):
             for batch in split.read(in_order(ids.numpy(), request.batch_size)):
                 read.append(batch["id"])
                 for encoder, lists in zip(encoders, parts, strict=True):
-                    for depth, features in depths_of(encoder, batch, request.layers).items():
-                        lists.setdefault(depth, []).append(over_time(features, encoder.modality, number).float().cpu())
+                    depths = depths_of(encoder, batch, request.layers)
+                    span = encoder.span(batch[encoder.modality], how.video.fps) or seconds
+                    for depth, features in depths.items():
+                        frames = over_time(features, encoder.modality, number, seconds / span)
+                        lists.setdefault(depth, []).append(frames.cpu())
         if not read:
             raise DataError(f"{split.where}: no row can be decoded")
         views = [{depth: torch.cat(some) for depth, some in lists.items()} for lists in parts]
@@ -124,9 +126,23 @@ def moments_of(features: Features, modality: str) -> Tensor:
     return places.mean(1) if modality == "audio" else places.mean((2, 3))
 
 
-def over_time(features: Features, modality: str, number: int) -> Tensor:
-    """The moments of a sound or clip as `number` of them, (B, number, D): means of more, a line between fewer."""
-    moments = moments_of(features, modality).mT
-    if moments.shape[2] >= number:
-        return F.adaptive_avg_pool1d(moments, number).mT
-    return F.interpolate(moments, number, mode="linear", align_corners=False).mT
+def over_time(features: Features, modality: str, number: int, share: float = 1.0) -> Tensor:
+    """The moments of a sound or clip as `number` of them, (B, number, D): means of more, a line between fewer.
+
+    Args:
+        features: of tokens in their places.
+        modality: of the encoder.
+        number: of frames.
+        share: of the moments' time, from its start, that the frames are of; the rest is filling.
+    """
+    moments = moments_of(features, modality).float()
+    there = moments.shape[1] * share
+    edges = torch.linspace(0, there, number + 1, dtype=torch.float64)
+    place = torch.arange(moments.shape[1], dtype=torch.float64)
+    if there >= number:  # as much of each moment as lies in the frame
+        part = torch.minimum(edges[1:, None], place + 1) - torch.maximum(edges[:-1, None], place)
+    else:
+        middle = ((edges[1:] + edges[:-1]) / 2 - 0.5).clamp(0, max(0.0, moments.shape[1] - 1))
+        part = 1 - (middle[:, None] - place).abs()
+    weight = part.clamp(min=0).to(moments)
+    return weight @ moments / weight.sum(1, keepdim=True)
