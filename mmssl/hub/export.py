@@ -38,7 +38,7 @@ LOADING = {
         "from safetensors.torch import load_file\n\n"
         "model = torchvision.models.get_model({arguments})\n"
         "model.{head} = {kept}  # the classifier was not trained\n"
-        'model.load_state_dict(load_file("{path}/model.safetensors"), strict=False){note}'
+        'model.load_state_dict(load_file("{path}/model.safetensors"), strict=False){pooling}'
     ),
     "fusion": (
         "import json, mmssl\n\n"
@@ -88,10 +88,12 @@ class Native:
         if self.library == "torchvision":
             backbone = _native(self.encoders[0])
             given = "".join(f", {key}={value!r}" for key, value in backbone.kwargs.items())
+            how = self.encoders[0].reading().video
+            pooling = backbone.pooling(how.frames, how.size)
             kept = getattr(backbone.net, backbone.head)
             inside = isinstance(kept, nn.Sequential)
             details |= {
-                "note": f"  # {backbone.note}" if backbone.note else "",
+                "pooling": f"\n{pooling}" if pooling else "",
                 "arguments": repr(backbone.model.partition("/")[2]) + given,
                 "head": backbone.head,
                 "kept": f"model.{backbone.head}[:{len(kept)}]" if inside else "torch.nn.Identity()",

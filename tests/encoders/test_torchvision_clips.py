@@ -1,12 +1,19 @@
 """Networks of torchvision over clips give what torchvision's own do, at every depth and in every place."""
 
+import re
+
 import pytest
 import torch
 import torchvision
 from torch import nn
 
+from mmssl.adaptation.probes.finetune import Supervised
+from mmssl.adaptation.targets.classes import Classes
 from mmssl.encoders import create
 from mmssl.errors import RecipeError
+from mmssl.hub import export_classifier
+from mmssl.hub.classifier import Classifier
+from mmssl.recipe import Data
 
 # Depth, tokens and window of these networks are part of their names; MViT's stride of patches is not.
 COARSE = {"patch_embed_stride": [4, 14, 28]}
@@ -71,6 +78,42 @@ def test_what_is_padding_has_no_part_in_what_s3d_pools():
     assert features.valid.tolist() == [[True, True], [True, False]]
     torch.testing.assert_close(features.pooled[0], features.tokens[0].mean(0))
     torch.testing.assert_close(features.pooled[1], features.tokens[1, 0])
+
+
+@pytest.mark.long
+def test_s3d_says_which_clips_torchvision_refuses():
+    backbone = create("torchvision/s3d", "video").backbone
+    net = torchvision.models.video.s3d().to("meta")
+    for frames, size in ((13, 209), (12, 209), (13, 208)):
+        clips = torch.zeros(1, 3, frames, size, size, device="meta")
+        if backbone.pooling(frames, size):
+            with pytest.raises(RuntimeError, match="smaller than kernel size"):
+                net(clips)
+        else:
+            assert net(clips).shape == (1, 400)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "whole"), [("s3d", False), ("swin3d_t", True)])
+def test_classifiers_leave_with_lines_that_give_the_same(name, whole, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    encoder = create(f"torchvision/{name}", "video").eval()
+    encoder.decoding = Data(source="files", video={"size": 32, "frames": 8})
+    objective = Supervised(encoder, Classes(["a", "b", "c"]), (torch.zeros(3), torch.ones(3))).eval()
+    nn.init.normal_(objective.head.weight)
+    objective.center.normal_()
+    objective.spread.fill_(0.5)
+    out = export_classifier(Classifier(objective, encoder.decoding, "label", None), tmp_path / "native")
+    text = (out / "README.md").read_text(encoding="utf-8")
+    assert ("the classifier of torchvision's S3D is not one linear layer" in text) == (not whole)
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert ("model.avgpool = torch.nn.AdaptiveAvgPool3d(1)" in program) == (not whole)
+    names, rows = {}, clip(8, 32, 32)
+    monkeypatch.chdir(out)
+    exec(program, names)
+    with torch.no_grad():
+        expected = objective.predict({"video": rows})["outputs"]
+    torch.testing.assert_close(names["outputs"](rows), expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

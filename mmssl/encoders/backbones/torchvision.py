@@ -43,8 +43,11 @@ from mmssl.errors import RecipeError
 HEADS = ("fc", "classifier", "heads", "head")
 # A child of these names is a row of depths of its own.
 TRUNKS = ("features", "layers", "blocks", "trunk_output", "encoder")
+POOLING = "model.avgpool = torch.nn.AdaptiveAvgPool3d(1)"
 S3D_LEAST = (5, 17, 17)
 """Frames, height and width of a clip of which S3D's five halvings leave a place."""
+S3D_POOLED = (13, 209, 209)
+"""Likewise, of a clip of which they leave the 2 x 7 x 7 places that torchvision pools."""
 
 
 class TorchvisionNetwork(Backbone):
@@ -92,7 +95,7 @@ class TorchvisionNetwork(Backbone):
             self.patch_size = (net.patch_size, net.patch_size)
         if isinstance(net, S3D):
             net.avgpool = _WindowMean(net.avgpool.kernel_size, net.avgpool.stride)
-            self.note = "for clips too small for its pooling: model.avgpool = torch.nn.AdaptiveAvgPool3d(1)"
+            self.note = f"for clips below {' x '.join(map(str, S3D_POOLED))}: {POOLING}"
         # The width is in no attribute: run a picture of the smallest size that all of these networks take.
         self.size = self.kwargs.get("image_size", self.size)
         size = self.kwargs.get("image_size", 224 if name.startswith(("vit", "maxvit")) else 96)
@@ -194,6 +197,11 @@ class TorchvisionNetwork(Backbone):
             return Features(tokens, output, grid, valid)
         pooled: Tensor = getattr(self.net, self.head)(masked_mean(tokens, valid)[:, :, None, None])
         return Features(tokens, pooled.flatten(1), grid, valid)
+
+    def pooling(self, frames: int, size: int) -> str:
+        """The line without which torchvision takes no clips so small; empty where it does. See `note`."""
+        small = frames < S3D_POOLED[0] or size < S3D_POOLED[1]
+        return POOLING if small and isinstance(self.net, S3D) else ""
 
     def _check(self, x: Tensor) -> None:
         if self.frames is not None:
