@@ -6,12 +6,14 @@ must not inherit. A script that trains with workers therefore needs `if __name__
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -27,16 +29,17 @@ from mmssl.atomic import append_lines
 from mmssl.batch import Batch
 from mmssl.data.base import MapSource, Row
 from mmssl.data.columns import Decoder
+from mmssl.data.digest import add_cell
 from mmssl.errors import DataError, MmsslError
 from mmssl.media.cell import sentence
 from mmssl.recipe import Data
 
 # Rows seen before the share of undecodable ones is judged.
 FEWEST_ROWS = 20
-# A source that takes no more than this when decoded is kept in memory.
+# A source that takes no more than this when decoded is kept in memory; all sources of a process share as much again.
 KEPT_BYTES = 2**30
-STORES = 4
-"""Of decoded rows that all readers of a process share, each of a share of `KEPT_BYTES`."""
+SOURCES = 4
+"""A source whose rows all readers of a process share takes this part of `KEPT_BYTES` at most."""
 
 # A stream is read in the main process, which sends its rows: no source then.
 Reader = tuple[MapSource | None, Decoder]
@@ -146,14 +149,40 @@ class Failures:
         return sum(step <= self.step for step in _written(self.path, self.name or self.spec.source).values())
 
 
-Kept = dict[int, dict[str, Tensor]]
-"""Number of a row -> what it decodes to."""
+class SharedRows:
+    """Decoded rows that all readers of a process share; where they take more than `KEPT_BYTES`, the oldest go."""
+
+    def __init__(self) -> None:
+        self._rows: dict[bytes, dict[str, Tensor]] = {}
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: bytes) -> dict[str, Tensor] | None:
+        """What a row decodes to; None where that is not kept."""
+        return self._rows.get(key)
+
+    def keep(self, key: bytes, decoded: dict[str, Tensor]) -> None:
+        """For whoever reads it next."""
+        with self._lock:
+            if key not in self._rows:
+                self._rows[key] = decoded
+                self._bytes += size_of(decoded)
+            while self._bytes > KEPT_BYTES:
+                self._bytes -= size_of(self._rows.pop(next(iter(self._rows))))
+
+    def clear(self) -> None:
+        """Forget them all."""
+        with self._lock:
+            self._rows.clear()
+            self._bytes = 0
 
 
-@lru_cache(maxsize=STORES)
-def shared_store(fingerprint: str, how: str) -> Kept:
-    """Rows of a source, decoded in one way; filled by those who read them."""
-    return {}
+SHARED = SharedRows()
+
+
+def size_of(decoded: Mapping[str, Tensor]) -> int:
+    """Bytes of a row."""
+    return sum(value.nbytes for value in decoded.values())
 
 
 class Rows(Dataset[dict[str, Decoded] | MmsslError]):
@@ -161,8 +190,8 @@ class Rows(Dataset[dict[str, Decoded] | MmsslError]):
 
     The latter is an item, for the loader would put the worker's traceback into the sentence of one that is raised.
 
-    Rows of a small source that decode to the same tensors every time are decoded once and kept: of one with a
-    fingerprint for whoever reads it next in this process, such as the probes of a comparison.
+    Rows of a small source that decode to the same tensors every time are decoded once and kept: where no worker has
+    to be sent them, for whoever reads equal cells next in this process, such as the probes of a comparison.
 
     Args:
         readers: name -> source, None for a stream, and its decoder.
@@ -171,8 +200,8 @@ class Rows(Dataset[dict[str, Decoded] | MmsslError]):
 
     def __init__(self, readers: Mapping[str, Reader], workers: int) -> None:
         self.readers, self.workers = dict(readers), workers
-        self.kept: dict[str, Kept] = {name: {} for name in readers}
-        self.shared = {name: self._store(name) for name in readers}
+        self.kept: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in readers}
+        self.how = {name: decoder.how if decoder.fixed else None for name, (_, decoder) in readers.items()}
 
     def __getitem__(self, tasks: dict[str, Task]) -> dict[str, Decoded] | MmsslError:
         try:
@@ -182,34 +211,45 @@ class Rows(Dataset[dict[str, Decoded] | MmsslError]):
 
     def decode(self, name: str, number: int, row: Row | None, window: float) -> dict[str, Tensor] | str:
         """One row's tensors, or why there are none; `row` is None where the source is read by number."""
-        kept, shared = self.kept[name], self.shared[name]
-        if found := shared.get(number) or kept.get(number):
+        if found := self.kept[name].get(number):
             return found
         source, decoder = self.readers[name]
         try:
             if row is None:
                 assert source is not None  # else the row would be there
                 row = source.row(number)
-            decoded = decoder(row, window)
+            key = self._key(name, number, row)
+            decoded = (SHARED.get(key) if key else None) or decoder(row, window)
         except (DataError, OSError) as error:
             return str(error)
         except MmsslError:
             raise
         except Exception as error:  # decoders raise anything on hostile bytes; too many such rows stop the run
             return f"cannot be decoded: {type(error).__name__}: {sentence(error)}"
-        size = sum(value.nbytes for value in decoded.values())
-        whole = 0 if source is None else size * len(source) * max(1, self.workers)
+        whole = 0 if source is None else size_of(decoded) * len(source) * max(1, self.workers)
         if source is not None and decoder.fixed and whole <= KEPT_BYTES:
-            (shared if whole <= KEPT_BYTES // STORES else kept)[number] = decoded
+            self.kept[name][number] = decoded
+        if key and whole <= KEPT_BYTES // SOURCES:
+            SHARED.keep(key, decoded)
+        elif key:
+            self.how[name] = None  # as large are all of its rows
         return decoded
 
-    def _store(self, name: str) -> Kept:
-        """Where small rows are kept: with workers each has its own, for what the main process has is not sent there."""
-        source, decoder = self.readers[name]
-        how = decoder.how
-        if source is None or source.fingerprint is None or how is None or self.workers:
-            return self.kept[name]
-        return shared_store(source.fingerprint, how)
+    def _key(self, name: str, number: int, row: Row) -> bytes | None:
+        """Equal for rows that decode to equal tensors, of a file that was changed another one; None where not shared.
+
+        With workers each keeps its own rows, for what the main process has is not sent there.
+        """
+        (source, decoder), how = self.readers[name], self.how[name]
+        if source is None or how is None or self.workers:
+            return None
+        content = hashlib.blake2b(how.encode(), digest_size=20)
+        if source.fingerprint is not None:
+            content.update(f"{source.fingerprint} {number}".encode())
+            return content.digest()
+        for column in decoder.reads:
+            add_cell(content, row[column])
+        return content.digest()
 
     def _batch(self, name: str, task: Task) -> Decoded:
         rows = task.rows if task.rows is not None else [None] * len(task.ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def add_cell(content: Any, cell: Any) -> None:
-    """Bytes and arrays by what is in them; a file by its path, size and time of change."""
+    """Bytes, arrays and pictures by what is in them; a file by its path, size and time of change."""
     if isinstance(cell, bytes | bytearray | memoryview):
         content.update(b"bytes %d " % len(cell))
         content.update(cell)
@@ -97,8 +98,14 @@ def add_cell(content: Any, cell: Any) -> None:
             content.update(f"{key}: ".encode())
             # The path of what is stored as bytes is only a name.
             add_cell(content, None if key == "path" and cell.get("bytes") is not None else value)
+    elif isinstance(cell, list | tuple):
+        content.update(b"list %d " % len(cell))
+        for value in cell:
+            add_cell(content, value)
     elif isinstance(cell, str | Path) and len(str(cell)) < 4096 and "\n" not in str(cell) and os.path.isfile(cell):
         state = Path(cell).stat()
         content.update(f"file {cell} {state.st_size} {state.st_mtime_ns} ".encode())
-    else:
+    elif cell is None or isinstance(cell, str | Path | int | float):
         content.update(f"{type(cell).__name__} {cell!r} ".encode())
+    else:  # such as a picture, of which `repr` tells an address that another one may have next
+        content.update(f"{type(cell).__name__} ".encode() + pickle.dumps(cell))

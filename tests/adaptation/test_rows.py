@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import mmssl
 from mmssl.adaptation.cache import FeatureCache
 from mmssl.adaptation.rows import BatchSplit, Reads, SourceSplit, open_rows, open_splits
-from mmssl.data.decoding import shared_store
+from mmssl.data.decoding import SHARED
 from mmssl.data.sources import TableSource
 from mmssl.data.stream import StreamSource
 from mmssl.data.toy import ToySource
@@ -59,7 +59,7 @@ def rendered(monkeypatch):
         return cell(self, scene, i, column)
 
     monkeypatch.setattr(ToySource, "cell", counted)
-    shared_store.cache_clear()  # what other tests have read
+    SHARED.clear()  # what other tests have read
     return seen
 
 

@@ -333,7 +333,7 @@ def test_a_small_source_is_decoded_once(rows, monkeypatch):
 def test_rows_that_say_what_they_are_are_decoded_once_for_all_who_read_them(monkeypatch):
     calls, decode = [], Decoder.__call__
     monkeypatch.setattr(Decoder, "__call__", lambda self, *args: calls.append(args) or decode(self, *args))
-    decoding.shared_store.cache_clear()
+    decoding.SHARED.clear()
     spec = Data(source="toy", limit=7, image=ImageDecode(size=17))
     (first,) = read(spec, ["image"])
     kept = first["image"].clone()
