@@ -95,7 +95,8 @@ def depths_of(encoder: Encoder, batch: Batch, layers: bool) -> dict[str, Feature
         raise DataError(f"the encoder reads '{key}', the batches have: {', '.join(batch) or 'nothing'}")
     inputs = to_device({k: batch[k] for k in (key, valid_key) if k in batch}, next(encoder.parameters()).device)
     x, valid, windows = _one_by_one(encoder, inputs[key], inputs.get(valid_key))
-    found = {POOLED: encoder(x, valid), **(encoder.layers(x, valid) if layers else {})}
+    pooled, deeper = encoder.forward_layers(x, valid) if layers else (encoder(x, valid), {})
+    found = {POOLED: pooled, **deeper}
     return {depth: _together(features, windows) for depth, features in found.items()}
 
 

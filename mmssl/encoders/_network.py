@@ -129,7 +129,11 @@ class NetworkEncoder(Encoder):
 
     def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
         """See the base class."""
-        return self.backbone.layers(*self.checked(x, valid))
+        return self.forward_layers(x, valid)[1]
+
+    def forward_layers(self, x: Tensor, valid: Tensor | None = None) -> tuple[Features, dict[str, Features]]:
+        """See the base class."""
+        return self.backbone.forward_layers(*self.checked(x, valid))
 
     def attention(self, x: Tensor, valid: Tensor | None = None) -> Tensor | None:
         """See the base class."""

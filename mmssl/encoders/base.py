@@ -229,6 +229,10 @@ class Encoder(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} names no layers")
 
+    def forward_layers(self, x: Tensor, valid: Tensor | None = None) -> tuple[Features, dict[str, Features]]:
+        """What `forward` and `layers` return; encoders around one network run it once for both."""
+        return self(x, valid), self.layers(x, valid)
+
     def attention(self, x: Tensor, valid: Tensor | None = None) -> Tensor | None:
         """Attention from the class token to each place in the last layer, (B, N); None where that cannot be told."""
         return None

@@ -5,9 +5,10 @@ import torch
 
 from mmssl import encoder as create
 from mmssl.adaptation import features
-from mmssl.adaptation.features import extract
+from mmssl.adaptation.features import depths_of, extract
 from mmssl.encoders import reinitialized
 from mmssl.errors import DataError, RunError
+from mmssl.media.text import Tokenizer
 
 
 @pytest.fixture
@@ -70,6 +71,42 @@ def test_layers_have_every_depth_and_the_pooled_vector(small):
     assert list(views) == ["pooled", *expected]
     for depth, value in expected.items():
         torch.testing.assert_close(views[depth], value.pooled, atol=1e-5, rtol=1e-5)
+
+
+TOKENIZER = Tokenizer.train(["a red square"] * 4, 60)
+VIT = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 2, "num_heads": 2}
+BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+NETWORKS = {
+    "timm/test_resnet": ("image", {}),
+    "timm/vit_tiny_patch16_224": ("image", VIT),
+    "timm/test_vit": ("video", {"img_size": 32}),
+    "torchvision/resnet18": ("image", {}),
+    "transformers/vit": ("image", BERT | {"image_size": 32, "patch_size": 16}),
+    "transformers/bert": ("text", BERT | {"tokenizer": TOKENIZER}),
+}
+
+
+@pytest.mark.parametrize("model", NETWORKS)
+def test_layers_and_the_pooled_vector_are_of_one_pass(model):
+    modality, options = NETWORKS[model]
+    network = create(model, modality=modality, **options).eval()
+    x = {"image": images(2), "video": images(2)[:, None].expand(-1, 3, -1, -1, -1), "text": torch.ones(2, 4).long()}
+    batch = {modality: x[modality]}
+    passes = []
+    layer = max((m for m in network.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)), key=_parameters)
+    layer.register_forward_hook(lambda *_: passes.append(1))
+    with torch.no_grad():
+        found = depths_of(network, batch, True)
+        assert len(passes) == 1
+        alone, layers = network(x[modality]), network.layers(x[modality])
+    assert len(passes) == 3
+    assert torch.equal(found.pop("pooled").pooled, alone.pooled)
+    assert list(found) == list(layers)
+    assert all(torch.equal(found[depth].tokens, layers[depth].tokens) for depth in layers)
+
+
+def _parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def test_the_mask_reaches_the_encoder():

@@ -38,13 +38,13 @@ def encoded(monkeypatch):
     """Rows that every encoder was asked for, one entry a pass."""
     from mmssl.encoders.image import ImageEncoder
 
-    asked, forward = [], ImageEncoder.forward
+    asked, checked = [], ImageEncoder.checked
 
     def counted(self, x, *more, **named):
         asked.append(len(x))
-        return forward(self, x, *more, **named)
+        return checked(self, x, *more, **named)
 
-    monkeypatch.setattr(ImageEncoder, "forward", counted)
+    monkeypatch.setattr(ImageEncoder, "checked", counted)
     return asked
 
 

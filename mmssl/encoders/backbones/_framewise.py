@@ -108,16 +108,15 @@ class Framewise(Backbone):
         """Clips -> Features; see the base class."""
         return self._over_time(self.frame(*self._frames(x, valid)), x.shape[2], self._clip)
 
-    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
-        """Those of the network of pictures, then those of the transformer over time; see the base class."""
-        frames, number = self._frames(x, valid), x.shape[2]
-        depths = {
-            name: self._over_time(value, number, self._pool) for name, value in self.frame.layers(*frames).items()
-        }
+    def forward_layers(self, x: Tensor, valid: Tensor | None = None) -> tuple[Features, dict[str, Features]]:
+        """Depths are those of the network of pictures, then those of the transformer over time; see the base class."""
+        number = x.shape[2]
+        last, shallow = self.frame.forward_layers(*self._frames(x, valid))
+        depths = {name: self._over_time(value, number, self._pool) for name, value in shallow.items()}
         if isinstance(self.temporal, TemporalTransformer):
-            later = self.temporal.depths(self.frame(*frames).pooled.unflatten(0, (-1, number)))
+            later = self.temporal.depths(last.pooled.unflatten(0, (-1, number)))
             depths |= {f"temporal.{name}": at_depth(value, (number, 1, 1)) for name, value in later.items()}
-        return depths
+        return self._over_time(last, number, self._clip), depths
 
     def export(self, directory: Path, preprocessing: Mapping[str, Any]) -> None:
         """The network of pictures alone, as its library writes it."""

@@ -112,8 +112,10 @@ class OpenClipTransformer(_Tower):
         return self._encode(tokens, (), valid)
 
     def _encode(self, tokens: Tensor, grid: tuple[int, ...], valid: Tensor | None) -> Features:
+        return self._end(self.net.transformer(self._start(tokens), attn_mask=self._unseen(valid)), grid, valid)
+
+    def _end(self, x: Tensor, grid: tuple[int, ...], valid: Tensor | None) -> Features:
         net = self.net
-        x = net.transformer(self._start(tokens), attn_mask=self._unseen(valid))
         if net.attn_pool is not None:
             pooled, tokens = net._pool(x)
             grid, valid = (1, tokens.shape[1]), None
@@ -132,8 +134,8 @@ class OpenClipTransformer(_Tower):
         grid = self._grid(x)
         return self._encode(self._embed(x), grid, places(valid, grid))
 
-    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
-        """The output of every block; see the base class."""
+    def forward_layers(self, x: Tensor, valid: Tensor | None = None) -> tuple[Features, dict[str, Features]]:
+        """Depths are the output of every block; see the base class."""
         grid = self._grid(x)
         valid = places(valid, grid)
         tokens, unseen = self._start(self._embed(x)), self._unseen(valid)
@@ -141,7 +143,7 @@ class OpenClipTransformer(_Tower):
         for i, block in enumerate(self.net.transformer.resblocks):
             tokens = block(tokens, attn_mask=unseen)
             depths[f"resblocks.{i}"] = at_depth(tokens[:, 1:], grid, valid)
-        return depths
+        return self._end(tokens, grid, valid), depths
 
 
 class OpenClipResNet(_Tower):
@@ -156,18 +158,22 @@ class OpenClipResNet(_Tower):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """Pictures -> Features; a token is the value that the pooling's attention takes from a place."""
-        last = self._maps(x)["layer4"]
+        return self._features(self._maps(x)["layer4"], valid)
+
+    def _features(self, last: Tensor, valid: Tensor | None) -> Features:
         pool = self.net.attnpool
         tokens = pool.c_proj(pool.v_proj(last.flatten(2).transpose(1, 2)))
         grid = tuple(last.shape[2:])
         return Features(tokens, pool(last), grid, places(valid, grid))
 
-    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
-        """Stem and stages; see the base class."""
-        return {
+    def forward_layers(self, x: Tensor, valid: Tensor | None = None) -> tuple[Features, dict[str, Features]]:
+        """Depths are stem and stages; see the base class."""
+        maps = self._maps(x)
+        depths = {
             name: at_depth(value.flatten(2).transpose(1, 2), tuple(value.shape[2:]), places(valid, value.shape[2:]))
-            for name, value in self._maps(x).items()
+            for name, value in maps.items()
         }
+        return self._features(maps["layer4"], valid), depths
 
 
 class OpenClipTimm(_Tower, TimmTrunk):
@@ -187,5 +193,12 @@ class OpenClipTimm(_Tower, TimmTrunk):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """Pictures -> Features; see the base class."""
-        features = super().forward(x, valid)
+        return self._through_head(super().forward(x, valid))
+
+    def forward_layers(self, x: Tensor, valid: Tensor | None = None) -> tuple[Features, dict[str, Features]]:
+        """See the base class."""
+        features, depths = super().forward_layers(x, valid)
+        return self._through_head(features), depths
+
+    def _through_head(self, features: Features) -> Features:
         return features._replace(tokens=self.net.head(features.tokens), pooled=self.net.head(features.pooled))

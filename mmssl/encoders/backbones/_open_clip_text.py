@@ -58,20 +58,21 @@ class OpenClipText(Backbone):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """Ids (B, L) -> Features; the tower reads padding as its configuration says, whatever `valid` is."""
-        output = self.net.forward_intermediates(self._pad(x), indices=1, output_fmt="NLC")
-        tokens = self.net.ln_final(output["text_intermediates"][0][:, : x.shape[1]])
+        return self._features(x, valid, self.net.forward_intermediates(self._pad(x), indices=1, output_fmt="NLC"))
+
+    def _features(self, x: Tensor, valid: Tensor | None, output: Mapping[str, Any]) -> Features:
+        tokens = self.net.ln_final(output["text_intermediates"][-1][:, : x.shape[1]])
         projection = self.net.text_projection
         if projection is not None:
             tokens = projection(tokens) if isinstance(projection, nn.Module) else tokens @ projection
         return Features(tokens, output["text_features"], (x.shape[1],), valid)
 
-    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
-        """The output of every block; see the base class."""
-        maps = self.net.forward_intermediates(self._pad(x), intermediates_only=True, output_fmt="NLC")[
-            "text_intermediates"
-        ]
-        grid = (x.shape[1],)
-        return {f"resblocks.{i}": at_depth(tokens[:, : grid[0]], grid, valid) for i, tokens in enumerate(maps)}
+    def forward_layers(self, x: Tensor, valid: Tensor | None = None) -> tuple[Features, dict[str, Features]]:
+        """Depths are the output of every block; see the base class."""
+        output = self.net.forward_intermediates(self._pad(x), output_fmt="NLC")
+        maps, grid = output["text_intermediates"], (x.shape[1],)
+        depths = {f"resblocks.{i}": at_depth(tokens[:, : grid[0]], grid, valid) for i, tokens in enumerate(maps)}
+        return self._features(x, valid, output), depths
 
     def export(self, directory: Path, preprocessing: Mapping[str, Any]) -> None:
         """A whole CLIP, its image tower with random weights: `open_clip.create_model("local-dir:" + directory)`."""

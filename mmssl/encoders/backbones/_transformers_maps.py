@@ -26,18 +26,19 @@ class ConvNeXt(TransformersNetwork):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """Pictures -> Features; see the base class."""
-        last = list(self.layers(x, valid).values())[-1]
-        return last._replace(pooled=self.net.layernorm(last.pooled))
+        return self.forward_layers(x, valid)[0]
 
-    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
-        """Embedding and stages; see the base class."""
+    def forward_layers(self, x: Tensor, valid: Tensor | None = None) -> tuple[Features, dict[str, Features]]:
+        """Depths are embedding and stages; see the base class."""
         maps = {"embeddings": self.net.embeddings(x)}
         for i, stage in enumerate(self.net.encoder.stages):
             maps[f"stages.{i}"] = stage(next(reversed(maps.values())))
-        return {
+        depths = {
             name: at_depth(value.flatten(2).mT, tuple(value.shape[2:]), places(valid, tuple(value.shape[2:])))
             for name, value in maps.items()
         }
+        last = depths[next(reversed(maps))]
+        return last._replace(pooled=self.net.layernorm(last.pooled)), depths
 
 
 class TimeSformer(TransformersNetwork):
@@ -74,16 +75,16 @@ class TimeSformer(TransformersNetwork):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """Clips -> Features, grid (t, h, w); padding is marked, and attended to all the same."""
-        grid, output = self._run(x)
-        last = output.last_hidden_state
-        return Features(self._tokens(last, grid), last[:, 0], grid, places(valid, grid))
+        return self.forward_layers(x, valid)[0]
 
-    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
-        """Tokens after the embedding and after every layer, before the last norm; see the base class."""
+    def forward_layers(self, x: Tensor, valid: Tensor | None = None) -> tuple[Features, dict[str, Features]]:
+        """Depths are tokens after the embedding and after every layer, before the last norm; see the base class."""
         grid, output = self._run(x)
         names = ("embeddings", *(f"layers.{i}" for i in range(len(output.hidden_states) - 1)))
         valid = places(valid, grid)
-        return {
+        depths = {
             name: at_depth(self._tokens(hidden, grid), grid, valid)
             for name, hidden in zip(names, output.hidden_states, strict=True)
         }
+        last = output.last_hidden_state
+        return Features(self._tokens(last, grid), last[:, 0], grid, valid), depths

@@ -122,16 +122,19 @@ class PatchTransformer(TransformersNetwork):
         x, keywords = self._start(tokens, valid)
         for block in self._blocks:
             x = block(x, **keywords)
+        return self._end(x, valid, ())
+
+    def _end(self, x: Tensor, valid: Tensor | None, grid: tuple[int, ...]) -> Features:
         x = self._norm(x)
-        return Features(x[:, self.prefix :], self._pool(x, valid), (), valid)
+        return Features(x[:, self.prefix :], self._pool(x, valid), grid, valid)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """`encode` of all tokens; see the base class."""
         grid = self._grid(x)
         return self.encode(self.embed(x), self._places(valid, grid))._replace(grid=grid)
 
-    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
-        """Tokens after the embedding and after every layer, before the last norm; see the base class."""
+    def forward_layers(self, x: Tensor, valid: Tensor | None = None) -> tuple[Features, dict[str, Features]]:
+        """Depths are tokens after the embedding and after every layer, before the last norm; see the base class."""
         grid = self._grid(x)
         valid = self._places(valid, grid)
         tokens, keywords = self._start(self.embed(x), valid)
@@ -139,7 +142,7 @@ class PatchTransformer(TransformersNetwork):
         for i, block in enumerate(self._blocks):
             tokens = block(tokens, **keywords)
             depths[f"layers.{i}"] = at_depth(tokens[:, self.prefix :], grid, valid)
-        return depths
+        return self._end(tokens, valid, grid), depths
 
 
 class ViT(PatchTransformer):

@@ -103,16 +103,20 @@ class TransformersText(TransformersNetwork):
         """Ids (B, L) -> Features; see the base class and `TextEncoder.forward`."""
         valid = torch.ones_like(x, dtype=torch.bool) if valid is None else valid
         types = {} if segments is None else {"token_type_ids": segments}
-        tokens: Tensor = self._run(x, valid, **types).last_hidden_state
-        pooled = tokens[:, 0] if self.pooling == "first" else masked_mean(tokens, valid)
-        return Features(tokens, pooled, (x.shape[1],), valid)
+        return self._features(self._run(x, valid, **types).last_hidden_state, valid)
 
-    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
-        """Tokens after the embedding and after every layer; see the base class."""
+    def _features(self, tokens: Tensor, valid: Tensor) -> Features:
+        pooled = tokens[:, 0] if self.pooling == "first" else masked_mean(tokens, valid)
+        return Features(tokens, pooled, (tokens.shape[1],), valid)
+
+    def forward_layers(self, x: Tensor, valid: Tensor | None = None) -> tuple[Features, dict[str, Features]]:
+        """Depths are tokens after the embedding and after every layer; see the base class."""
         valid = torch.ones_like(x, dtype=torch.bool) if valid is None else valid
-        embedded, *deeper = self._run(x, valid, output_hidden_states=True).hidden_states
+        output = self._run(x, valid, output_hidden_states=True)
+        embedded, *deeper = output.hidden_states
         depths = {"embeddings": embedded} | {f"layers.{i}": tokens for i, tokens in enumerate(deeper)}
-        return {name: at_depth(tokens, (x.shape[1],), valid) for name, tokens in depths.items()}
+        told = {name: at_depth(tokens, (x.shape[1],), valid) for name, tokens in depths.items()}
+        return self._features(output.last_hidden_state, valid), told
 
     def shift(self, target: Tensor) -> Tensor:
         """(B, L) -> what the decoder reads to say it: one place to the right, after the model's starting token."""

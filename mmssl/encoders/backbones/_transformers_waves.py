@@ -90,8 +90,8 @@ class WaveTransformer(TransformersNetwork):
         frames, valid = self.convolve(x, valid)
         return self.encode(self.embed(frames), valid)
 
-    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
-        """Frames with their positions, and after every layer; see the base class."""
+    def forward_layers(self, x: Tensor, valid: Tensor | None = None) -> tuple[Features, dict[str, Features]]:
+        """Depths are frames with their positions, and after every layer; see the base class."""
         found: list[Tensor] = []
         blocks = self.net.encoder.layers
         # The positions are added inside of the library's encoder: what its first layer is given has them.
@@ -103,9 +103,13 @@ class WaveTransformer(TransformersNetwork):
                 )
             )
         try:
-            valid = self(x, valid).valid
+            features = self(x, valid)
         finally:
             for handle in handles:
                 handle.remove()
         names = ("embeddings", *(f"layers.{i}" for i in range(len(blocks))))
-        return {name: at_depth(tokens, (1, tokens.shape[1]), valid) for name, tokens in zip(names, found, strict=True)}
+        depths = {
+            name: at_depth(tokens, (1, tokens.shape[1]), features.valid)
+            for name, tokens in zip(names, found, strict=True)
+        }
+        return features, depths

@@ -99,8 +99,8 @@ class Backbone(nn.Module):
         """Input -> Features; `valid` is False where the last axis of `x` is padding, bool (B, W), (B, S) or (B, L)."""
         raise TypeError(f"{type(self).__name__} has no forward")
 
-    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
-        """Every depth, shallow to deep: {name: Features}; see `mmssl.encoders.base.Encoder.layers`."""
+    def forward_layers(self, x: Tensor, valid: Tensor | None = None) -> tuple[Features, dict[str, Features]]:
+        """What `forward` returns, and every depth, shallow to deep; see `mmssl.encoders.base.Encoder.layers`."""
         raise TypeError(f"{type(self).__name__} names no layers")
 
     def attention(self, x: Tensor, valid: Tensor | None = None) -> Tensor | None:

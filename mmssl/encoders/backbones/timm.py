@@ -62,9 +62,8 @@ class TimmTrunk(Backbone):
         names = self.trunk.no_weight_decay() if hasattr(self.trunk, "no_weight_decay") else ()
         return [parameter for name, parameter in self.trunk.named_parameters() if name in names]
 
-    def _map(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    def _map(self, x: Tensor, features: Any) -> tuple[Tensor, tuple[int, ...]]:
         """Features in the library's own layout, and the extent of their places; `()` where that is not known."""
-        features = self.trunk.forward_features(x)
         if not isinstance(features, Tensor):
             raise RecipeError(f"model '{self.model}' has several maps at its end, which are not tokens of one grid")
         if features.ndim == 4:
@@ -84,7 +83,9 @@ class TimmTrunk(Backbone):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """Pictures (B, C, H, W) -> Features; see the base class."""
-        features, grid = self._map(x)
+        return self._features(*self._map(x, self.trunk.forward_features(x)), valid)
+
+    def _features(self, features: Tensor, grid: tuple[int, ...], valid: Tensor | None) -> Features:
         if valid is not None and not grid:
             raise RecipeError(f"model '{self.model}' tells no grid of its tokens, so that padding cannot be masked")
         valid = places(valid, grid)
@@ -111,16 +112,17 @@ class TimmTrunk(Backbone):
         single = tokens.flatten(0, 1).reshape(-1, *shape)
         return self.trunk.forward_head(single, pre_logits=True).unflatten(0, tokens.shape[:2])
 
-    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
-        """The maps of `forward_intermediates`; see the base class."""
-        maps = self.trunk.forward_intermediates(x, intermediates_only=True)
+    def forward_layers(self, x: Tensor, valid: Tensor | None = None) -> tuple[Features, dict[str, Features]]:
+        """Depths are the maps of `forward_intermediates`; see the base class."""
+        features, maps = self.trunk.forward_intermediates(x)
         names = [info["module"] for info in self.trunk.feature_info]
         if len(names) != len(maps):
             names = [f"depth{i}" for i in range(len(maps))]
-        return {
+        depths = {
             name: at_depth(value.flatten(2).transpose(1, 2), tuple(value.shape[2:]), places(valid, value.shape[2:]))
             for name, value in zip(names, maps, strict=True)
         }
+        return self._features(*self._map(x, features), valid), depths
 
 
 class TimmNetwork(TimmTrunk):
@@ -235,18 +237,21 @@ class TimmTransformer(TimmNetwork):
                 x = block(x, **keywords)
         else:
             x = self.net.blocks(x)
+        return self._end(x, valid, ())
+
+    def _end(self, x: Tensor, valid: Tensor | None, grid: tuple[int, ...]) -> Features:
         x = self.net.norm(x)
         if valid is not None:
             x = self._fill(x, valid)
-        return Features(x[:, self._prefix :], self.net.forward_head(x, pre_logits=True), (), valid)
+        return Features(x[:, self._prefix :], self.net.forward_head(x, pre_logits=True), grid, valid)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
         """`encode` of all tokens; see the base class."""
         grid = self.net.patch_embed.dynamic_feat_size(x.shape[-2:])
         return self.encode(self.embed(x), places(valid, grid))._replace(grid=tuple(grid))
 
-    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
-        """The output of every block; see the base class."""
+    def forward_layers(self, x: Tensor, valid: Tensor | None = None) -> tuple[Features, dict[str, Features]]:
+        """Depths are the output of every block; see the base class."""
         grid = tuple(self.net.patch_embed.dynamic_feat_size(x.shape[-2:]))
         valid = places(valid, grid)
         tokens, keywords = self._start(self.embed(x), valid)
@@ -254,7 +259,7 @@ class TimmTransformer(TimmNetwork):
         for i, block in enumerate(self.net.blocks):
             tokens = block(tokens, **keywords)
             depths[f"blocks.{i}"] = at_depth(tokens[:, self._prefix :], grid, valid)
-        return depths
+        return self._end(tokens, valid, grid), depths
 
     def attention(self, x: Tensor, valid: Tensor | None = None) -> Tensor | None:
         """That of the last block, averaged over its heads; see the base class."""

@@ -211,13 +211,11 @@ class TorchvisionNetwork(Backbone):
             least, given = (" of ".join([str(t), f"{h} x {w}"]) for t, h, w in (S3D_LEAST, x.shape[2:]))
             raise RecipeError(f"{self.model} reads clips from {least} pixels on, got {given}: raise data.video")
 
-    def layers(self, x: Tensor, valid: Tensor | None = None) -> dict[str, Features]:
-        """The top-level children, the trunk's one by one; see the base class."""
-        self._check(x)
+    def forward_layers(self, x: Tensor, valid: Tensor | None = None) -> tuple[Features, dict[str, Features]]:
+        """Depths are the top-level children, the trunk's one by one; see the base class."""
         with self._record(lambda tokens, grid: at_depth(tokens.clone(), grid, places(valid, grid))) as found:
-            self.net(x)
-        self._map = None
-        return found
+            features = self(x, valid)
+        return features, found
 
     def export(self, directory: Path, preprocessing: Mapping[str, Any]) -> None:
         """`model.safetensors`, and `config.json` that says how torchvision loads it."""
