@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mmssl.errors import RunError
+from mmssl.way_on import way_on
+
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""Of a disk that is full or broken, where a write names no file."""
 _MASK = os.umask(0o077)
 os.umask(_MASK)  # there is no other way to ask
 
@@ -75,3 +81,26 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def writing(directory: Path, instead: str = "choose another --out") -> Iterator[None]:
+    """One sentence for a directory that can no longer be written.
+
+    Args:
+        directory: of the files that are written inside.
+        instead: what to do where it may not be written at all.
+
+    Raises:
+        RunError: in place of an OSError of a file in it, or of a disk that is full or broken.
+    """
+    try:
+        yield
+    except OSError as error:
+        refused = error.errno in REFUSALS
+        name = None if error.filename is None else Path(os.fsdecode(error.filename))
+        if not refused if name is None else directory.absolute() not in name.absolute().parents:
+            raise
+        reason = error.strerror or str(error)
+        way_out = f"make room, and then {way_on()}" if refused else instead
+        raise RunError(f"{directory}: {name or 'a file'} cannot be written: {reason}; {way_out}") from error

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmssl.atomic import writing
 from mmssl.comparison.cells import alone, fill
 from mmssl.comparison.comparison import Comparison
 from mmssl.comparison.files import keep_audits, write_table
@@ -15,6 +16,7 @@ from mmssl.comparison.plan import PLAN, make_plan, plan_of_runs
 from mmssl.errors import RecipeError
 from mmssl.recipe import Data
 from mmssl.registry import check_keywords, find
+from mmssl.way_on import repeated
 
 
 def compare(
@@ -144,9 +146,10 @@ def compare(
         plan.write(out)
     elif not (out / PLAN).exists():
         raise RecipeError(f"{out} holds no comparison to go on with; name the rows, as in data='path/to/files'")
-    fill(out, jobs=jobs, quiet=quiet)
-    found = Comparison.read(out)
-    write_table(found)
-    write_page(found)
-    keep_audits(found)
+    with repeated(), writing(out):
+        fill(out, jobs=jobs, quiet=quiet)
+        found = Comparison.read(out)
+        write_table(found)
+        write_page(found)
+        keep_audits(found)
     return found

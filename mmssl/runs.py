@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from mmssl import recipe as recipes
 from mmssl.adaptation.cache import FeatureCache
 from mmssl.adaptation.recipe_probes import check_probes, check_rows, probe_at_end, probes_during
-from mmssl.atomic import write_text
+from mmssl.atomic import write_text, writing
 from mmssl.batch import to_device
 from mmssl.build import build, counted
 from mmssl.data.loader import Loader
@@ -43,8 +42,6 @@ from mmssl.version import __version__
 FREE_ON_RESUME = {"workers", "log_every", "save_every", "trackers", "accumulate", "checkpointing", "sharded"}
 # Settings that may be changed on the way, which is said: what the advice on a diverged run names, and a longer run.
 STATED_ON_RESUME = {"steps", "epochs", "clip", "precision", "optimizer.lr"}
-REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-"""Of a disk that is full or broken, where a write names no file."""
 DATA = "data.json"
 """In a run directory: number of rows and a hash of every source."""
 
@@ -84,7 +81,7 @@ def run(
     # Of a name that cannot be one, too.
     new = not os.path.exists(directory / "recipe.yaml") and not os.path.exists(directory / "state")
     empty = not os.path.exists(directory)
-    with ending_together("go on with --resume"), _alone(directory, state), _writing(directory):
+    with ending_together(), _alone(directory, state), writing(directory):
         try:
             return _run(resolved, directory, where, resume, changed_data, quiet, state)
         except BaseException:
@@ -220,21 +217,6 @@ def _alone(directory: Path, state: PartialState) -> Iterator[None]:
         if refusal[0] is not None:
             raise RunError(refusal[0])
         yield
-
-
-@contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    """One sentence for a directory that can no longer be written."""
-    try:
-        yield
-    except OSError as error:
-        refused = error.errno in REFUSALS
-        name = None if error.filename is None else Path(os.fsdecode(error.filename))
-        if not refused if name is None else directory.absolute() not in name.absolute().parents:
-            raise
-        reason = error.strerror or str(error)
-        way_out = "make room and use --resume" if refused else "choose another --out"
-        raise RunError(f"{directory}: {name or 'a file'} cannot be written: {reason}; {way_out}") from error
 
 
 def check_data(directory: Path, digests: Mapping[str, str]) -> None:

@@ -21,6 +21,7 @@ from mmssl.adaptation.probes.finetune import Finetune, Trained
 from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.rows import Labeled, are_batches, where
 from mmssl.adaptation.table import PRETRAINED, Table
+from mmssl.atomic import writing
 from mmssl.encoders.base import Encoder
 from mmssl.errors import Interrupted, RecipeError
 from mmssl.hub.classifier import UNDECODED, check_room, save_classifier
@@ -33,6 +34,7 @@ from mmssl.run_directory import FEATURES, UNFINISHED, Run
 from mmssl.training.launch import start_processes
 from mmssl.training.lock import locked
 from mmssl.training.peers import ending_together
+from mmssl.way_on import repeated
 
 
 def adapt(
@@ -167,9 +169,10 @@ def adapt(
         listen=None if save is None else keep,
     )
     place = run.directory / UNFINISHED if run else _next_to(save)
+    kept_in = Path() if place is None else place.parent
     if isinstance(asked, Finetune) and place is not None:
         asked.unfinished = Unfinished(place)
-    with ending_together("the same call goes on"), _alone(save):
+    with repeated(), ending_together(), _alone(save), writing(kept_in, "save elsewhere"):
         try:
             table = asked.score(Model.of(model, encoder), request)
         except Interrupted as stopped:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import resource
 import signal
@@ -18,12 +19,15 @@ from safetensors.torch import load_file, save_file
 from test_faults import recipe
 
 import mmssl
+from mmssl.adaptation.probes.finetune import Finetune
 from mmssl.atomic import write_text
+from mmssl.comparison.plan import PLAN
 from mmssl.errors import RunError
 from mmssl.hub.export import fill
 from mmssl.objectives.base import Chance, Panel
 from mmssl.recipe import Training
 from mmssl.report.figures import draw_panels
+from mmssl.training import checkpoint
 from mmssl.training.history import History
 from mmssl.training.launch import make_accelerator
 from mmssl.training.lock import locked
@@ -71,7 +75,9 @@ def test_a_disk_that_is_full_in_the_midst_of_a_run_is_one_sentence_and_it_goes_o
         log(self, record)
 
     monkeypatch.setattr(Reporter, "log", fills_up)
-    with pytest.raises(RunError, match=r"metrics\.jsonl cannot be written: File too large; make room and use --resume"):
+    with pytest.raises(
+        RunError, match=r"metrics\.jsonl cannot be written: File too large; make room, and then go on with --resume"
+    ):
         mmssl.run(recipe(log_every=1), out=out, quiet=True)
     assert not (out / "metrics.jsonl").read_text().endswith("\n")  # half of a line
     monkeypatch.undo()
@@ -80,6 +86,34 @@ def test_a_disk_that_is_full_in_the_midst_of_a_run_is_one_sentence_and_it_goes_o
     assert all(torch.equal(value, files[1][name]) for name, value in files[0].items())
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert steps == [*range(7)]
+
+
+def test_a_call_without_resume_says_that_the_same_call_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = torch.nn.Linear(30, 30)
+    optimizer = torch.optim.SGD(network.parameters())
+
+    def fills_up(out: Path, **_: Any) -> None:
+        with files_up_to(2048):
+            checkpoint.save(out / "runs" / "a-0", network, optimizer, {"step": 1}, True)
+
+    (tmp_path / PLAN).write_text("{}")
+    monkeypatch.setattr("mmssl.comparing.fill", fills_up)
+    with pytest.raises(RunError, match=r"free space, and then the same call goes on$"):
+        mmssl.compare(out=tmp_path)
+    with pytest.raises(RunError, match=r"free space, and then go on with --resume$"):
+        fills_up(tmp_path)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mmssl.comparing.fill", full)
+    monkeypatch.setattr(Finetune, "score", full)
+    says = r"a file cannot be written: No space left on device; make room, and then the same call goes on$"
+    with pytest.raises(RunError, match=says):
+        mmssl.compare(out=tmp_path)
+    encoder = mmssl.encoder("timm/resnet10t", modality="image", channels=[8, 8, 8, 8])
+    with pytest.raises(RunError, match=says):
+        mmssl.adapt(encoder, "toy", probe="finetune", save=tmp_path / "tuned")
 
 
 def test_a_lock_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 
 from mmssl.adaptation.features import POOLED
-from mmssl.atomic import temporary_name, write_text
+from mmssl.atomic import temporary_name, write_text, writing
 from mmssl.comparison.measure import Cell, measure
 from mmssl.comparison.monitors import Answered
 from mmssl.comparison.plan import NAMED, RAW, Plan
 from mmssl.errors import RunError
 from mmssl.training.lock import locked
+from mmssl.way_on import repeated
 
 CELL, ANSWERS = "cell.json", "answers.npz"
 WAIT = 2.0  # seconds between two looks at what others do
@@ -117,7 +118,8 @@ def _job(out: Path, threads: int, quiet: bool) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     torch.set_num_threads(threads)
-    _fill(out, quiet)
+    with repeated(), writing(out):
+        _fill(out, quiet)
 
 
 def alone() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from mmssl.errors import DataError, without_passwords
+from mmssl.way_on import way_on
 
 TRIES = 8
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
@@ -177,7 +178,7 @@ def wait_after(file: str, caught: Exception, attempt: int) -> None:
     reason = " ".join(str(error).split()) or type(error).__name__
     if attempt == TRIES:
         raise DataError(
-            f"{file}: the server failed {TRIES} times in a row ({reason}); go on with --resume when it answers"
+            f"{file}: the server failed {TRIES} times in a row ({reason}); {way_on()} when it answers"
         ) from error
     wait = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)
     told = without_passwords(f"{file}: {reason}")

@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mmssl.atomic import flush, temporary_name
 from mmssl.errors import RunError
+from mmssl.way_on import RESUMED, way_on
 
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -120,7 +121,7 @@ def save(
         last = newest(directory)
         kept = f"the checkpoint {last.name} is whole" if last else "there is no earlier checkpoint"
         raise RunError(
-            f"{directory}: could not save step {state['step']} ({error}); {kept}; free space and use --resume"
+            f"{directory}: could not save step {state['step']} ({error}); {kept}; free space, and then {way_on()}"
         ) from error
 
 
@@ -143,7 +144,8 @@ def settle(directory: Path) -> None:
 
 def way_out(directory: Path | None) -> str:
     """What to do about weights or a loss that are not finite: where to go back to, and what to change."""
-    last = newest(directory) if directory is not None else None
+    # What is repeated at another rate is another training.
+    last = newest(directory) if directory is not None and way_on() == RESUMED else None
     start = f"the checkpoint {last.name} is whole: go on from it with --resume and" if last else "start again with"
     return f"{start} a lower training.optimizer.lr, training.clip=1 or training.precision=fp32"
 

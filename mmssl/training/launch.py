@@ -31,6 +31,7 @@ from mmssl.ops.gather import average, process_share
 from mmssl.recipe import Training
 from mmssl.training.optim import make_optimizer
 from mmssl.training.step import ForwardPass
+from mmssl.way_on import way_on
 
 PRECISION = {"fp32": "no", "fp64": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -247,7 +248,7 @@ class StopFlag:
             signal.signal(name, handler)
         if self._asked and isinstance(error, Exception) and not isinstance(error, Interrupted | RunError | OSError):
             raise Interrupted(
-                f"stopped before the step was done ({type(error).__name__}); --resume goes on from the last checkpoint"
+                f"stopped before the step was done ({type(error).__name__}); {way_on()} from the last checkpoint"
             ) from error
 
     def _ask(self, number: int, frame: FrameType | None) -> None:

@@ -36,6 +36,7 @@ from mmssl.training.monitors import Monitors, averaged, losses_of
 from mmssl.training.optim import lr_factor, set_lr, set_weight_decay
 from mmssl.training.progress import AUGMENTATION, DECODING, NETWORK, OPTIMIZER, Clock, peak_memory
 from mmssl.training.step import accumulated_backward, task_gradients, unchanged
+from mmssl.way_on import way_on
 
 ENDLESS = 2**62
 
@@ -222,8 +223,8 @@ def fit(
                 if ending and (bound := clock.bound_by()):
                     history.say(bound)
                 if ending and now < training.steps:
-                    way_on = "; go on with --resume" if directory else ""
-                    raise Interrupted(f"stopped at step {now} of {training.steps}{way_on}")
+                    end = f"; {way_on()}" if directory else ""
+                    raise Interrupted(f"stopped at step {now} of {training.steps}{end}")
     return history.records
 
 

@@ -10,11 +10,12 @@ import torch.distributed as dist
 from accelerate.utils import gather_object
 
 from mmssl.errors import RunError
+from mmssl.way_on import way_on
 
 
 @contextmanager
-def ending_together(way_on: str) -> Iterator[None]:
-    """One sentence where another process has ended, so that this one cannot go on; `way_on` ends it."""
+def ending_together() -> Iterator[None]:
+    """One sentence where another process has ended, so that this one cannot go on."""
     try:
         yield
     except RuntimeError as error:
@@ -23,7 +24,7 @@ def ending_together(way_on: str) -> Iterator[None]:
             raise
         raise RunError(
             "another process has ended or is out of reach, and this one ends with it; the reason is what that one "
-            f"said, or who killed it; {way_on}"
+            f"said, or who killed it; {way_on()}"
         ) from error
 
 

@@ -219,8 +219,11 @@ def test_signal_saves_and_leaves(tmp_path: Path, number: signal.Signals) -> None
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (RuntimeError("a compiler was killed"), r"stopped before the step was done \(RuntimeError\); --resume goes on"),
-        (DataError("a worker died"), r"stopped before the step was done \(DataError\); --resume goes on"),
+        (
+            RuntimeError("a compiler was killed"),
+            r"before the step was done \(RuntimeError\); go on with --resume",
+        ),
+        (DataError("a worker died"), r"stopped before the step was done \(DataError\); go on with --resume"),
         (RunError("the state cannot be saved"), "the state cannot be saved"),
     ],
 )
