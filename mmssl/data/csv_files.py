@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mmssl.data.files import extension
+from mmssl.data.files import extension, some_of
 from mmssl.errors import DataError
 
 SEPARATORS = (",", "\t", ";", "|")
@@ -59,25 +59,38 @@ def _share(head: str, mark: str) -> float:
 def check_cells(files: Iterable[str], mark: str) -> None:
     """Raise DataError for a file whose first rows have more cells than names, of which pandas would shift all others.
 
-    Files at addresses are not looked at.
+    And for empty ones among others. Files at addresses are not looked at.
     """
-    for file in files:
-        if "://" in file or not Path(file).is_file():
-            continue
+    here = _here(files)
+    empty = []
+    for file in here:
         with _opened(file) as lines:
-            first = [row for row in islice(csv.reader(lines, delimiter=mark), 3) if row]
+            first = list(islice((row for row in csv.reader(lines, delimiter=mark) if row), 2))
+        if not first:
+            empty.append(file)
         if len(first) > 1 and len(first[1]) > len(first[0]):
             raise DataError(f"{file}: rows have more cells than the first line has names (as by a comma at their end)")
+    if 0 < len(empty) < len(here):
+        raise DataError(
+            f"{some_of(empty)}: empty, without the line of names that a csv begins with; remove what is empty, or "
+            "bring it back"
+        )
 
 
-def as_written(files: Iterable[str], mark: str) -> dict[str, Callable[[str], str | None]]:
-    """Columns that are to be read letter by letter, as `pandas.read_csv` takes its `converters`.
+def _here(files: Iterable[str]) -> list[str]:
+    return [file for file in files if "://" not in file and Path(file).is_file()]
 
-    They are those in which a whole number begins with a 0, a code or name such as 007, which another row's 7 is not;
-    and those that hold numbers alone in one file, or part of it, and names in another.
+
+def reading(files: Iterable[str], mark: str) -> dict[str, Any]:
+    """Arguments with which `datasets` reads these files.
+
+    Columns with `converters` are read letter by letter: those in which a whole number begins with a 0, a code or name
+    such as 007, which another row's 7 is not; and those that hold numbers alone in one file, or part of it, and names
+    in another.
     """
-    here = [file for file in files if "://" not in file and Path(file).is_file()]
-    found: dict[str, Callable[[str], str | None]] = dict.fromkeys(_mixed(here, mark), _text)
+    here = _here(files)
+    mixed, one_by_one = _looked_through(here, mark)
+    found: dict[str, Callable[[str], str | None]] = dict.fromkeys(mixed, _text)
     for file in here:
         with _opened(file) as lines:
             if not any(_CODE.search(line) for line in lines):
@@ -87,20 +100,32 @@ def as_written(files: Iterable[str], mark: str) -> dict[str, Callable[[str], str
             names = next(rows, [])
             coded = {place for row in rows for place, cell in enumerate(row[: len(names)]) if _CODE.fullmatch(cell)}
             found |= {names[place]: _text for place in coded}
-    return found
+    # `datasets` puts tables of one row together before it looks at the names of their columns.
+    return {"sep": mark, "converters": found} | ({"writer_batch_size": 1} if one_by_one else {})
 
 
-def _mixed(files: Iterable[str], mark: str) -> Iterator[str]:
-    """Columns of which pandas makes numbers in one part of the files and texts in another, as `datasets` reads them."""
+def _looked_through(files: Iterable[str], mark: str) -> tuple[list[str], bool]:
+    """What the parts of the files tell, as `datasets` reads them.
+
+    Returns:
+        Columns of which pandas makes numbers in one part and texts in another, and whether there are two parts of one
+        row, one after the other, with their columns in another order.
+    """
     import pandas as pd  # type: ignore[import-untyped]
 
     kinds: dict[str, set[bool]] = {}
+    single: list[str] | None = None
+    reordered = False
     for file in files:
         with _opened(file) as lines, pd.read_csv(lines, sep=mark, chunksize=PART) as parts:
             for part in parts:
+                names = list(part.columns) if len(part) == 1 else None
+                alike = names is not None and single is not None and sorted(names) == sorted(single)
+                reordered |= alike and names != single
+                single = names
                 for name in part.columns[part.notna().any()]:
                     kinds.setdefault(name, set()).add(pd.api.types.is_numeric_dtype(part[name]))
-    return (name for name, own in kinds.items() if len(own) > 1)
+    return [name for name, own in kinds.items() if len(own) > 1], reordered
 
 
 # The 0 comes before what must not be before it: a text is searched for a letter eight times as fast as for a condition.

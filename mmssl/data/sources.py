@@ -18,7 +18,7 @@ from mmssl.data.annotated.layout import Annotations
 from mmssl.data.annotated.mask_folders import unpaired
 from mmssl.data.base import MapSource, Row
 from mmssl.data.configurations import find_configuration
-from mmssl.data.csv_files import as_written, check_cells, separator
+from mmssl.data.csv_files import check_cells, reading, separator
 from mmssl.data.described import FILE_NAME, describing, joined, media_columns
 from mmssl.data.features import check_classes, names_of_classes, undecoded, with_fields
 from mmssl.data.files import (
@@ -294,10 +294,10 @@ def _load(spec: Data, builder: str, splits: Mapping[str, Sequence[str]], notes: 
             folders = {spec.columns.get(key, key): base for key in (*EXTENSIONS, "mask")}
     with explained(where):
         if builder == "csv":
-            arguments["sep"] = mark = separator(next(iter(asked.values()))[0])
+            mark = separator(next(iter(asked.values()))[0])
             tables = [file for own in asked.values() for file in own]
             check_cells(tables, mark)
-            arguments["converters"] = as_written(tables, mark)
+            arguments |= reading(tables, mark)
         if builder == "webdataset":
             shards = next(iter(asked.values()))
             if not spec.streaming and "://" in shards[0]:  # what follows finds them again

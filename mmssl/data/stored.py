@@ -77,7 +77,7 @@ def explained(name: str) -> Iterator[None]:
         elif "surrogate" in reason:
             reason += "; whoever wrote it cut a character in two: in Python, text.encode('utf-8', 'replace').decode()"
         if _EMPTY.search(reason):
-            raise DataError(f"{name} holds no rows") from error
+            raise DataError(f"{place} holds no rows") from error
         raise DataError(f"{place}: cannot be read: {reason}") from error
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from made import Letters, png, texts, write, write_csv, write_parquet
 
-from mmssl.data.csv_files import as_written
+from mmssl.data.csv_files import reading
 from mmssl.data.loader import Loader, read
 from mmssl.data.sources import open_source
 from mmssl.data.stream import StreamSource
@@ -151,7 +151,27 @@ def test_numbers_in_one_file_and_names_in_another_are_names(tmp_path, streaming)
 def test_names_after_many_numbers_are_names(tmp_path, monkeypatch):
     monkeypatch.setattr("mmssl.data.csv_files.PART", 2)
     write_csv(tmp_path / "a.csv", {"text": ["a", "b", "c"], "label": [1, 2, "x"]})
-    assert list(as_written([str(tmp_path / "a.csv")], ",")) == ["label"]
+    assert list(reading([str(tmp_path / "a.csv")], ",")["converters"]) == ["label"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_of_one_row_are_read_by_the_names_of_their_columns(tmp_path, streaming):
+    write_csv(tmp_path / "a.csv", {"text": ["a"], "label": ["x"]})
+    write_csv(tmp_path / "b.csv", {"label": ["y"], "text": ["b"]})
+    write_csv(tmp_path / "c.csv", {"label": ["z", "z"], "text": ["c", "d"]})
+    source = open_source(Data(source=str(tmp_path), streaming=streaming))
+    rows = list(source.rows()) if streaming else [source.row(i) for i in range(4)]
+    assert [row["text"] for row in rows] == ["a", "b", "c", "d"]
+    assert [row["label"] for row in rows] == ["x", "y", "z", "z"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_empty_files_among_others_are_named(tmp_path, streaming):
+    write_csv(tmp_path / "a.csv", {"text": ["a"]})
+    write(tmp_path / "b.csv", "")
+    write(tmp_path / "c.csv", "\n")
+    with pytest.raises(DataError, match=r"b\.csv, .*c\.csv: empty, without the line of names .* or bring it back$"):
+        open_source(Data(source=str(tmp_path), streaming=streaming))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
