@@ -6,7 +6,7 @@ import base64
 import io
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from mmssl.report.figures import DPI as PREVIEW_DPI
 DPI = 120
 MAPS = 6
 """Lines whose features are mapped."""
+NAME_HEIGHT = 0.15
+"""Inches from name to name next to charts."""
 
 
 def write_page(found: Comparison) -> Path:
@@ -63,9 +65,9 @@ def _figures(found: Comparison) -> Iterator[dict[str, Any]]:
         yield _figure("Which depth transfers best", depth_curves(found), text)
     if found.measures and len(found.ranked) > 1:
         told = [f"{measure.title} {one.tau:+.2f}" for measure, one in found.agreements.items()]
-        text = f"a point a task, against {found.main}; how well each ranking agreed with probes here: "
+        text = f"a point and a line a task, against {found.main}; how well each ranking agreed with probes here: "
         text += f"Kendall's tau over {len(found.ranked)} tasks: {', '.join(told)}" if told else "too few tasks to say"
-        yield _figure("Rankings without labels", _label_free(found), text)
+        yield _figure("Rankings without labels", label_free_charts(found), text)
     curves = [line for line in found.ranked if found.cells[line][0].get("curve")]
     if curves:
         text = "what each task was trained on, against the level of guessing (dashed) where it is known"
@@ -182,23 +184,51 @@ def depth_curves(found: Comparison) -> Figure:
     return figure
 
 
-def _label_free(found: Comparison) -> Figure:
+def label_free_charts(found: Comparison) -> Figure:
+    """The score of each task against each ranking without labels: a line a task through all charts, to its name."""
     shown = [measure for measure in LABEL_FREE if rank_by(found.cells, found.ranked, measure)]
-    figure, every = _grid(len(shown), 2.6)
     scale = 100 if found.percent else 1
-    for axes, measure in zip(every, shown, strict=False):
-        for line in found.ranked:
+    scores = {line: scale * statistics.fmean(found.values(line, found.main)) for line in found.ranked}
+    ascending = sorted(scores, key=lambda line: scores[line])
+    height = max(2.6, 0.8 + NAME_HEIGHT * len(ascending))
+    figure, (*every, names) = _new(9, height, 1, len(shown) + 1)
+    room = max(max(scores.values()) - min(scores.values()), 1e-3 * scale)
+    low, high = min(scores.values()) - 0.1 * room, max(scores.values()) + 0.1 * room
+    for axes, measure in zip(every, shown, strict=True):
+        for line, score in scores.items():
+            axes.axhline(score, color=_color(found, line), alpha=0.4, linewidth=0.7)
             value = value_of(found.cells, line, measure)
             if value is not None:
-                score = scale * statistics.fmean(found.values(line, found.main))
                 axes.plot([value], [score], "o", color=_color(found, line), markersize=5)
-                axes.annotate(title_of(line), (value, score), xytext=(4, 3), textcoords="offset points", fontsize=7)
         if measure is ALPHA_REQ:
             axes.axvline(1, color="#b03a2e", linestyle=(0, (5, 3)), linewidth=1)
-        axes.margins(0.2)
+        axes.margins(x=0.2)
+        axes.set_ylim(low, high)
         axes.set_xlabel(measure.title, fontsize=8)
     every[0].set_ylabel(f"{found.main}{', %' if found.percent else ''}", fontsize=8)
+    names.set(xlim=(0, 1), ylim=(low, high))
+    names.set_axis_off()
+    gap = NAME_HEIGHT / (height - 0.6) * (high - low)  # the rest is below the axes
+    for line, at in zip(ascending, apart([scores[line] for line in ascending], gap, low, high), strict=True):
+        names.plot([0, 0.12], [scores[line], at], color=_color(found, line), linewidth=0.7, clip_on=False)
+        names.text(0.14, at, title_of(line), fontsize=7, verticalalignment="center")
     return figure
+
+
+def apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Ascending places as near to those wanted as can be, each `gap` above the one before, from `low` to `high`.
+
+    Args:
+        wanted: ascending.
+        gap: between two places at least.
+        low: none is below.
+        high: none is above, unless there is too little room.
+    """
+    from scipy.optimize import isotonic_regression
+
+    steps = gap * np.arange(len(wanted))
+    free = isotonic_regression(np.asarray(wanted) - steps).x
+    return list((free.clip(low, max(low, high - steps[-1])) + steps).tolist())
 
 
 def _color(found: Comparison, line: str) -> Any:
