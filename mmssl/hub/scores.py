@@ -25,7 +25,7 @@ def probe_table(table: Table) -> dict[str, Any]:
     named = 1 + any(row.part for row in table.rows)  # the first columns hold names, of which some are the user's
     sentence = [table.depth_sentence] if table.depth_sentence else []
     return {
-        "title": f"A {code(table.probe)} probe" + (f" of the column {code(table.label)}" if table.label else ""),
+        "title": f"Probe {code(table.probe)}" + (f" of the column {code(table.label)}" if table.label else ""),
         "extent": markdown(table.extent),
         "test": cell(table.test),
         "seeds": len(table.seeds),

@@ -55,7 +55,7 @@ def test_card_holds_the_run(run) -> None:
     assert "| `loss` | 1.3 | 1.386 |" in text  # the last value, beside ln 4
     assert "| `accuracy` | 0.45 | 0.25 |" in text
     assert "\nVerdict: too few answers to tell: accuracy 0.4 against 0.25 by guessing (last 2 records, 16 " in text
-    assert "A `knn` probe of the column `shape`: 80 training rows, 20 test rows, 8 classes, 3 seed(s); " in text
+    assert "Probe `knn` of the column `shape`: 80 training rows, 20 test rows, 8 classes, 3 seed(s); " in text
     assert "; test rows: `a fifth of toy`." in text
     assert "| `pretrained` | `pooled` | 50.0 (40.0 – 60.0) | 50.0 |" in text
     assert "| `random-initialized` | `pooled` | 25.0 ± 1.0 | 25.0 |" in text
