@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mmssl.data.files import BUILDERS, JSON, KINDS, TEXT, extension, some_of, split_in
+
+_ABOUT = re.compile(r"readme|licen[cs]e|copying|notice|changelog|citation|authors|credits", re.IGNORECASE)
 
 
 def others(files: Iterable[Path], used: Iterable[Path]) -> list[str]:
@@ -52,6 +56,29 @@ def unread(files: Sequence[Path]) -> list[str]:
             "them splits"
         )
     return notes
+
+
+def without_readme(texts: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """The texts of a folder that are not about the others, as by their names a README or LICENSE is, and a note."""
+    told = [file for file in texts if _ABOUT.fullmatch(file.stem)]
+    if not told or len(told) == len(texts):
+        return list(texts), []
+    names = some_of(sorted({file.name for file in told}))
+    return [file for file in texts if file not in told], [
+        f"left out, for by their names they are about the others: {names}"
+    ]
+
+
+def next_to_folders(root: Path, texts: Sequence[Path]) -> list[str]:
+    """A note on the few texts that lie next to folders which hold most of the others, such as lists of addresses."""
+    holding = Counter(file.parent for file in texts)
+    above = {parent for folder in holding for parent in folder.parents}
+    stray = [file for file in texts if file.parent in above]
+    if not stray or 2 * len(stray) > len(texts):
+        return []
+    names = some_of([os.path.relpath(file, root) for file in stray])
+    pattern = os.path.join(root, *["*"] * (max(len(file.relative_to(root).parts) for file in texts) - 1), "*.txt")
+    return [f"read as rows, though they lie next to the folders of the others: {names}; {pattern} leaves them out"]
 
 
 def _kinds(files: Iterable[Path]) -> str:

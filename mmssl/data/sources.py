@@ -36,7 +36,7 @@ from mmssl.data.files import (
     split_names,
     walk,
 )
-from mmssl.data.left_out import others, unread
+from mmssl.data.left_out import next_to_folders, others, unread, without_readme
 from mmssl.data.ranges import TRIES, reach, wait_after
 from mmssl.data.shards import shard_features, take_names
 from mmssl.data.stored import Folders, Merged, distinct, explained, first, resolved, stored, visible
@@ -183,16 +183,20 @@ def _open_folder(spec: Data, root: Path) -> Source:
         if not found:
             continue
         kinds = {builders[extension(file)] for file in found}
+        known, told = found, list[str]()
+        if kinds == {"text"}:
+            found, told = without_readme(found)
+            told += next_to_folders(root, found)
         texts = texts_beside(root, found, files) if kinds == {"media"} else {}
-        notes = [*others(files, [*found, *texts.values()]), *unreadable]
+        notes = [*told, *others(files, [*known, *texts.values()]), *unreadable]
         if kinds == {"media"}:
             return _open_media(spec, root, found, notes, texts)
         if len(kinds) > 1:
             several = ", ".join(sorted(kinds))
             some = f"{root}/**/*{found[0].suffix}"
             raise DataError(f"{root} holds tables of several kinds ({several}); name those of one, as in {some}")
-        splits, told = split_by_name([str(file) for file in found], root, documents=kinds == {"text"})
-        return _load(spec, kinds.pop(), splits, [*told, *notes])
+        splits, named = split_by_name([str(file) for file in found], root, documents=kinds == {"text"})
+        return _load(spec, kinds.pop(), splits, [*named, *notes])
     usable = f"{root} holds no usable file; known are {known_extensions()}"
     raise DataError(". ".join([usable, *others(files, ()), *unreadable]))
 

@@ -112,3 +112,30 @@ def test_a_name_that_can_be_none_is_one_sentence(source):
 def test_a_pattern_of_endlessly_many_files_is_refused_at_once():
     with pytest.raises(DataError, match=r"\{0..99999999999\} names more than 1,000,000 files"):
         open_source(Data(source="shard-{0..99999999999}.tar"))
+
+
+def test_texts_that_are_no_rows_are_left_out_or_told(tmp_path):
+    files = {f"{split}/{kind}/{i}.txt": f"{kind} {i}" for split in ("train", "test") for kind in "ab" for i in (1, 2)}
+    files |= {"train/urls_a.txt": "http://a\nhttp://b", "README.txt": "About it.", "train/b/License.txt": "Free."}
+    for name, content in files.items():
+        write(tmp_path / name, content)
+    source = open_source(Data(source=str(tmp_path)))
+    rows = ["a 1", "a 2", "b 1", "b 2"]
+    assert sorted(source.values("text")) == [*rows, "http://a", "http://b"]
+    assert "left out, for by their names they are about the others: License.txt, README.txt" in source.notes
+    pattern = f"{tmp_path}/*/*/*.txt"
+    told = "read as rows, though they lie next to the folders of the others: train/urls_a.txt"
+    assert f"{told}; {pattern} leaves them out" in source.notes
+    (tmp_path / "train/b/License.txt").unlink()
+    assert sorted(open_source(Data(source=pattern)).values("text")) == rows
+
+
+def test_texts_that_lie_as_others_do_are_rows_without_a_word(tmp_path):
+    for name in ("a.txt", "b.txt", "more/c.txt"):
+        write(tmp_path / name, name)
+    source = open_source(Data(source=str(tmp_path)))
+    assert list(source.values("text")) == ["a.txt", "b.txt", "more/c.txt"]
+    assert not source.notes
+    (tmp_path / "alone").mkdir()
+    write(tmp_path / "alone" / "readme.txt", "a row")
+    assert list(open_source(Data(source=str(tmp_path / "alone"))).values("text")) == ["a row"]
