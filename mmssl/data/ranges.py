@@ -169,6 +169,10 @@ def wait_after(file: str, caught: Exception, attempt: int) -> None:
     # fsspec says of everything that goes wrong that the file is not found, and why in the cause.
     hidden = isinstance(caught, FileNotFoundError) and isinstance(caught.__cause__, Exception)
     error = caught.__cause__ if hidden else caught
+    if type(error).__name__ == "TooManyRedirects":  # of any of the libraries that ask; none says it in words
+        raise OSError(
+            f"{file}: the server refers from one address to the next without end; give that of the file itself"
+        ) from error
     status = _status(error)
     if not _passes(error, status):
         if status is None:

@@ -22,7 +22,8 @@ from mmssl.recipe import Data
 class Answers(BaseHTTPRequestHandler):
     """Files below a folder, by ranges; what `server.faults` holds comes before a good answer.
 
-    `server.refusals` holds statuses for some paths, whatever is asked, of which the last one stays; 0 refuses nothing.
+    `server.refusals` holds statuses for some paths, whatever is asked, of which the last one stays; 0 refuses nothing,
+    and 302 refers to the same path again.
     Of paths in `server.halves` one answer breaks off.
     """
 
@@ -38,6 +39,12 @@ class Answers(BaseHTTPRequestHandler):
     def answer(self, body):
         refusal = self.server.refusals.get(self.path)
         status = refusal.pop(0) if refusal and len(refusal) > 1 else (refusal or [0])[0]
+        if status == 302:
+            self.server.asked.append((self.path, 0, 0))
+            self.send_response(status)
+            self.send_header("Location", self.path)
+            self.end_headers()
+            return
         if status:
             self.send_error(status)
             return
@@ -159,6 +166,17 @@ def test_a_server_that_goes_on_failing_ends_the_run_in_one_sentence(server):
     ) as error:
         list(batches)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_references_without_end_are_one_sentence_and_not_tried_again(server, caplog, streaming, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    server.refusals["/a.csv"] = [302]
+    source = f"http://127.0.0.1:{server.server_port}/a.csv"
+    says = r"a\.csv: .*the server refers from one address to the next without end; give that of the file itself$"
+    with pytest.raises(DataError, match=says):
+        open_source(Data(source=source, streaming=streaming))
+    assert not caplog.messages
 
 
 @pytest.mark.long
