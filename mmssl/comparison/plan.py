@@ -23,6 +23,7 @@ from mmssl.comparison.tasks import (
     encoder_of,
     found_tasks,
     has_column,
+    usable_rows,
     usual_encoder,
     with_other_encoder,
 )
@@ -218,7 +219,7 @@ def make_plan(
         decoding = common
         for name, tree in list(wanted.items()):
             try:
-                tried = min(8, len(source)) if isinstance(source, MapSource) else 8
+                tried = max(1, min(8, usable_rows(source, given, tree)))
                 measured[name] = _measured(tree, modality, name, batch, decoding, spent, tried)
             except (RecipeError, DataError) as error:
                 if named:
@@ -230,11 +231,12 @@ def make_plan(
             if all(isinstance(error, DataError) for error in failed):
                 raise failed[0]
             raise RecipeError("; ".join(notes))
-    own, cost, name = max((*measured[name][:2], name) for name in wanted)
-    if isinstance(source, MapSource) and own > len(source):
+    rows = {name: usable_rows(source, given, tree) for name, tree in wanted.items()}
+    if short := [name for name in wanted if measured[name][0] > rows[name]]:
+        batch, name = min((max(1, int(rows[name] * measured[name][1])), name) for name in short)
         raise RecipeError(
-            f"{given.source} has {len(source)} rows, and a step of {name} takes {own}; lower batch (--batch) to "
-            f"{max(1, int(len(source) * cost))} or less"
+            f"{given.source} has {rows[name]} usable rows, and a step of {name} takes {measured[name][0]}; lower batch "
+            f"(--batch) to {batch} or less"
         )
     for name, tree in wanted.items():
         own, cost, taken = measured[name]

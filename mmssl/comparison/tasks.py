@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,9 @@ import yaml
 
 from mmssl import recipe as recipes
 from mmssl.catalog import recipe_files
+from mmssl.data.base import MapSource
 from mmssl.data.columns import find_column
+from mmssl.data.sources import Source
 from mmssl.encoders.base import Encoder
 from mmssl.encoders.video import VideoEncoder
 from mmssl.errors import DataError, MmsslError, RecipeError
@@ -169,3 +172,18 @@ def common_decoding(sources: Sequence[Data], modality: str, encoder: Encoder | N
     return first.model_copy(
         update={key: getattr(first, key).model_copy(update={"size": size}) for key, size in sizes.items()}
     )
+
+
+def usable_rows(source: Source, given: Data, tree: Mapping[str, Any]) -> int:
+    """Rows that lack nothing which a task reads; of a stream, whose end only reading tells, as many as there may be.
+
+    Args:
+        source: of `given`.
+        given: rows to train on.
+        tree: the task's recipe.
+    """
+    if not isinstance(source, MapSource):
+        return sys.maxsize
+    read = {part.get("modality", name) for name, part in tree["encoders"].items()} - {"fusion"}
+    known = [key for key in sorted(read) if has_column(given, key, source.columns)]
+    return len(source.present([find_column(given, key, source.columns) for key in known]))

@@ -293,6 +293,5 @@ class PackedReader(Reader):
 def check_enough(name: str, rows: int, batch_size: int) -> None:
     """Raise DataError where there are fewer rows than in a batch."""
     if rows < batch_size:
-        raise DataError(
-            f"{name} has {rows} usable rows, fewer than the batch of {batch_size}; lower training.batch_size"
-        )
+        way_out = f"; lower training.batch_size (--set training.batch_size={rows})" if rows else ""
+        raise DataError(f"{name} has {rows} usable rows, fewer than the batch of {batch_size}{way_out}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -73,12 +75,24 @@ def test_a_step_of_more_rows_than_there_are_names_the_way_out():
     few = Data(source="toy", limit=40)
     given = {"label": "shape", "tasks": ["simclr"], "encoder": "timm/test_resnet", "size": 32, "budget": "steps=4"}
     with pytest.raises(
-        RecipeError, match=r"has 40 rows, and a step of simclr takes 128; lower batch \(--batch\) to 80"
+        RecipeError, match=r"has 40 usable rows, and a step of simclr takes 128; lower batch \(--batch\) to 80"
     ):
         make_plan(few, **given)
-    with pytest.raises(RecipeError, match=r"has 3 rows, and a step of simclr takes 128; lower batch \(--batch\) to 6"):
+    with pytest.raises(RecipeError, match=r"has 3 usable rows, .* simclr takes 128; lower batch \(--batch\) to 6"):
         make_plan(Data(source="toy", limit=3), **given)
     assert make_plan(few, **given, batch=80).tasks["simclr"]["training"]["batch_size"] == 40
+
+
+@pytest.mark.long
+def test_rows_without_a_picture_do_not_count_among_those_of_a_step(tmp_path):
+    kept = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(kept, "png")
+    cells = [kept.getvalue() if i < 12 else None for i in range(40)]
+    datasets.Dataset.from_dict({"image": cells, "label": [i % 2 for i in range(40)]}).to_parquet(tmp_path / "a.parquet")
+    given = {"label": "label", "tasks": ["rotation"], "encoder": "timm/test_resnet", "size": 32, "budget": "steps=4"}
+    says = r"has 12 usable rows, and a step of rotation takes 16; lower batch \(--batch\) to 48 or less$"
+    with pytest.raises(RecipeError, match=says):
+        make_plan(Data(source=str(tmp_path)), **given, batch=64)
 
 
 @pytest.mark.long
