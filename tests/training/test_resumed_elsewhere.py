@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import tarfile
 from collections.abc import Callable
 from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import yaml
-from PIL import Image
+from lottery_runs import make_stream
 from safetensors.torch import load_file
 from tiny import free_port
 
@@ -58,22 +55,6 @@ def _tree(name: str, folder: Path) -> dict[str, Any]:
     return tree
 
 
-def _shards(folder: Path) -> None:
-    folder.mkdir()
-    dice = np.random.default_rng(0)
-    for shard in range(4):
-        with tarfile.open(folder / f"train-{shard}.tar", "w") as tar:
-            for row in range(16):
-                picture = BytesIO()
-                Image.fromarray(dice.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(picture, "PNG")
-                broken = (shard, row) in ((1, 3), (2, 11))
-                parts = {"png": b"no picture" if broken else picture.getvalue(), "txt": f"row {shard} {row}".encode()}
-                for kind, content in parts.items():
-                    member = tarfile.TarInfo(f"{shard}_{row:02d}.{kind}")
-                    member.size = len(content)
-                    tar.addfile(member, BytesIO(content))
-
-
 def _leg(rank: int, world: int, port: int, stop: int, folder: str, out: str) -> None:
     torch.set_num_threads(1)
     if world > 1:
@@ -100,7 +81,7 @@ def _leg(rank: int, world: int, port: int, stop: int, folder: str, out: str) -> 
 def folder(tmp_path_factory: pytest.TempPathFactory, processes: Callable) -> Path:
     """`moved` holds the runs that were stopped, `stayed` those that were not."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    _shards(folder / "shards")
+    make_stream(folder / "shards")
     for world, stop in LEGS:
         processes(_leg, (world, free_port(), stop, str(folder), "moved"), world)
     processes(_leg, (1, 0, STEPS, str(folder), "stayed"), 1)
