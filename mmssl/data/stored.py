@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import lzma
+import os
 import re
 import tarfile
 import traceback
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mmssl.data.base import Row
+from mmssl.data.files import BUILDERS, JSON, TEXT, extension
 from mmssl.errors import DataError
 
 # What `datasets` and pyarrow say of files without rows: of a table, of parquet, and of a tar file.
@@ -25,8 +27,8 @@ _COLUMNS = re.compile(r"but at some point there are (.*?) This happened while .*
 _ORDER = re.compile(r"Schema at index \d+ was different: (.*) vs (.*)")
 # What unpacking a damaged file raises.
 _BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
-# The functions of `datasets` that read a file, or look at it first.
-_READING = ("_generate_tables", "_generate_examples", "_get_pipeline_from_tar", "_split_generators")
+# Of a tar file of WebDataset: what comes before the first dot is the row, after it the column.
+MEMBER = re.compile(r"(?:.*/)?[^./]+\.[^/]+")
 # Rows of a column that are looked at together.
 MANY = 100_000
 Folders = Mapping[str, Path]
@@ -90,16 +92,23 @@ def _innermost(error: BaseException) -> str:
 def _read_last(error: BaseException) -> str | None:
     """The file, and of a tar file the member, that a reader of `datasets` was at; None where it was at none.
 
-    Its errors do not say it, but the variables of its functions do, by names that all of its readers share.
+    Its errors do not say it, but what it held does, whatever it calls it: the path of a table, the name of a member.
     """
     told = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        reader = str(frame.f_globals.get("__name__", "")).startswith("datasets.packaged_modules.")
-        if reader and frame.f_code.co_name in _READING:
-            seen = {name: frame.f_locals.get(name) for name in ("tar_path", "file", "filename")}
-            names = [Path(name).name for name in seen.values() if isinstance(name, str)]
-            told = ", ".join(names) or told
+        if str(frame.f_globals.get("__name__", "")).startswith("datasets.packaged_modules."):
+            told = _file_among([value for value in frame.f_locals.values() if isinstance(value, str)]) or told
     return told
+
+
+def _file_among(texts: Collection[str]) -> str | None:
+    """The table, text or tar file whose path is among texts, and the longest that may be the name of a member."""
+    known = {**BUILDERS, **TEXT, **JSON}
+    path = next((one for one in texts if extension(one) in known and ("://" in one or os.path.isfile(one))), None)
+    if path is None:
+        return None
+    members = [one for one in texts if one != path and MEMBER.fullmatch(one)] if extension(path) == ".tar" else []
+    return ", ".join(Path(one).name for one in [path, *sorted(members, key=len)[-1:]])
 
 
 def resolved(row: Row, folders: Folders, merged: Merged) -> Row:

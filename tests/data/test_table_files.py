@@ -13,6 +13,7 @@ from made import Letters, png, texts, write, write_csv, write_parquet
 from mmssl.data.csv_files import reading
 from mmssl.data.loader import Loader, read
 from mmssl.data.sources import open_source
+from mmssl.data.stored import explained
 from mmssl.data.stream import StreamSource
 from mmssl.errors import DataError
 from mmssl.recipe import Data
@@ -198,3 +199,16 @@ def test_the_member_of_a_shard_that_cannot_be_read_is_named(tmp_path):
     shard(tmp_path / "a.tar", {str(n): {"png": png(n), "json": b"{}" if n else b"{broken"} for n in range(2)})
     with pytest.raises(DataError, match=r"0\.json: cannot be read"):
         open_source(Data(source=str(tmp_path / "a.tar")))
+
+
+READER = """
+def anyhow(it):
+    raise ValueError("odd")
+"""
+
+
+def test_the_file_that_was_read_is_told_whatever_its_reader_calls_it(tmp_path):
+    reader = {"__name__": "datasets.packaged_modules.other"}
+    exec(READER, reader)
+    with pytest.raises(DataError, match=r"^several: b\.csv: cannot be read: odd$"), explained("several"):
+        reader["anyhow"](str(write(tmp_path / "b.csv", "text\na\n")))
