@@ -29,8 +29,9 @@ from mmssl.ops.augment import (
     squares_of_squeezed,
 )
 from mmssl.ops.augment_audio import mix_others, random_stretch, random_windows
+from mmssl.ops.clips import draw_clip
 from mmssl.ops.draws import Draws
-from mmssl.ranges import AboveZero, BelowOne, Decibels, Part, Pixels, Share, Weight
+from mmssl.ranges import AboveZero, BelowOne, Decibels, Part, Pixels, Positive, Share, Weight
 from mmssl.registry import check_keywords
 
 NO_SIZE = (
@@ -130,6 +131,8 @@ class ImageView:
     Of a clip all frames alike, so that motion stays what it is (CVRL, arXiv 2008.03800, section 3.2).
 
     Attributes:
+        frames: of a clip, how many a view takes in a row, each view from a moment of its own: two moments are then as
+            far apart as CVRL draws them, less often the farther. All of the clip's, the same ones, where left out.
         size: in pixels, or below 1 as a share of that of the image, to the nearest whole number of the encoder's
             patches; that of the image where left out.
         area: smallest and largest share of the image that the crop covers.
@@ -143,6 +146,7 @@ class ImageView:
         interpolation: of the crop.
     """
 
+    frames: Positive | None = None
     size: Annotated[float, Gt(0), Le(2**13)] | None = None
     area: tuple[Part, Part] = (0.08, 1.0)
     flip: Share = 0.5
@@ -155,16 +159,27 @@ class ImageView:
     interpolation: Interpolation = "bilinear"
 
     def draw(self, batch: Batch, draws: Draws, count: int, encoder: Encoder) -> list[Tensor]:
-        """`image` (B, 3, H, W) -> [(B, count, 3, size, size)], `video` likewise; floats in [0, 1]."""
+        """`image` (B, 3, H, W) -> [(B, count, 3, size, size)], `video` likewise; floats in [0, 1].
+
+        Raises:
+            RecipeError: for a squeezed image without a size, or a clip with fewer frames than a view takes.
+        """
         settings, pictures = asdict(self), batch[encoder.modality]
         aspect = batch.get(f"{encoder.modality}_aspect")
         if aspect is not None and (self.size is None or self.size < 1):
             raise RecipeError(NO_SIZE)
-        side, size = min(pictures.shape[-2:]), settings.pop("size")
+        side, size, frames = min(pictures.shape[-2:]), settings.pop("size"), settings.pop("frames")
         if size is not None:
             patch = encoder.patch_size[-2] if encoder.patch_size else 1
             side = max(1, round((size * side if size < 1 else size) / patch)) * patch
-        return [random_views(pictures, draws, count, side, aspect=aspect, **settings)]
+        if frames is None:
+            return [random_views(pictures, draws, count, side, aspect=aspect, **settings)]
+        if frames > pictures.shape[1]:
+            raise RecipeError(
+                f"views: {frames} frames are more than a row's {pictures.shape[1]}; raise data.video.frames"
+            )
+        moments = [draw_clip(pictures, frames, draws) for _ in range(count)]
+        return [torch.cat([random_views(one, draws, 1, side, aspect=aspect, **settings) for one in moments], dim=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +252,8 @@ class Views:
         mixes: whether a view of one row has something of another row in it.
 
     Raises:
-        RecipeError: for a modality without views, an unknown setting, a wrong number of views, or mixed waveforms.
+        RecipeError: for a modality without views, an unknown setting, a wrong number of views, mixed waveforms, or
+            frames of a picture.
     """
 
     def __init__(
@@ -258,6 +274,8 @@ class Views:
             raise RecipeError(
                 f"views: mix is of spectrograms, and {encoder.spec['model']} reads waveforms; leave it out"
             )
+        if modality == "image" and any(isinstance(one, ImageView) and one.frames for one in self.settings):
+            raise RecipeError("views: frames are of clips, and the encoder reads images; leave it out")
 
     def __call__(self, batch: Batch, draws: Draws, encoder: Encoder) -> list[Tensor]:
         """The views (B, V, ...), and of sounds the valid frames (B, V, T): what `encode_views` takes after the encoder.

@@ -40,3 +40,12 @@ def frames_at(video: Tensor, places: Tensor) -> Tensor:
     """(B, T, C, H, W) at places int64 (B, ...) -> (B, ..., C, H, W)."""
     row = torch.arange(len(video), device=video.device).view(-1, *[1] * (places.ndim - 1))
     return video[row, places]
+
+
+def draw_clip(video: Tensor, frames: int, draws: Draws) -> Tensor:
+    """(B, T, C, H, W) -> `frames` of each row from a uniform place on, (B, frames, C, H, W), before its end is a still.
+
+    A row without room for that gives its first frames.
+    """
+    start, _ = draw_start(video, frames, draws)
+    return frames_at(video, start[:, None] + torch.arange(frames, device=video.device))

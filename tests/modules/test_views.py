@@ -54,6 +54,27 @@ def test_pixels_of_a_view_are_whole_patches_where_the_encoder_has_them(model, si
     assert made.shape == (1, 1, 3, side, side)
 
 
+def test_each_view_of_a_clip_is_of_a_moment_of_its_own():
+    video = create_encoder("timm/test_resnet", "video")
+    rows, frames, taken = 400, 12, 4
+    number = torch.arange(frames, dtype=torch.uint8)
+    batch = {"video": (20 * number).view(1, -1, 1, 1, 1).expand(rows, -1, 3, 16, 16)}
+    (made,) = Views(video, PLAIN | {"frames": taken})(batch, Draws(0, 0, rows), video)
+    assert made.shape == (rows, 2, taken, 3, 16, 16)
+    seen = (made[:, :, :, 0, 0, 0] * 255 / 20).round().long()
+    start = seen[:, :, 0]
+    assert (seen - start[:, :, None] == torch.arange(taken)).all()
+    places = frames - taken + 1
+    # CVRL's distances: of M + 1 places, d apart in (M + 1 - d) of the ways either way, the farther the more seldom.
+    apart = (start[:, 0] - start[:, 1]).abs().bincount(minlength=places) / rows
+    expected = torch.tensor([places, *(2 * (places - d) for d in range(1, places))]) / places**2
+    assert (apart - expected).abs().max() < 4 * (0.25 / rows) ** 0.5
+    with pytest.raises(RecipeError, match="13 frames are more than a row's 12"):
+        Views(video, {"frames": 13})(batch, Draws(0, 0, rows), video)
+    with pytest.raises(RecipeError, match="frames are of clips"):
+        Views(tiny_encoders()["image"], {"frames": 4})
+
+
 @pytest.mark.parametrize("name", ["image", "audio"])
 def test_all_views_go_through_the_encoder_in_one_pass(name):
     encoder = tiny_encoders()[name]

@@ -4,7 +4,8 @@ Grill et al. 2020, "Bootstrap your own latent: A new approach to self-supervised
 of two views, a predictor on top of the online network answers with the target network's projection of the other view.
 The target follows the online network as a moving average; there are no negatives. For sounds this is BYOL-A (Niizumi et
 al. 2021, arXiv 2103.06695) but for its views: two windows of one recording in place of one, and `mix: 0.4` for other
-recordings in the background, see `AudioView`.
+recordings in the background, see `AudioView`. Two moments of one clip, `views: {frames: 8}`, make it the BYOL of
+Feichtenhofer et al. 2021, arXiv 2104.14558.
 
 Known traps. Both directions count: the loss runs from 0 to 8, and 4 is that of orthogonal answers. The target has no
 predictor and no gradient; it runs in training mode and keeps BatchNorm statistics of its own, which would be stale were

@@ -3,7 +3,7 @@
 Chen, Kornblith, Norouzi & Hinton 2020, "A Simple Framework for Contrastive Learning of Visual Representations",
 arXiv 2002.05709. Two random views of each row are drawn together and those of all other rows pushed apart, over the
 whole global batch. Images are cropped, mirrored, recolored and blurred as in the paper, the frames of a clip all alike
-(CVRL, arXiv 2008.03800, takes two moments besides); sounds give two windows of one
+and, with `views: {frames: 16}`, from two moments of it (CVRL, arXiv 2008.03800); sounds give two windows of one
 recording, as in COLA and BYOL-A.
 
 The projection is that of the published code, Linear, BatchNorm, ReLU, Linear, BatchNorm (the last one without shift),
