@@ -44,11 +44,30 @@ def test_a_clip_is_every_pth_frame_from_its_start_on_and_never_goes_round():
 
 def test_where_a_clip_begins_says_nothing_of_its_pace():
     rows = 30_000
-    inputs = task().transform(numbered(rows), Draws(0, 0, rows))
+    inputs = task(equal_span=False).transform(numbered(rows), Draws(0, 0, rows))
     places = FRAMES - 13 + 1  # all where the quickest has room
     assert set(inputs["start"].tolist()) == set(range(places))
     table = torch.bincount(inputs["start"] * 4 + inputs["pace"], minlength=places * 4).view(places, 4)
     assert stats.chisquare(table.flatten().numpy()).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("frames", [13, FRAMES])
+def test_all_paces_see_the_same_span(frames):
+    """Early and late moments alike, where without an equal span the slow ones never see the late ones."""
+    rows = 8_000
+    table, apart = {}, {}
+    for equal in (True, False):
+        inputs = task(equal_span=equal).transform(numbered(rows, frames), Draws(0, 0, rows))
+        seen, pace = moments(inputs), inputs["pace"]
+        assert torch.equal(seen.diff(dim=1), (pace + 1)[:, None].expand(-1, 3))
+        assert inputs["valid"].all()
+        table[equal] = torch.stack([seen[pace == k].flatten().bincount(minlength=frames) for k in range(4)])
+        center = seen.double().mean(1)
+        apart[equal] = [abs(center[pace == k].mean() - (frames - 1) / 2) for k in range(4)]
+    early_and_late = table[True][:, [0, -1]]
+    assert (early_and_late > 0).all()
+    assert (table[False][0, -3:] == 0).all()
+    assert max(apart[True]) < 0.25 < max(apart[False])
 
 
 def test_frozen_clips_are_equal_at_all_paces_and_no_frame_is_shown_twice():
@@ -61,7 +80,7 @@ def test_frozen_clips_are_equal_at_all_paces_and_no_frame_is_shown_twice():
     slow = [task(paces=paces).transform({"video": still}, Draws(0, 0, rows))["video"] for paces in (2, 4)]
     assert torch.equal(*slow)
     # Frames moved to the places that another pace reads: the same input under another label.
-    built, noise = task(), tiny_batch(rows, frames=13)["video"]
+    built, noise = task(equal_span=False), tiny_batch(rows, frames=13)["video"]
     inputs = built.transform({"video": noise}, Draws(0, 0, rows))
     moved = noise.clone()
     for row, pace in enumerate(inputs["pace"].tolist()):
@@ -79,7 +98,7 @@ def test_a_row_that_ends_in_a_still_counts_where_there_is_room_before_it():
     inputs = built.transform(batch, Draws(0, 0, 6))
     assert inputs["valid"].tolist() == [True, False, True, True, True, True]
     assert inputs["valid_rows"] == 5
-    assert inputs["start"][0] == 0
+    assert moments(inputs)[0].max() <= 12
     logits = torch.randn(6, 4)
     wrong = logits.clone()
     wrong[1] += 50 * torch.arange(4)
@@ -101,7 +120,7 @@ def test_a_clip_has_one_crop_and_each_frame_its_own_colors():
     assert ((clip[:, 0] == clip[:, 1]).flatten(1).all(1) == (plain[:, 0] & plain[:, 1])).all()
     # As an image's: brightness alone, by numbers that are known.
     draws = Draws(0, 0, rows)
-    draws.uniform(), draws.integers(4)
+    draws.uniform(), draws.integers(4), draws.uniform()
     factors, order = draws.uniform(4, 4), draws.uniform(4, 4).argsort(-1)
     low, width = torch.tensor([0.2, 0.2, 0.2, -0.2]), torch.tensor([1.6, 1.6, 1.6, 0.4])
     expected = color_jitter((still[:, 2] / 255).contiguous(), factors[:, 2] * width + low, order[:, 2])
