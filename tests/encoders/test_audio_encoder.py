@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torchaudio
@@ -18,6 +19,37 @@ def sound(samples=8000, rows=2):
 def vit(**kwargs):
     torch.manual_seed(0)
     return create("timm/vit_tiny_patch16_224", "audio", **VIT | kwargs).double().eval()
+
+
+def melspectrogram(sounds, rate, n_fft, hop, mels, low, high):
+    """Written out, as librosa's `melspectrogram(htk=True, norm=None, pad_mode="reflect")` of power is documented.
+
+    O'Shaughnessy's mels, 2595 log10(1 + f / 700); triangles in Hz between neighbors that are evenly spaced in mels; a
+    periodic Hann window; frames around every hop-th sample; (B, S) -> (B, M, T) in double precision.
+    """
+    edges = 700 * (10 ** (np.linspace(*(2595 * np.log10(1 + np.array([low, high]) / 700)), mels + 2) / 2595) - 1)
+    frequency = np.arange(n_fft // 2 + 1) * rate / n_fft
+    bank = np.zeros((mels, len(frequency)))
+    for band, (left, middle, right) in enumerate(zip(edges, edges[1:], edges[2:], strict=False)):
+        for k, f in enumerate(frequency):
+            bank[band, k] = max(0.0, min((f - left) / (middle - left), (right - f) / (right - middle)))
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)
+    padded = np.pad(sounds, ((0, 0), (n_fft // 2, n_fft // 2)), mode="reflect")
+    starts = range(0, padded.shape[1] - n_fft + 1, hop)
+    power = np.stack([np.abs(np.fft.rfft(window * padded[:, t : t + n_fft])) ** 2 for t in starts], axis=2)
+    return bank @ power
+
+
+@pytest.mark.parametrize("settings", [(8000, 256, 80, 32, 50.0, 3500.0), (16000, 400, 160, 40, 0.0, 8000.0)])
+def test_spectrogram_is_the_one_written_out(settings):
+    rate, n_fft, hop, mels, low, high = settings
+    encoder = create(
+        "timm/test_resnet", "audio", rate=rate, n_fft=n_fft, hop=hop, mels=mels, f_min=low, f_max=high, mean=0, std=1
+    ).double()
+    heard = sound(2000).double() + torch.linspace(0, 1, 2000)  # one that does not end where it began
+    expected = np.log(melspectrogram(heard.numpy(), *settings) + 1e-6)
+    # The filter bank was rounded to single precision before it became double.
+    torch.testing.assert_close(encoder.spectrogram(heard), torch.from_numpy(expected), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.long
