@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import collections
 import errno
+import faulthandler
 import json
 import os
 import random
@@ -82,7 +83,7 @@ class Fate(NamedTuple):
 
 def start(run: Run, tree: Path, out: Path, fate: Fate, mark: str) -> list[subprocess.Popen[bytes] | int]:
     """Start it and wait until it was killed or has ended; True where it ended well."""
-    environment = {**os.environ, MARK: mark}
+    environment = {**os.environ, MARK: mark, "PYTHONFAULTHANDLER": "1"}
     if run.real:
         command = [sys.executable, "-m"]
         if run.processes > 1:
@@ -105,6 +106,7 @@ def fork(run: Run, rank: int, port: int, tree: Path, out: Path, fate: Fate, mark
         log = os.open(out.parent / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        faulthandler.enable()
         os.environ[MARK] = mark
         sys.modules["__main__"] = ModuleType("__main__")  # else each worker imports this file
         if run.processes > 1:
@@ -198,15 +200,20 @@ def see_through(run: Run, begun: list[Any], fate: Fate, out: Path) -> tuple[bool
             asked = now  # a launcher ends the others
             for pid in pending:
                 os.kill(pid, signal.SIGTERM)
-        late = late or now > END
-        if (asked is not None and now > asked + 20) or late:
+        if now > END and not late:
+            late = True
+            for pid in pending:  # says where it is, and ends
+                os.kill(pid, signal.SIGABRT)
+            time.sleep(1)
+        elif (asked is not None and now > asked + 20) or late:
             for pid in pending:
                 os.kill(pid, signal.SIGKILL)
     if run.real:
         for one in begun:
             one.returncode = statuses[one.pid]
     if late:
-        raise RuntimeError(f"{run}: not ended after {END:g} seconds: it hangs, or the machine is busy")
+        where = (out.parent / "log").read_text("utf-8")[-6000:]
+        raise RuntimeError(f"{run}: not ended after {END:g} seconds: it hangs, or the machine is busy\n{where}")
     said = statuses and fate.room is not None and SAID in statuses.values()
     died = killed or said or -signal.SIGKILL in statuses.values()
     if not died and any(statuses.values()):
