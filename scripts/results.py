@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ SEEDS = {
     "contrastive_audio_video_skirmish": (0, 1, 2),
 }
 CLIPS = {"train": 400, "test": 150}
+# What is taken away from clips. Silence is the last bit of 16, as noise: tasks leave out rows whose sounds are equal.
+EDITS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "": lambda batch: {},
+    "frozen frame": lambda batch: {"video": batch["video"][:, :1].expand_as(batch["video"])},
+    "another clip's picture": lambda batch: {"video": batch["video"].roll(1, dims=0)},
+    "silence": lambda batch: {"audio": batch["audio"].new_empty(batch["audio"].shape).normal_() / 2**15},
+    "untrained network": lambda batch: {},
+}
 # Labels a class that a probe of clothes learns from, and how many lists of them: the same for every recipe and seed.
 SHOTS, LISTS = (10, 100), 3
 
@@ -128,35 +137,43 @@ def retrieval(run: Any, sides: tuple[str, str]) -> dict[str, float]:
 
 def alignment(run: Any) -> dict[str, float]:
     """Right answers on unseen clips read back from mp4; without motion, of another clip, without sound, untrained."""
-    import torch
-
     from mmssl.audit.shortcuts import accuracy_of
     from mmssl.build import build
     from mmssl.data.loader import read
-    from mmssl.ops.draws import Draws
 
     batches = list(read(run.recipe.data.model_copy(update={"split": "test"}), run.objective.needs, batch_size=16))
     metric, chance = accuracy_of(run.objective)
     asked = "pair ranking" if metric == "ranking" else "right offset"
-    edits = {
-        asked: lambda batch: {},
-        f"{asked}, frozen frame": lambda batch: {"video": batch["video"][:, :1].expand_as(batch["video"])},
-        f"{asked}, another clip's picture": lambda batch: {"video": batch["video"].roll(1, dims=0)},
-        f"{asked}, silence": lambda batch: {"audio": torch.zeros_like(batch["audio"])},
-        f"{asked}, untrained network": lambda batch: {},
-    }
-    untrained = build(run.recipe)[0].eval()
+    found = answers(run.objective, build(run.recipe)[0].eval(), batches, metric)
+    named = {f"{asked}, {edit}" if edit else asked: right for edit, right in found.items()}
+    return {key: value for name, right in named.items() for key, value in ((name, right), (f"{name} chance", chance))}
+
+
+def answers(task: Any, untrained: Any, batches: list[dict[str, Any]], metric: str, draws: int = 1) -> dict[str, float]:
+    """What is taken away, "" for nothing -> share of right answers about clips; of both tasks in their present mode.
+
+    Args:
+        task: that learned.
+        untrained: the same before its first step.
+        batches: of clips that were not trained on.
+        metric: entry of the losses that counts right answers.
+        draws: how often each clip is asked about, with other windows.
+    """
+    import torch
+
+    from mmssl.ops.draws import Draws
+
     numbers: dict[str, float] = {}
-    for name, edit in edits.items():
-        task = untrained if "untrained" in name else run.objective
+    for name, edit in EDITS.items():
+        asked = untrained if "untrained" in name else task
         right = rows = 0.0
-        for step, batch in enumerate(batches):
+        for step, batch in enumerate(batches * draws):
             with torch.no_grad():
-                inputs = task.transform({**batch, **edit(batch)}, Draws(0, step, len(batch["id"])))
-                losses = task.loss(task.predict(inputs), inputs)
+                inputs = asked.transform({**batch, **edit(batch)}, Draws(0, step, len(batch["id"])))
+                losses = asked.loss(asked.predict(inputs), inputs)
             right += losses[metric].item() * len(batch["id"])
             rows += len(batch["id"])
-        numbers |= {name: right / rows, f"{name} chance": chance}
+        numbers[name] = right / rows
     return numbers
 
 
