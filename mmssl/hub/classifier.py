@@ -229,14 +229,15 @@ def load_saved(folder: str | Path, *, trust: bool = False) -> Classifier | Dense
     """Read back what `save_classifier` wrote.
 
     Args:
-        folder: may be somebody else's; it is checked before anything is built from it. Or a name on the Hub.
+        folder: may be somebody else's; it is checked before anything is built from it. Or a name on the Hub, which may end
+            in `@` and a branch, a tag or a commit.
         trust: let it name an encoder of your own, whose code is then imported.
 
     Raises:
         RunError: for a folder that is missing, damaged or not allowed.
         RecipeError: for a key or a value that no classifier has.
     """
-    if not Path(folder).exists() and HUB_NAME.fullmatch(str(folder)):
+    if not Path(folder).exists() and HUB_NAME.fullmatch(str(folder).partition("@")[0]):
         folder = download(str(folder), needed=FILE)
     folder = Path(folder)
     where = folder / FILE

@@ -37,6 +37,7 @@ def _reason(error: BaseException, unreachable: type[BaseException], endpoint: st
         HFValidationError,
         LocalTokenNotFoundError,
         OfflineModeIsEnabled,
+        RevisionNotFoundError,
     )
 
     # The library wraps what happened in "not found in the cache" and "error while uploading".
@@ -44,6 +45,8 @@ def _reason(error: BaseException, unreachable: type[BaseException], endpoint: st
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
     for link in chain:
+        if isinstance(link, RevisionNotFoundError):
+            return "the repository has no such revision; name a branch, a tag or a commit after the @"
         if isinstance(link, HfHubHTTPError):
             status = link.response.status_code
             return WAYS_OUT.get(status, f"the Hub answered {status}: {link.server_message or _line(link)}")

@@ -18,7 +18,7 @@ def load(path: str | Path, *, trust: bool = False) -> Run:
     Weights come from model.safetensors alone; nothing is unpickled or executed.
 
     Args:
-        path: directory, or Hub id such as `user/model`.
+        path: directory, or name on the Hub such as `user/model`, or of one state of it: `user/model@COMMIT`.
         trust: let the folder name an objective outside the library, whose code is then imported. Wherever it came
             from: a folder does not say who wrote it.
 

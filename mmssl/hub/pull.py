@@ -49,12 +49,12 @@ WRITERS = {
 WAY_OUT = "load it with trust=True if you trust its author"
 
 
-def download(repo_id: str, revision: str | None = None, token: str | None = None, needed: str = "recipe.yaml") -> Path:
+def download(name: str, token: str | None = None, needed: str = "recipe.yaml") -> Path:
     """Fetch a published run or classifier into the Hub cache: what loading reads, and the pictures; nothing else.
 
     Args:
-        repo_id: `user/name`; the endpoint is that of `HF_ENDPOINT`.
-        revision: branch, tag or commit.
+        name: `user/name`, or `user/name@revision` with a branch, a tag or a commit: a commit is for good what it was.
+            The endpoint is that of `HF_ENDPOINT`.
         token: for private repositories; the stored one where left out.
         needed: the file that says what it is.
 
@@ -62,7 +62,7 @@ def download(repo_id: str, revision: str | None = None, token: str | None = None
         The local folder, not yet checked: see `check_folder`.
 
     Raises:
-        RunError: where there is no such repository, no access or no network.
+        RunError: where there is no such repository or revision, no access or no network.
     """
     from huggingface_hub import snapshot_download
 
@@ -75,10 +75,11 @@ def download(repo_id: str, revision: str | None = None, token: str | None = None
         "figures/*.png",
         *(f"tokenizers/*/{name}" for name in sorted(TOKENIZER_FILES)),
     ]
-    with explain(f"there is no folder '{repo_id}', and it cannot be downloaded from the Hub"):
-        folder = Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=wanted))
+    repo, _, revision = name.partition("@")
+    with explain(f"there is no folder '{name}', and it cannot be downloaded from the Hub"):
+        folder = Path(snapshot_download(repo, revision=revision or None, token=token, allow_patterns=wanted))
     if not (folder / needed).exists():
-        raise RunError(f"'{repo_id}' on the Hub is not an mmssl {KINDS[needed]}: it has no {needed}")
+        raise RunError(f"'{name}' on the Hub is not an mmssl {KINDS[needed]}: it has no {needed}")
     return folder
 
 

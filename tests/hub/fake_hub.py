@@ -15,6 +15,7 @@ class FakeHub:
 
     Attributes:
         repos: repository -> {path: content}.
+        versions: (repository, commit) -> what it held then.
         private: repositories that were made so.
         large: paths that went through git-lfs.
         log: (method, path) of every request.
@@ -23,6 +24,7 @@ class FakeHub:
 
     def __init__(self, token: str = "hf_right") -> None:
         self.repos: dict[str, dict[str, bytes]] = {}
+        self.versions: dict[tuple[str, str], dict[str, bytes]] = {}
         self.private: set[str] = set()
         self.large: set[str] = set()
         self.objects: dict[str, bytes] = {}
@@ -129,6 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
             for line in body.splitlines():
                 self._apply(repo, json.loads(line))
             commit = self.hub.commit_of(repo)
+            self.hub.versions[repo, commit] = dict(self.hub.repos[repo])
             return self._answer(
                 200, {"success": True, "commitOid": commit, "commitUrl": f"{self.hub.url}/{repo}/commit/{commit}"}
             )
@@ -169,6 +172,12 @@ class _Handler(BaseHTTPRequestHandler):
         if repo not in self.hub.repos:
             return self._answer(404, {"error": "Repository not found"}, missing, head)
         files, commit = self.hub.repos[repo], self.hub.commit_of(repo)
+        revision = parts[3] if len(parts) > 3 else "main"
+        if revision not in ("main", commit):
+            if (repo, revision) not in self.hub.versions:
+                lacks = {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"}
+                return self._answer(404, {"error": "Revision not found"}, lacks, head)
+            files, commit = self.hub.versions[repo, revision], revision
         if api and (len(parts) == 2 or parts[2] == "revision"):
             listing = [{"rfilename": name} for name in files]
             return self._answer(200, {"id": repo, "sha": commit, "siblings": listing}, head=head)

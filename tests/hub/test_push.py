@@ -182,6 +182,7 @@ said = {
     "bare": fails(push, run, "pairs", token="hf_right"),
     "names": fails(mmssl.load, "me/names"),
     "objective": fails(mmssl.load, "me/objective"),
+    "revision": fails(mmssl.load, "me/other@v9"),
     "classifier": fails(load_classifier, "me/other"),
 }
 push_classifier(sys.argv[2], "me/shapes", token="hf_right")
@@ -190,7 +191,14 @@ first = push(run, "me/pairs", token="hf_right")
 again = mmssl.load("me/pairs")
 equal = all(torch.equal(v, again.objective.state_dict()[k]) for k, v in run.objective.state_dict().items())
 second = push(again, "me/fresh", token="hf_right", private=True)
-print(json.dumps({"said": said, "equal": equal, "names": names, "addresses": [first, second], "step": again.step}))
+pinned = f"me/pairs@{again.directory.name}"
+records = run.directory / "metrics.jsonl"
+kept = records.read_text()
+print('{"step": 1}', file=records.open("w"), flush=True)
+push(mmssl.load(sys.argv[1]), "me/pairs", token="hf_right")
+records.write_text(kept)
+steps = [again.step, mmssl.load("me/pairs").step, mmssl.load(pinned).step]
+print(json.dumps({"said": said, "equal": equal, "names": names, "addresses": [first, second], "steps": steps}))
 """
 
 
@@ -241,7 +249,7 @@ def test_pushed_over_http(run, talk) -> None:
 def test_loaded_over_http(run, talk) -> None:
     hub, told, _ = talk
     assert told["equal"]
-    assert told["step"] == run.step
+    assert told["steps"] == [run.step, 1, run.step]  # as it was first, as it is now, and as it was by its commit
     assert told["names"] == ["dark", "light"]
     got = {
         path.partition("/resolve/")[2].partition("/")[2] for _, path in hub.log if path.startswith("/me/pairs/resolve")
@@ -257,6 +265,7 @@ def test_loaded_over_http(run, talk) -> None:
         ("stranger", "your token may not do this"),
         ("absent", "no such repository"),
         ("other", "is not an mmssl run: it has no recipe.yaml"),
+        ("revision", "has no such revision"),
         ("bare", "expected user/name"),
         ("classifier", "is not an mmssl classifier: it has no classifier.json"),
         ("objective", "objective 'os.path' is not part of mmssl"),
