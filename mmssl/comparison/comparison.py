@@ -109,7 +109,7 @@ class Comparison(Measured):
         labeled = bool(self.measures)
         titles = [measure.title for measure in LABEL_FREE]
         head += ["over untrained"] * labeled + [*titles, "samples", "minutes", "GiB", "learning rate"]
-        head += ["pretext task", "audit"]
+        head += ["pretext task", *["audit"] * self.plan.audit]
         baselines = [line for line in self.plan.lines if line in self.cells and line not in self.ranked]
         lines = []
         for line in (*self.ranked, *baselines):
@@ -132,7 +132,7 @@ class Comparison(Measured):
             row.append(_mean([cells[0].get("lr")], "{:.2g}"))
             words = [verdict["outcome"] for cell in cells for verdict in cell.get("verdict", [])]
             row.append(" / ".join(dict.fromkeys(words)))
-            row.append(self.audits.get(line, {}).get("verdict", ""))
+            row += [self.audits.get(line, {}).get("verdict", "")] * self.plan.audit
             lines.append(row)
         if labeled:
             lines.append(

@@ -39,6 +39,8 @@ def notes_of(found: Measured) -> list[str]:
         notes += sorted({warning for cell in cells for warning in cell.get("warnings", [])})
     notes += _notes_without_labels(found)
     notes += [f"audit: {audit['sentence']}" for audit in found.audits.values() if audit["verdict"] != GRADIENTS]
+    if not plan.audit:
+        notes.append("no task was audited: mmssl audit RUN asks whether one is answered where there is nothing to see")
     if plan.tasks:
         notes.append(
             f"{plan.batch} encoder samples a step: rows through the trained encoder, by floating-point operations"

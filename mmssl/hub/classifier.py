@@ -229,8 +229,8 @@ def load_saved(folder: str | Path, *, trust: bool = False) -> Classifier | Dense
     """Read back what `save_classifier` wrote.
 
     Args:
-        folder: may be somebody else's; it is checked before anything is built from it. Or a name on the Hub, which may end
-            in `@` and a branch, a tag or a commit.
+        folder: may be somebody else's; it is checked before anything is built from it. Or a name on the Hub, which may
+            end in `@` and a branch, a tag or a commit.
         trust: let it name an encoder of your own, whose code is then imported.
 
     Raises:

@@ -198,6 +198,8 @@ def test_a_comparison_that_was_cut_short_ends_in_the_same_table(compared):
 
 def test_what_needs_no_labels_stands_next_to_what_does(compared):
     head, lines = compared.table()
+    assert "audit" not in head  # nor is it read as one that found nothing
+    assert any(note.startswith("no task was audited") for note in compared.notes())
     places = [[line[head.index(name)] for line in lines[:2]] for name in ("RankMe", "LiDAR", "alpha-ReQ")]
     assert all(sorted(cell.split()[1] for cell in cells) == ["(1)", "(2)"] for cells in places)
     raw = next(line for line in lines if line[0] == "raw input")
