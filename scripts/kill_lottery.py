@@ -369,14 +369,9 @@ def main() -> int:
                 kills += died
                 tally["kills"] += died
                 tally["inside a save"] += died and len(list(out.glob("state/.writing_*"))) > saving
-                for what, has in {
-                    "workers": run.workers,
-                    "two": run.processes - 1,
-                    "sharded": run.sharded,
-                    "real": run.real,
-                    "broken": run.source != "toy",
-                    "stream": run.source == "stream",
-                }.items():
+                two, broken, stream = run.processes - 1, run.source != "toy", run.source == "stream"
+                kinds = {"workers": run.workers, "two": two, "sharded": run.sharded, "real": run.real}
+                for what, has in (kinds | {"broken": broken, "stream": stream}).items():
                     tally[what] += bool(died and has)
             else:
                 wrong += [f"{run}, after {kills} kills: {one}" for one in differences(right, traces(out))]
