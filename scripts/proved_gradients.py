@@ -4,7 +4,7 @@
 
 Each number is the largest error of any parameter's gradient, relative to that parameter's largest gradient, against one
 process with the whole batch at once: 16 rows of tests/objectives/test_objective_gradients.py, whose cases and processes
-these are. A new case of a task named in TASKS is a new line here.
+these are. A new case of a task of pairs is a new line here.
 
 In the same run open_clip's loss takes the place of ours, on the same networks and rows, with the steps of its training
 script: cached features for `--accum-freq`, one backward pass a micro-batch, DistributedDataParallel. There a number is
@@ -37,8 +37,16 @@ from tables import write_tables  # noqa: E402
 from mmssl.batch import Batch, split_rows  # noqa: E402
 from mmssl.objectives import Objective  # noqa: E402
 from mmssl.ops.draws import Draws  # noqa: E402
+from mmssl.registry import components, find  # noqa: E402
 
-TASKS = ("contrastive", "matching", "captioning", "masked_pair")
+FAMILY = "correspondence"
+
+OTHERS = ("captioning", "masked_pair", "audio_visual_autoencoder")
+TASKS = (
+    *(name for name in components("objective") if find("objective", name).__module__.split(".")[-2] == FAMILY),
+    *OTHERS,
+)
+"""The family of pairs, and those of another that read pairs as well."""
 LAYOUTS = [(1, 1), (1, 4), (2, 1), (2, 4), (4, 1), (4, 4)]  # processes, micro-batches of each
 CHUNKED = "_chunked"
 # The case that a loss of open_clip is compared with, and its flags; the first ones are the defaults.
