@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from mmssl.build import build_objective
 from mmssl.data.loader import Loader
 from mmssl.encoders.text import tokenizers_of
@@ -19,6 +17,7 @@ from mmssl.hub.pull import RECORDS, check_files, check_records, read_recipe
 from mmssl.media.text import Tokenizer
 from mmssl.objectives.base import Objective
 from mmssl.recipe import Recipe
+from mmssl.report.page import read_figure
 from mmssl.run_directory import machines_of
 from mmssl.runs import DATA, check_data
 from mmssl.schema import parse_json
@@ -218,13 +217,8 @@ class _Folder:
             raise RunError(f"{report} is missing; --resume writes it anew")
         if not report.read_bytes().rstrip().endswith(b"</html>"):
             raise RunError(f"{report} is damaged: it has no end; remove it, and --resume writes it anew")
-        for path in (figures / name for name in FIGURES):
-            try:
-                with Image.open(path) as picture:
-                    picture.load()
-            except OSError as error:
-                what = f"damaged ({error})" if path.exists() else "missing"
-                raise RunError(f"{path} is {what}; remove report.html, and --resume draws all anew") from error
+        for name in FIGURES:
+            read_figure(figures / name)
         return "report.html and figures"
 
     def disk(self) -> str:

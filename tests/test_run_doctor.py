@@ -54,6 +54,11 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
 
 
+def overwrite(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:60] + bytes(20) + content[80:])
+
+
 def test_a_finished_run_is_whole(run: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     report, whole = examine_run(run)
@@ -108,6 +113,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "damaged rows": (lambda run: (run / "errors.jsonl").write_bytes(b"\xff"), "errors.jsonl is damaged: .* drops such"),
     "an empty report": (lambda run: (run / "report.html").write_text(""), "report.html is damaged: it has no end"),
     "a cut figure": (lambda run: cut(run / "figures" / "history.png"), r"history.png is damaged \(.*; remove report"),
+    "a figure with other bytes": (
+        lambda run: overwrite(run / "figures" / "preview.png"),
+        r"preview.png is damaged \(.*; remove report",
+    ),
     "no report": (lambda run: (run / "report.html").unlink(), "report.html is missing; --resume writes it anew"),
     "no figure": (lambda run: (run / "figures" / "history.png").unlink(), "remove report.html, and --resume draws"),
     "another recipe": (

@@ -16,7 +16,8 @@ from PIL import Image
 from mmssl.adaptation.table import Table
 from mmssl.atomic import write_text
 from mmssl.audit.verdict import closing_lines
-from mmssl.errors import without_passwords
+from mmssl.errors import RunError, without_passwords
+from mmssl.media.cell import sentence
 from mmssl.registry import components
 from mmssl.report.figures import DPI
 from mmssl.training.monitors import MONITOR, SAME_ROWS
@@ -93,10 +94,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "memory": last.get("peak_memory_gib"),
         "probes": [_probe(tree) for tree in run.probes],
         "errors": _count_lines(run.directory / "errors.jsonl"),
-        "figures": [
-            {"name": path.stem, "data": base64.b64encode(path.read_bytes()).decode(), "width": _width(path)}
-            for path in sorted((run.directory / "figures").glob("*.png"))
-        ],
+        "figures": [_figure(path) for path in sorted((run.directory / "figures").glob("*.png"))],
         "recipe": run.recipe.dump(),
         "directory": str(run.directory),
     }
@@ -111,10 +109,29 @@ def _monitors(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[dict[st
     ]
 
 
-def _width(path: Path) -> int:
-    """At which the letters of a figure have the size of the page's."""
-    with Image.open(path) as picture:
-        return round(picture.width * 96 / DPI)
+def read_figure(path: Path) -> tuple[bytes, int]:
+    """A figure's file, and the width at which its letters have the size of the page's.
+
+    Raises:
+        RunError: where it is missing or damaged.
+    """
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            picture.load()
+            return content, round(picture.width * 96 / DPI)
+    except Exception as error:  # Pillow's decoders raise anything on damaged bytes.
+        what = f"damaged ({sentence(error)})" if path.exists() else "missing"
+        raise RunError(f"{path} is {what}; remove report.html, and --resume draws all anew") from error
+
+
+def _figure(path: Path) -> dict[str, Any]:
+    """What the page shows of it, or why it does not."""
+    try:
+        content, width = read_figure(path)
+    except RunError as error:
+        return {"name": path.stem, "problem": str(error)}
+    return {"name": path.stem, "data": base64.b64encode(content).decode(), "width": width}
 
 
 def _probe(tree: Mapping[str, Any]) -> dict[str, Any]:

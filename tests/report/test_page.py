@@ -141,6 +141,24 @@ def test_it_does_without_what_a_run_lacks(tmp_path, changes):
     assert "</html>" in write_report(made(tmp_path, **changes)).read_text(encoding="utf-8")
 
 
+def test_a_damaged_figure_is_left_out_and_named(tmp_path):
+    run = made(tmp_path)
+    whole = (tmp_path / "figures" / "history.png").read_bytes()
+    flaws = {
+        "no picture": b"text",
+        "cut": whole[:-100],
+        "overwritten": whole[:60] + bytes(20) + whole[80:],
+        "none": b"",
+    }
+    for name, content in flaws.items():
+        (tmp_path / "figures" / f"{name}.png").write_bytes(content)
+    (tmp_path / "figures" / "folder.png").mkdir()
+    page = write_report(run).read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 2
+    for name in (*flaws, "folder"):
+        assert re.search(rf"Left out: \S*figures/{name}\.png is damaged \(.+\); remove report.html, and --resume", page)
+
+
 @pytest.mark.long
 def test_it_replaces_an_older_report_whole(tmp_path):
     (tmp_path / "report.html").write_text("from before")
