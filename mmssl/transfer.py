@@ -14,10 +14,8 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from mmssl.adaptation.cache import FeatureCache
 from mmssl.adaptation.probes import make_probe
-from mmssl.adaptation.probes._dense import DenseLearner, TrainedPlaces
-from mmssl.adaptation.probes._unfinished import Unfinished
+from mmssl.adaptation.probes._unfinished import ResumableLearner, Trained, Unfinished
 from mmssl.adaptation.probes.base import Answers
-from mmssl.adaptation.probes.finetune import Finetune, Trained
 from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.rows import Labeled, are_batches, where
 from mmssl.adaptation.table import PRETRAINED, Table
@@ -73,9 +71,10 @@ def adapt(
 
     The table of a run is written into it (probes.json, and the report where there is one).
 
-    Where `finetune` was killed, the same call goes on from its last checkpoint and ends in the same bits; checkpoints
-    are in the run's directory, or next to `save`, until the table is there. On several processes (torchrun) each learns
-    from its part of every batch, and one of them writes.
+    Where `finetune`, `segmentation` or `detection` was killed, the same call goes on from its last checkpoint and ends
+    in the same bits; trainings that ended are not made again. Checkpoints are in the run's directory, or next to
+    `save`, until the table is there. On several processes (torchrun) each learns from its part of every batch, and one
+    of them writes.
 
     Args:
         model: a run, its directory, its name on the Hub, an encoder, or a task.
@@ -127,9 +126,9 @@ def adapt(
     if "LOCAL_RANK" in os.environ:
         start_processes()  # before the device is asked for
     asked = make_probe(probe, options)
-    trained: list[Trained | TrainedPlaces] = []
+    trained: list[Trained] = []
     if save is not None:
-        if not isinstance(asked, Finetune | DenseLearner):
+        if not isinstance(asked, ResumableLearner):
             raise RecipeError(f"save keeps what finetune, segmentation and detection trained, and not {probe}")
         if data is None and are_batches(train):
             raise RecipeError(UNDECODED)
@@ -145,7 +144,7 @@ def adapt(
         folder = Path(cache) if cache else None
 
     def keep(answers: Answers) -> None:
-        made = asked.trained if isinstance(asked, Finetune | DenseLearner) else None
+        made = asked.trained if isinstance(asked, ResumableLearner) else None
         if made and answers.encoder == PRETRAINED and not trained:
             trained.append(made)
 
@@ -170,13 +169,15 @@ def adapt(
     )
     place = run.directory / UNFINISHED if run else _next_to(save)
     kept_in = Path() if place is None else place.parent
-    if isinstance(asked, Finetune) and place is not None:
+    resumes = isinstance(asked, ResumableLearner) and place is not None
+    again = "goes on from the last checkpoint" if resumes else "begins anew"
+    if isinstance(asked, ResumableLearner) and place is not None:
         asked.unfinished = Unfinished(place)
     with repeated(), ending_together(), _alone(save), writing(kept_in, "save elsewhere"):
         try:
             table = asked.score(Model.of(model, encoder), request)
         except Interrupted as stopped:
-            raise Interrupted("stopped; the same call, made again, goes on from the last checkpoint") from stopped
+            raise Interrupted(f"stopped; the same call, made again, {again}") from stopped
         if isinstance(model, Run) and table.test in {where(data) for data in model.recipe.sources().values()}:
             seen = "the run was trained on these rows, so that they say nothing of new ones; give test rows (--test)"
             table = replace(table, warnings=(*table.warnings, seen))
@@ -187,7 +188,7 @@ def adapt(
                     write_report(run)
             if save is not None:
                 save_classifier(save, trained[0], table, data)
-            if isinstance(asked, Finetune) and asked.unfinished is not None:
+            if isinstance(asked, ResumableLearner) and asked.unfinished is not None:
                 asked.unfinished.clear()
     wait_for_everyone()
     return table

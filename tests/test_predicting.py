@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import r2_score
 
 import mmssl
-from mmssl.adaptation.probes.finetune import Trained
+from mmssl.adaptation.probes._unfinished import Trained
 from mmssl.errors import DataError, MmsslError, RecipeError, RunError
 from mmssl.hub import load_classifier
 from mmssl.hub.classifier import save_classifier

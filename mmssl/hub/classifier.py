@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmssl.adaptation.features import inputs_of
-from mmssl.adaptation.probes._dense import Built, DenseTask, TrainedPlaces
+from mmssl.adaptation.probes._dense import Built, DenseTask
+from mmssl.adaptation.probes._unfinished import Trained
 from mmssl.adaptation.probes.detection import Detecting
-from mmssl.adaptation.probes.finetune import Supervised, Trained
+from mmssl.adaptation.probes.finetune import Supervised
 from mmssl.adaptation.probes.segmentation import Pixels
 from mmssl.adaptation.rows import SourceSplit
 from mmssl.adaptation.table import Table
@@ -40,6 +41,7 @@ from mmssl.hub.pull import WEIGHTS, check_arguments, check_files, download
 from mmssl.hub.scores import HUB_NAME
 from mmssl.media.text import Tokenizer
 from mmssl.modules.mode import evaluating
+from mmssl.objectives.base import Objective
 from mmssl.recipe import Data
 from mmssl.registry import components, find
 from mmssl.schema import Section
@@ -157,9 +159,7 @@ def check_room(folder: str | Path) -> None:
         raise RunError(f"{folder} is there already; name another folder for the classifier, or remove it")
 
 
-def save_classifier(
-    folder: str | Path, trained: Trained | TrainedPlaces, table: Table, decoding: Data | None = None
-) -> Path:
+def save_classifier(folder: str | Path, trained: Trained, table: Table, decoding: Data | None = None) -> Path:
     """Write a folder that `load_saved` reads, whole or not at all.
 
     Args:
@@ -207,11 +207,12 @@ def save_classifier(
     return fill(Path(folder), write, (), heading_of(tree))
 
 
-def _parts(objective: Supervised | DenseTask) -> tuple[Encoder, dict[str, Any], tuple[Any, ...]]:
+def _parts(objective: Objective) -> tuple[Encoder, dict[str, Any], tuple[Any, ...]]:
     """The encoder, what classifier.json says of the rest, and the names of classes."""
     if isinstance(objective, DenseTask):
-        assert objective.reads is not None  # as `TrainedPlaces` holds it
+        assert objective.reads is not None  # as `Trained` holds it
         return objective.reads, {"head": objective.built.model_dump(mode="json")}, objective.built.names
+    assert isinstance(objective, Supervised)  # nothing else is trained to be saved
     (encoder,) = objective.exported.values()
     target = objective.target
     return encoder, {"target": {"name": target.name, **target.arguments}}, target.names

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 import mmssl
-from mmssl.adaptation.probes.finetune import Supervised, Trained
+from mmssl.adaptation.probes._unfinished import Trained
+from mmssl.adaptation.probes.finetune import Supervised
 from mmssl.adaptation.table import Table
 from mmssl.adaptation.targets.classes import Classes
 from mmssl.build import build_objective

@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from mmssl.adaptation.labeled import Question
 from mmssl.adaptation.maps import MapRows, read_maps
+from mmssl.adaptation.probes import _trained
 from mmssl.adaptation.probes._layers import scale_by_depth
-from mmssl.adaptation.probes.base import Learner, Setting
+from mmssl.adaptation.probes._unfinished import WHOLE, ResumableLearner
+from mmssl.adaptation.probes.base import RawRows, Setting
 from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.rows import Split
 from mmssl.batch import Batch
@@ -89,19 +91,10 @@ class DenseTask(Objective):
         raise TypeError(f"{type(self).__name__} answers nothing")
 
 
-class TrainedPlaces(NamedTuple):
-    """What one training made.
-
-    Attributes:
-        objective: encoder and head.
-        split: where its rows were.
-    """
-
-    objective: DenseTask
-    split: Split
+T = TypeVar("T", bound=DenseTask)
 
 
-class DenseLearner(Learner[MapRows]):
+class DenseLearner(ResumableLearner[MapRows]):
     """Learns a head on maps of a frozen encoder, or of a copy that is trained along.
 
     Args:
@@ -117,14 +110,10 @@ class DenseLearner(Learner[MapRows]):
     Attributes:
         keeps: whether maps of a frozen encoder are kept where they fit; else rows are pictures.
         finest: least distance of places, in pixels, of depths that are not named.
-        trained: what `predict` trained last with one setting.
     """
 
-    frozen: ClassVar[bool] = False
-    trains: ClassVar[bool] = True
     keeps: ClassVar[bool] = True
     finest: ClassVar[float] = 0.0
-    trained: TrainedPlaces | None = None
 
     def __init__(
         self,
@@ -168,6 +157,43 @@ class DenseLearner(Learner[MapRows]):
         if self.tune:
             scale_by_depth(own, setting["decay"])
         return own
+
+    def learn(
+        self,
+        built: Built,
+        untrained: Callable[[], T],
+        rows: RawRows,
+        labels: LabelsOf,
+        test: RawRows,
+        answers: Callable[[T], Tensor],
+        setting: Setting,
+        seed: int,
+        *,
+        last: bool,
+    ) -> tuple[T | None, Tensor]:
+        """One training on all of `rows`; see `ResumableLearner.finish`.
+
+        Args:
+            built: what builds the network.
+            untrained: the network, with random weights, on its device.
+            rows: N of them.
+            labels: of them.
+            test: that are answered for.
+            answers: of a network, for them.
+            setting: learning rate and, of a tuned encoder, decay.
+            seed: of the head, of the order and of every draw.
+            last: whether the network is asked for.
+        """
+        network = built.model_dump(mode="json")
+        place = self.place(rows, labels, test, seed, network, self.tune, dict(setting), self.options)
+
+        def train() -> T:
+            objective = untrained()
+            directory = None if place is None else place.part(WHOLE)
+            _trained.train(objective, rows, labels, lr=setting["lr"], seed=seed, directory=directory, **self.options)
+            return objective
+
+        return self.finish(place, train, untrained, answers, last=last)
 
     def _read(
         self, encoders: Sequence[Encoder], split: Split, ids: Tensor, request: Request

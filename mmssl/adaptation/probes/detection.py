@@ -6,6 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,8 +16,8 @@ from mmssl.adaptation.average_precision import need_evaluation
 from mmssl.adaptation.features import inputs_of
 from mmssl.adaptation.labeled import Question
 from mmssl.adaptation.maps import MapRows, maps_of
-from mmssl.adaptation.probes import _trained
-from mmssl.adaptation.probes._dense import Built, DenseLearner, DenseTask, LabelsOf, TrainedPlaces
+from mmssl.adaptation.probes._dense import Built, DenseLearner, DenseTask, LabelsOf
+from mmssl.adaptation.probes._unfinished import Trained
 from mmssl.adaptation.probes.base import RawRows, Setting
 from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.targets.boxes import Boxes
@@ -199,19 +200,29 @@ class Detection(DenseLearner):
         seen, unseen = (RawRows(rows.encoder, rows.split, rows.ids) for rows in (train, test))
         key, _ = inputs_of(train.encoder)
         (first,) = seen.read([torch.arange(1)])
-        device = next(train.encoder.parameters()).device
         with evaluating(train.encoder), torch.no_grad():
             built = self._built(maps_of(train.encoder, first, train.depths), target.names, first[key].shape[-1])
         for setting in settings:
-            encoder = self.copy_of(train.encoder, setting)
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
-                objective = built.build(encoder).to(device)
-            reads = LabelsOf(target.padded, labels)
-            _trained.train(objective, seen, reads, lr=setting["lr"], seed=seed, **self.options)
-            if len(settings) == 1:
-                self.trained = TrainedPlaces(objective, train.split)
-            yield _answers(objective, unseen, self.options["batch_rows"])
+            objective, answers = self.learn(
+                built,
+                partial(self._untrained, built, train.encoder, setting, seed),
+                seen,
+                LabelsOf(target.padded, labels),
+                unseen,
+                partial(_answers, rows=unseen, batch_size=self.options["batch_rows"]),
+                setting,
+                seed,
+                last=len(settings) == 1,
+            )
+            if objective is not None:
+                self.trained = Trained(objective, train.split)
+            yield answers
+
+    def _untrained(self, built: Detecting, encoder: Encoder, setting: Setting, seed: int) -> Detector:
+        own = self.copy_of(encoder, setting)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return built.build(own).to(next(encoder.parameters()).device)
 
     def _built(self, maps: Mapping[str, Tensor], names: Sequence[str | int], size: int) -> Detecting:
         strides = {depth: size / one.shape[-1] for depth, one in maps.items()}

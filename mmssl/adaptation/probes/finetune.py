@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import ClassVar, NamedTuple, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from mmssl.adaptation.cache import digest_of, digest_of_rows
 from mmssl.adaptation.features import POOLED, encode, inputs_of
 from mmssl.adaptation.probes._layers import freeze_blocks, rest, scale_by_depth
 from mmssl.adaptation.probes._lora import add_adapters, check_peft, merge
 from mmssl.adaptation.probes._trained import LabeledTask, answers, train
-from mmssl.adaptation.probes._unfinished import Place, Unfinished
-from mmssl.adaptation.probes.base import Learner, RawRows, Setting
+from mmssl.adaptation.probes._unfinished import HEAD, WHOLE, Place, ResumableLearner, Trained
+from mmssl.adaptation.probes.base import RawRows, Setting
 from mmssl.adaptation.request import Model, Request
-from mmssl.adaptation.rows import Split
 from mmssl.adaptation.targets.base import HELD_OUT, Target
 from mmssl.batch import Batch
-from mmssl.data.digest import digest_of_tensors
 from mmssl.encoders.base import Encoder
 from mmssl.errors import DataError, RecipeError
 from mmssl.objectives.base import Step
@@ -33,8 +29,6 @@ from mmssl.ops.mixing import mix_rows
 from mmssl.ranges import AboveZero, Count, Positive, Share, Weight
 from mmssl.training.step import unchanged
 
-HEAD, WHOLE = "head", "whole"
-"""Parts of a training."""
 EVALUATIONS = 20
 """In a training that may be stopped early."""
 
@@ -120,18 +114,6 @@ class Supervised(LabeledTask):
         return (weight * scale[:, None]).float(), ((bias - weight @ center) * scale + shift).float()
 
 
-class Trained(NamedTuple):
-    """What one training made.
-
-    Attributes:
-        objective: encoder and head.
-        split: where its rows were.
-    """
-
-    objective: Supervised
-    split: Split
-
-
 class Watch:
     """What early stopping saw: scores of held-out rows while their network learned.
 
@@ -168,6 +150,10 @@ class Watch:
         score = max(self.scores)
         return score, (self.scores.index(score) + 1) * self.every
 
+    def outcome(self, objective: Supervised) -> Tensor:
+        """`best` of the training that it watched, float64 (2,)."""
+        return torch.tensor(self.best, dtype=torch.float64)
+
     def is_enough(self, objective: Supervised) -> bool:
         """Score the network as it is now, and say whether to stop."""
         said = answers(objective, self.rows, self.batch_size)
@@ -179,7 +165,7 @@ class Watch:
         return len(self.scores) - self.best[1] // self.every >= self.patience
 
 
-class Finetune(Learner[RawRows]):
+class Finetune(ResumableLearner[RawRows]):
     """AdamW with a cosine schedule and layer-wise learning rates, decay^(depth from the head) (He et al. 2022, A.1).
 
     The paper's decay is 0.75 for ViT-L; 1.0 is there because a random-initialized encoder must train its first
@@ -201,16 +187,7 @@ class Finetune(Learner[RawRows]):
             training on all rows ends there (Goodfellow et al. 2016, algorithm 7.2). 0 for never.
         lora: rank of adapters next to all linear layers, which learn in place of these and are merged at the end; 0 for
             none. It takes `pip install "mmssl[lora]"`.
-
-    Attributes:
-        trained: what `predict` trained last with one setting.
-        unfinished: where trainings are kept, so that the same call goes on after it was killed; None keeps none.
     """
-
-    frozen: ClassVar[bool] = False
-    trains: ClassVar[bool] = True
-    trained: Trained | None = None
-    unfinished: Unfinished | None = None
 
     def __init__(
         self,
@@ -264,16 +241,17 @@ class Finetune(Learner[RawRows]):
         every = max(1, self.steps // EVALUATIONS)
         chosen: list[tuple[float, int, Setting]] = []
         for setting in self.settings():
-            some, rest_of = train[~held], train[held]
-            place = self._place(target, some, labels[~held], rest_of, setting, seed, "watched")
-            ended = None if place is None else place.result()
-            if ended is None:
-                watch = Watch(target, rest_of, labels[held], self.early_stop, every, 4 * self.batch_rows, place)
-                self.train(target, some, labels[~held], setting, seed, watch, place)
-                ended = {"best": torch.tensor(watch.best, dtype=torch.float64)}
-                if place is not None:
-                    place.end(ended)
-            score, step = ended["best"].tolist()
+            some, rest_of = (train[~held], labels[~held]), train[held]
+            place = self._place(target, *some, rest_of, setting, seed, "watched")
+            watch = Watch(target, rest_of, labels[held], self.early_stop, every, 4 * self.batch_rows, place)
+            _, best = self.finish(
+                place,
+                partial(self.train, target, *some, setting, seed, watch, place),
+                partial(self._untrained, target, *some, seed),
+                watch.outcome,
+                last=False,
+            )
+            score, step = best.tolist()
             chosen.append((score, int(step), setting))
         score, step, setting = max(chosen, key=lambda one: one[0])
         return {**setting, "steps": step}, score
@@ -285,31 +263,22 @@ class Finetune(Learner[RawRows]):
         last = len(settings) == 1  # and no choice among them
         for setting in settings:
             place = self._place(target, train, labels, test, setting, seed)
-            ended = None if place is None else place.result()
-            if place is None or ended is None:
-                objective = self.train(target, train, labels, setting, seed, place=place)
-                ended = {"answers": answers(objective, test, 4 * self.batch_rows)}
-                if place is not None:
-                    place.end(ended, objective if last else None)
-            elif last:
-                objective = self._untrained(target, train, labels, seed)
-                place.load(objective)
-            if last:
+            objective, answered = self.finish(
+                place,
+                partial(self.train, target, train, labels, setting, seed, place=place),
+                partial(self._untrained, target, train, labels, seed),
+                partial(answers, rows=test, batch_size=4 * self.batch_rows),
+                last=last,
+            )
+            if objective is not None:
                 self.trained = Trained(objective, train.split)
-            yield ended["answers"]
+            yield answered
 
     def _place(
         self, target: Target, rows: RawRows, labels: Tensor, others: RawRows, setting: Setting, seed: int, *how: str
     ) -> Place | None:
-        """Where a training is kept; None where it is not, as of the rows of a stream."""
-        if self.unfinished is None:
-            return None
-        content = [digest_of_rows(some.split, some.ids.numpy()) for some in (rows, others)]
-        if None in content:
-            return None
         options = {key: value for key, value in vars(self).items() if isinstance(value, int | float)}
-        said = json.dumps([target.name, target.arguments, dict(setting), options, seed, *content, *how], sort_keys=True)
-        return self.unfinished.place(said, digest_of(rows.encoder), digest_of_tensors({"labels": labels}))
+        return self.place(rows, labels, others, seed, target.name, target.arguments, dict(setting), options, *how)
 
     def training_rows(self, model: Model, request: Request) -> tuple[Target, RawRows, Tensor]:
         """What `train` takes, of the training rows that can be decoded; raises as `score` does."""

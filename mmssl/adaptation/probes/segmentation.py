@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -14,8 +15,8 @@ from torch.nn import functional as F
 from mmssl.adaptation.features import inputs_of
 from mmssl.adaptation.labeled import Question
 from mmssl.adaptation.maps import MapRows, maps_of
-from mmssl.adaptation.probes import _trained
-from mmssl.adaptation.probes._dense import Built, DenseLearner, DenseTask, LabelsOf, TrainedPlaces
+from mmssl.adaptation.probes._dense import Built, DenseLearner, DenseTask, LabelsOf
+from mmssl.adaptation.probes._unfinished import Trained
 from mmssl.adaptation.probes.base import RawRows, Setting
 from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.targets.masks import Masks
@@ -171,19 +172,30 @@ class Segmentation(DenseLearner):
         # Maps, or pictures where the encoder is trained.
         seen, unseen = (RawRows(x.encoder, x.split, x.ids) if self.tune else x for x in (train, test))
         for setting in settings:
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
-                head = built.make_head()
-            encoder = self.copy_of(train.encoder, setting) if self.tune else None
-            for parameter in head.parameters() if self.tune else ():
-                parameter.lr_scale = HEAD_RATE  # type: ignore[attr-defined]
-            objective = PixelClasses(built, head, encoder).to(device)
-            reads = LabelsOf(target.masks, labels)
-            _trained.train(objective, seen, reads, lr=setting["lr"], seed=seed, **self.options)
-            if len(settings) == 1:
-                whole = objective if self.tune else PixelClasses(built, head, train.encoder).to(device)
-                self.trained = TrainedPlaces(whole, train.split)
-            yield _answers(objective, unseen, size, 4 * self.options["batch_rows"])
+            objective, answers = self.learn(
+                built,
+                partial(self._untrained, built, train.encoder, setting, seed),
+                seen,
+                LabelsOf(target.masks, labels),
+                unseen,
+                partial(_answers, rows=unseen, size=size, batch_size=4 * self.options["batch_rows"]),
+                setting,
+                seed,
+                last=len(settings) == 1,
+            )
+            if objective is not None:
+                whole = objective if self.tune else PixelClasses(built, objective.head, train.encoder).to(device)
+                self.trained = Trained(whole, train.split)
+            yield answers
+
+    def _untrained(self, built: Pixels, encoder: Encoder, setting: Setting, seed: int) -> PixelClasses:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            head = built.make_head()
+        for parameter in head.parameters() if self.tune else ():
+            parameter.lr_scale = HEAD_RATE  # type: ignore[attr-defined]
+        own = self.copy_of(encoder, setting) if self.tune else None
+        return PixelClasses(built, head, own).to(next(encoder.parameters()).device)
 
 
 def _answers(objective: PixelClasses, rows: RawRows, size: Sequence[int], batch_size: int) -> Tensor:
