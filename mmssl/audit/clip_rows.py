@@ -1,7 +1,8 @@
 """Clips without structure, decoded once for all arms that read them: noise in files of a kind, and swapped pairs.
 
 Noise is written and read as the recipe reads it. Silence is the same pictures without a sound, and a pair of the user's
-own clips has the pictures of one and the sound of another.
+own clips has the pictures of one and the sound of another. Of a codec swap those clips that are trained on are in files
+of one kind, and those that are tested in files of another.
 
 The control has a clock in it: rings, brightness and a tone that grow from the beginning of what is read of a clip to
 its end, from another level in each clip. It tells order, direction and speed, place and turn, and which sound belongs
@@ -34,6 +35,8 @@ from mmssl.ops.draws import mix_seed
 from mmssl.recipe import Data, Recipe
 
 MOVING, STILL, MUTE, SWAPPED = "moving noise", "still noise", "silence", "own clips, swapped"
+POSITION, RECODED = "position alone", "codec swap"
+TO = " to "  # of a codec swap: from the kind of file that is trained on to the kind that is tested
 PICTURES = {"h264": "libx264", "mpeg4": "mpeg4", "vp8": "libvpx", "vp9": "libvpx-vp9", "flv1": "flv", "mjpeg": "mjpeg"}
 SOUNDS = {"aac": "aac", "mp3": "libmp3lame", "opus": "libopus", "flac": "flac", "pcm_s16le": "pcm_s16le"}
 SAMPLE = 50  # files that are looked at
@@ -79,20 +82,29 @@ class Kept:
 
 
 def noise_rows(recipe: Recipe, arm: Arm, rows: int, batch_size: int, seed: int, *, sound: bool = True) -> Rows:
-    """Write and read `rows` clips to train on and as many to test, whole batches, or as many as are kept.
+    """Write and read `rows` clips to train on and as many to test, whole batches, or as many as are kept."""
+    train, test = (noise_part(recipe, arm, part, rows, batch_size, seed, sound=sound) for part in ("train", "test"))
+    return Rows(train, test)
 
-    Of each clip to train on a random window is read, as training does, and of the others the one that probes read.
-    """
+
+def noise_part(
+    recipe: Recipe, arm: Arm, part: str, rows: int, batch_size: int, seed: int, *, sound: bool = True
+) -> Batch:
+    """`train` or `test` of `noise_rows`: of each clip a random window, as training reads it, or the one of probes."""
     needs = ("video", "audio") if sound else ("video",)
     most = max(2, KEPT // (batch_size * _bytes(recipe.sources()[""])))
     count = min(most, math.ceil(rows / batch_size))
     with tempfile.TemporaryDirectory() as folder:
-        train, test = (
-            write_noise(Path(folder) / part, recipe, arm, count * batch_size, mix_seed(seed, part), sound=sound)
-            for part in ("train", "test")
-        )
-        loader = Loader({"": train}, needs, batch_size=batch_size, seed=seed)
-        return Rows(_joined(loader.batches(0, count)), _joined(read(test, needs, batch_size=batch_size)))
+        written = write_noise(Path(folder) / part, recipe, arm, count * batch_size, mix_seed(seed, part), sound=sound)
+        if part == "test":
+            return _joined(read(written, needs, batch_size=batch_size))
+        return _joined(Loader({"": written}, needs, batch_size=batch_size, seed=seed).batches(0, count))
+
+
+def blank(rows: Rows) -> Rows:
+    """As many rows of gray in silence, for a clock that runs where nothing else is."""
+    empty = {"video": 128, "audio": 0, "audio_mask": 1}
+    return Rows(*({key: torch.full_like(value, empty.get(key, 0)) for key, value in part.items()} for part in rows))
 
 
 def muted(rows: Rows) -> Rows:

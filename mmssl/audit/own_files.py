@@ -11,7 +11,7 @@ from typing import cast
 from PIL import Image, JpegImagePlugin
 
 from mmssl import recipe as recipes
-from mmssl.audit.clip_rows import MOVING, MUTE, STILL, SWAPPED, clip_kinds
+from mmssl.audit.clip_rows import MOVING, MUTE, POSITION, RECODED, STILL, SWAPPED, clip_kinds
 from mmssl.audit.clips import audit_clips, reads_clips
 from mmssl.audit.edges import BLURRED, CutsTiles, edges
 from mmssl.audit.gradients import Leak, leaks
@@ -47,6 +47,8 @@ REMEDIES = {
     STILL: "what a codec does tells it: start: random or middle, away from where it begins, and frames farther apart",
     MUTE: "what is seen tells it: frames farther apart, or start: random",
     SWAPPED: "clips tell it by how long their tracks are, or where they begin: start: random, and clips of full length",
+    POSITION: "where it cuts tells it: one draw of the place for all answers, and clips much longer than what is cut",
+    RECODED: "no codec tells it, since it is told in files of another: where the task cuts, or how it crops",
     "resaved 4:2:2": "read the JPEG files, whose colors are then made even, or save pictures as 4:2:0 or 4:4:4",
 }
 
@@ -153,7 +155,7 @@ def _words(arm: Arm) -> str:
         "natural": "1/f² noise",
         "phases": "own pictures, random phases",
         "words": "own words in random order",
-        **{name: name for name in (MOVING, STILL, MUTE, SWAPPED)},
+        **{name: name for name in (MOVING, STILL, MUTE, SWAPPED, POSITION, RECODED)},
     }
     return f"{null.get(arm.null, 'white noise')}, {arm.file}{' larger' if arm.scale > 1 else ''}{planted}"
 

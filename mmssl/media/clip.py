@@ -181,7 +181,7 @@ def _add_video(container: Any, codec: str, frames: np.ndarray, fps: float) -> An
     # Half the time of the default, for as many bytes.
     stream = container.add_stream(codec, rate=rate, options={"preset": "veryfast"} if codec == "libx264" else {})
     stream.height, stream.width = frames.shape[1:3]
-    stream.pix_fmt = "yuv420p"
+    stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"  # JPEG takes the full range alone
     # A hundredth of a frame, so that a start between two frames can be stamped.
     stream.codec_context.time_base = 1 / (100 * rate)
     stream.codec_context.gop_size = max(1, round(fps))

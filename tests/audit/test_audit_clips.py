@@ -13,10 +13,14 @@ from mmssl import recipe as recipes
 from mmssl.audit.clip_rows import (
     MOVING,
     MUTE,
+    POSITION,
+    RECODED,
     STILL,
     SWAPPED,
+    TO,
     Kept,
     Rows,
+    blank,
     clip_kinds,
     draw_noise,
     muted,
@@ -26,7 +30,15 @@ from mmssl.audit.clip_rows import (
     with_clock,
     write_noise,
 )
-from mmssl.audit.clips import SmallClipNetwork, SmallSoundNetwork, audit_clips, measure_clips, small_clips
+from mmssl.audit.clips import (
+    PositionAlone,
+    SmallClipNetwork,
+    SmallSoundNetwork,
+    audit_clips,
+    measure_clips,
+    rows_of,
+    small_clips,
+)
 from mmssl.audit.nulls import CLOCK, Arm
 from mmssl.audit.own_files import Audit
 from mmssl.audit.shortcuts import Finding, judge
@@ -34,6 +46,8 @@ from mmssl.cli import app
 from mmssl.data.toy import write_clips
 from mmssl.errors import RecipeError
 from mmssl.media.clip import write_clip
+from mmssl.objectives.base import Objective
+from mmssl.ops.draws import Draws
 from mmssl.recipe import Data, Recipe
 
 TINY = {"data.video.size": 16, "data.video.frames": 10, "objective.frames": 2, "objective.gap": 1}
@@ -181,8 +195,10 @@ def test_without_training_no_arm_is_clean(tmp_path):
     recipe = tiny("temporal_alignment_folder", **{"data.source": str(tmp_path)})
     found, notes = audit_clips(recipe, {KIND: 8}, steps=1, batch_size=8, rows=16)
     assert notes == []
-    assert [one.arm.null for one in found] == [null for null in (MOVING, STILL, MUTE, SWAPPED) for _ in range(2)]
-    assert [one.arm.is_control for one in found] == [True, False] * 4
+    kinds = (MOVING, STILL, MUTE, SWAPPED, POSITION, RECODED)
+    assert [one.arm.null for one in found] == [null for null in kinds for _ in range(2)]
+    assert [one.arm.is_control for one in found] == [True, False] * len(kinds)
+    assert found[-1].arm.file == f"{KIND}{TO}avi mpeg4+aac"
     assert "clean" not in {one.verdict for one in found if not one.arm.is_control}
 
 
@@ -197,3 +213,78 @@ def test_the_command_names_the_files_and_says_what_it_could_not_see(tmp_path):
     assert lines[1].split(maxsplit=1) == ["files", "mp4 h264+aac 6"]
     assert any("control not found" in line and "moving noise, mp4 h264+aac, clock planted" in line for line in lines)
     assert lines[-1].startswith("clip_order: nothing was found, and the control was not either")
+
+
+def alone(task: Objective) -> Objective:
+    task.__class__ = type("PositionAlone", (PositionAlone, type(task)), {})
+    return task
+
+
+def noise(rows: int, frames: int, samples: int = 16000) -> dict[str, torch.Tensor]:
+    video = torch.randint(256, (rows, frames, 3, 16, 16), dtype=torch.uint8)
+    return {"video": video, "audio": 0.1 * torch.randn(rows, samples)}
+
+
+@pytest.mark.parametrize(
+    "name", ["temporal_alignment_toy", "correspondence_toy", "playback_speed_toy", "clip_order_toy"]
+)
+def test_of_position_alone_nothing_of_a_clip_is_left(name):
+    torch.manual_seed(0)
+    recipe = recipes.load(name)
+    settings, task = recipe.sources()[""], alone(small_clips(recipe, 0))
+    samples = round(settings.audio.rate * settings.video.frames / settings.video.fps)
+    one, two = (task.transform(noise(16, settings.video.frames, samples), Draws(0, 0, 16)) for _ in range(2))
+    for key in one:
+        assert torch.equal(one[key], two[key]), key
+    start = one["start"].float()
+    if "audio" in one:
+        loud = one["audio"].square().mean(-1).sqrt()
+        torch.testing.assert_close(loud, (loud.max() / start.max() * start).expand_as(loud), rtol=1e-3, atol=1e-4)
+        seen = one.get("visual", one.get("video"))
+        assert (seen == 0.5).all()
+    else:
+        first = start.flatten(1).amin(1) if start.ndim > 1 else start
+        bright = one.get("clips", one.get("video")).flatten(1)
+        assert torch.equal(bright, (first / settings.video.frames)[:, None].expand_as(bright))
+        assert len(bright.unique()) > 1
+
+
+def test_a_task_that_does_not_say_where_it_cuts_has_no_arm_of_position():
+    task = alone(small_clips(recipes.load("rotation_video_folder"), 0))
+    with pytest.raises(RecipeError, match="does not say where in a clip it cuts"):
+        task.transform(noise(2, 16), Draws(0, 0, 2))
+
+
+def test_a_codec_swap_tests_the_same_noise_in_other_files():
+    recipe = tiny(**{"data.start": "first"})  # tracks of other codecs end elsewhere, and so does the middle lie
+    moving = noise_rows(recipe, Arm(MOVING, KIND), 4, 4, 0)
+    swap = rows_of(recipe, Arm(RECODED, f"{KIND}{TO}avi mjpeg+pcm_s16le"), moving, 4, 4, 0, sound=True)
+    assert swap.train is moving.train
+    for key in ("video", "audio"):
+        as_is, other = moving.test[key].float().flatten(), swap.test[key].float().flatten()
+        assert not torch.equal(as_is, other)
+    pictures = [rows.test["video"].float().flatten() for rows in (moving, swap)]
+    assert torch.corrcoef(torch.stack(pictures))[0, 1] > 0.5
+
+
+@pytest.mark.long
+def test_a_place_that_tells_the_answer_is_found_by_position_alone():
+    torch.manual_seed(0)
+    rows = Rows(noise(192, 16), noise(192, 16))
+    found = {}
+    for equal_span in (True, False):  # where spans are equal, slow clips begin later in theirs
+        recipe = tiny("playback_speed_toy", **{"objective.equal_span": equal_span})
+        found[equal_span] = measure_clips(recipe, Arm(POSITION, KIND), rows, 100, 16, 0).verdict
+    assert found == {True: "leaks", False: "clean"}
+
+
+def test_gray_in_silence_is_whole_rows():
+    rows = {
+        "video": torch.ones(2, 3, dtype=torch.uint8),
+        "audio": torch.ones(2, 5),
+        "audio_mask": torch.zeros(2, 5) > 0,
+    }
+    made = blank(Rows(rows, rows)).train
+    assert (made["video"] == 128).all()
+    assert not made["audio"].any()
+    assert made["audio_mask"].all()

@@ -107,7 +107,7 @@ class Correspondence(Objective):
         """`visual` (B, ...) as its encoder reads it, `audio` (B, 2, s), the right sound first.
 
         Also `audio_mask` (B, 2, s) where the batch has one, `valid` bool (B,), whether there was another row, and how
-        many there are of those.
+        many there are of those; of clips `start` (B, 1), the frame at which what is seen and both sounds start.
         """
         seen, audio = batch[self.source], batch["audio"]
         # A clip is known by its middle frame.
@@ -131,7 +131,10 @@ class Correspondence(Objective):
         return {"visual": visual, **sounds, "valid": valid, "valid_pairs": valid.sum()}
 
     def _windows(self, video: Tensor, sounds: Batch, draws: Draws) -> tuple[Tensor, Batch]:
-        """The same moment of the clip and of both sounds; of the clip one frame where that is all that is seen."""
+        """The same moment of the clip and of both sounds; of the clip one frame where that is all that is seen.
+
+        With the sounds, where they start.
+        """
         frames, samples = video.shape[1], sounds["audio"].shape[2]
         per_frame = samples_per_frame("correspondence", frames, samples)
         fps = self.rate / per_frame
@@ -146,7 +149,7 @@ class Correspondence(Objective):
         seen = start + (length // 2 if self.frame else torch.arange(length, device=video.device))
         cut = {key: sound.gather(2, heard[:, None].expand(-1, SOUNDS, -1)) for key, sound in sounds.items()}
         clip = video[row, seen]
-        return clip[:, 0] if self.frame else clip, cut
+        return clip[:, 0] if self.frame else clip, {**cut, "start": start}
 
     def predict(self, inputs: Batch) -> Batch:
         """`logits` (B, 2 sounds, 2): no, it belongs to another one, and yes; both sounds are encoded in one pass."""
