@@ -54,15 +54,13 @@ PARTS = {
     "start": (FIRST, {"data.audio.seconds": 2, "data.video.frames": 25}),
 }
 SEPARATOR = {"steps": 300, "width": 8, "n_fft": 256, "hop": 128, "lr": 3e-3}
-TUNING = {"steps": 100, "batch_rows": 32, "lr": 1e-3, "decay": 1.0}
 RATIO = "si_sdr_improvement"
 SOURCE, OFFSET, SEPARATION = "localization", "offset", "separation"
 DAMAGE, RANGE = "first_damage_type", "first_range"
 ACTIONS = [f"{label} {sense}" for label in (DAMAGE, RANGE) for sense in ENCODERS]
 FRAMES = [f"{label} image" for label in (DAMAGE, RANGE)]
-# Of a clip that stands still; with the network trained along; where two fighters stand; with sounds of nobody here.
+# Of a clip that stands still; where two fighters stand; with sounds of nobody here.
 FROZEN = [f"{label} frozen" for label in (DAMAGE, RANGE)]
-TUNED = [f"{label} tuned" for label in (DAMAGE, RANGE)]
 TWO, OFF, ANSWERS = "two fighters", "off screen", "answers"
 COLUMNS = (
     ("source: pointing, %", SOURCE, "pretrained", "pointing"),
@@ -81,8 +79,6 @@ MORE = (
     ("heard but not seen: AP, %", OFF, "pretrained", "on_screen_precision"),
     ("damage type, frozen frame, %", FROZEN[0], "pretrained pooled", "accuracy"),
     ("range, frozen frame, %", FROZEN[1], "pretrained pooled", "accuracy"),
-    ("damage type, tuned, %", TUNED[0], "pretrained", "accuracy"),
-    ("range, tuned, %", TUNED[1], "pretrained", "accuracy"),
 )
 TABLES = {"audio_visual": COLUMNS, "audio_visual_more": MORE}
 PLACED = (SOURCE, TWO, OFF)
@@ -90,8 +86,8 @@ ASKED = {
     FRESH: (ANSWERS,),
     THIRD: (ANSWERS, *PLACED, *ACTIONS, *FROZEN, OFFSET, SEPARATION),
     SECOND: (ANSWERS, *PLACED, *ACTIONS, *FROZEN, OFFSET, SEPARATION),
-    FIRST: (ANSWERS, *PLACED, *ACTIONS, *FROZEN, *TUNED, OFFSET, SEPARATION),
-    FIRST_RANDOM: (*PLACED, *ACTIONS, *FROZEN, *TUNED, OFFSET, SEPARATION),
+    FIRST: (ANSWERS, *PLACED, *ACTIONS, *FROZEN, OFFSET, SEPARATION),
+    FIRST_RANDOM: (*PLACED, *ACTIONS, *FROZEN, OFFSET, SEPARATION),
     SECOND_RANDOM: (SOURCE, TWO, OFF, OFFSET),  # of encoders alone, one untrained kind is enough
     HAND: (ANSWERS, SOURCE, *ACTIONS, *FRAMES),
 }
@@ -109,7 +105,7 @@ BASELINES: dict[str, tuple[tuple[int, ...], dict[str, tuple[str, str, str]]]] = 
     "constant answer": (
         (0,),
         {
-            **{one: (FIRST_RANDOM, one, "constant") for one in (*ACTIONS, *FROZEN, *TUNED, OFFSET)},
+            **{one: (FIRST_RANDOM, one, "constant") for one in (*ACTIONS, *FROZEN, OFFSET)},
             OFF: (FIRST_RANDOM, OFF, "center disc"),
         },
     ),
@@ -200,8 +196,6 @@ def measure(name: str, question: str, seed: int) -> Scores:
     elif question in FROZEN:
         still = [[batch | EDITS["frozen frame"](batch) for batch in part] for part in around]
         found = mmssl.adapt(task, *still, label=label, encoder="video", probe="logistic", **one)
-    elif question in TUNED:
-        found = mmssl.adapt(task, *around, label=label, encoder="video", probe="finetune", **TUNING, **one)
     elif question == OFFSET:
         whole = decoded("test", "whole")
         window = {} if name.startswith(FIRST) else {"window": AROUND["data.audio.seconds"]}
