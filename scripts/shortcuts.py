@@ -2,26 +2,35 @@
 
     MMSSL_DATA=path/to/data python scripts/shortcuts.py             everything that is missing, then the tables
     MMSSL_DATA=path/to/data python scripts/shortcuts.py rotation    the cells of one task
+    python scripts/shortcuts.py clips                               those of the five tasks on clips
     python scripts/shortcuts.py --table                             only the tables, into docs/results.md
 
 A cell is one task with some of its options and one kind of structure-free pictures: see `mmssl.audit.shortcuts`. It
-takes about 15 seconds of one CPU core.
+takes about 15 seconds of one CPU core. One of clips has a seed, too: see `mmssl.audit.clips`; it takes about 5 seconds,
+and each kind of clips 10 to 20 at every seed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import tempfile
 import time
+from functools import lru_cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
-from tables import write_tables
+from tables import add_cell, read_cells, write_tables
 
 from mmssl import recipe
-from mmssl.audit.nulls import FILES, Arm
+from mmssl.audit.clip_rows import MOVING, MUTE, POSITION, RECODED, STILL, SWAPPED, TO, Rows
+from mmssl.audit.clips import measure_clips, measure_control, rows_of
+from mmssl.audit.nulls import CLOCK, FILES, Arm
 from mmssl.audit.nulls import planted as planted_arm
 from mmssl.audit.shortcuts import Finding, control_of, measure, with_control
+from mmssl.audit.shortcuts import finding as found_in
+from mmssl.data.toy import write_clips
+from mmssl.errors import RecipeError
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ROOT / "scripts" / "shortcuts.json"
@@ -64,7 +73,7 @@ PLAIN = [
 ]
 # Everything off, then one remedy at a time, then the defaults.
 JIGSAW = {"gray": 0.0, "projection": 0.0, "drop": 0.0, "shift": 0, "standardize": False}
-POSITION = {"color": "none", "coarse": 0.0, "standardize": False}
+RELATIVE = {"color": "none", "coarse": 0.0, "standardize": False}
 JIGSAW_COLOR: dict[str, dict[str, Any]] = {
     "none": JIGSAW,
     "gray": JIGSAW | {"gray": 1.0},
@@ -75,9 +84,9 @@ JIGSAW_COLOR: dict[str, dict[str, Any]] = {
     "defaults, one channel": {"gray": 0.0, "projection": 0.0, "drop": 1.0},
 }
 POSITION_COLOR: dict[str, dict[str, Any]] = {
-    "none": POSITION,
-    "projection": POSITION | {"color": "projection"},
-    "one channel": POSITION | {"color": "drop"},
+    "none": RELATIVE,
+    "projection": RELATIVE | {"color": "projection"},
+    "one channel": RELATIVE | {"color": "drop"},
     "defaults": {},
 }
 BRIGHTNESS = {
@@ -101,8 +110,8 @@ REMEDIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("relative_position", "green shift"): POSITION_COLOR,
     ("relative_position", "red-blue shift"): POSITION_COLOR,
     ("relative_position", "vignetting"): {
-        "none": POSITION,
-        **{words: POSITION | options for words, options in BRIGHTNESS.items()},
+        "none": RELATIVE,
+        **{words: RELATIVE | options for words, options in BRIGHTNESS.items()},
         "defaults": {},
         "defaults, flat_field": {"flat_field": True},
     },
@@ -118,6 +127,80 @@ REMEDIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("rotation", "vignetting"): {"defaults": {}},
 }
 PAD = "fit: pad"
+
+# Tasks on clips: one row length for all, so that all of them read the same files. `playback_speed` sees frames as they
+# are, as in its recipe for folders: a jittered color hides what a codec leaves.
+CLIP_TASKS: dict[str, dict[str, Any]] = {
+    "temporal_alignment": {"window": 1.0, "min_shift": 0.5, "width": 64},
+    "correspondence": {"frame": True, "window": 1.0, "width": 64},
+    "clip_order": {"frames": 4, "gap": 2, "width": 64, "dropout": 0.0},
+    "playback_speed": {"frames": 6, "jitter": 0.0},
+    "arrow_of_time": {"frames": 8},
+}
+HEARS = {"temporal_alignment": ("video", "audio"), "correspondence": ("image", "audio")}
+CLIPS = {"start": "first", "audio": {"seconds": 2.08}, "video": {"size": 24, "fps": 12.5, "frames": 26}}
+MP4, AVI = "mp4 h264+aac", "avi mpeg4+aac"
+CLIP_ARMS = {
+    f"codec noise: each frame drawn on its own, {MP4}": Arm(MOVING, MP4),
+    f"codec noise, {AVI}": Arm(MOVING, AVI),
+    "frozen frames: one that stands still": Arm(STILL, MP4),
+    "another clip's picture: clips of the toy world, each with the sound of another": Arm(SWAPPED, MP4),
+    "silence": Arm(MUTE, MP4),
+    "position alone: where a window was cut, and nothing of what is there": Arm(POSITION, MP4),
+    f"codec swap: trained on {MP4}, tested on {AVI}": Arm(RECODED, MP4 + TO + AVI),
+}
+NOTHING = "nothing asked"
+SEEDS, CLIP_ROWS, CLIP_STEPS, CLIP_BATCH = 3, 128, 100, 16
+
+
+class ClipCell(NamedTuple):
+    task: str
+    arm: Arm
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.task} | {self.arm.null} | {self.arm.file} | {self.arm.artifact} | seed {self.seed}"
+
+
+def clip_cells() -> list[ClipCell]:
+    """All of them, of one seed after the other, since the same clips are read by all tasks."""
+    return [
+        ClipCell(task, Arm(arm.null, arm.file, artifact), seed)
+        for seed in range(SEEDS)
+        for arm in CLIP_ARMS.values()
+        for artifact in (CLOCK, "none")
+        for task in CLIP_TASKS
+        if task in HEARS or arm.null not in (SWAPPED, MUTE)
+    ]
+
+
+def clip_recipe(task: str, source: str = "toy") -> recipe.Recipe:
+    """A task on clips as it is audited; small networks stand in for its encoders."""
+    encoders = {name: {"model": "timm/resnet10t"} for name in HEARS.get(task, ("video",))}
+    objective = {"name": task} | CLIP_TASKS[task]
+    return recipe.load({"encoders": encoders, "objective": objective, "data": {"source": source} | CLIPS})
+
+
+@lru_cache(maxsize=len(CLIP_ARMS))
+def clips_of(arm: Arm, seed: int) -> Rows:
+    """What all tasks train on and test."""
+    moving = None if arm == Arm(MOVING, MP4) else clips_of(Arm(MOVING, MP4), seed)
+    with tempfile.TemporaryDirectory() as folder:
+        if arm.null == SWAPPED:
+            write_clips(folder, 2 * CLIP_ROWS, seed=seed, seconds=3.0, size=24)
+        given = clip_recipe("temporal_alignment", folder)
+        return rows_of(given, arm, moving, CLIP_ROWS, CLIP_BATCH, seed, sound=True)
+
+
+def run_clips(cell: ClipCell) -> Finding | None:
+    """Of one seed; None where the task asks nothing of such clips."""
+    arm = Arm(cell.arm.null, cell.arm.file)
+    ask = measure_control if cell.arm.is_control else measure_clips
+    try:
+        return ask(clip_recipe(cell.task), arm, clips_of(arm, cell.seed), CLIP_STEPS, CLIP_BATCH, cell.seed)
+    except RecipeError:
+        return None
 
 
 def cells() -> list[Cell]:
@@ -150,7 +233,7 @@ def run(cell: Cell) -> Finding:
 
 def findings() -> dict[str, Finding]:
     """Key of a cell -> finding, judged by its control; cells that were not run are left out."""
-    stored = json.loads(CELLS.read_text()) if CELLS.exists() else {}
+    stored = read_cells(CELLS)
     found = {}
     for cell in cells():
         if cell.key in stored:
@@ -163,16 +246,50 @@ def findings() -> dict[str, Finding]:
     return found
 
 
+def clip_table() -> str:
+    """In Markdown: a line a kind of clips; in brackets right answers where a clock is planted in the same clips."""
+    stored = read_cells(CELLS)
+
+    def mean(task: str, arm: Arm) -> Finding | None:
+        """Over the seeds, each of which has rows of its own."""
+        cells = [stored.get(ClipCell(task, arm, seed).key) for seed in range(SEEDS)]
+        asked = [cell for cell in cells if cell and cell["verdict"] != NOTHING]
+        if not asked:
+            return None
+        right = fmean(cell["accuracy"] for cell in asked)
+        return found_in(arm, right, asked[0]["chance"], CLIP_ROWS * len(asked))
+
+    def entry(task: str, arm: Arm) -> str:
+        one, control = mean(task, arm), mean(task, Arm(arm.null, arm.file, CLOCK))
+        if one is None or control is None:
+            return "asks nothing" if ClipCell(task, arm, 0).key in stored else ""
+        return f"{_told(with_control(one, control))} ({control.accuracy:.1%})".replace("%", " %")
+
+    chances = [next((cell["chance"] for key, cell in stored.items() if key.startswith(task)), 0) for task in CLIP_TASKS]
+    titles = [f"`{task}` ({level:.1%})".replace("%", " %") for task, level in zip(CLIP_TASKS, chances, strict=True)]
+    lines = ["| clips in files, nothing planted (a clock planted) | " + " | ".join(titles) + " |"]
+    lines.append("|---|" + "---|" * len(CLIP_TASKS))
+    lines += [
+        f"| {words} | " + " | ".join(entry(task, arm) for task in CLIP_TASKS) + " |" for words, arm in CLIP_ARMS.items()
+    ]
+    return "\n".join(lines)
+
+
+def _told(finding: Finding) -> str:
+    """Right answers, in bold where they are above chance."""
+    text = f"{finding.accuracy:.1%}"
+    return (
+        f"**{text}**" if finding.verdict == "leaks" else f"{text} (no power)" if finding.verdict == "no power" else text
+    )
+
+
 def tables() -> str:
     """Two in Markdown: every kind of file with the defaults of each task, and planted artifacts with each remedy."""
     found = findings()
 
     def entry(cell: Cell) -> str:
         f = found.get(cell.key)
-        if f is None:
-            return ""
-        text = f"{f.accuracy:.1%}".replace("%", " %")
-        return f"**{text}**" if f.verdict == "leaks" else f"{text} (no power)" if f.verdict == "no power" else text
+        return "" if f is None else _told(f).replace("%", " %")
 
     chances = {task: next((f"{f.chance:.1%}" for k, f in found.items() if k.startswith(task)), "") for task in TASKS}
     titles = [f"`{task}` ({chance.replace('%', ' %')})" for task, chance in chances.items()]
@@ -198,27 +315,32 @@ def tables() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", help=f"some of {', '.join(TASKS)}; all where left out")
+    known = [*TASKS, "clips", *CLIP_TASKS]
+    parser.add_argument("tasks", nargs="*", help=f"some of {', '.join(known)}; all where left out")
     parser.add_argument("--table", action="store_true", help="only the tables, into docs/results.md")
     given = parser.parse_args()
-    if unknown := [task for task in given.tasks if task not in TASKS]:
-        parser.error(f"there is no task '{unknown[0]}' here; there are {', '.join(TASKS)}")
+    if unknown := [task for task in given.tasks if task not in known]:
+        parser.error(f"there is no task '{unknown[0]}' here; there are {', '.join(known)}")
+    wanted = {*given.tasks, *(CLIP_TASKS if "clips" in given.tasks else ())} or {*TASKS, *CLIP_TASKS}
     if not given.table:
-        for cell in cells():
-            stored = json.loads(CELLS.read_text()) if CELLS.exists() else {}
-            if cell.key in stored or (given.tasks and cell.task not in given.tasks):
+        for cell in [*cells(), *clip_cells()]:
+            if cell.task not in wanted or cell.key in read_cells(CELLS):
                 continue
             began = time.process_time()
-            finding = run(cell)
-            stored = json.loads(CELLS.read_text()) if CELLS.exists() else {}
-            numbers = {name: round(getattr(finding, name), 6) for name in ("accuracy", "chance", "low", "high", "z")}
-            stored[cell.key] = numbers | {"verdict": finding.verdict}
-            CELLS.write_text(json.dumps(dict(sorted(stored.items())), indent=1) + "\n")
-            print(
-                f"{cell.key}: {finding.accuracy:.1%} {finding.verdict} {time.process_time() - began:.0f} s", flush=True
-            )
-    text = tables()
-    write_tables("shortcuts", text)
+            finding = run(cell) if isinstance(cell, Cell) else run_clips(cell)
+            add_cell(CELLS, cell.key, _kept(finding))
+            said = f"{finding.accuracy:.1%} {finding.verdict}" if finding else NOTHING
+            print(f"{cell.key}: {said} {time.process_time() - began:.0f} s", flush=True)
+    write_tables("shortcuts", tables())
+    write_tables("clip shortcuts", clip_table())
+
+
+def _kept(finding: Finding | None) -> dict[str, Any]:
+    """As JSON has it."""
+    if finding is None:
+        return {"verdict": NOTHING}
+    numbers = {name: round(getattr(finding, name), 6) for name in ("accuracy", "chance", "low", "high", "z")}
+    return numbers | {"verdict": finding.verdict}
 
 
 if __name__ == "__main__":
