@@ -61,7 +61,7 @@ def test_a_recipe_asks_for_several_probes_and_all_answers_are_kept(run):
     report, card = (run.directory / "report.html").read_text("utf-8"), model_card(run)
     for label in ("shape", "colors", "position"):
         assert f"probe of &#39;{label}&#39;" in report
-        assert f"probe of the column `{label}`" in card
+        assert f"of the column `{label}`" in card
     assert "Not measured" not in card
 
 

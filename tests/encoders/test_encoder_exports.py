@@ -66,7 +66,7 @@ with torch.no_grad():
         clips = normalize(clips, read(name)).transpose(1, 2)
         found[name] = from_torchvision(name)(clips)
 
-save_file(found, root / "found.safetensors")
+save_file({key: value.contiguous() for key, value in found.items()}, root / "found.safetensors")
 """
 )
 
