@@ -121,7 +121,7 @@ def test_a_task_that_the_common_encoder_cannot_do_names_the_way_out(clips):
     plan = make_plan(Data(source=clips), encoder=sees, batch=8, **few)
     assert list(plan.tasks) == few["tasks"]
     # A row is two clips of either task, of 8 frames each, of which probes read one.
-    with pytest.raises(RecipeError, match=r"has 24 usable rows, and a step of \w+ takes 50; lower batch \(--batch\) to 48"):
+    with pytest.raises(RecipeError, match=r"24 usable rows, and a step of \w+ takes 50; lower batch \(--batch\) to 48"):
         make_plan(Data(source=clips), encoder=sees, batch=100, **few)
 
 
