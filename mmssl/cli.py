@@ -139,7 +139,9 @@ def adapt(
     groups: Annotated[
         str | None, typer.Option(help="Column that a split must not divide; of retrieval: of what belongs together.")
     ] = None,
-    shots: Annotated[int | None, typer.Option(help="Learn from only so many rows a class, or pictures.")] = None,
+    shots: Annotated[
+        str | None, typer.Option(help="Learn from only so many rows a class, or pictures; or a share of all, as 1%.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Use only so many rows.")] = None,
     seed: Annotated[int, typer.Option(help="First of the seeds.")] = 0,
     seeds: Annotated[int, typer.Option(help="Random-initialized encoders; trainings of a head or of finetune.")] = 3,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -36,7 +36,9 @@ def compare(
     seconds: Annotated[float | None, typer.Option(help="Of each sound that is heard; the recipes' by default.")] = None,
     batch: Annotated[int, typer.Option(help="Encoder samples of a step.")] = 256,
     probe: Annotated[str, typer.Option(help="That learns from few labels: logistic, ridge, knn, svm.")] = "logistic",
-    shots: Annotated[str, typer.Option(help="Labels a class, as in 10,100; 0 for all.")] = "10,100",
+    shots: Annotated[
+        str, typer.Option(help="Labels a class, or a share of all, as in 10,100 or 1%,10%; 0 for all.")
+    ] = "10,100",
     rates: Annotated[str, typer.Option(help="Factors of each recipe's learning rate to choose from.")] = "0.3,1,3",
     finetune: Annotated[
         bool, typer.Option("--finetune", help="Tune the encoder on the fewest labels as well.")
@@ -63,12 +65,10 @@ def compare(
         raise RecipeError("--set changes how rows are read; name them with --data")
     given = None if data is None else data_section(data, overrides(set_, "data."))
 
-    def numbers(option: str, text: str, kind: type, example: str) -> list[Any]:
-        try:
-            return [kind(part) for part in text.split(",") if part.strip()]
-        except ValueError:
-            raise RecipeError(f"{option} = {text!r}: expected numbers with commas between them, as {example}") from None
-
+    try:
+        factors = [float(part) for part in rates.split(",") if part.strip()]
+    except ValueError:
+        raise RecipeError(f"rates = {rates!r}: expected numbers with commas between them, as 0.3,1,3") from None
     found = mmssl.compare(
         given,
         runs=runs,
@@ -84,8 +84,8 @@ def compare(
         seconds=seconds,
         batch=batch,
         probe=probe,
-        shots=[k for k in numbers("shots", shots, int, "10,100") if k],
-        rates=numbers("rates", rates, float, "0.3,1,3"),
+        shots=[k for k in shots.replace(" ", "").split(",") if k not in ("", "0")],
+        rates=factors,
         finetune=finetune,
         supervised=supervised,
         audit=audit,

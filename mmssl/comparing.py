@@ -16,6 +16,7 @@ from mmssl.comparison.plan import PLAN, make_plan, plan_of_runs
 from mmssl.errors import RecipeError
 from mmssl.recipe import Data
 from mmssl.registry import check_keywords, find
+from mmssl.shots import read_shots
 from mmssl.way_on import repeated
 
 
@@ -35,7 +36,7 @@ def compare(
     seconds: float | None = None,
     batch: int = 256,
     probe: str = "logistic",
-    shots: Sequence[int] = (10, 100),
+    shots: Sequence[int | str] = (10, 100),
     rates: Sequence[float] = (0.3, 1.0, 3.0),
     finetune: bool = False,
     supervised: bool = True,
@@ -76,7 +77,8 @@ def compare(
             sounds do not fill.
         batch: encoder samples of a step.
         probe: that learns from few labels; `logistic`, `ridge`, `knn`, `svm`.
-        shots: labels a class; none for all labels.
+        shots: labels a class, or a share of the labeled training rows (of each class its own, at least one), as `1%`;
+            none for all labels.
         rates: factors of each recipe's learning rate, one of which is chosen.
         finetune: tune the encoder on the fewest labels as well.
         supervised: train the network on all labels as well.
@@ -106,8 +108,8 @@ def compare(
                 raise RecipeError(f"{name} = {value}: expected at least 1")
         if seconds is not None and not seconds > 0:
             raise RecipeError(f"seconds = {seconds}: expected more than 0")
-        if not rates or min(rates) <= 0 or any(k < 1 for k in shots):
-            raise RecipeError(f"rates = {list(rates)} and shots = {list(shots)} should be above 0")
+        if not rates or min(rates) <= 0:
+            raise RecipeError(f"rates = {list(rates)} should be above 0")
         check_keywords(find("probe", probe), {}, f"probe {probe}")
         asked: dict[str, Any] = {
             "test": test,
@@ -117,7 +119,7 @@ def compare(
             "seeds": tuple(range(seeds)),
             "rates": tuple(map(float, rates)),
             "probe": probe,
-            "shots": tuple(sorted(shots)),
+            "shots": tuple(map(_shots, shots)),
             "finetune": finetune,
             "audit": audit,
             "limit": limit,
@@ -142,8 +144,7 @@ def compare(
                 "supervised": supervised,
             }
             plan = make_plan(given, label=label, **trained, **asked)
-        check_labels(plan)
-        plan.write(out)
+        check_labels(plan).write(out)
     elif not (out / PLAN).exists():
         raise RecipeError(f"{out} holds no comparison to go on with; name the rows, as in data='path/to/files'")
     with repeated(), writing(out):
@@ -153,3 +154,10 @@ def compare(
         write_page(found)
         keep_audits(found)
     return found
+
+
+def _shots(given: int | str) -> int | str:
+    try:
+        return read_shots(given)
+    except ValueError as error:
+        raise RecipeError(f"shots = {given!r} {error}") from None

@@ -19,17 +19,8 @@ from mmssl.catalog import find_recipe
 from mmssl.decode_settings import AudioDecode, ImageDecode, TextDecode, VideoDecode
 from mmssl.errors import RecipeError, nearest
 from mmssl.registry import components
-from mmssl.schema import (
-    BelowOne,
-    Positive,
-    Section,
-    Share,
-    Steps,
-    check_sizes,
-    fill,
-    override,
-    read_yaml,
-)
+from mmssl.schema import BelowOne, Positive, Section, Share, Steps, check_sizes, fill, override, read_yaml
+from mmssl.shots import Shots
 
 MOST_WORKERS, MOST_READERS = 256, 4096
 
@@ -256,7 +247,7 @@ class Probe(Section):
         probe: `knn`, `ridge`, `logistic`, `svm`, `mlp`, `attentive`, `finetune`, `retrieval` ...
         encoder: whose features are probed; the first encoder where left out.
         layers: probe every depth as well.
-        shots: learn from only so many rows a class.
+        shots: learn from only so many rows a class, or a share of all labeled ones: `1%`.
         groups: column of what the choice of hyper-parameters must not divide, such as drawings of one thing.
         limit: use only that many rows, of training and of test rows each.
         every: steps between probes during training; 0 only at the end.
@@ -270,7 +261,7 @@ class Probe(Section):
     probe: str = "knn"
     encoder: str | None = None
     layers: bool = False
-    shots: Positive | None = None
+    shots: Shots | None = None
     groups: str | None = None
     every: Annotated[int, Field(ge=0)] = 0
     limit: Positive | None = None

@@ -48,7 +48,7 @@ def adapt(
     baseline: bool = True,
     seed: int = 0,
     seeds: int = 3,
-    shots: int | None = None,
+    shots: int | str | None = None,
     groups: str | None = None,
     data: Data | None = None,
     columns: Mapping[str, str] | None = None,
@@ -98,8 +98,8 @@ def adapt(
         seed: the first of `seeds` consecutive seeds.
         seeds: random-initialized encoders; also draws of `shots`, and trainings of `finetune`, of heads and
             of detectors.
-        shots: learn from only so many rows a class or label, of values, masks and boxes from so many in all; no others
-            are read.
+        shots: learn from only so many rows a class or label, of values, masks and boxes from so many in all; or from
+            a share of the labeled training rows, `1%`, of each class its own and at least one. No others are read.
         groups: column (of batches: key) of what a split made here must not divide, such as drawings of one thing; for
             `retrieval`, of rows whose two sides all belong together (without it those of one row, and equal items).
         data: how to decode and name columns, its source is not read; as the run does where left out.

@@ -19,7 +19,7 @@ LONGEST = 400
 # Rooms from the ground up: a module imports from its own room and from lines above its own. Imports inside functions
 # and those for type checkers count. `mmssl/__init__.py` names what is public and may look everywhere.
 FLOORS = """
-errors version ranges alive way_on
+errors version ranges shots alive way_on
 atomic
 batch registry embedding_files
 catalog schema

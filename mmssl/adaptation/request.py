@@ -13,6 +13,7 @@ from mmssl.encoders.text import tokenizers_of
 from mmssl.errors import DataError, RecipeError, nearest
 from mmssl.objectives.base import Objective
 from mmssl.recipe import Data
+from mmssl.shots import read_shots
 
 
 class Pretrained(Protocol):
@@ -92,7 +93,7 @@ class Request:
     layers: bool = False
     baseline: bool = True
     seeds: tuple[int, ...] = (0, 1, 2)
-    shots: int | None = None
+    shots: int | str | None = None
     groups: str | None = None
     data: Data | None = None
     columns: Mapping[str, str] | None = None
@@ -106,9 +107,14 @@ class Request:
     listen: Callable[[Any], None] | None = None
 
     def __post_init__(self) -> None:
-        for name, value in {"seeds": len(self.seeds), "shots": self.shots, "limit": self.limit}.items():
+        for name, value in {"seeds": len(self.seeds), "limit": self.limit}.items():
             if value is not None and value < 1:
                 raise RecipeError(f"{name} = {value}: expected at least 1")
+        if self.shots is not None:
+            try:
+                object.__setattr__(self, "shots", read_shots(self.shots))
+            except ValueError as error:
+                raise RecipeError(f"shots = {self.shots!r} {error}") from None
         if self.max_bad is not None and not 0 <= self.max_bad <= 1:
             raise RecipeError(f"max_bad = {self.max_bad}: expected a share from 0 to 1")
 

@@ -15,6 +15,7 @@ from mmssl.adaptation.metrics import Metric
 from mmssl.errors import RecipeError
 from mmssl.ops.intervals import wilson
 from mmssl.schema import first_of
+from mmssl.shots import shots_in_words, with_rows
 
 PRETRAINED, RANDOM, CONSTANT = "pretrained", "random", "constant"
 RERANKED, RAW, CHANCE = "re-ranked", "raw", "chance"
@@ -103,7 +104,8 @@ class Table:
         encoder: its name in the run, or both names of a pair; empty for an encoder without a run.
         train_rows, test_rows: numbers of rows; the first is 0 where nothing is learned.
         counts: what else there is, and how many: classes, items ...
-        shots: how few rows a class were learned from; None for all.
+        shots: how few rows a class, or which share of all, were learned from; None for all.
+        drawn: rows that these were, a seed each.
         test: where the test rows come from.
         validation: where the hyper-parameters were chosen; empty where there are none.
         seeds: of initialization and of the probes.
@@ -120,10 +122,11 @@ class Table:
     train_rows: int
     test_rows: int
     counts: dict[str, int]
-    shots: int | None
+    shots: int | str | None
     test: str
     validation: str
     seeds: tuple[int, ...]
+    drawn: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -165,7 +168,8 @@ class Table:
         """Numbers of rows, classes ..., for a heading."""
         learned = f"{self.train_rows} training rows" if self.train_rows else "nothing learned"
         if self.shots:
-            learned += f" ({self.shots} shots)"
+            few = with_rows(shots_in_words(self.shots, "shots"), self.drawn)
+            learned += f" ({few})" if isinstance(self.shots, int) else f", {few}"
         counts = [f"{number} {name}" for name, number in self.counts.items()]
         return ", ".join([learned, f"{self.test_rows} test rows", *counts])
 

@@ -21,6 +21,7 @@ from mmssl.comparison.measure import Cell, measure
 from mmssl.comparison.monitors import Answered
 from mmssl.comparison.plan import NAMED, RAW, Plan
 from mmssl.errors import RunError
+from mmssl.shots import with_rows
 from mmssl.training.lock import locked
 from mmssl.way_on import repeated
 
@@ -189,7 +190,8 @@ def progress_of(cell: Cell, found: dict[str, Any]) -> str:
             f"{cell.line.replace('_', ' ')}, rate x {cell.rate:g}: {100 * found['validation']:.1f} on validation rows"
         )
     # Not of the best depth, which is chosen on validation rows of all seeds.
-    scores = {title: depths[POOLED] for title, depths in found.get("scores", {}).items()}
+    drawn = found.get("drawn", {})
+    scores = {with_rows(key, drawn.get(key, [])): depths[POOLED] for key, depths in found.get("scores", {}).items()}
     percent = found.get("metric", {}).get("percent", True)
     told = [f"{title} {100 * score:.1f} %" if percent else f"{title} {score:.3f}" for title, score in scores.items()]
     told = told or [f"effective rank {found['monitors']['effective_rank']:.1f}"]

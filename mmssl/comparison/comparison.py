@@ -52,7 +52,7 @@ class Comparison(Measured):
             )
         depth, values = self.depth(best, self.main), self.values(best, self.main)
         seeds = f"{len(values)} seed{'s' * (len(values) > 1)}"
-        text = f"{title_of(best)}, {_place(depth)}: {self._spread(values)} by {self.main} ({seeds}), "
+        text = f"{title_of(best)}, {_place(depth)}: {self._spread(values)} by {self.asked} ({seeds}), "
         if UNTRAINED not in self.cells:
             return text + "the untrained network was not measured."
         gain = self.difference(best, UNTRAINED, self.main)
@@ -105,7 +105,8 @@ class Comparison(Measured):
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Head and lines, as text."""
-        head = ["", *(title for measure in self.measures for title in (measure, f"{measure}, best depth"))]
+        named = map(self.named, self.measures)
+        head = ["", *(title for measure in named for title in (measure, f"{measure}, best depth"))]
         labeled = bool(self.measures)
         titles = [measure.title for measure in LABEL_FREE]
         head += ["over untrained"] * labeled + [*titles, "samples", "minutes", "GiB", "learning rate"]

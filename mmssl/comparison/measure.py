@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.hub.load import load
 from mmssl.run_directory import Run
 from mmssl.runs import run as train
+from mmssl.shots import shots_in_words
 from mmssl.training.progress import peak_memory
 
 KNN = "knn"
@@ -100,15 +101,16 @@ def measure(
             best = max(row.metrics[table.main.name] for row in table.rows if row.encoder == PRETRAINED)
             return {"validation": best, **found}, {}
         if plan.label is not None:
-            asked = [(KNN, KNN, None)] + [(f"{plan.probe}, {k} a class", plan.probe, k) for k in plan.shots]
+            asked: list[tuple[str, str, int | str | None]] = [(KNN, KNN, None)]
+            asked += [(f"{plan.probe}, {shots_in_words(k)}", plan.probe, k) for k in plan.shots]
             asked += [] if plan.shots else [(plan.probe, plan.probe, None)]
-            found |= {"scores": {}, "validation": {}, "constant": {}, "settings": {}}
+            found |= {"scores": {}, "validation": {}, "constant": {}, "settings": {}, "drawn": {}}
             for title, probe, shots in asked:
                 table = _ask(plan, encoder, cell, probe, shots, cache, answered, title)
                 _keep(found, title, table)
             if plan.finetune and cell.line != RAW:
-                shots = min(plan.shots, default=10)
-                title = f"fine-tuned, {shots} a class"
+                shots = plan.shots[0] if plan.shots else 10
+                title = f"fine-tuned, {shots_in_words(shots)}"
                 _keep(found, title, _ask(plan, encoder, cell, "finetune", shots, cache, answered, title))
         question = Question.of(Model.of(encoder), request_of(plan, cell)) if plan.label is not None else None
         first = cell.seed == (0 if cell.line in plan.runs else plan.seeds[0])
@@ -125,6 +127,7 @@ def _keep(found: dict[str, Any], title: str, table: Table) -> None:
     found["settings"][title] = {row.part: row.setting for row in rows}
     found["constant"][title] = table.row(CONSTANT).metrics[main.name]
     found["metric"] = {"name": main.name, "title": main.title, "percent": main.percent}
+    found["drawn"][title] = list(table.drawn)
     found["rows"] = {**found.get("rows", {}), title: [table.train_rows, table.test_rows]}
     found["test"] = table.test
     found["warnings"] = sorted({*found.get("warnings", []), *table.warnings})
@@ -135,7 +138,7 @@ def _ask(
     encoder: Encoder,
     cell: Cell,
     probe: str,
-    shots: int | None,
+    shots: int | str | None,
     cache: FeatureCache,
     answered: Answered,
     title: str,
@@ -162,18 +165,21 @@ def _ask(
     return make_probe(probe, options).score(Model.of(encoder), request)
 
 
-def check_labels(plan: Plan) -> None:
-    """Read the labels before anything is trained.
+def check_labels(plan: Plan) -> Plan:
+    """Read the labels before anything is trained; the plan, asked from the fewest labels to the most.
 
     Raises:
         DataError: for a column that is not there, or labels that do not fit.
         RecipeError: where a probe cannot learn them.
     """
     if plan.label is None:
-        return
-    model = Model.of(untrained_encoder(plan, plan.seeds[0]))
+        return plan
+    model, request = Model.of(untrained_encoder(plan, plan.seeds[0])), request_of(plan, Cell(UNTRAINED, plan.seeds[0]))
     for probe in dict.fromkeys((KNN, plan.probe)):
-        make_probe(probe, {}).check(model, request_of(plan, Cell(UNTRAINED, plan.seeds[0])))
+        make_probe(probe, {}).check(model, request)
+    question = Question.of(model, request)
+    rows = {k: len(question.target.draw_shots(question.train.labels, k, plan.seeds[0])) for k in plan.shots}
+    return replace(plan, shots=tuple(sorted(rows, key=lambda k: (rows[k], float(str(k).rstrip("%"))))))
 
 
 def request_of(plan: Plan, cell: Cell, **others: Any) -> Request:

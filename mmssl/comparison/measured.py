@@ -16,6 +16,7 @@ from mmssl.comparison.label_free import LABEL_FREE, RANKME, Agreement, LabelFree
 from mmssl.comparison.monitors import Answered
 from mmssl.comparison.plan import Plan
 from mmssl.ops.intervals import mean_interval, paired_interval
+from mmssl.shots import shots_in_words, with_rows
 
 
 class Difference(NamedTuple):
@@ -78,12 +79,22 @@ class Measured:
         probed = [measure for measure in self.measures if measure.startswith(self.plan.probe)]
         return (probed or self.measures)[0]
 
+    def named(self, measure: str) -> str:
+        """As it is printed: of a share of the labels with the rows that it is."""
+        cells = [cell for cells in self.cells.values() for cell in cells]
+        return with_rows(measure, [rows for cell in cells for rows in cell.get("drawn", {}).get(measure, [])])
+
+    @property
+    def asked(self) -> str:
+        """The main measure as it is printed."""
+        return self.named(self.main)
+
     def judge(self, measure: str) -> str:
         """The measure whose validation rows decide for `measure`: of the same probe, that with the most labels.
 
         Ten labels a class leave two a class to choose a depth by, which is chance.
         """
-        most = f"{self.plan.probe}, {max(self.plan.shots, default=0)} a class"
+        most = f"{self.plan.probe}, {shots_in_words(self.plan.shots[-1])}" if self.plan.shots else ""
         return most if measure.startswith(f"{self.plan.probe}, ") and most in self.measures else measure
 
     def depth(self, line: str, measure: str) -> str:

@@ -27,8 +27,8 @@ def notes_of(found: Measured) -> list[str]:
         notes += [
             f"test rows: {cells[0]['test']} ({test}); probes learn from at most {train} training rows",
             f"{spread}best depths, and the order of the tasks, are chosen on validation rows"
-            f"{f' of {judge}' * (judge != found.main)}, which are training rows",
-            f"over untrained: {found.main}, each at its best depth{paired}; in brackets 95 % intervals over {over}",
+            f"{f' of {found.named(judge)}' * (judge != found.main)}, which are training rows",
+            f"over untrained: {found.asked}, each at its best depth{paired}; in brackets 95 % intervals over {over}",
         ]
         if plan.tuned:
             factors = ", ".join(f"{rate:g}" for rate in plan.rates)
@@ -57,7 +57,7 @@ def _notes_without_labels(found: Measured) -> list[str]:
             f"{measure.title} {one.tau:+.2f} (Spearman {one.rho:+.2f}, p = {one.p:.2f}, {one.tasks} tasks)"
             for measure, one in found.agreements.items()
         ]
-        notes.append(f"{AGREEMENT}, Kendall's tau with the order by {found.main}, here: {', '.join(told)}")
+        notes.append(f"{AGREEMENT}, Kendall's tau with the order by {found.asked}, here: {', '.join(told)}")
     elif found.measures:
         notes.append(f"{AGREEMENT} of rankings without labels takes three tasks that differ")
     return notes

@@ -57,15 +57,15 @@ def write_page(found: Comparison) -> Path:
 def _figures(found: Comparison) -> Iterator[dict[str, Any]]:
     """Title, what it shows, and pictures: data, width in CSS pixels, and a caption where there are several."""
     if found.measures and UNTRAINED in found.cells:
-        yield _figure("Over the untrained network", _gains(found), f"{found.main}, 95 % intervals, paired by seed")
+        yield _figure("Over the untrained network", _gains(found), f"{found.asked}, 95 % intervals, paired by seed")
     if found.measures:
-        text = f"{found.main} at every depth, mean and standard deviation over the seeds; shallow on the left"
+        text = f"{found.asked} at every depth, mean and standard deviation over the seeds; shallow on the left"
         if found.ranked and (sentence := found.depth_sentence(found.ranked[0], found.main)):
             text += f". {sentence}"
         yield _figure("Which depth transfers best", depth_curves(found), text)
     if found.measures and len(found.ranked) > 1:
         told = [f"{measure.title} {one.tau:+.2f}" for measure, one in found.agreements.items()]
-        text = f"a point and a line a task, against {found.main}; how well each ranking agreed with probes here: "
+        text = f"a point and a line a task, against {found.asked}; how well each ranking agreed with probes here: "
         text += f"Kendall's tau over {len(found.ranked)} tasks: {', '.join(told)}" if told else "too few tasks to say"
         yield _figure("Rankings without labels", label_free_charts(found), text)
     curves = [line for line in found.ranked if found.cells[line][0].get("curve")]
@@ -95,7 +95,7 @@ def _figures(found: Comparison) -> Iterator[dict[str, Any]]:
         text = f"training rows by their features ({kinds}), in the color of their class where there are some"
         yield _figure("Maps of the features", _maps(found, mapped), text)
     if found.measures and found.ranked and (confusion := found.confusion(found.ranked[0], found.main)):
-        text = f"{title_of(found.ranked[0])} by {found.main}: of each class (row), the share taken for each other"
+        text = f"{title_of(found.ranked[0])} by {found.asked}: of each class (row), the share taken for each other"
         yield _figure("What is taken for what", _confusion(*confusion), text)
 
 

@@ -65,7 +65,7 @@ class Plan:
         seeds: of every line.
         rates: factors of each recipe's learning rate, of which one is chosen on validation rows.
         probe: that learns from few labels, and its depth.
-        shots: labels a class; none asks with all labels.
+        shots: labels a class, or a share of all as `1%`, the fewest rows first; none asks with all labels.
         finetune: whether the encoder is tuned on few labels as well.
         audit: whether each task is asked where there is nothing to see.
         limit: rows of training and of test that probes read, each.
@@ -88,7 +88,7 @@ class Plan:
     seeds: tuple[int, ...] = (0, 1, 2)
     rates: tuple[float, ...] = (0.3, 1.0, 3.0)
     probe: str = "logistic"
-    shots: tuple[int, ...] = (10, 100)
+    shots: tuple[int | str, ...] = (10, 100)
     finetune: bool = False
     audit: bool = True
     limit: int | None = 10000

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmssl.adaptation.table import BASELESS, NAMES, Row, Table
 from mmssl.hub.markdown import cell, code, markdown, one_line
 from mmssl.hub.privacy import place_of
+from mmssl.shots import shots_in_words, with_rows
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -78,7 +79,7 @@ def task_type(table: Table, modality: str) -> str:
 def _metrics(table: Table) -> Iterator[tuple[str, float, str]]:
     """Metric, value, and what it is of; the first row in all metrics, baselines of the same part in the main one."""
     asked = one_line(f"{table.probe} probe" + (f" of {table.label}" if table.label else ""))
-    asked += f", {table.shots} shots" if table.shots else ""
+    asked += f", {with_rows(shots_in_words(table.shots, 'shots'), table.drawn)}" if table.shots else ""
 
     def label(title: str, row: Row) -> str:
         part = f" {one_line(row.part)}" if row.part else ""

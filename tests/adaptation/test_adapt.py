@@ -239,6 +239,9 @@ def test_few_shots_use_few_rows(small):
     assert few.rows[0].spread["accuracy"] > 0
     assert (few.shots, few.train_rows) == (2, 300)
     assert "(2 shots)" in str(few)
+    share = adapt(small, train, test, probe="knn", k=(1,), shots="2 %")
+    assert (share.shots, share.drawn) == ("2%", (6, 6, 6))
+    assert "300 training rows, 2 % of labels (6 rows), 100 test rows" in str(share)
     assert len(many.rows[0].runs["accuracy"]) == 1
 
 

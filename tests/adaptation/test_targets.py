@@ -108,16 +108,17 @@ def test_a_group_is_never_divided_whatever_the_target(kind):
 
 
 @pytest.mark.parametrize(
-    ("target", "labels", "digest"),
+    ("target", "labels", "shots", "digest"),
     [
-        (Classes(range(7)), torch.arange(1000) % 7, "43d552999bae2c1d"),
-        (Labels(range(3)), torch.arange(1000)[:, None] % torch.tensor([2, 3, 5]) == 0, "3db28606de5eda30"),
-        (Values(1), torch.linspace(0, 1, 1000)[:, None], "334477b3b6706de9"),
+        (Classes(range(7)), torch.arange(1000) % 7, 5, "43d552999bae2c1d"),
+        (Classes(range(7)), torch.arange(1000) % 7, "2%", "df3219607b581b81"),
+        (Labels(range(3)), torch.arange(1000)[:, None] % torch.tensor([2, 3, 5]) == 0, 5, "3db28606de5eda30"),
+        (Values(1), torch.linspace(0, 1, 1000)[:, None], 5, "334477b3b6706de9"),
     ],
-    ids=["classes", "labels", "values"],
+    ids=["classes", "share", "labels", "values"],
 )
-def test_the_rows_of_a_seed_are_the_same_on_every_machine(target, labels, digest):
-    rows = target.draw_shots(labels, 5, 0).numpy().astype("<i8")
+def test_the_rows_of_a_seed_are_the_same_on_every_machine(target, labels, shots, digest):
+    rows = target.draw_shots(labels, shots, 0).numpy().astype("<i8")
     assert hashlib.sha256(rows.tobytes()).hexdigest()[:16] == digest
 
 
@@ -135,6 +136,21 @@ def test_shots_are_rows_of_each_label_and_of_values_rows_in_all():
     assert not torch.equal(index, target.draw_shots(labels, 10, 1))
     values = Values()
     assert len(values.draw_shots(torch.rand(50, 1), 7, 0).unique()) == 7
+
+
+def test_a_share_is_of_each_class_its_own_and_within_a_larger_one():
+    labels = torch.tensor([0] * 600 + [1] * 149 + [2] * 249 + [3] * 2)
+    target = Classes(range(4))
+    one, ten = (target.draw_shots(labels, shots, 0) for shots in ("1%", "10%"))
+    assert labels[one].bincount().tolist() == [6, 1, 2, 1]
+    assert labels[ten].bincount().tolist() == [60, 15, 24, 1]
+    assert set(one.tolist()) < set(ten.tolist())
+    assert target.draw_shots(labels, "100%", 0).tolist() == list(range(1000))
+    several = Labels(range(2))
+    marks = torch.stack([labels < 3, labels == 2], 1)
+    counts = marks[several.draw_shots(marks, "10%", 0)].sum(0)
+    assert counts[0] == 100
+    assert 25 <= counts[1] < 100
 
 
 @pytest.fixture(scope="module")

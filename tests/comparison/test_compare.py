@@ -46,7 +46,7 @@ FEW = {
     "seeds": 2,
     "size": 32,
     "probe": "ridge",  # in closed form
-    "shots": [4],
+    "shots": ["50%", 4],
     "rates": [1.0, 3.0],
     "limit": 100,
     "audit": False,
@@ -67,9 +67,10 @@ def test_every_line_has_every_seed_and_measure(compared):
         "raw input": 1,
         "supervised": 2,
     }
-    assert compared.measures == ["knn", "ridge, 4 a class"]
+    assert compared.measures == ["knn", "ridge, 4 a class", "ridge, 50 % of labels"]  # the fewest first
     assert compared.main == "ridge, 4 a class"
     head, lines = compared.table()
+    assert next(title for title in head if "50 %" in title) == "ridge, 50 % of labels (50 rows)"
     assert [line[0] for line in lines][2:] == ["untrained", "raw input", "supervised, same budget", "constant answer"]
     assert all(len(line) == len(head) for line in lines)
     gain = compared.difference(compared.ranked[0], "untrained", compared.main)
@@ -111,10 +112,10 @@ def test_the_best_depth_is_that_of_validation_rows_not_of_test_rows(compared):
 
 
 def test_the_most_labels_choose_the_depth_of_the_fewest():
-    measures = ["knn", "logistic, 4 a class", "logistic, 40 a class"]
+    measures = ["knn", "logistic, 4 a class", "logistic, 40 % of labels"]
     few = {key: {"stem": 0.9, "pooled": 0.1} for key in measures} | {measures[2]: {"stem": 0.2, "pooled": 0.8}}
     cell = {"scores": few, "validation": few}
-    plan = Plan({"source": "toy"}, "shape", "image", tasks={"rotation": {}}, shots=(4, 40))
+    plan = Plan({"source": "toy"}, "shape", "image", tasks={"rotation": {}}, shots=(4, "40%"))
     found = mmssl.Comparison(plan, Path("here"), {"rotation": [cell]}, {}, {})
     assert [found.depth("rotation", measure) for measure in measures] == ["stem", "pooled", "pooled"]
 

@@ -107,9 +107,9 @@ def test_a_task_that_has_nothing_to_predict_on_these_rows_is_left_out(tmp_path):
         make_plan(Data(source=str(tmp_path)), tasks=["colorization"], **given)
 
 
-@pytest.mark.parametrize(("option", "example"), [("shots", "10,100"), ("rates", "0.3,1,3")])
+@pytest.mark.parametrize(("option", "example"), [("shots", "as 10, or .*, as 1%"), ("rates", "as 0.3,1,3")])
 def test_a_list_that_is_none_is_named_with_its_option(tmp_path, option, example):
     call = ["compare", "--data", "toy", f"--{option}", "ten", "--out", str(tmp_path / "out")]
     error = CliRunner().invoke(app, call).exception
     assert isinstance(error, RecipeError)
-    assert re.search(rf"^{option} = 'ten': .*, as {example}$", str(error))
+    assert re.search(rf"^{option} = 'ten'.*, {example}$", str(error))

@@ -291,6 +291,7 @@ class Learner(Probe, Generic[X]):
             test_rows=len(test),
             counts=target.counts(known),
             shots=request.shots,
+            drawn=tuple(len(pick) for pick in drawn if pick is not None),
             test=question.where,
             validation=f"{self.chosen_on}{question.undivided}" if self.chooses else "",
             seeds=seeds,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmssl.adaptation.metrics import Metric
+from mmssl.shots import quotas
 
 HELD_OUT = 0.2
 """Share of rows that is held out: for the test where there are no test rows, and for the choice of a setting."""
@@ -137,11 +138,18 @@ class Target:
         """
         return hold_out(self.strata(labels), share, seed, groups)
 
-    def draw_shots(self, labels: Tensor, shots: int, seed: int) -> Tensor:
-        """Indices, int64 sorted, of `shots` rows of each stratum (all of them where it has fewer)."""
+    def draw_shots(self, labels: Tensor, shots: int | str, seed: int) -> Tensor:
+        """Indices, int64 sorted, of so many rows of each stratum, or a share of each; see `mmssl.shots.quotas`.
+
+        What a seed draws of few rows is among what it draws of more.
+        """
         random = np.random.default_rng(seed)
         strata = self.strata(labels).numpy()
-        picked = [random.permutation(np.flatnonzero(strata == name))[:shots] for name in np.unique(strata)]
+        names, sizes = np.unique(strata, return_counts=True)
+        picked = [
+            random.permutation(np.flatnonzero(strata == name))[:quota]
+            for name, quota in zip(names, quotas(shots, sizes.tolist()), strict=True)
+        ]
         return torch.from_numpy(np.sort(np.concatenate(picked)))
 
     # What a network with a linear head needs: the link between its outputs and the answers.

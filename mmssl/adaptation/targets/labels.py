@@ -21,6 +21,7 @@ from mmssl.adaptation.metrics import (
 from mmssl.adaptation.targets.base import Target
 from mmssl.data.columns import find_classes, is_missing
 from mmssl.errors import DataError
+from mmssl.shots import quotas
 
 FEWEST = 5
 """Sets of labels on fewer rows than this are held out together: one by one none of them would be."""
@@ -110,16 +111,17 @@ class Labels(Target):
         number = number.reshape(-1)
         return torch.from_numpy(np.where(count[number] < FEWEST, len(count), number))
 
-    def draw_shots(self, labels: Tensor, shots: int, seed: int) -> Tensor:
-        """Indices, int64 sorted, such that each label is on `shots` rows or more (all of them where it has fewer).
+    def draw_shots(self, labels: Tensor, shots: int | str, seed: int) -> Tensor:
+        """Indices, int64 sorted, such that each label is on so many rows, or on its share of rows, or on more.
 
         The rarest labels come first, for their rows may have the others too.
         """
         random = np.random.default_rng(seed)
         given = labels.numpy()
         picked = np.zeros(len(given), dtype=bool)
+        wanted = quotas(shots, given.sum(0).tolist())
         for label in np.argsort(given.sum(0), kind="stable"):
-            missing = max(0, shots - int(given[picked, label].sum()))
+            missing = max(0, wanted[label] - int(given[picked, label].sum()))
             picked[random.permutation(np.flatnonzero(given[:, label] & ~picked))[:missing]] = True
         return torch.from_numpy(np.flatnonzero(picked))
 
