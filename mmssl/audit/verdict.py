@@ -69,6 +69,7 @@ NONE_COUNTS = (
     "learned; read less of a row (data.audio.seconds, data.video.frames), or see what the task leaves out"
 )
 LINE = 2.0  # effective rank below which features are hardly more than one direction
+ONE_VIEW = 2e-4  # times the squared spread: views of a row so near are one, where rows are twice that square apart
 LARGEST_Z = 37.0  # the tail beyond it is 0 in double precision
 
 
@@ -128,7 +129,7 @@ def judge(history: Sequence[Record], chance: Chance, rows: int) -> list[Verdict]
         if not any(other.startswith(f"{task}/" if task else "") for other in tasks if other != task)
     ]
     compare = {task_of(key) for record in run.steps for key in record if last_of(key) == "spread"}
-    flat = {task: _flat(history, task) for task in apart if task in compare}
+    flat = {task: _flat(history, task) or _one_view(history, task) for task in apart if task in compare}
     return [flat.get(task) or _judge(run, task, chance, rows) for task in apart]
 
 
@@ -258,6 +259,17 @@ def _flat(history: Sequence[Record], task: str) -> Verdict | None:
             )
             return Verdict("collapsed", reason, task, seen[since][0], f"{name}/rank", now, untrained=rank)
     return None
+
+
+def _one_view(history: Sequence[Record], task: str) -> Verdict | None:
+    """Of views of a row that were one vector in all records: any network tells them, whatever it sees of the row."""
+    own = f"{MONITOR}{task}/{EMBEDDINGS}" if task else f"{MONITOR}{EMBEDDINGS}"
+    key, room = f"{own}/alignment", f"{own}/spread"
+    seen = [(r[key], r[room]) for r in history if key in r and room in r]
+    if not seen or any(apart > ONE_VIEW * spread**2 for apart, spread in seen):
+        return None
+    reason = f"both views of a row are one vector (alignment {seen[-1][0]:.1g}): nothing is asked of what is in it"
+    return Verdict("unmoved", reason, task, metric=key, value=seen[-1][0])
 
 
 def _thin(rank: float, untrained: float) -> bool:

@@ -128,11 +128,11 @@ def test_one_answer_to_everything_is_the_level_and_alike_rows_show():
         built.loss(said, given)
         built.after_step(0.0)
         seen = torch.cat([o["taught"][i["valid"]].mean(0)[None] for o, i in zip(outputs, inputs, strict=True)][:number])
-        torch.testing.assert_close(built.mean, seen.mean(0))  # as many valid frames in both
+        torch.testing.assert_close(built.mean.value, seen.mean(0))  # as many valid frames in both
     built.eval()
     said, given = outputs[0], inputs[0]
     assert built.loss(said, given)["spread"] > 0.1
-    said["prediction"] = built.mean.expand_as(said["prediction"])
+    said["prediction"] = built.mean.value.expand_as(said["prediction"])
     level = built.chance(ROWS).metrics["relative_error"]
     assert built.loss(said, given)["relative_error"].item() == pytest.approx(level)
     # The same of every row, though not of every place.

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmssl.encoders import create as create_encoder
 from mmssl.errors import RecipeError
 from mmssl.objectives import create
+from mmssl.objectives.base import EMBEDDINGS
 from mmssl.objectives.reconstruction.jepa import JEPA
 from mmssl.ops.draws import Draws
 from mmssl.ops.masking import draw_rectangles, take
@@ -124,17 +125,23 @@ def test_hidden_pixels_reach_the_targets_alone():
     assert (a["target_0"] - b["target_0"]).abs().max() > 1e-3
 
 
-def test_one_answer_to_all_is_the_level_and_alike_rows_show():
-    built = task("vjepa")
+def test_one_answer_to_everything_is_the_level_and_alike_rows_show():
+    built = task("vjepa").train()
     given = built.transform(batch("vjepa"), Draws(0, 0, ROWS))
     outputs = built.predict(given)
+    built.loss(outputs, given)
+    built.after_step(0.0)
+    told = [outputs[f"target_{number}"][given[f"valid_{number}"]] for number in range(2)]
+    torch.testing.assert_close(built.mean.value, torch.cat(told).mean(0))
+    built.eval()
+    assert built.loss(outputs, given)["relative_error"] != 1
     for number in range(2):
-        valid, target = given[f"valid_{number}"][..., None], outputs[f"target_{number}"]
-        mean = (target * valid).sum((1, 2), keepdim=True) / valid.sum((1, 2), keepdim=True).clamp(min=1)
-        outputs[f"prediction_{number}"] = mean.expand_as(target)
+        outputs[f"prediction_{number}"] = built.mean.value.expand_as(outputs[f"target_{number}"])
     assert built.loss(outputs, given)["relative_error"].item() == pytest.approx(
         built.chance(ROWS).metrics["relative_error"]
     )
+    assert built.drawn_together(given)[EMBEDDINGS].shape == (ROWS, 1, built.encoders["video"].dim)
+    torch.testing.assert_close(built.drawn_together(given)[EMBEDDINGS][:, 0], outputs["taught"])
     outputs["taught"] = outputs["taught"][:1].expand(ROWS, -1)
     assert built.loss(outputs, given)["spread"].item() == pytest.approx(0, abs=1e-6)
 
@@ -162,3 +169,30 @@ def test_what_cannot_be_is_said_when_the_task_is_built():
     built = task()
     with pytest.raises(RecipeError, match="cannot be cut into patches"):
         built.transform({"image": batch()["image"][..., :30, :30]}, Draws(0, 0, ROWS))
+
+
+def test_padding_of_a_sound_is_neither_read_nor_predicted_nor_attended_to():
+    torch.manual_seed(0)
+    encoder = create_encoder("timm/vit_tiny_patch16_224", "audio", **(VIT | {"img_size": [16, 32]}), mels=16)
+    built = create("jepa", {"audio": encoder}, encoder="audio", **SMALL)
+    sound = torch.rand(ROWS, 31 * 160, generator=torch.Generator().manual_seed(1)) - 0.5
+    mask = torch.arange(sound.shape[1]).expand(ROWS, -1) < torch.tensor([[4960], [2400], [1700], [4960]])
+    given = built.transform({"audio": sound, "audio_mask": mask}, Draws(0, 0, ROWS))
+    sounding, bands = given["sounding"], 16 // VIT["patch_size"]
+    assert torch.equal(sounding[1].view(bands, -1).any(0), sounding[1].view(bands, -1).all(0))  # whole columns of time
+    assert [int(row.view(bands, -1)[0].sum()) for row in sounding] == [8, 4, 3, 8]
+    counts = given["valid_0"].flatten(1).any(1)
+    assert counts[0]
+    assert torch.all(sounding.gather(1, given["seen_0"])[counts])
+    assert torch.all(sounding.gather(1, given["hidden_0"].flatten(1))[given["valid_0"].flatten(1)])
+    padding = ~sounding.view(ROWS, bands, -1).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    other = given | {"audio": torch.where(padding, 3.0, given["audio"])}
+    a, b = built.predict(given), built.predict(other)
+    torch.testing.assert_close(a["prediction_0"][counts], b["prediction_0"][counts])
+    torch.testing.assert_close(a["taught"], b["taught"])
+    valid = given["valid_0"]
+    torch.testing.assert_close(a["target_0"][valid], b["target_0"][valid])
+    torch.testing.assert_close(built.loss(a, given)["loss"], built.loss(b, other)["loss"])
+    whole = built.transform({"audio": sound}, Draws(0, 0, ROWS))
+    assert "sounding" not in whole
+    assert whole["scored_0"] > given["scored_0"]

@@ -42,20 +42,19 @@ from mmssl.encoders.base import Encoder
 from mmssl.encoders.text import TextEncoder
 from mmssl.errors import RecipeError
 from mmssl.modules.mode import evaluating
+from mmssl.modules.running_mean import RunningMean
 from mmssl.modules.teacher import Teacher
 from mmssl.modules.views import Crop
 from mmssl.objectives._concealed import Concealed
 from mmssl.objectives.base import Chance, Objective, Panel, Step
 from mmssl.objectives.reconstruction._masked_places import Masked, MaskedPatches, MaskedWaves, MaskedWords
 from mmssl.ops.draws import Draws
-from mmssl.ops.gather import total
 from mmssl.ops.losses import mean_over
 from mmssl.ops.masking import take
 from mmssl.ranges import Positive, Ratio, Share, Weight
 
 VIEWS = {"area": (0.08, 1.0), "flip": 0.5}
 EPS = 1e-5
-SHARE = 0.1  # of a step in the running mean of targets, after the tenth
 
 
 class Published(NamedTuple):
@@ -101,10 +100,6 @@ class Data2Vec(Objective):
     """
 
     divisors = ("scored",)
-    mean: Tensor
-    seen: Tensor
-    seen_count: Tensor
-    steps: Tensor
 
     def __init__(
         self,
@@ -138,11 +133,7 @@ class Data2Vec(Objective):
         inner = (nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
         self.head = nn.Sequential(*inner) if self.kind == "words" else nn.Linear(dim, dim)
         self.teacher = Teacher({"encoder": network})
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("steps", torch.zeros(()))
-        # Targets of this step's micro-batches, until the mean moves.
-        self.register_buffer("seen", torch.zeros(dim), persistent=False)
-        self.register_buffer("seen_count", torch.zeros(()), persistent=False)
+        self.mean = RunningMean(dim)
 
     def chance(self, rows: int) -> Chance:
         """The error of one answer to everything: the running mean of the targets."""
@@ -194,16 +185,14 @@ class Data2Vec(Objective):
         """Mean error of the hidden places of the global batch; its ratio to that of a constant; `spread`, see above."""
         target, taught, chosen = outputs["target"].detach(), outputs["taught"].detach(), inputs["chosen"]
         error = self._error(outputs["prediction"], target)
-        own, constant = ((one * chosen).sum(1) for one in (error.detach(), self._error(self.mean, target)))
+        own, constant = ((one * chosen).sum(1) for one in (error.detach(), self._error(self.mean.value, target)))
         weight = inputs["valid"][:, :, None].to(taught.dtype)
-        if self.training:
-            self.seen += (taught * weight).sum((0, 1))
-            self.seen_count += weight.sum()
+        self.mean.see(taught, inputs["valid"])
         mean = (taught * weight).sum(0) / weight.sum(0).clamp(min=1)
         variance = ((taught - mean).square() * weight).sum() / (weight.sum() * taught.shape[2]).clamp(min=1)
         return {
             "loss": mean_over(error, chosen, inputs["scored"]),
-            "relative_error": torch.where(constant > 0, own / constant.clamp(min=1e-12), 1.0).mean(),
+            "relative_error": RunningMean.ratio(own, constant),
             "spread": variance.sqrt(),
         }
 
@@ -216,11 +205,7 @@ class Data2Vec(Objective):
         start, end = self.momentum
         momentum = start + (end - start) * min(1.0, progress / PUBLISHED[self.kind].rise)
         self.teacher.follow({"encoder": self.encoder(self.name)}, momentum)
-        self.steps += 1
-        share = (1 / self.steps).clamp(min=SHARE)
-        self.mean += share * (total(self.seen) / total(self.seen_count).clamp(min=1) - self.mean)
-        self.seen.zero_()
-        self.seen_count.zero_()
+        self.mean.move()
 
     def concealed(self, inputs: Batch) -> Concealed:
         """What the class of the input says."""
@@ -230,7 +215,7 @@ class Data2Vec(Objective):
     def preview(self, inputs: Batch, outputs: Batch) -> list[Panel]:
         """The input, what is seen of it, and how far off the predictions are."""
         chosen = inputs["chosen"]
-        errors = (self._error(answer, outputs["target"]) for answer in (outputs["prediction"], self.mean))
+        errors = (self._error(answer, outputs["target"]) for answer in (outputs["prediction"], self.mean.value))
         means = [((one * chosen).sum(1) / chosen.sum(1).clamp(min=1)).tolist() for one in errors]
         said = [
             f"{count} hidden: error {own:.3f}, of a constant {constant:.3f}"

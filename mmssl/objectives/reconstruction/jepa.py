@@ -14,9 +14,12 @@ published code draws one size of block for all rows of a batch, and cuts all of 
 
 Known traps. Blocks are cut out of what the teacher says of the whole, not out of what it sees. Its tokens are
 normalized, without parameters, so that their scale says nothing. The loss says nothing, either: it falls when all
-tokens become alike and rises while they grow apart. Read `relative_error`, which is 1 for one answer to all of a row's
-hidden tokens, with `spread`, which is 0 where the teacher says the same of every row. Published blocks of `ijepa` never
-touch the last row and column (`randint` without its end); here they do. What leaves the run is the teacher's encoder.
+tokens become alike and rises while they grow apart. Read `relative_error`, which is 1 for one answer to everything, the
+running mean of all targets, with `spread`, which is 0 where the teacher says the same of every row, and with
+`monitor/embeddings/rank`, which falls to less than two where it says the same of them but for a number: without a
+teacher of its own, or with a gradient through its targets, that takes a few dozen steps, while spread stays and the
+error falls. Published blocks of `ijepa` never touch the last row and column (`randint` without its end); here they do.
+What leaves the run is the teacher's encoder.
 """
 
 from __future__ import annotations
@@ -30,13 +33,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.batch import Batch
-from mmssl.encoders.base import Encoder
+from mmssl.encoders.base import Encoder, masked_mean
 from mmssl.modules.decoders import PatchDecoder, check_decoder
 from mmssl.modules.pictures import as_read, channels_first, check_patches, cut, read_picture
+from mmssl.modules.running_mean import RunningMean
 from mmssl.modules.views import Crop
 from mmssl.objectives._concealed import Concealed
 from mmssl.objectives._taught import Taught
-from mmssl.objectives.base import Chance, Panel
+from mmssl.objectives.base import EMBEDDINGS, Chance, Panel
 from mmssl.ops.color import as_floats
 from mmssl.ops.draws import Draws
 from mmssl.ops.losses import mean_over, spread
@@ -110,10 +114,11 @@ class JEPA(Taught):
         self.predictor = PatchDecoder(
             network.dim, network.dim, predictor_depth, predictor_width, predictor_heads, pooled=False
         )
+        self.mean = RunningMean(network.dim)
         self.begin_teaching()
 
     def chance(self, rows: int) -> Chance:
-        """The error of one answer to all of a row's hidden tokens: their mean."""
+        """The error of one answer to everything: the running mean of the targets."""
         return Chance(None, {"relative_error": 1.0})
 
     @torch.no_grad()
@@ -122,13 +127,15 @@ class JEPA(Taught):
 
         `image` (B, 3, h, w) or `video` (B, T, 3, h, w) in [0, 1], or `audio` (B, mels, frames). For each way to hide,
         number i: `seen_i` (B, K), `hidden_i` (B, M, P) of M blocks, or of one union, `valid_i` (B, M, P), False for
-        padding and where nothing is left to be read, and `scored_i`, how many are not.
+        padding and where nothing is left to be read, and `scored_i`, how many are not. Of sounds with padding also
+        `sounding` (B, N), False where a place is padding: it is neither read nor predicted, and the teacher attends to
+        none of it.
         """
         picture, pixels, sounding = read_picture(self.encoder(self.name), batch, draws, self.crop)
         grid = cut("jepa", pixels.shape[2:], self.patch)
         frames, flat = math.prod(grid[:-2]), (grid[-2], grid[-1])
         places = math.prod(flat)
-        inputs = {self.modality: picture}
+        inputs = {self.modality: picture} | ({} if sounding is None else {"sounding": sounding})
         for number, way in enumerate(self.ways):
             blocks = draw_rectangles(flat, way.blocks, way.area, ASPECT, draws)
             covered = 1 - (1 - sum(way.area) / 2) ** way.blocks
@@ -136,6 +143,8 @@ class JEPA(Taught):
             if self.form == "ijepa":
                 left = left & draw_rectangles(flat, 1, CONTEXT, (1.0, 1.0), draws)[:, 0]
                 kept *= sum(CONTEXT) / 2
+            if sounding is not None:
+                left = left & sounding
             if not way.apart:
                 blocks = blocks.any(1, keepdim=True)
             read, asked = READ * kept, way.area[0] if way.apart else covered
@@ -154,14 +163,22 @@ class JEPA(Taught):
         extents = channels_first(picture, self.modality).shape[2:]
         return tuple(extent // size for extent, size in zip(extents, self.patch, strict=True))
 
+    @torch.no_grad()
+    def targets(self, inputs: Batch) -> Tensor:
+        """What the teacher says of each place of the whole, (B, N, D)."""
+        return self.told(self._taught, inputs)
+
+    def told(self, encoder: Encoder, inputs: Batch) -> Tensor:
+        """What an encoder says of each place of the whole, normalized, (B, N, D)."""
+        tokens = encoder.encode(encoder.embed(inputs[self.modality]), inputs.get("sounding")).tokens
+        return F.layer_norm(tokens, tokens.shape[2:])
+
     def predict(self, inputs: Batch) -> Batch:
         """For each way to hide `prediction_i` and `target_i` (B, M, P, D); the teacher's mean token `taught` (B, D)."""
         encoder, picture = self.encoder(self.name), inputs[self.modality]
         tokens, grid = encoder.embed(picture), self._grid(picture)
-        with torch.no_grad():
-            taught = self._taught(picture).tokens
-            taught = F.layer_norm(taught, taught.shape[2:])
-        outputs = {"taught": taught.mean(1)}
+        taught = self.targets(inputs)
+        outputs = {"taught": masked_mean(taught, inputs.get("sounding"))}
         for number in range(len(self.ways)):
             seen, hidden = inputs[f"seen_{number}"], inputs[f"hidden_{number}"]
             features, blocks = encoder.encode(take(tokens, seen)), hidden.shape[1]
@@ -189,20 +206,24 @@ class JEPA(Taught):
             target, valid = outputs[f"target_{number}"].detach(), inputs[f"valid_{number}"]
             error = self._error(outputs[f"prediction_{number}"], target)
             losses.append(mean_over(error.flatten(1), valid.flatten(1), inputs[f"scored_{number}"]))
-            weight = valid[..., None].to(target.dtype)
-            mean = (target * weight).sum((1, 2), keepdim=True) / weight.sum((1, 2), keepdim=True).clamp(min=1)
-            own, constant = ((one * valid).sum((1, 2)) for one in (error.detach(), self._error(mean, target)))
-            ratios.append(torch.where(constant > 0, own / constant.clamp(min=1e-12), 1.0).mean())
+            constant = self._error(self.mean.value, target)
+            ratios.append(RunningMean.ratio(*((one * valid).sum((1, 2)) for one in (error.detach(), constant))))
+            self.mean.see(target, valid)
         return {
             "loss": torch.stack(losses).mean(),
             "relative_error": torch.stack(ratios).mean(),
             "spread": spread(outputs["taught"]),
         }
 
+    def drawn_together(self, inputs: Batch) -> dict[str, Tensor]:
+        """The teacher's mean token of each row, which has no other view."""
+        return {EMBEDDINGS: masked_mean(self.targets(inputs), inputs.get("sounding"))[:, None]}
+
     def after_step(self, progress: float) -> None:
-        """The teacher follows."""
+        """The teacher follows, and the mean of targets moves toward that of those that this step saw."""
         momentum = 1 - (1 - self.momentum) * (1 - progress)
         self.teacher.follow(self._student(), momentum)
+        self.mean.move()
 
     def concealed(self, inputs: Batch) -> Concealed:
         """The pixels that are read in none of the ways, and what is predicted."""
