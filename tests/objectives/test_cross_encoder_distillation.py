@@ -73,14 +73,33 @@ def by_hand(task, outputs, form: str, negatives: int, temperature: float) -> flo
 def test_loss_is_that_of_row_by_row(form, negatives, temperature):
     task, inputs, outputs = distillation(form=form, candidates=negatives, teacher_temperature=temperature, weight=0.5)
     losses = task.loss(outputs, inputs)
-    assert losses["distillation"].item() == pytest.approx(by_hand(task, outputs, form, negatives, temperature))
-    rest = losses["matching"] + losses["contrastive"]
-    assert losses["loss"].item() == pytest.approx((rest + 0.5 * losses["distillation"]).item())
+    assert losses["distillation/loss"].item() == pytest.approx(by_hand(task, outputs, form, negatives, temperature))
+    rest = losses["matching/loss"] + losses["contrastive/loss"]
+    assert losses["loss"].item() == pytest.approx((rest + 0.5 * losses["distillation/loss"]).item())
     alike = {**outputs, "a": torch.zeros_like(outputs["a"])}
     with torch.no_grad():  # the candidates are then others, unless all of them are
-        uninformed = task.loss(alike, inputs)["distillation"]
+        uninformed = task.loss(alike, inputs)["distillation/loss"]
     if negatives == 50:
-        assert losses["uninformed"].item() == pytest.approx(uninformed.item())
+        assert losses["distillation/uninformed"].item() == pytest.approx(uninformed.item())
+        share = losses["distillation/loss"] / losses["distillation/uninformed"]
+        assert losses["distillation/relative_error"].item() == pytest.approx(share.item())
+
+
+def test_a_student_or_a_teacher_to_which_all_candidates_are_alike_is_at_the_level():
+    task, inputs, outputs = distillation()
+    levels = task.chance(8).metrics
+    for term in ("matching", "contrastive", "distillation"):  # each has a verdict of its own
+        assert any(key.startswith(f"{term}/") for key in levels)
+    alike = {**outputs, "a": torch.zeros_like(outputs["a"])}
+    assert task.loss(alike, inputs)["distillation/relative_error"].item() == pytest.approx(1)
+    assert levels["distillation/relative_error"] == 1
+    assert levels.keys() <= task.loss(outputs, inputs).keys()
+    with torch.no_grad():
+        for parameter in task.head.parameters():
+            parameter.zero_()
+    flat = task.loss(outputs, inputs)
+    assert flat["distillation/uninformed"].item() == 0
+    assert flat["distillation/relative_error"].item() == 1
 
 
 @pytest.mark.parametrize("form", ["kl", "margin_mse"])
@@ -101,7 +120,7 @@ def test_a_student_that_says_what_its_teacher_says_has_no_loss_and_a_gradient_le
 
 def test_the_distillation_teaches_the_towers_and_never_the_fusion():
     task, inputs, outputs = distillation()
-    term = task.loss(outputs, inputs)["distillation"]
+    term = task.loss(outputs, inputs)["distillation/loss"]
     learning = {name: p for name, p in task.named_parameters() if p.requires_grad}
     found = torch.autograd.grad(term, list(learning.values()), allow_unused=True)
     taught = {name for name, g in zip(learning, found, strict=True) if g is not None and g.any()}
@@ -118,7 +137,7 @@ def test_a_frozen_cross_encoder_with_its_own_towers_teaches_others():
     for key, tower in zip("ab", towers, strict=True):
         torch.testing.assert_close(outputs[f"{key}_tokens"], tower(inputs[key], inputs.get(f"{key}_valid")).tokens)
     losses = task.loss(outputs, inputs)
-    assert losses["distillation"].item() == pytest.approx(by_hand(task, outputs, "margin_mse", 4, 1.0))
+    assert losses["distillation/loss"].item() == pytest.approx(by_hand(task, outputs, "margin_mse", 4, 1.0))
     losses["loss"].backward()
     learned = {name.rpartition(".")[0] for name, p in task.named_parameters() if p.grad is not None and p.grad.any()}
     assert "head" in learned
@@ -135,7 +154,7 @@ def test_a_batch_without_candidates_teaches_nothing():
     for form in ("kl", "margin_mse"):
         task.form = form
         losses = task.loss(outputs, inputs)
-        assert losses["distillation"].item() == 0
+        assert losses["distillation/loss"].item() == 0
         assert math.isfinite(losses["loss"].item())
 
 

@@ -14,8 +14,10 @@ linear layer alone learns, and the dual encoder changes nothing of its teacher.
 
 Known traps. The teacher's scores are targets and take no gradient. Candidates that are equal to the row are no
 negatives and are left out, as in `matching`. A teacher that knows nothing gives every candidate the same score, and a
-student that knows nothing then has no loss: `uninformed` is logged with it, the loss of a student to which all
-candidates are alike. At first it is below the student's own, whose scores are far apart and mean nothing yet.
+student that knows nothing then has no loss: `relative_error` is the loss over that of a student to which all candidates
+are alike, `uninformed`. It is 1 for a student that says the same of all, and above where the scores of the student are
+further apart than those of a teacher that is flat, or knows less than it. Each of the three terms logs under its name
+and has a verdict of its own.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from mmssl.encoders.base import Encoder
 from mmssl.encoders.fusion import FusionEncoder
 from mmssl.errors import RecipeError
 from mmssl.modules.side import SIDES, both_sides, find_fusion
-from mmssl.objectives.base import Pair, Panel
+from mmssl.objectives.base import Chance, Pair, Panel
 from mmssl.objectives.correspondence.matching import COLDEST, VIEWS, WARMEST, Matching
 from mmssl.ops.gather import average, gather, own_rows
 from mmssl.ops.losses import divergence
@@ -114,15 +116,31 @@ class CrossEncoderDistillation(Matching):
 
     def loss(self, outputs: Batch, inputs: Batch) -> dict[str, Tensor]:
         """The terms of matching, and the distillation: a mean over rows, or over margins, of both directions."""
-        terms = super().loss(outputs, inputs)
+        found = super().loss(outputs, inputs)
+        terms = {(key if key == "loss" else self._named(key)): value for key, value in found.items()}
         taught, said, there = self._scores(outputs, inputs["items"])
         errors, alike = (self._errors(taught, scores, there) for scores in (said, torch.zeros_like(said)))
         count = average((there[:, 1:] if self.form == "margin_mse" else there[:, 0]).sum())
+        constant = average(alike.sum())
         terms |= {
-            "distillation": errors.sum() / count.clamp(min=1),
-            "uninformed": alike.sum() / count.clamp(min=1),
+            "distillation/loss": errors.sum() / count.clamp(min=1),
+            "distillation/uninformed": alike.sum() / count.clamp(min=1),
+            "distillation/relative_error": torch.where(
+                constant > 0, errors.detach().sum() / constant.clamp(min=1e-12), 1.0
+            ),
         }
-        return {**terms, "loss": terms["loss"] + self.distilled * terms["distillation"]}
+        return {**terms, "loss": terms["loss"] + self.distilled * terms["distillation/loss"]}
+
+    def chance(self, rows: int) -> Chance:
+        """Those of matching, each under the name of its term, and the error of a student that says the same of all."""
+        levels = {self._named(key): level for key, level in super().chance(rows).metrics.items()}
+        return Chance(None, levels | {"distillation/relative_error": 1.0})
+
+    def _named(self, key: str) -> str:
+        """`accuracy` of matching -> `matching/accuracy`, `contrastive` -> `contrastive/loss`."""
+        if key in ("matching", "contrastive"):
+            return f"{key}/loss"
+        return f"{'contrastive' if key in (*self.accuracies, 'temperature') else 'matching'}/{key}"
 
     def _errors(self, taught: Tensor, said: Tensor, there: Tensor) -> Tensor:
         """Of each row (2B,), or of each margin (2B, K), 0 where there is none."""
