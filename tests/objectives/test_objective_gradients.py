@@ -75,6 +75,7 @@ CASES = {
     "masked_autoencoder_simmim": ("masked_autoencoder", {"form": "simmim", "block": 4}),
     "masked_autoencoder_audio": ("masked_autoencoder", {"encoder": "audio", "norm_pix": False, **MAE}),
     "jepa": ("jepa", {"predictor_depth": 1, "predictor_width": 8, "predictor_heads": 2}),
+    "jepa_audio": ("jepa", {"encoder": "audio", "predictor_depth": 1, "predictor_width": 8, "predictor_heads": 2}),
     "vjepa": (
         "jepa",
         {"encoder": "video", "form": "vjepa", "predictor_depth": 1, "predictor_width": 8, "predictor_heads": 2},
