@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,8 +12,13 @@ from mmssl.errors import RecipeError
 
 
 def compare(
+    ctx: typer.Context,
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs to compare, in place of tasks to train.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE | RUN...]",
+            help="A *.yaml that says what to compare, with these options as keys; or runs, in place of tasks.",
+        ),
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Rows to train on, as data.source; left out, --out is gone on with.")
@@ -55,46 +60,43 @@ def compare(
         typer.Option("--set", metavar="KEY=VALUE", help="A key of the data section: columns.image=img."),
     ] = None,
 ) -> None:
-    """Say which pretext task, on these rows, gives the encoder that transfers best; a killed call goes on."""
+    """Say which pretext task, on these rows, gives the encoder that transfers best; a killed call goes on.
+
+    A file holds the same keys, and tasks with changes: mmssl compare comparison.yaml --seeds 1
+    """
     import yaml
 
     import mmssl
+    from mmssl.comparison.settings import is_settings, read_settings
     from mmssl.recipe import data_section
 
-    if set_ and data is None:
-        raise RecipeError("--set changes how rows are read; name them with --data")
-    given = None if data is None else data_section(data, overrides(set_, "data."))
-
-    try:
-        factors = [float(part) for part in rates.split(",") if part.strip()]
-    except ValueError:
-        raise RecipeError(f"rates = {rates!r}: expected numbers with commas between them, as 0.3,1,3") from None
-    found = mmssl.compare(
-        given,
-        runs=runs,
-        label=label,
-        tasks=None if tasks is None else [task for task in tasks.split(",") if task],
-        modality=modality,
-        encoder=encoder,
-        budget=budget,
-        seeds=seeds,
-        test=test,
-        out=out_,
-        size=size,
-        seconds=seconds,
-        batch=batch,
-        probe=probe,
-        shots=[k for k in shots.replace(" ", "").split(",") if k not in ("", "0")],
-        rates=factors,
-        finetune=finetune,
-        supervised=supervised,
-        audit=audit,
-        pretrained=None if pretrained is None else yaml.safe_load(pretrained),
-        target=target,
-        groups=groups,
-        limit=limit,
-        jobs=jobs,
-    )
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}  # an enumeration that typer does not name
+    written = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+    given: dict[str, Any] = {name: value for name, value in ctx.params.items() if name in written - {"runs", "set_"}}
+    if "out_" in given:
+        given["out"] = given.pop("out_")
+    if tasks is not None:
+        given["tasks"] = [task for task in tasks.split(",") if task]
+    if "shots" in written:
+        given["shots"] = [k for k in shots.replace(" ", "").split(",") if k not in ("", "0")]
+    if "rates" in written:
+        try:
+            given["rates"] = [float(part) for part in rates.split(",") if part.strip()]
+        except ValueError:
+            raise RecipeError(f"rates = {rates!r}: expected numbers with commas between them, as 0.3,1,3") from None
+    if pretrained is not None:
+        given["pretrained"] = yaml.safe_load(pretrained)
+    files = [one for one in runs or [] if is_settings(one)]
+    if len(files) > 1:
+        raise RecipeError(f"{' and '.join(files)}: one file says what is compared")
+    if directories := [one for one in runs or [] if one not in files]:
+        given["runs"] = directories
+    settings = (read_settings(files[0], mmssl.compare) if files else {}) | given
+    if set_:
+        if settings.get("data") is None:
+            raise RecipeError("--set changes how rows are read; name them with --data")
+        settings["data"] = data_section(settings["data"], overrides(set_, "data."))
+    found = mmssl.compare(**settings)
     typer.echo(f"\n{found}")
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from mmssl.atomic import writing
 from mmssl.comparison.cells import alone, fill
@@ -12,20 +13,39 @@ from mmssl.comparison.comparison import Comparison
 from mmssl.comparison.files import keep_audits, write_table
 from mmssl.comparison.measure import check_labels
 from mmssl.comparison.page import write_page
-from mmssl.comparison.plan import PLAN, make_plan, plan_of_runs
+from mmssl.comparison.plan import PLAN, make_plan
+from mmssl.comparison.plan_of_runs import plan_of_runs
+from mmssl.comparison.settings import is_settings, read_settings
+from mmssl.comparison.tasks import Task
 from mmssl.errors import RecipeError
 from mmssl.recipe import Data
 from mmssl.registry import check_keywords, find
 from mmssl.shots import read_shots
 from mmssl.way_on import repeated
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
+
+def _from_file(call: Callable[P, T]) -> Callable[P, T]:
+    """The same function, whose first argument may be a file that holds its arguments; those that are given win."""
+
+    @wraps(call)
+    def called(*args: P.args, **given: P.kwargs) -> T:
+        if len(args) == 1 and is_settings(args[0]):
+            return call(**{**read_settings(str(args[0]), call), **given})  # type: ignore[call-arg]
+        return call(*args, **given)
+
+    return called
+
+
+@_from_file
 def compare(
     data: str | Data | None = None,
     *,
     runs: Sequence[str | Path] | None = None,
     label: str | None = None,
-    tasks: Sequence[str] | None = None,
+    tasks: Sequence[str | Task] | None = None,
     modality: str | None = None,
     encoder: str | Mapping[str, Any] | None = None,
     budget: str = "steps=800",
@@ -57,13 +77,15 @@ def compare(
 
     Args:
         data: rows to train on, and their labels: anything that a recipe's `data.source` may be. None goes on with the
-            comparison that `out` holds.
+            comparison that `out` holds. The first argument may also be a YAML file (`compare("comparison.yaml")`) that
+            holds these arguments, `data` as one of them; those of the call win.
         runs: directories, or names on the Hub, of runs to compare in place of tasks; `x-0` and `x-1` are seeds of one
             line, and the rows are those of the first run where `data` is left out.
         label: column; `label` where there is one, such as that of class folders. Without labels tasks are ranked by
             the effective rank of their features (RankMe), next to LiDAR and alpha-ReQ, which is said to be little.
-        tasks: names of tasks or recipes; where left out, every task with a recipe for own files that fits the columns
-            and the encoder.
+        tasks: names of tasks or recipes, or a `Task` with changes of its own (in a file {recipe: simclr, name: cold,
+            set: {objective.temperature: 0.05}}); where left out, every task with a recipe for own files that fits the
+            columns and the encoder.
         modality: of the encoder that is compared; what is seen where rows hold pictures or clips, else what is heard.
             The other side of a pair keeps its recipe's encoder.
         encoder: `library/name`, or the arguments of `mmssl.encoder`, for all tasks; that of most recipes where left

@@ -357,9 +357,10 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
 
 
-def data_section(source: str, overrides: Mapping[str, Any]) -> Data:
+def data_section(source: str | Data, overrides: Mapping[str, Any]) -> Data:
     """The data section of a source, with dotted keys in place of the defaults; see `load`."""
-    return fill(Data, override({"source": source}, overrides, "--set"), "--set")
+    tree = {"source": source} if isinstance(source, str) else source.model_dump(mode="json", exclude_unset=True)
+    return fill(Data, override(tree, overrides, "--set"), "--set")
 
 
 def load(path: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:

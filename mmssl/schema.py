@@ -117,8 +117,14 @@ def first_of(error: ValidationError) -> str:
     return ": ".join(filter(None, [".".join(map(str, first["loc"])), in_words(first["msg"])]))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(
+    path: Path, shape: str = "a recipe is a mapping with the keys encoders, objective, data and training"
+) -> dict[str, Any]:
     """The mapping that a file holds.
+
+    Args:
+        path: of the file.
+        shape: what such a mapping is, for the error.
 
     Raises:
         RecipeError: where it cannot be read, is no YAML or no mapping.
@@ -126,13 +132,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot read the recipe: {error}") from error
+        raise RecipeError(f"{path}: cannot be read: {error}") from error
     try:
         tree = yaml.safe_load(io.StringIO(text))
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping with the keys encoders, objective, data and training")
+        raise RecipeError(f"{path}: {shape}")
     return tree
 
 

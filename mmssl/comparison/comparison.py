@@ -105,8 +105,7 @@ class Comparison(Measured):
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Head and lines, as text."""
-        named = map(self.named, self.measures)
-        head = ["", *(title for measure in named for title in (measure, f"{measure}, best depth"))]
+        head = ["", *(title for one in self.measures for title in (self.named(one), f"{one}, best depth"))]
         labeled = bool(self.measures)
         titles = [measure.title for measure in LABEL_FREE]
         head += ["over untrained"] * labeled + [*titles, "samples", "minutes", "GiB", "learning rate"]

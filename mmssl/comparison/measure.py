@@ -16,10 +16,11 @@ from mmssl import recipe as recipes
 from mmssl.adaptation.cache import FeatureCache
 from mmssl.adaptation.labeled import Question
 from mmssl.adaptation.probes import make_probe
-from mmssl.adaptation.probes.base import Answers
+from mmssl.adaptation.probes.base import Answers, Learner
 from mmssl.adaptation.probes.finetune import Finetune
 from mmssl.adaptation.request import Model, Request
 from mmssl.adaptation.table import CONSTANT, PRETRAINED, Table
+from mmssl.adaptation.targets.base import HELD_OUT
 from mmssl.adaptation.targets.classes import Classes
 from mmssl.audit.own_files import audit_recipe, line_of
 from mmssl.build import build
@@ -28,6 +29,7 @@ from mmssl.comparison.plan import NAMED, RATE, RAW, SUPERVISED, UNTRAINED, Plan
 from mmssl.comparison.raw import RawInput
 from mmssl.encoders import create, reinitialized
 from mmssl.encoders.base import Encoder
+from mmssl.errors import RecipeError, counted
 from mmssl.hub.load import load
 from mmssl.run_directory import Run
 from mmssl.runs import run as train
@@ -177,8 +179,17 @@ def check_labels(plan: Plan) -> Plan:
     model, request = Model.of(untrained_encoder(plan, plan.seeds[0])), request_of(plan, Cell(UNTRAINED, plan.seeds[0]))
     for probe in dict.fromkeys((KNN, plan.probe)):
         make_probe(probe, {}).check(model, request)
-    question = Question.of(model, request)
-    rows = {k: len(question.target.draw_shots(question.train.labels, k, plan.seeds[0])) for k in plan.shots}
+    question, learner = Question.of(model, request), make_probe(plan.probe, {})
+    rows: dict[int | str, int] = {}
+    for k in plan.shots:
+        some = question.train[question.target.draw_shots(question.train.labels, k, plan.seeds[0])]
+        held = question.target.hold_out(some.labels, HELD_OUT, plan.seeds[0], some.groups)
+        if isinstance(learner, Learner) and learner.chooses and not held.any():
+            raise RecipeError(
+                f"shots = {k}: of {counted(len(some), 'row')} no class has two, and {plan.probe} chooses its settings "
+                "on rows that it does not learn from; take more"
+            )
+        rows[k] = len(some)
     return replace(plan, shots=tuple(sorted(rows, key=lambda k: (rows[k], float(str(k).rstrip("%"))))))
 
 

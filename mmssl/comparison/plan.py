@@ -17,7 +17,10 @@ from mmssl.batch import Batch, count_rows, middle_window
 from mmssl.build import build
 from mmssl.comparison.budget import Budget, encoder_samples, step_seconds
 from mmssl.comparison.tasks import (
+    KEPT_OF_DATA,
+    KEPT_OF_TRAINING,
     ORDER,
+    Task,
     common_decoding,
     encoder_arguments,
     encoder_of,
@@ -35,11 +38,9 @@ from mmssl.data.sources import Source, open_source
 from mmssl.encoders import create
 from mmssl.encoders.text import tokenizers_of
 from mmssl.errors import DataError, MmsslError, RecipeError, RunError
-from mmssl.hub.load import load
 from mmssl.objectives.base import Objective
 from mmssl.ops.draws import Draws
 from mmssl.recipe import Data, Recipe
-from mmssl.run_directory import Run
 
 PLAN = "comparison.json"
 UNTRAINED, RAW, SUPERVISED, NAMED = "untrained", "raw input", "supervised", "pretrained"
@@ -168,7 +169,7 @@ def make_plan(
     given: Data,
     *,
     label: str | None = None,
-    tasks: Sequence[str] | None = None,
+    tasks: Sequence[str | Task] | None = None,
     modality: str | None = None,
     encoder: str | Mapping[str, Any] | None = None,
     budget: str = "steps=800",
@@ -196,12 +197,14 @@ def make_plan(
     model = encoder_arguments(encoder)
     found = found_tasks(tasks, present, modality, model, given.source)
     modality, fitting = found.modality, found.recipes
+    if reserved := {name.replace("_", " ") for name in fitting} & {UNTRAINED, RAW, SUPERVISED, NAMED}:
+        raise RecipeError(f"no task can be called {reserved.pop()}, which is a baseline")
     kinds = {part.get("modality", name) for one in fitting.values() for name, part in one.encoders.items()}
     if seconds and "audio" not in kinds:
         raise RecipeError(
             f"seconds = {seconds:g}: no task here hears, they read {', '.join(sorted(kinds))}; leave it out"
         )
-    notes: list[str] = []
+    notes = list(found.notes)
     base = model or usual_encoder(fitting.values(), modality)
     seen = "video" if "video" in present and "image" not in present else "image"
     smallest = min(getattr(recipe.data, seen).size for recipe in fitting.values())
@@ -300,7 +303,7 @@ def _tree(
 ) -> dict[str, Any]:
     """The recipe on other rows, with the common encoder and no probe."""
     tree = recipe.model_dump(mode="json", exclude_none=True)
-    kept = {key: tree["data"][key] for key in ("image", "text", "audio", "video", "start") if key in tree["data"]}
+    kept = {key: tree["data"][key] for key in KEPT_OF_DATA if key in tree["data"]}
     for key in ("image", "video"):
         kept[key]["size"] = round(kept[key]["size"] * scale)
     if seconds:
@@ -316,9 +319,7 @@ def _tree(
         name: _read_as(modality, name, encoder),
         **{k: v for k, v in tree["encoders"].items() if k != name},
     }
-    tree["training"] = {
-        key: tree["training"][key] for key in ("optimizer", "precision", "clip") if key in tree["training"]
-    }
+    tree["training"] = {key: tree["training"][key] for key in KEPT_OF_TRAINING if key in tree["training"]}
     for key in ("probe", "probes"):
         tree.pop(key, None)
     return tree
@@ -356,43 +357,3 @@ def _measured(
 @torch.no_grad()
 def _loss(objective: Objective, batch: Batch) -> float:
     return float(objective(objective.transform(batch, Draws(0, 0, count_rows(batch))))["loss"])
-
-
-def plan_of_runs(
-    runs: Sequence[str], data: Data | None, *, label: str | None, modality: str | None = None, **others: Any
-) -> Plan:
-    """A comparison of runs that are there: those whose folders differ in a last `-number` are seeds of one line.
-
-    Raises:
-        RunError: for a run that cannot be read.
-        RecipeError: where their encoders do not read the same kind of input.
-    """
-    lines: dict[str, list[str]] = {}
-    loaded: dict[str, Run] = {}
-    for directory in runs:
-        name = Path(directory).name
-        stem, _, seed = name.rpartition("-")
-        lines.setdefault(stem if stem and seed.isdigit() else name, []).append(directory)
-        loaded[directory] = load(directory)
-    kinds = [{encoder.modality for encoder in run.encoders.values()} for run in loaded.values()]
-    shared = [key for key in ORDER if all(key in own for own in kinds) and modality in (None, key)]
-    if not shared:
-        every = ", ".join(sorted(set().union(*kinds)))
-        raise RecipeError(f"the runs' encoders read {every}; compare those of one kind")
-    modality = shared[0]
-    decodings = [run.decoding(modality) for run in loaded.values()]
-    network = next(one for run in loaded.values() for one in run.encoders.values() if one.modality == modality)
-    decoding = common_decoding(decodings, modality, network) if modality in ("audio", "video") else decodings[0]
-    if data is not None:
-        given = data.model_dump(mode="json", include={"source", "split", "config", "columns", "limit"})
-        decoding = decoding.model_copy(update=given)
-    if label is None:
-        label = "label" if "label" in open_source(decoding).columns else None
-    return Plan(
-        data=decoding.model_dump(mode="json"),
-        label=label,
-        modality=modality,
-        runs=lines,
-        baselines=(UNTRAINED, RAW),
-        **{**others, "seeds": tuple(range(max(map(len, lines.values())))), "rates": (1.0,)},
-    )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import yaml
+from pydantic import Field, field_validator
 
 from mmssl import recipe as recipes
 from mmssl.catalog import recipe_files
@@ -19,11 +21,36 @@ from mmssl.encoders.base import Encoder
 from mmssl.encoders.video import VideoEncoder
 from mmssl.errors import DataError, MmsslError, RecipeError
 from mmssl.recipe import Data, Recipe
+from mmssl.schema import Section
 
 OWN_FILES = ("_folder", "_files", "_pairs")
 """Ends of the names of recipes for a user's own files, of which a comparison takes those that fit."""
+KEPT_OF_DATA = ("image", "text", "audio", "video", "start")
+KEPT_OF_TRAINING = ("optimizer", "precision", "clip")
+"""What a task keeps of its own recipe; all else of these sections is the comparison's."""
 ORDER = ("image", "video", "audio", "text")
 """Of rows that hold several, the first is compared: what is seen before what is heard, and both before their words."""
+
+
+class Task(Section):
+    """What is compared, where it is more than a name.
+
+    Attributes:
+        recipe: name of a task or recipe, or a file.
+        name: in the table; that of the recipe where left out.
+        set: dotted key of the recipe -> value, as of `mmssl.run`.
+    """
+
+    recipe: Annotated[str, Field(min_length=1)]
+    name: str | None = None
+    set: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _names_folders(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"\w[\w.-]*", value):
+            raise ValueError("names folders; use letters, digits, _ and -")
+        return value
 
 
 class Tasks(NamedTuple):
@@ -32,14 +59,16 @@ class Tasks(NamedTuple):
     Attributes:
         modality: of the encoder.
         recipes: name in the table -> recipe.
+        notes: what is another than that of its recipe, a sentence each.
     """
 
     modality: str
     recipes: dict[str, Recipe]
+    notes: tuple[str, ...] = ()
 
 
 def found_tasks(
-    tasks: Sequence[str] | None,
+    tasks: Sequence[str | Task] | None,
     present: Sequence[str],
     modality: str | None,
     model: Mapping[str, Any] | None,
@@ -51,7 +80,7 @@ def found_tasks(
     name; the table calls it by that of its recipe, such as `simclr_video`.
 
     Args:
-        tasks: names of tasks or recipes; None for all.
+        tasks: names of tasks or recipes, or these with changes; None for all.
         present: what the rows hold, in the order of `ORDER`.
         modality: of the encoder that is compared; None for the encoder's, or the first that rows and a task have.
         model: arguments of the encoder, which may name its modality.
@@ -74,14 +103,23 @@ def found_tasks(
                 return Tasks(key, fitting)
         raise RecipeError(f"no task for own files reads {' or '.join(order)} of {source}; name some with --tasks")
     named: dict[str, Recipe] = {}
-    for task in tasks:
-        stem = Path(task).stem
-        choices = [stem, *(f"{stem}_{key}" for key in order)] if task == stem else []
+    changed: dict[str, Task] = {}
+    for task in (Task(recipe=one) if isinstance(one, str) else one for one in tasks):
+        stem = Path(task.recipe).stem
+        choices = [stem, *(f"{stem}_{key}" for key in order)] if task.recipe == stem else []
         loaded = {name: recipes.load(short[name]) for name in choices if name in short}
-        name = next((name for name, recipe in loaded.items() if _fits(recipe, present, order)), stem)
+        found_as = next((name for name, recipe in loaded.items() if _fits(recipe, present, order)), stem)
+        name = task.name or found_as
         if name in named:
-            raise RecipeError(f"tasks {', '.join(tasks)}: two of them have one name")
-        named[name] = loaded[name] if name in loaded else recipes.load(task)
+            raise RecipeError(
+                f"two of the tasks are called {name}; name one of them, in a file or from Python: "
+                f"{{recipe: {task.recipe}, name: another}}"
+            )
+        named[name] = loaded[found_as] if found_as in loaded else recipes.load(task.recipe)
+        if task.set or task.name:
+            changed[name] = task.model_copy(
+                update={"recipe": str(short[found_as] if found_as in loaded else task.recipe)}
+            )
     common = [key for key in order if all(key in reads(recipe) for recipe in named.values())]
     for name, recipe in named.items():
         if not _fits(recipe, present, order):
@@ -90,7 +128,31 @@ def found_tasks(
     if not common:
         each = "; ".join(f"{name} reads {', '.join(sorted(reads(recipe)))}" for name, recipe in named.items())
         raise RecipeError(f"the tasks have no kind of encoder in common, which could be compared: {each}")
-    return Tasks(common[0], named)
+    for name, task in changed.items():
+        _check_changes(name, task, encoder_of(named[name], common[0]))
+        named[name] = recipes.load(task.recipe, task.set)
+    return Tasks(common[0], named, tuple(_told(name, task) for name, task in changed.items()))
+
+
+def _check_changes(name: str, task: Task, encoder: str) -> None:
+    """Raise RecipeError for a key of a task's recipe that the comparison decides for all of them."""
+    for key in task.set:
+        section, _, rest = key.partition(".")
+        first = rest.partition(".")[0]
+        if section == "encoders" and first in ("", encoder):
+            way = "all tasks have one encoder (encoder)"
+        elif section == "training" and first not in KEPT_OF_TRAINING:
+            way = "all tasks have one budget (budget, batch, seeds)"
+        elif section in ("probe", "probes") or (section == "data" and first not in KEPT_OF_DATA):
+            way = "all tasks learn from the same rows, and are asked alike (data, label, probe, shots)"
+        else:
+            continue
+        raise RecipeError(f"{name}: {key} cannot be set for one task of a comparison; {way}")
+
+
+def _told(name: str, task: Task) -> str:
+    changes = ", ".join(f"{key} = {value}" for key, value in task.set.items())
+    return f"{name.replace('_', ' ')}: recipe {Path(task.recipe).stem}{f' with {changes}' * bool(changes)}"
 
 
 def _fits(recipe: Recipe, present: Sequence[str], wanted: Sequence[str]) -> bool:

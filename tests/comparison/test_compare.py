@@ -134,6 +134,12 @@ def test_one_seed_of_values_has_no_interval():
     assert "It is not above the answer that looks at nothing, 0.600." in found.sentence
 
 
+def test_labels_too_few_to_choose_by_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(RecipeError, match=r"shots = 1%: of \d+ rows no class has two, and ridge chooses its settings"):
+        mmssl.compare(TOY, out=tmp_path / "all", **{**FEW, "shots": [4, "1%"], "tasks": ["rotation"]})
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("label", ["hue", "position"])
 def test_labels_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, label):
     with pytest.raises((DataError, RecipeError), match=label):
