@@ -14,12 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 from pitches import write_pitches
 from tables import RESULTS, spread, write_tables
+
+from mmssl.atomic import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / "build" / "compared"
@@ -94,6 +97,20 @@ COLUMNS = {
     "waves": {"family, %": "waves_family", "pitch class, %": "waves_pitch_class", "height, R²": "waves_height"},
 }
 
+# What `mmssl compare` says without labels of these comparisons: data, network.
+RANKED = {
+    "fashion_cnn": ("clothes (Fashion-MNIST)", "small ResNet"),
+    "fashion_vit": ("clothes (Fashion-MNIST)", "small vision transformer, tasks that hide patches"),
+    "fashion_vit_views": ("clothes (Fashion-MNIST)", "small vision transformer, tasks that hide none"),
+    "fashion_vit_instances": ("clothes (Fashion-MNIST)", "small vision transformer, the other tasks"),
+    "emoji_cnn": ("emoji", "small ResNet"),
+    "notes_family": ("recorded notes", "log-mel ResNet, family"),
+    "notes_pitch_class": ("recorded notes", "log-mel ResNet, pitch class"),
+    "notes_height": ("recorded notes", "log-mel ResNet, height"),
+    "waves_family": ("recorded notes", "waveform transformer, family"),
+}
+AGREEMENT = re.compile(r"(\S+) ([+-][\d.]+) \(Spearman ([+-][\d.]+), p = ([\d.]+), (\d+) tasks\)")
+
 
 def command(name: str) -> str:
     """The comparison as `mmssl compare` is called."""
@@ -155,6 +172,30 @@ def write_columns(mark: str) -> None:
     write_tables(mark, "\n".join(f"| {' | '.join(row)} |" for row in rows))
 
 
+def agreements(text: str) -> list[dict[str, Any]]:
+    """How well rankings without labels agreed with probes, as the tables of docs/results.md say it."""
+    found = []
+    for name, (data, network) in RANKED.items():
+        own = text.partition(f"<!-- {name} -->")[2].partition(f"<!-- /{name} -->")[0]
+        line = re.search(
+            r"^- agreement with probes, Kendall's tau with the order by (.+), here: (.+)$", own, re.MULTILINE
+        )
+        if line is not None:
+            parts = AGREEMENT.findall(line[2])
+            by = {
+                title: {"tau": float(tau), "rho": float(rho), "p": float(p), "tasks": int(tasks)}
+                for title, tau, rho, p, tasks in parts
+            }
+            found.append({"data": data, "network": network, "probe": line[1], "by": by})
+    return found
+
+
+def write_agreements() -> None:
+    """What `mmssl compare` says where there are no labels."""
+    found = agreements(RESULTS.read_text(encoding="utf-8"))
+    write_text(ROOT / "mmssl" / "comparison" / "agreements.json", json.dumps(found, indent=1) + "\n")
+
+
 def write_artist() -> None:
     """Drawings of two artists to learn from, and test concepts as the third draws them; unless the files are there."""
     import datasets
@@ -199,6 +240,7 @@ def main() -> None:
                 called["tasks"] = given.tasks.split(",") if given.tasks else None
             mmssl.compare(**called, out=HOME / name, jobs=given.jobs)
         write(name)
+    write_agreements()
     for mark, columns in COLUMNS.items():
         if set(columns.values()) & set(given.names or COMPARISONS):
             write_columns(mark)

@@ -11,7 +11,7 @@ from functools import cached_property
 
 from mmssl.adaptation.depths import Depth, compare_depths, sentence_of
 from mmssl.adaptation.features import POOLED
-from mmssl.comparison.label_free import AGREEMENT, LABEL_FREE, LabelFree, rank_by, value_of
+from mmssl.comparison.label_free import AGREEMENT, LABEL_FREE, LabelFree, rank_by, trust_in_words, value_of
 from mmssl.comparison.measure import Cell
 from mmssl.comparison.measured import Measured
 from mmssl.comparison.notes import notes_of
@@ -47,8 +47,8 @@ class Comparison(Measured):
         best = self.ranked[0]
         if not self.measures:
             return (
-                f"Without labels {self._firsts()}. That tells collapse, and often not which encoder transfers best; "
-                f"labels of a hundred rows would. Next: mmssl show {self._run(best)}"
+                f"Without labels {self._firsts()}. That tells collapse, and often not which encoder transfers best: "
+                f"{trust_in_words()}; labels of a hundred rows would. Next: mmssl show {self._run(best)}"
             )
         depth, values = self.depth(best, self.main), self.values(best, self.main)
         seeds = f"{len(values)} seed{'s' * (len(values) > 1)}"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 Cells = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -51,6 +54,52 @@ class Agreement(NamedTuple):
     rho: float
     p: float
     tasks: int
+
+    def __str__(self) -> str:
+        """The three numbers."""
+        return f"{self.tau:+.2f} (Spearman {self.rho:+.2f}, p = {self.p:.2f}, {self.tasks} tasks)"
+
+
+class Elsewhere(NamedTuple):
+    """What `mmssl compare` found on rows with labels, as docs/results.md has it.
+
+    Attributes:
+        data: that was compared on.
+        network: of all tasks.
+        probe: that ranked the tasks.
+        by: title of a ranking without labels -> how well it agreed with that of the probe.
+    """
+
+    data: str
+    network: str
+    probe: str
+    by: dict[str, Agreement]
+
+    def __str__(self) -> str:
+        """A line of notes."""
+        told = ", ".join(f"{title} {one}" for title, one in self.by.items())
+        return f"{self.data}, {self.network}, by {self.probe}: {told}"
+
+
+@cache
+def measured_elsewhere() -> tuple[Elsewhere, ...]:
+    """The comparisons that there are, of agreements.json, which scripts/compared.py writes with its tables."""
+    stored = json.loads((Path(__file__).parent / "agreements.json").read_text(encoding="utf-8"))
+    return tuple(
+        Elsewhere(**{**one, "by": {key: Agreement(**own) for key, own in one["by"].items()}}) for one in stored
+    )
+
+
+def trust_in_words() -> str:
+    """How far rankings without labels are to be trusted, by what was measured elsewhere."""
+    found = measured_elsewhere()
+    taus = {measure.title: [one.by[measure.title].tau for one in found] for measure in LABEL_FREE}
+    told = ", ".join(f"{min(own):+.2f} to {max(own):+.2f} for {title}" for title, own in taus.items())
+    data = " and ".join(dict.fromkeys(one.data for one in found))
+    return (
+        f"in {len(found)} comparisons with labels, on {data}, Kendall's tau between such an order and that of probes "
+        f"was {told} (+1 is the same order, 0 none), and it does not carry over for sure"
+    )
 
 
 def value_of(cells: Cells, line: str, measure: LabelFree) -> float | None:

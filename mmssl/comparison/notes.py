@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mmssl.audit.own_files import GRADIENTS
 from mmssl.comparison.cells import cells_of
-from mmssl.comparison.label_free import AGREEMENT, LIDAR, value_of
+from mmssl.comparison.label_free import AGREEMENT, LIDAR, measured_elsewhere, value_of
 from mmssl.comparison.measured import Measured
 
 
@@ -53,11 +53,10 @@ def _notes_without_labels(found: Measured) -> list[str]:
     if not any(value_of(found.cells, line, LIDAR) is not None for line in found.cells):
         notes.append(f"LiDAR compares random views of a row, and none were taken of {found.plan.modality}")
     if found.agreements:
-        told = [
-            f"{measure.title} {one.tau:+.2f} (Spearman {one.rho:+.2f}, p = {one.p:.2f}, {one.tasks} tasks)"
-            for measure, one in found.agreements.items()
-        ]
+        told = [f"{measure.title} {one}" for measure, one in found.agreements.items()]
         notes.append(f"{AGREEMENT}, Kendall's tau with the order by {found.asked}, here: {', '.join(told)}")
     elif found.measures:
         notes.append(f"{AGREEMENT} of rankings without labels takes three tasks that differ")
+    else:
+        notes += [f"{AGREEMENT} elsewhere, Kendall's tau: {one}" for one in measured_elsewhere()]
     return notes
