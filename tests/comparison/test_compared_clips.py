@@ -14,7 +14,8 @@ from mmssl.audit.own_files import Audit
 from mmssl.audit.shortcuts import Finding
 from mmssl.build import build
 from mmssl.comparison.measure import Cell, measure
-from mmssl.comparison.plan import Plan, make_plan, plan_of_runs
+from mmssl.comparison.plan import Plan, make_plan
+from mmssl.comparison.plan_of_runs import plan_of_runs
 from mmssl.comparison.tasks import common_decoding, found_tasks
 from mmssl.data.toy import write_clips
 from mmssl.errors import DataError, RecipeError
