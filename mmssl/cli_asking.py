@@ -48,7 +48,9 @@ def compare(
     finetune: Annotated[
         bool, typer.Option("--finetune", help="Tune the encoder on the fewest labels as well.")
     ] = False,
-    supervised: Annotated[bool, typer.Option(help="Train the network on all labels as well.")] = True,
+    supervised: Annotated[
+        bool, typer.Option(help="Train the network on all labels as well, also next to runs.")
+    ] = True,
     audit: Annotated[bool, typer.Option(help="Ask each task where there is nothing to see as well.")] = True,
     pretrained: Annotated[str | None, typer.Option(help="An encoder of others, as a line.")] = None,
     target: Annotated[str | None, typer.Option(help="What the labels are: classes, labels, values.")] = None,

@@ -48,13 +48,13 @@ def compare(
     tasks: Sequence[str | Task] | None = None,
     modality: str | None = None,
     encoder: str | Mapping[str, Any] | None = None,
-    budget: str = "steps=800",
+    budget: str | None = None,
     seeds: int = 3,
     test: str | None = None,
     out: str | Path = "comparison",
     size: int | None = None,
     seconds: float | None = None,
-    batch: int = 256,
+    batch: int | None = None,
     probe: str = "logistic",
     shots: Sequence[int | str] = (10, 100),
     rates: Sequence[float] = (0.3, 1.0, 3.0),
@@ -80,7 +80,8 @@ def compare(
             comparison that `out` holds. The first argument may also be a YAML file (`compare("comparison.yaml")`) that
             holds these arguments, `data` as one of them; those of the call win.
         runs: directories, or names on the Hub, of runs to compare in place of tasks; `x-0` and `x-1` are seeds of one
-            line, and the rows are those of the first run where `data` is left out.
+            line, and the rows are those of the first run where `data` is left out. Baselines have the network and the
+            budget of most of them.
         label: column; `label` where there is one, such as that of class folders. Without labels tasks are ranked by
             the effective rank of their features (RankMe), next to LiDAR and alpha-ReQ, which is said to be little.
         tasks: names of tasks or recipes, or a `Task` with changes of its own (in a file {recipe: simclr, name: cold,
@@ -90,18 +91,19 @@ def compare(
             The other side of a pair keeps its recipe's encoder.
         encoder: `library/name`, or the arguments of `mmssl.encoder`, for all tasks; that of most recipes where left
             out.
-        budget: of each task: `steps=800`, `samples=1e6` through the encoder, or `minutes=5` of this machine.
+        budget: of each task: `steps=800` (where left out), `samples=1e6` through the encoder, or `minutes=5` of this
+            machine.
         seeds: of each line, from 0.
         test: rows to be scored on; the source's own test split, or else a fifth of the rows.
         out: folder of the comparison.
         size: side to which pictures and clips are decoded; tasks that cut tiles keep theirs in proportion.
         seconds: of each sound, that tasks and probes hear; a task hears those of its recipe where left out, which short
             sounds do not fill.
-        batch: encoder samples of a step.
+        batch: encoder samples of a step; 256 where left out.
         probe: that learns from few labels; `logistic`, `ridge`, `knn`, `svm`.
         shots: labels a class, or a share of the labeled training rows (of each class its own, at least one), as `1%`;
             none for all labels.
-        rates: factors of each recipe's learning rate, one of which is chosen.
+        rates: factors of each recipe's learning rate, one of which is chosen; of runs only of the supervised network's.
         finetune: tune the encoder on the fewest labels as well.
         supervised: train the network on all labels as well.
         audit: ask each task where there is nothing to see as well; see `mmssl audit`.
@@ -137,7 +139,7 @@ def compare(
             "test": test,
             "target": target,
             "groups": groups,
-            "batch": batch,
+            "batch": batch or 256,
             "seeds": tuple(range(seeds)),
             "rates": tuple(map(float, rates)),
             "probe": probe,
@@ -151,16 +153,25 @@ def compare(
         if given is not None and columns:
             given = given.model_copy(update={"columns": {**given.columns, **columns}})
         if runs:
-            if tasks or encoder or seconds:
-                raise RecipeError("runs are compared as they are; leave tasks, encoder and seconds out")
-            plan = plan_of_runs([str(one) for one in runs], given, label=label, modality=modality, **asked)
+            own = {
+                "tasks": tasks,
+                "encoder": encoder,
+                "seconds": seconds,
+                "budget": budget,
+                "batch": batch,
+                "size": size,
+            }
+            if besides := [name for name, value in own.items() if value]:
+                raise RecipeError(f"runs are compared as they are; leave {', '.join(besides)} out")
+            kinds: dict[str, Any] = {"label": label, "modality": modality, "supervised": supervised}
+            plan = plan_of_runs([str(one) for one in runs], given, **kinds, **asked)
         else:
             assert given is not None  # there are rows or runs
             trained: dict[str, Any] = {
                 "tasks": tasks,
                 "modality": modality,
                 "encoder": encoder,
-                "budget": budget,
+                "budget": budget or "steps=800",
                 "size": size,
                 "seconds": seconds,
                 "supervised": supervised,

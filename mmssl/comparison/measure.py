@@ -271,7 +271,7 @@ def _told(run: Run, plan: Plan, cell: Cell) -> dict[str, Any]:
         "seconds": training.steps * training.batch_size / float(np.median(speeds)) if speeds else 0.0,
         **({"memory_gib": max(memory)} if memory else {}),
     }
-    if cell.line in plan.samples:  # of a run that was there it is not known how often the encoder sees a row
+    if cell.line in plan.samples:  # of a run that was there it may not be known how often the encoder sees a row
         cost["samples"] = plan.samples[cell.line] * training.batch_size * training.steps
     keep = ("step", "loss", *run.chance.metrics)
     curve = [{key: record[key] for key in record if key in keep or key.endswith("/loss")} for record in run.history]
@@ -288,7 +288,7 @@ def _told(run: Run, plan: Plan, cell: Cell) -> dict[str, Any]:
 def untrained_encoder(plan: Plan, seed: int) -> Encoder:
     """The network as a task of this seed finds it."""
     if not plan.tasks:
-        return reinitialized(_of_run(load(next(iter(plan.runs.values()))[0]), plan), seed)
+        return reinitialized(_of_run(load(plan.like or next(iter(plan.runs.values()))[0]), plan), seed)
     tree = next(iter(plan.tasks.values()))
     recipe = recipes.load(tree | {"training": tree["training"] | {"seed": seed, "workers": 0}})
     objective, _ = build(recipe)

@@ -6,6 +6,7 @@ from mmssl.audit.own_files import GRADIENTS
 from mmssl.comparison.cells import cells_of
 from mmssl.comparison.label_free import AGREEMENT, LIDAR, measured_elsewhere, value_of
 from mmssl.comparison.measured import Measured
+from mmssl.comparison.plan import RATE
 
 
 def notes_of(found: Measured) -> list[str]:
@@ -32,10 +33,10 @@ def notes_of(found: Measured) -> list[str]:
         ]
         if plan.tuned:
             factors = ", ".join(f"{rate:g}" for rate in plan.rates)
-            notes.append(
-                f"learning rates: the recipe's times {factors}, by kNN on held-out training rows after a quarter "
-                "of the budget"
+            whose = (
+                "learning rates: the recipe's" if plan.tasks else f"learning rate of the supervised network: {RATE:g}"
             )
+            notes.append(f"{whose} times {factors}, by kNN on held-out training rows after a quarter of the budget")
         notes += sorted({warning for cell in cells for warning in cell.get("warnings", [])})
     notes += _notes_without_labels(found)
     notes += [f"audit: {audit['sentence']}" for audit in found.audits.values() if audit["verdict"] != GRADIENTS]

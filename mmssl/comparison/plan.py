@@ -61,7 +61,7 @@ class Plan:
         modality: of the encoder that is compared.
         tasks: name -> recipe with everything but seed, rate and probes.
         samples: name -> encoder samples that a row of the task costs.
-        budget: of each task, as it was given; empty for runs that are there.
+        budget: of each task, as it was given; of runs that are there that of the supervised network, or empty.
         batch: encoder samples of a step.
         seeds: of every line.
         rates: factors of each recipe's learning rate, of which one is chosen on validation rows.
@@ -73,6 +73,7 @@ class Plan:
         baselines: lines next to the tasks.
         pretrained: encoder of others that is a line as well.
         runs: line -> directories of runs that are there already, a seed each.
+        like: of these the one whose network the baselines have; the first where empty.
         notes: what was read differently, and what was left out, a sentence each.
     """
 
@@ -96,6 +97,7 @@ class Plan:
     baselines: tuple[str, ...] = (UNTRAINED, RAW, SUPERVISED)
     pretrained: dict[str, Any] | None = None
     runs: dict[str, list[str]] = field(default_factory=dict)
+    like: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -117,9 +119,9 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Of the supervised network: the median of the tasks'."""
+        """Of the supervised network: the median of the tasks', or the budget of runs."""
         own = sorted(recipe["training"]["steps"] for recipe in self.tasks.values())
-        return own[len(own) // 2] if own else 300
+        return own[len(own) // 2] if own else Budget.of(self.budget).steps(self.batch, 0.0)
 
     def write(self, out: Path) -> None:
         """Keep it in `out`; tasks that are new to a comparison that is kept there become lines of it.
@@ -335,23 +337,47 @@ def _measured(
     tree: dict[str, Any], modality: str, name: str, batch: int, decoding: Data, budget: Budget, tried: int
 ) -> tuple[int, float, float]:
     """Rows of a step, encoder samples of a row as probes see it by `tried` rows, and seconds of a step if needed."""
-    few = tree | {"training": tree["training"] | {"batch_size": tried, "workers": 0, "steps": 1}}
-    recipe = recipes.load(few)
-    objective, loader = build(recipe, where=name)
+    recipe = recipes.load(tree | {"training": tree["training"] | {"steps": 1}})
+    cost = cost_of_row(recipe, modality, decoding, name, tried)
+    rows = max(2, round(batch / cost))
+    seconds = 0.0
+    if budget.unit == "minutes":
+        timed = recipes.load(_few(recipe, rows))
+        task, source = build(timed, where=name)
+        seconds = step_seconds(task, next(source.batches(0, 1)))
+    return rows, cost, seconds
+
+
+def cost_of_row(recipe: Recipe, modality: str, decoding: Data, name: str, tried: int) -> float:
+    """Encoder samples of a row of a task, as probes see it; see `encoder_samples`.
+
+    Args:
+        recipe: of the task.
+        modality: of the encoder that is compared.
+        decoding: of probes.
+        name: of the task, for errors.
+        tried: rows by which it is measured.
+
+    Raises:
+        RecipeError: where the task has nothing to learn from the rows.
+        DataError: for rows that cannot be read.
+    """
+    objective, loader = build(recipes.load(_few(recipe, tried)), where=name)
     encoder = objective.encoder(encoder_of(recipe, modality))
     tokenizers = tokenizers_of(objective.exported)
     plain = middle_window(next(iter(read(decoding, (modality,), tokenizers=tokenizers, batch_size=2))))
     samples = list(loader.batches(0, 4))
     if not any(_loss(objective, sample) for sample in samples):  # colors of gray pictures, say
         raise RecipeError("its loss on these rows is 0 before any training: they hold nothing to predict")
-    cost = encoder_samples(objective, encoder, samples[0], plain)
-    rows = max(2, round(batch / cost))
-    seconds = 0.0
-    if budget.unit == "minutes":
-        timed = recipes.load(few, {"training.batch_size": rows})
-        task, source = build(timed, where=name)
-        seconds = step_seconds(task, next(source.batches(0, 1)))
-    return rows, cost, seconds
+    return encoder_samples(objective, encoder, samples[0], plain)
+
+
+def _few(recipe: Recipe, rows: int) -> dict[str, Any]:
+    """The recipe for one step of so many rows, without what a step does not need."""
+    tree = recipe.model_dump(mode="json", exclude_none=True)
+    kept = {key: tree["training"][key] for key in KEPT_OF_TRAINING if key in tree["training"]}
+    tree["training"] = {**kept, "batch_size": rows, "workers": 0, "steps": 1}
+    return {key: value for key, value in tree.items() if key not in ("probe", "probes")}
 
 
 @torch.no_grad()

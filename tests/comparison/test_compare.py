@@ -284,13 +284,17 @@ def test_a_folder_holds_one_comparison(compared):
 
 def test_runs_that_are_there_are_compared_as_they_are(compared, tmp_path):
     runs = [compared.cells[line][seed]["run"] for line in ("rotation", "simclr") for seed in (0, 1)]
-    few = {key: FEW[key] for key in ("label", "probe", "shots", "limit", "audit", "quiet")}
+    few = {key: FEW[key] for key in ("label", "probe", "shots", "rates", "limit", "audit", "quiet")}
     found = mmssl.compare(TOY, runs=runs, out=tmp_path / "runs", **few)
     assert found.plan.runs == {"rotation": runs[:2], "simclr": runs[2:]}
     for line in ("rotation", "simclr"):
         same = json.loads((compared.out / "cells" / f"{line}-1" / "cell.json").read_text())["scores"]
         assert found.cells[line][1]["scores"] == same
-        assert "samples" not in found.cells[line][0]["cost"]  # of the encoder a row: not known of a run
+        assert found.cells[line][0]["cost"]["samples"] == 64
+    assert list(found.cells) == ["rotation", "simclr", "untrained", "raw input", "supervised"]
+    assert [cell["cost"]["samples"] for cell in found.cells["supervised"]] == [64, 64]
+    assert "the supervised network learned in 4 steps of 16 encoder samples, as the runs did" in str(found)
+    assert "learning rate of the supervised network: 0.001 times 1, 3, by kNN" in str(found)
     assert "encoder samples a step" not in str(found)
 
 
