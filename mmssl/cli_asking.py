@@ -105,11 +105,11 @@ def compare(
 def audit(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, or a run directory.")],
     data: Annotated[
-        str | None, typer.Option(help="Pictures whose kinds of files are audited; the recipe's by default.")
+        str | None, typer.Option(help="Rows whose kinds of files are audited; the recipe's by default.")
     ] = None,
     planted: Annotated[bool, typer.Option("--planted", help="Plant lens and file artifacts as well.")] = False,
     steps: Annotated[int, typer.Option(help="Of each small training.", min=1)] = 150,
-    rows: Annotated[int, typer.Option(help="Pictures of each arm; of clips an eighth.", min=64)] = 1024,
+    rows: Annotated[int, typer.Option(help="Rows of each arm; of sounds a quarter, clips an eighth.", min=64)] = 1024,
     seed: Annotated[int, typer.Option(help="Of pictures, weights and draws.")] = 0,
     set_: Set = None,
 ) -> None:

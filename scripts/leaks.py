@@ -24,9 +24,10 @@ from tables import write_tables
 
 from mmssl import recipe as recipes
 from mmssl.audit.edges import edges
+from mmssl.audit.networks import SmallTextNetwork
 from mmssl.audit.nulls import CUE, Arm, planted
 from mmssl.audit.shortcuts import Finding, judge, measure_task, small, train
-from mmssl.audit.texts import WORDS, Corpus, SmallTextNetwork, measure_texts
+from mmssl.audit.texts import WORDS, Corpus, measure_texts
 from mmssl.batch import Batch, count_rows
 from mmssl.build import build
 from mmssl.data.loader import read

@@ -97,8 +97,8 @@ def noise_part(
     with tempfile.TemporaryDirectory() as folder:
         written = write_noise(Path(folder) / part, recipe, arm, count * batch_size, mix_seed(seed, part), sound=sound)
         if part == "test":
-            return _joined(read(written, needs, batch_size=batch_size))
-        return _joined(Loader({"": written}, needs, batch_size=batch_size, seed=seed).batches(0, count))
+            return joined(read(written, needs, batch_size=batch_size))
+        return joined(Loader({"": written}, needs, batch_size=batch_size, seed=seed).batches(0, count))
 
 
 def blank(rows: Rows) -> Rows:
@@ -119,7 +119,7 @@ def swapped_rows(recipe: Recipe, rows: int) -> Rows | None:
     """
     data = recipe.sources()[""]
     most = min(OWN, 2 * rows, max(4, KEPT // _bytes(data)), data.limit or OWN)
-    own = _joined(read(data.model_copy(update={"cache": None, "limit": most}), ("video", "audio")))
+    own = joined(read(data.model_copy(update={"cache": None, "limit": most}), ("video", "audio")))
     middle = count_rows(own) // 2
     if middle < 2:
         return None
@@ -229,6 +229,7 @@ def _bytes(data: Data) -> int:
     return 3 * data.video.frames * data.video.size**2 + 5 * round(data.audio.seconds * data.audio.rate)
 
 
-def _joined(batches: Iterator[Batch]) -> Batch:
+def joined(batches: Iterator[Batch]) -> Batch:
+    """All rows in one batch."""
     every = list(batches)
     return {key: torch.cat([batch[key] for batch in every]) for key in every[0]} if every else {}

@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
 import torch
-from torch import Tensor, nn
-from torchaudio.transforms import MelSpectrogram
 
 from mmssl.audit.clip_rows import (
     MOVING,
@@ -38,13 +36,12 @@ from mmssl.audit.clip_rows import (
     swapped_rows,
     with_clock,
 )
+from mmssl.audit.networks import stand_in
 from mmssl.audit.nulls import CLOCK, Arm
-from mmssl.audit.shortcuts import Finding, SmallNetwork, accuracy_of, judge, train_on, with_control
+from mmssl.audit.shortcuts import Finding, accuracy_of, judge, train_on, with_control
 from mmssl.batch import Batch, count_rows
 from mmssl.data.loader import Loader
-from mmssl.encoders.base import Encoder, Features
 from mmssl.errors import RecipeError
-from mmssl.objectives import create
 from mmssl.objectives.base import Objective
 from mmssl.ops.draws import Draws
 from mmssl.recipe import Recipe
@@ -57,52 +54,6 @@ OTHER = {True: ("avi mpeg4+aac", "webm vp9+opus"), False: ("avi mpeg4", "webm vp
 PERIOD = 16  # samples of the tone of a position
 KINDS = 3  # of file that have an arm each
 EARLY = 1 / 3  # of the steps, after which most clocks are found
-
-
-class SmallClipNetwork(Encoder):
-    """`SmallNetwork` on every frame: what it sees, what has changed since the first frame, and how much at each step.
-
-    A token a frame, grid (T, 1, 1); pooled over time.
-    """
-
-    modality = "video"
-
-    def __init__(self, width: int = 8) -> None:
-        super().__init__()
-        self.frame = SmallNetwork(width)
-        self.dim = 3 * self.frame.dim
-
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
-        """Clips (B, T, 3, H, W), as for `VideoEncoder`."""
-        seen = self.frame(x.flatten(0, 1)).pooled.unflatten(0, x.shape[:2])
-        since, step = seen - seen[:, :1], seen.diff(dim=1, prepend=seen[:, :1]).abs()
-        pooled = torch.cat([seen.mean(1), since[:, -1], step.mean(1)], 1)
-        return Features(torch.cat([seen, since, step], 2), pooled, (x.shape[1], 1, 1))
-
-
-class SmallSoundNetwork(Encoder):
-    """Two convolutions over time on log-mel bands; grid (1, T).
-
-    Args:
-        rate: of sounds, in Hz.
-        width: of a token.
-    """
-
-    modality = "audio"
-
-    def __init__(self, rate: int, width: int = 64) -> None:
-        super().__init__()
-        self.rate, self.dim = rate, width
-        self.mel = MelSpectrogram(rate, n_fft=512, hop_length=max(1, rate // 100), n_mels=32)
-        self.convolutions = nn.Sequential(
-            *(nn.Conv1d(32, width, 5, 2, 2, bias=False), nn.BatchNorm1d(width), nn.ReLU()),
-            *(nn.Conv1d(width, width, 3, 2, 1, bias=False), nn.BatchNorm1d(width), nn.ReLU()),
-        )
-
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
-        """Waveforms (B, S), as for `AudioEncoder`."""
-        over_time = self.convolutions((self.mel(x) + 1e-6).log() / 4)
-        return Features(over_time.mT, over_time.mean(2), (1, over_time.shape[2]))
 
 
 class PositionAlone(Objective):
@@ -140,26 +91,6 @@ def reads_clips(objective: Objective) -> bool:
     return "video" in objective.needs and set(objective.needs) <= {"video", "audio"}
 
 
-def small_clips(recipe: Recipe, seed: int) -> Objective:
-    """The recipe's task over small networks, with fresh weights.
-
-    Raises:
-        RecipeError: for several sources.
-    """
-    if len(recipe.sources()) > 1:
-        raise RecipeError("clips without structure stand for one source, and this recipe has several")
-    torch.manual_seed(seed)
-    rate = recipe.sources()[""].audio.rate
-    made: dict[str, Callable[[], Encoder]] = {
-        "image": SmallNetwork,
-        "video": SmallClipNetwork,
-        "audio": lambda: SmallSoundNetwork(rate),
-    }
-    networks = {name: made[str(given.get("modality", name))]() for name, given in recipe.encoders.items()}
-    hyper = {key: value for key, value in recipe.objective.items() if key != "name"}
-    return create(recipe.objective["name"], networks, **hyper)
-
-
 def audit_clips(
     recipe: Recipe,
     kinds: Mapping[str, int],
@@ -186,7 +117,7 @@ def audit_clips(
     Raises:
         RecipeError: for several sources, or a task that has no right answers.
     """
-    task = small_clips(recipe, seed)
+    task = stand_in(recipe, seed=seed)
     accuracy_of(task, _matched(task, batch_size))
     sound = "audio" in task.needs
     files = [kind for kind in kinds if codecs_of(kind, sound)][:KINDS] or [USUAL[sound]]
@@ -267,7 +198,7 @@ def measure_clips(recipe: Recipe, arm: Arm, rows: Rows, steps: int, batch_size: 
     Raises:
         RecipeError: where the task asks nothing of such clips.
     """
-    objective = small_clips(recipe, seed)
+    objective = stand_in(recipe, seed=seed)
     if arm.null == POSITION and not arm.is_control:
         objective = _position_alone(objective)
     return measure_task_on_clips(objective, arm, rows, steps, batch_size, seed)

@@ -29,8 +29,9 @@ CONTROL = 0.09
 RINGS = 2.0
 QUALITY = 75
 BLUR = 1.5  # standard deviation, in pixels
-# What is planted in the positive controls, of pictures, of texts and of clips.
-PLATE, CUE, CLOCK = "zone plate", "topic cue", "clock"
+# What is planted in the positive controls, of pictures, texts, clips, sounds and pairs; and rows that differ, where an
+# arm has one row many times.
+PLATE, CUE, CLOCK, HUM, CODE, UNLIKE = "zone plate", "topic cue", "clock", "steady tone", "shared code", "other rows"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Arm:
     """One kind of structure-free data.
 
     Attributes:
-        null: how pictures are made, see `NULLS`; of texts see `mmssl.audit.texts`, of clips `mmssl.audit.clips`.
+        null: how pictures are made, see `NULLS`; of other data see `mmssl.audit.arms`.
         file: how they are stored, see `FILES`.
         artifact: what is planted, see `ARTIFACTS`; `none` for nothing.
         scale: short side of the file's picture over the decode size; 1 is data that was resized to it beforehand.
@@ -52,7 +53,7 @@ class Arm:
     @property
     def is_control(self) -> bool:
         """Whether it holds what has to be found."""
-        return self.artifact in (PLATE, CUE, CLOCK)
+        return self.artifact in (PLATE, CUE, CLOCK, HUM, CODE, UNLIKE)
 
 
 def planted(artifact: str) -> Arm:

@@ -6,34 +6,40 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 from PIL import Image, JpegImagePlugin
 
 from mmssl import recipe as recipes
+from mmssl.audit.arms import asked_of, tokenizers_by_name
 from mmssl.audit.clip_rows import MOVING, MUTE, POSITION, RECODED, STILL, SWAPPED, clip_kinds
-from mmssl.audit.clips import audit_clips, reads_clips
-from mmssl.audit.edges import BLURRED, CutsTiles, edges
+from mmssl.audit.clips import audit_clips
+from mmssl.audit.edges import BLURRED, edges
 from mmssl.audit.gradients import Leak, leaks
 from mmssl.audit.nulls import FILES, Arm
 from mmssl.audit.nulls import planted as planted_arm
-from mmssl.audit.shortcuts import Finding, accuracy_of, audit
-from mmssl.audit.texts import audit_texts, reads_sentences
+from mmssl.audit.pairs import STRANGERS, audit_pairs
+from mmssl.audit.shortcuts import Finding, audit
+from mmssl.audit.sounds import HISS, OCTAVES, audit_sounds, sound_kinds
+from mmssl.audit.texts import audit_texts
+from mmssl.audit.twins import TWINS, audit_twins
+from mmssl.batch import count_rows
 from mmssl.build import build
 from mmssl.data.base import MapSource
 from mmssl.data.columns import find_column
 from mmssl.data.sources import open_source
-from mmssl.encoders.text import TextEncoder
 from mmssl.errors import DataError, RecipeError
 from mmssl.media.image import open_image
+from mmssl.ops.draws import Draws
 from mmssl.recipe import Data, Recipe
 
 SAMPLE = 200
+SOUNDS = 4  # pictures that make one sound in `rows`, of which a task hears several windows
 CLIPS = 8  # pictures that make one clip in `rows`: writing and reading a clip takes so much longer, and more
 LONGER = 2  # of clips, as a planted clock was found late by `playback_speed`, which jitters colors frame by frame
 PLANTED = ("green shift", "red-blue shift", "vignetting", "watermark", "squash", "resaved 4:2:2")
 SAMPLINGS = {0: "jpeg 4:4:4", 1: "jpeg 4:2:2", 2: "jpeg 4:2:0"}
 EDGES = "edges that continue each other, by hand"
+OWN_ROWS = " or rows of your own"
 GRADIENTS = "clean by gradients"
 """The verdict where no other arm holds for a task."""
 REMEDIES = {
@@ -49,6 +55,12 @@ REMEDIES = {
     SWAPPED: "clips tell it by how long their tracks are, or where they begin: start: random, and clips of full length",
     POSITION: "where it cuts tells it: one draw of the place for all answers, and clips much longer than what is cut",
     RECODED: "no codec tells it, since it is told in files of another: where the task cuts, or how it crops",
+    **dict.fromkeys(
+        (HISS, OCTAVES),
+        "what a codec cuts off tells it: a data.audio.rate that ends below that, or lossless files",
+    ),
+    STRANGERS.null: "both sides share a draw, or know the row's number: draw each side on its own",
+    TWINS.null: "both views share a draw: draw each on its own",
     "resaved 4:2:2": "read the JPEG files, whose colors are then made even, or save pictures as 4:2:0 or 4:4:4",
 }
 
@@ -60,7 +72,7 @@ class Audit:
     Attributes:
         task: its name.
         files: kind of file -> how many rows of the sample are such.
-        findings: of structure-free pictures, texts or clips, controls among them.
+        findings: of data without structure, controls among them.
         edges: of the solver by hand; None where the task lays no tiles.
         leaks: what answers depend on, of what they should not: other rows, what is hidden, later tokens.
         notes: what could not be asked, a sentence each.
@@ -120,7 +132,8 @@ class Audit:
         if blind := [one.arm for one in arms if one.verdict == "no power"]:
             where = "; ".join(map(_words, blind))
             where = f" in {len(blind)} of {len(arms)} arms ({where})" if len(blind) < len(arms) else ""
-            own = " or clips of your own" if SWAPPED in [arm.null for arm in blind] else ""
+            few = {SWAPPED: " or clips of your own", STRANGERS.null: OWN_ROWS, TWINS.null: OWN_ROWS}
+            own = next((few[arm.null] for arm in blind if arm.null in few), "")
             nothing = f"{self.task}: nothing was found, and the control was not either{where}"
             return f"{nothing}, which says little; mmssl audit with more --steps or --rows{own}"
         if not arms:
@@ -155,6 +168,10 @@ def _words(arm: Arm) -> str:
         "natural": "1/f² noise",
         "phases": "own pictures, random phases",
         "words": "own words in random order",
+        STRANGERS.null: STRANGERS.null,
+        TWINS.null: TWINS.null,
+        HISS: "white noise",
+        OCTAVES: OCTAVES,
         **{name: name for name in (MOVING, STILL, MUTE, SWAPPED, POSITION, RECODED)},
     }
     return f"{null.get(arm.null, 'white noise')}, {arm.file}{' larger' if arm.scale > 1 else ''}{planted}"
@@ -176,9 +193,11 @@ def audit_recipe(
 ) -> Audit:
     """Every arm that holds for the task of a recipe or of a run's directory.
 
-    Of a task on the order of sentences the data are the user's own words in random order: see `mmssl.audit.texts`. Of
-    tasks on clips and their sound they are clips of noise, and the user's own with each other's sound: see
-    `mmssl.audit.clips`.
+    Which data without structure a task is asked about is in `mmssl.audit.arms`. Of a task on the order of sentences
+    they are the user's own words in random order: see `mmssl.audit.texts`. Of tasks on sounds they are noise in files
+    of the user's kinds: see `mmssl.audit.sounds`. Of tasks on clips and their sound they are clips of noise, and the
+    user's own with each other's sound: see `mmssl.audit.clips`. Of pairs they are the user's own, each side from
+    another row, and of views one row many times: see `mmssl.audit.pairs` and `mmssl.audit.twins`.
     Structure-free pictures go through files of the kinds that the source has, decoder, crop and transform; a small
     network must stay at chance on them, and find rings that are planted. Tiles are also compared edge by edge, and
     gradients tell, exactly, whether an answer depends on other rows of the batch, on what is hidden or on later tokens.
@@ -188,7 +207,7 @@ def audit_recipe(
         data: rows in place of the recipe's.
         planted: plant lens and file artifacts as well, which the task should resist.
         steps: of each small training; of clips twice as many.
-        rows: pictures of each arm, or texts; of clips an eighth as many.
+        rows: pictures of each arm, or texts; of sounds a quarter as many, and of clips an eighth; of own rows at most.
         seed: of all.
         report: is called with each finding as soon as it is there.
 
@@ -210,30 +229,49 @@ def audit_recipe(
     )
     objective, loader = build(few)
     found = Audit(recipe.objective["name"])
+    batch = next(loader.batches(0, 1))
+    objective.eval()
+    inputs = objective.transform(batch, Draws(seed, 0, count_rows(batch)))
+    asked = asked_of(objective, recipe, inputs)
+    source = next(iter(recipe.sources().values()))
+    if asked.why:
+        found.notes.append(f"no data without structure are asked about: {asked.why}")
     if "image" in objective.needs:
-        found.files = kinds_of(next(iter(recipe.sources().values())))
-    elif reads_clips(objective) and len(recipe.sources()) == 1:
-        found.files = clip_kinds(recipe.sources()[""])
+        found.files = kinds_of(source)
+    elif asked.null in ("clips", "sounds"):
+        found.files = clip_kinds(source) if asked.null == "clips" else sound_kinds(source)
     kinds = [kind for kind in found.files if kind in FILES] or ["png"]
     arms = [Arm("constant", kinds[0]), *(Arm(file=kind) for kind in kinds), Arm("natural", kinds[0])]
     arms += [Arm("phases", kinds[0])] + [planted_arm(name) for name in PLANTED if planted]
+    small = {"steps": steps, "rows": rows}
     try:
-        accuracy_of(objective)
-        if reads_sentences(objective):
-            tokenizers = {name: cast(TextEncoder, encoder).tokenizer for name, encoder in objective.exported.items()}
-            found.findings = audit_texts(recipe, tokenizers, steps=steps, rows=rows, seed=seed, report=report)
-        elif reads_clips(objective):
-            longer = {"steps": LONGER * steps, "rows": rows // CLIPS}
-            found.findings, found.notes = audit_clips(
-                recipe, found.files, planted=planted, **longer, seed=seed, report=report
-            )
-        else:
-            found.findings = audit(recipe, arms, steps=steps, rows=rows, seed=seed, report=report)
-        if isinstance(objective, CutsTiles):
+        match asked.null:
+            case "pictures":
+                found.findings = audit(recipe, arms, **small, seed=seed, report=report)
+            case "texts":
+                found.findings = audit_texts(recipe, tokenizers_by_name(objective), **small, seed=seed, report=report)
+            case "pairs":
+                found.findings = audit_pairs(
+                    recipe, objective.needs, tokenizers_by_name(objective), **small, seed=seed, report=report
+                )
+            case "twins":
+                found.findings = audit_twins(recipe, objective.needs, **small, seed=seed, report=report)
+            case "sounds":
+                found.findings, notes = audit_sounds(
+                    recipe, found.files, planted=planted, steps=steps, rows=rows // SOUNDS, seed=seed, report=report
+                )
+                found.notes += notes
+            case "clips":
+                longer = {"steps": LONGER * steps, "rows": rows // CLIPS}
+                found.findings, notes = audit_clips(
+                    recipe, found.files, planted=planted, **longer, seed=seed, report=report
+                )
+                found.notes += notes
+        if asked.edges:
             found.edges = edges(recipe, rows=rows, seed=seed)
     except RecipeError as error:
         found.notes.append(str(error))
-    found.leaks = leaks(objective, next(loader.batches(0, 1)))
+    found.leaks = leaks(objective, batch)
     return found
 
 

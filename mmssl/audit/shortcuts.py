@@ -19,16 +19,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
+from mmssl.audit.networks import stand_in
 from mmssl.audit.nulls import FILES, PLATE, Arm, write
 from mmssl.batch import Batch, count_rows, to_device
 from mmssl.data.loader import Loader, read
-from mmssl.encoders.base import Encoder, Features
 from mmssl.encoders.text import tokenizers_of
 from mmssl.errors import RecipeError
-from mmssl.objectives import create
 from mmssl.objectives.base import Objective
 from mmssl.ops.draws import Draws, mix_seed
 from mmssl.ops.intervals import wilson
@@ -39,33 +36,6 @@ from mmssl.training.loop import fit
 ARMS = (Arm("constant"), *(Arm(file=file) for file in FILES), Arm("natural"), Arm("phases"))
 CONFIDENCE = 0.99
 TEXTURES = 256
-
-
-class SmallNetwork(Encoder):
-    """Three convolutions of stride 2, averaged over quarters of the picture: local statistics, and roughly where."""
-
-    modality = "image"
-
-    def __init__(self, width: int = 16) -> None:
-        super().__init__()
-        widths = (3, width, 2 * width, 4 * width)
-        self.convolutions = nn.Sequential(
-            *(
-                nn.Sequential(
-                    nn.Conv2d(a, b, kernel, stride=2, padding=kernel // 2, bias=False), nn.BatchNorm2d(b), nn.ReLU()
-                )
-                for a, b, kernel in zip(widths, widths[1:], (5, 3, 3), strict=False)
-            )
-        )
-        self.convolutions.to(memory_format=torch.channels_last)  # a third faster on a CPU
-        self.dim = 4 * widths[-1]
-
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
-        """Maps of an eighth of the size; see `Encoder`."""
-        x = x / 255 if x.dtype == torch.uint8 else x
-        maps = self.convolutions((4 * (x - 0.5)).contiguous(memory_format=torch.channels_last))
-        pooled = F.adaptive_avg_pool2d(maps, 2).flatten(1)
-        return Features(maps.flatten(2).mT, pooled, tuple(maps.shape[-2:]))
 
 
 @dataclass(frozen=True)
@@ -223,9 +193,7 @@ def small(recipe: Recipe, seed: int) -> Objective:
     modalities = {given.get("modality", name) for name, given in recipe.encoders.items()}
     if len(recipe.sources()) > 1 or modalities != {"image"}:
         raise RecipeError("structure-free pictures stand for one source of images, and encoders that read them")
-    torch.manual_seed(seed)
-    hyper = {key: value for key, value in recipe.objective.items() if key != "name"}
-    return create(recipe.objective["name"], {name: SmallNetwork() for name in recipe.encoders}, **hyper)
+    return stand_in(recipe, seed=seed)
 
 
 def unseen(recipe: Recipe, objective: Objective, arm: Arm, rows: int, seed: int) -> Iterator[Batch]:

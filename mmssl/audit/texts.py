@@ -18,21 +18,18 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
+from mmssl.audit.networks import stand_in
 from mmssl.audit.nulls import CUE, Arm
 from mmssl.audit.shortcuts import Finding, judge, train, with_control
 from mmssl.batch import Batch, count_rows
 from mmssl.data.columns import find_column
 from mmssl.data.loader import read
 from mmssl.data.sources import open_source
-from mmssl.encoders.base import Encoder, Features, masked_mean
 from mmssl.encoders.text import tokenizers_of
 from mmssl.errors import DataError, RecipeError
 from mmssl.media.text import Tokenizer
 from mmssl.media.units import sentence_ends
-from mmssl.objectives import create
 from mmssl.objectives.base import Objective
 from mmssl.ops.draws import Draws, mix_seed
 from mmssl.recipe import Data, Recipe
@@ -41,47 +38,6 @@ WORDS = Arm("words", "jsonl")
 TEXTS = 2000  # of the user's, of which words and lengths are counted
 KINDS = 4  # of words in the control: two topics, each with a beginning and an end
 WORD = re.compile(r"\w+")
-
-
-class SmallTextNetwork(Encoder):
-    """Bags of words, lengths and border words of the two parts of a pair, through one hidden layer.
-
-    Its first token says all of that; the others repeat it.
-
-    Args:
-        tokenizer: of the recipe's own encoder.
-        width: of an embedding.
-    """
-
-    modality = "text"
-    embeds_segments = True
-
-    def __init__(self, tokenizer: Tokenizer, width: int = 32) -> None:
-        super().__init__()
-        self.tokenizer, self.dim = tokenizer, 2 * width
-        self.embedding = nn.Embedding(tokenizer.vocab_size, width)
-        self.hidden = nn.Sequential(nn.Linear(6 * width + 2, self.dim), nn.ReLU(), nn.LayerNorm(self.dim))
-
-    @property
-    def token_embedding(self) -> Tensor:
-        """Weight (V, D_in) of the input embedding."""
-        return self.embedding.weight
-
-    def forward(self, x: Tensor, valid: Tensor | None = None, segments: Tensor | None = None) -> Features:
-        """Ids int64 (B, L), `valid` and `segments` as for `TextEncoder` -> Features, grid (L,)."""
-        valid = torch.ones_like(x, dtype=torch.bool) if valid is None else valid
-        second = torch.zeros_like(valid) if segments is None else segments > 0
-        words, parts = self.embedding(x), []
-        for part in (valid & ~second, valid & second):
-            place = torch.arange(x.shape[1], device=x.device)
-            first = torch.where(part, place, x.shape[1] - 1).amin(1)
-            last = torch.where(part, place, 0).amax(1)
-            # The special token at an end is the same in all texts; what is next to it is a word.
-            borders = [words.gather(1, at[:, None, None].expand(-1, 1, words.shape[2]))[:, 0] for at in (first, last)]
-            length = part.sum(1, keepdim=True).to(words.dtype) / 16
-            parts += [masked_mean(words, part), *borders, length]
-        pooled = self.hidden(torch.cat(parts, 1))
-        return Features(pooled[:, None].expand(-1, x.shape[1], -1), pooled, (x.shape[1],), valid)
 
 
 @dataclass(frozen=True)
@@ -175,12 +131,8 @@ def audit_texts(
     corpus = Corpus.of(next(iter(recipe.sources().values())))
     found: list[Finding] = []
     for arm in (Arm("words", "jsonl", CUE), WORDS):
-        torch.manual_seed(seed)
-        hyper = {key: value for key, value in recipe.objective.items() if key != "name"}
-        small = {name: SmallTextNetwork(tokenizer) for name, tokenizer in tokenizers.items()}
-        one = measure_texts(
-            create(recipe.objective["name"], small, **hyper), recipe, corpus, arm, steps, batch_size, rows, seed
-        )
+        small = stand_in(recipe, tokenizers, seed)
+        one = measure_texts(small, recipe, corpus, arm, steps, batch_size, rows, seed)
         found.append(with_control(one, found[0]) if found else one)
         report(found[-1])
     return found

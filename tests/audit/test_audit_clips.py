@@ -32,13 +32,11 @@ from mmssl.audit.clip_rows import (
 )
 from mmssl.audit.clips import (
     PositionAlone,
-    SmallClipNetwork,
-    SmallSoundNetwork,
     audit_clips,
     measure_clips,
     rows_of,
-    small_clips,
 )
+from mmssl.audit.networks import SmallClipNetwork, SmallSoundNetwork, stand_in
 from mmssl.audit.nulls import CLOCK, Arm
 from mmssl.audit.own_files import Audit
 from mmssl.audit.shortcuts import Finding, judge
@@ -171,7 +169,7 @@ def test_kept_rows_come_in_other_company_at_every_step():
 
 def test_nothing_asked_is_no_clean_arm():
     with pytest.raises(RecipeError, match="still noise is nothing that the task asks about"):
-        judge(Arm(STILL, KIND), small_clips(tiny(), 0), [])
+        judge(Arm(STILL, KIND), stand_in(tiny()), [])
 
 
 @pytest.mark.long
@@ -231,7 +229,7 @@ def noise(rows: int, frames: int, samples: int = 16000) -> dict[str, torch.Tenso
 def test_of_position_alone_nothing_of_a_clip_is_left(name):
     torch.manual_seed(0)
     recipe = recipes.load(name)
-    settings, task = recipe.sources()[""], alone(small_clips(recipe, 0))
+    settings, task = recipe.sources()[""], alone(stand_in(recipe))
     samples = round(settings.audio.rate * settings.video.frames / settings.video.fps)
     one, two = (task.transform(noise(16, settings.video.frames, samples), Draws(0, 0, 16)) for _ in range(2))
     for key in one:
@@ -250,7 +248,7 @@ def test_of_position_alone_nothing_of_a_clip_is_left(name):
 
 
 def test_a_task_that_does_not_say_where_it_cuts_has_no_arm_of_position():
-    task = alone(small_clips(recipes.load("rotation_video_folder"), 0))
+    task = alone(stand_in(recipes.load("rotation_video_folder")))
     with pytest.raises(RecipeError, match="does not say where in a clip it cuts"):
         task.transform(noise(2, 16), Draws(0, 0, 2))
 

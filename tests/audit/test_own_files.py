@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from mmssl.audit.arms import DROPOUT
 from mmssl.audit.own_files import audit_recipe, kinds_of
 from mmssl.cli import app
 from mmssl.recipe import Data
@@ -62,11 +63,11 @@ def test_the_command_finds_what_a_task_does_not_resist_and_says_what_mends_it(ph
     assert lines[-1].startswith("rotation leaks: can be answered without seeing anything: ")
 
 
-def test_what_is_no_picture_has_its_gradients_alone():
+def test_what_is_asked_about_no_data_has_its_gradients_alone_and_says_why():
     torch.manual_seed(0)
-    found = audit_recipe("simclr_audio_toy", steps=2, rows=64)
+    found = audit_recipe("simcse_toy", steps=2, rows=64)
     assert found.findings == []
-    assert "SimCLR compares rows" in found.notes[0]
+    assert found.notes == [f"no data without structure are asked about: {DROPOUT}"]
     assert found.leaks[0].largest == 0
     assert found.verdict == "clean by gradients"
     assert "no arm for structure-free data holds for it" in found.sentence

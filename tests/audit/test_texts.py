@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from mmssl import recipe
+from mmssl.audit.networks import SmallTextNetwork
 from mmssl.audit.nulls import CUE, Arm
 from mmssl.audit.own_files import audit_recipe
-from mmssl.audit.texts import WORDS, Corpus, SmallTextNetwork, audit_texts, measure_texts, reads_sentences
+from mmssl.audit.texts import WORDS, Corpus, audit_texts, measure_texts, reads_sentences
 from mmssl.build import build
 from mmssl.errors import DataError
 from mmssl.objectives.correspondence.next_sentence import NextSentence, _Part

@@ -374,16 +374,18 @@ def test_rows_that_are_held_out_are_the_same_for_all_lines_and_seeds(tmp_path):
 
 
 def test_a_task_is_audited_and_the_table_says_what_came_out(tmp_path):
-    few = {**FEW, "tasks": ["simclr"], "seeds": 1, "rates": [1.0], "supervised": False, "audit": True}
+    few = {**FEW, "tasks": ["autoencoder"], "seeds": 1, "rates": [1.0], "supervised": False, "audit": True}
     found = mmssl.compare(TOY, out=tmp_path / "audited", **few)
     head, lines = found.table()
     assert [line[head.index("audit")] for line in lines] == ["clean by gradients", "", "", ""]
-    assert found.audits["simclr"]["text"].startswith("audit of simclr")
-    assert found.audits["simclr"]["sentence"] in (tmp_path / "audited" / "report.html").read_text()
-    run = mmssl.load(tmp_path / "audited" / "runs" / "simclr-0")
-    assert run.audit == Audited(found.audits["simclr"]["verdict"], found.audits["simclr"]["text"])
+    assert found.audits["autoencoder"]["text"].startswith("audit of autoencoder")
+    assert found.audits["autoencoder"]["sentence"] in (tmp_path / "audited" / "report.html").read_text()
+    run = mmssl.load(tmp_path / "audited" / "runs" / "autoencoder-0")
+    assert run.audit == Audited(found.audits["autoencoder"]["verdict"], found.audits["autoencoder"]["text"])
     assert "Not audited" not in model_card(run)
-    left = replace(found, audits={"simclr": {"verdict": "leaks", "sentence": "simclr can be answered", "text": ""}})
+    left = replace(
+        found, audits={"autoencoder": {"verdict": "leaks", "sentence": "autoencoder can be answered", "text": ""}}
+    )
     keep_audits(left)
     assert mmssl.load(run.directory).audit == run.audit  # what is there stays
-    assert "audit: simclr can be answered" in left.notes()
+    assert "audit: autoencoder can be answered" in left.notes()
