@@ -5,6 +5,7 @@ Only light modules are imported here; torch comes in with the verb that needs it
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -38,6 +39,9 @@ out = Console(highlight=False, soft_wrap=True)
 def main() -> None:
     """Run the command line; an error that the user can mend is one line and exit code 2."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # a bar a split that is opened; workers inherit it
+    logging.getLogger("mmssl").setLevel(logging.INFO)  # how far something is; from Python only warnings are said
+    if logging.lastResort is not None:  # writes what nobody has set up another way for
+        logging.lastResort.setLevel(logging.INFO)
     try:
         _refuse_slips(sys.argv)
         app(prog_name="mmssl")

@@ -29,6 +29,7 @@ from mmssl.errors import DataError, RecipeError, RunError
 from mmssl.media.cell import Dropped, plain
 from mmssl.recipe import Data
 from mmssl.training.lock import locked
+from mmssl.way_on import repeated
 
 if TYPE_CHECKING:
     import pyarrow
@@ -94,7 +95,8 @@ class EveryRow:
             if value is not None and value < 1:
                 raise RecipeError(f"{name} = {value}: expected at least 1")
         # What is said of a row does not depend on the others: all that can be decoded have a line.
-        rows = open_rows(data, reads, how, columns, None, split, max_bad=1.0)
+        with repeated():
+            rows = open_rows(data, reads, how, columns, None, split, max_bad=1.0)
         if not isinstance(rows, SourceSplit):
             raise DataError(f"{what} reads a source or a data set; of batches, take mmssl.adaptation.features")
         if isinstance(rows.source, StreamSource):
@@ -141,7 +143,7 @@ class EveryRow:
         """
         folder = target.with_name(f".{target.name}.parts")
         try:
-            with locked(folder):
+            with repeated(), locked(folder):
                 try:
                     self._write_parts(folder, {**plan, **self.plan}, make, columns)
                     written = _assemble(folder, target, len(self.chosen))

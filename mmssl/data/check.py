@@ -232,7 +232,7 @@ def _sounds(held: Sequence[tuple[int, Any]], spec: Data, found: Check) -> list[s
             else:
                 found.broken.append(f"audio, row {number}: {error}")
     if without:
-        found.notes.append(f"{without} of {len(held)} clips have no sound")
+        found.notes.append(f"{without} of {len(held)} clips {'has' if without == 1 else 'have'} no sound")
     if not seconds:
         return ["none can be decoded"]
     if faint > len(seconds) / 20:

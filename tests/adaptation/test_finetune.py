@@ -1,5 +1,6 @@
 """Fine-tuning: it learns what frozen features lack, on a copy, with the learning rates it says."""
 
+import subprocess
 import sys
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from mmssl import encoder as create
-from mmssl.adaptation.probes import finetune, make_probe
+from mmssl.adaptation.probes import _trained, finetune, make_probe
 from mmssl.adaptation.probes._layers import scale_by_depth
 from mmssl.adaptation.probes._lora import add_adapters, merge
 from mmssl.adaptation.probes._trained import Shuffled
@@ -127,6 +128,22 @@ def test_shuffled_rows_come_once_an_epoch_and_in_a_new_order():
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert seen[:10] != seen[10:]
     assert torch.cat([batch["id"] for batch in loader.batches(3, 5)]).tolist() == seen[12:]
+
+
+def test_a_training_says_now_and_then_how_far_it_is(monkeypatch, caplog):
+    monkeypatch.setattr(_trained, "TELL", -1.0)
+    rows = raw(None, torch.arange(10).view(10, 1, 1, 1).expand(-1, 3, 2, 2))
+    loader = Shuffled(rows, torch.zeros(10, 1), batch_size=4, seed=0, what="learning labels, lr 0.1", total=9)
+    with caplog.at_level("INFO", "mmssl"):
+        assert len(list(loader.batches(2, 4))) == 2
+    assert caplog.messages == ["learning labels, lr 0.1: step 2 of 9", "learning labels, lr 0.1: step 3 of 9"]
+
+
+def test_on_the_command_line_such_lines_are_seen():
+    said = "lambda **_: logging.getLogger('mmssl').info('step 2 of 9')"
+    program = f"import logging\nfrom mmssl import cli\ncli.app = {said}\ncli.main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("", "step 2 of 9\n")
 
 
 def trained(monkeypatch, probe, encoder, setting, rows=16):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,10 +25,13 @@ from mmssl.ops.gather import process_share
 from mmssl.recipe import Optimizer, Schedule, Training
 from mmssl.training.loop import fit
 
+log = logging.getLogger("mmssl")
 CHECKPOINTS = 10
 """Of a training that can be resumed, where it is long."""
 APART = 20
 """Steps between two of them at least: writing one may take longer than a step."""
+TELL = 20.0
+"""Seconds between two lines that say how far a training is."""
 
 
 class Readable(Protocol):
@@ -111,17 +116,25 @@ class Shuffled:
         labels: of the N rows, for the key `label`.
         batch_size: rows of a step, at most N.
         seed: of the order.
+        what: is trained, for a line now and then that says how far it is.
+        total: steps of it.
     """
 
-    def __init__(self, rows: Readable, labels: Readout, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, rows: Readable, labels: Readout, batch_size: int, seed: int, what: str = "training", total: int = 0
+    ) -> None:
         self.rows, self.labels, self.batch_size, self.seed = rows, labels, batch_size, seed
+        self.what, self.total, self.told = what, total, time.monotonic()
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """This process's rows of batches `start` to `stop - 1`; an epoch may end inside of one."""
         share, shares = process_share()
         rows = self.batch_size // shares
         chosen = [self._choose(step)[share * rows : (share + 1) * rows] for step in range(start, stop)]
-        for index, batch in zip(chosen, self.rows.read(chosen), strict=True):
+        for step, (index, batch) in enumerate(zip(chosen, self.rows.read(chosen), strict=True), start):
+            if not share and time.monotonic() - self.told > TELL:
+                log.info("%s: step %d of %d", self.what, step, self.total or stop)
+                self.told = time.monotonic()
             yield {**batch, "label": self.labels[index]}
 
     def _choose(self, step: int) -> Tensor:
@@ -196,7 +209,7 @@ def train(
 
     every = stop if watch is None else watch.every
     with suppress(_Enough):
-        loader = Shuffled(rows, labels, training.batch_size, seed)
+        loader = Shuffled(rows, labels, training.batch_size, seed, f"learning labels, lr {lr:g}", stop or steps)
         options: dict[str, Any] = {
             "resume": directory is not None,
             "probe": look if every else None,
