@@ -33,7 +33,7 @@ def others(files: Iterable[Path], used: Iterable[Path]) -> list[str]:
         if len({split_in(file.stem) for file in telling} - {None}) > 1:
             lists = some_of([file.name for file in telling if split_in(file.stem)])
             notes.append(f"lists of splits are not read ({lists}); a folder for each split makes them splits")
-        named = {file.with_suffix("") for file in used}
+        named = {file.with_suffix("") for file in used} if telling else set()
         beside = [file.name for file in telling if file.with_suffix("") in named]
         if beside:
             notes.append(

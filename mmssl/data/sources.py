@@ -34,13 +34,13 @@ from mmssl.data.files import (
     media_layout,
     split_by_name,
     split_names,
-    walk,
 )
 from mmssl.data.left_out import next_to_folders, others, unread, without_readme
 from mmssl.data.ranges import TRIES, reach, wait_after
 from mmssl.data.shards import shard_features, take_names
 from mmssl.data.stored import Folders, Merged, distinct, explained, first, resolved, stored, visible
 from mmssl.data.stream import StreamSource, not_blank
+from mmssl.data.walk import walk
 from mmssl.errors import DataError
 from mmssl.recipe import Data
 
@@ -178,8 +178,9 @@ def _open_folder(spec: Data, root: Path) -> Source:
         described = _open_described(spec, root, files, tables, unreadable)
         if described is not None:
             return described
+    kinds_of = [extension(file) for file in files]
     for builders in (BUILDERS, dict.fromkeys(KINDS, "media"), TEXT, JSON):
-        found = [file for file in files if extension(file) in builders]
+        found = [file for file, kind in zip(files, kinds_of, strict=True) if kind in builders]
         if not found:
             continue
         kinds = {builders[extension(file)] for file in found}

@@ -11,8 +11,9 @@ import datasets
 import pytest
 from made import png, texts, wav, write, write_csv, write_jsonl, write_parquet
 
-from mmssl.data.files import EXTENSIONS, media_layout, split_in, walk
+from mmssl.data.files import EXTENSIONS, media_layout, split_in
 from mmssl.data.sources import open_source
+from mmssl.data.walk import walk
 from mmssl.errors import DataError
 from mmssl.recipe import Data
 

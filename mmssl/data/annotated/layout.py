@@ -54,6 +54,8 @@ def beside(root: Path, pictures: Iterable[Path], files: Iterable[Path]) -> dict[
         files: with what is written about pictures.
     """
     known = {_place(file, folders): file for file, folders in folders_below(root, files)}
+    if not known:
+        return {}
     placed = ((picture, _place(picture, folders)) for picture, folders in folders_below(root, pictures))
     return {picture: known[place] for picture, place in placed if place in known}
 

@@ -108,6 +108,8 @@ def _without(word: re.Pattern[str], files: dict[Key, Path]) -> dict[Key, Path]:
 
 def _in_one_folder(root: Path, files: Sequence[Path]) -> tuple[dict[Key, Path], dict[Key, Path]]:
     """Pictures, and masks next to them, where each file that is named like a mask has its picture."""
+    if not any(_BESIDE.search(file.stem) for file in files):
+        return {}, {}
     placed = {(folders, file.stem): file for file, folders in folders_below(root, files)}
     masks = {(folders, _BESIDE.sub("", stem)): file for (folders, stem), file in placed.items() if _BESIDE.search(stem)}
     images = {}
