@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,8 +99,10 @@ def compare(
         if settings.get("data") is None:
             raise RecipeError("--set changes how rows are read; name them with --data")
         settings["data"] = data_section(settings["data"], overrides(set_, "data."))
+    first = os.environ.get("RANK", "0") == "0"  # of processes that share the work
     found = mmssl.compare(**settings)
-    typer.echo(f"\n{found}")
+    if first:
+        typer.echo(f"\n{found}")
 
 
 def audit(

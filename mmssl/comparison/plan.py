@@ -41,6 +41,7 @@ from mmssl.errors import DataError, MmsslError, RecipeError, RunError
 from mmssl.objectives.base import Objective
 from mmssl.ops.draws import Draws
 from mmssl.recipe import Data, Recipe
+from mmssl.training.lock import one_at_a_time
 
 PLAN = "comparison.json"
 UNTRAINED, RAW, SUPERVISED, NAMED = "untrained", "raw input", "supervised", "pretrained"
@@ -130,6 +131,10 @@ class Plan:
             RunError: where another comparison is kept there, or a damaged one.
         """
         out.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(out):  # several may begin together, and steps of minutes differ from one to the other
+            self._write(out)
+
+    def _write(self, out: Path) -> None:
         tree = json.loads(json.dumps(asdict(self)))
         path = out / PLAN
         if path.exists():

@@ -34,7 +34,7 @@ def locked(directory: Path, *, instead: str = "choose another --out") -> Iterato
     new = not os.path.exists(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with _alone(directory):
+        with one_at_a_time(directory):
             _take(lock, own, instead)
     except OSError as error:
         if new:
@@ -55,8 +55,8 @@ def holder(directory: Path) -> str | None:
 
 
 @contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Only one process of this machine at a time, so that none takes a living lock for the dead one it has read."""
+def one_at_a_time(directory: Path) -> Iterator[None]:
+    """Only one process of this machine at a time is inside, so that what it reads there holds until it has written."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         with suppress(OSError):  # no such locks on this file system

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import json
+import os
 import re
-from dataclasses import replace
+import threading
+import time
+from dataclasses import asdict, replace
 
 import datasets
 import numpy as np
@@ -36,6 +41,18 @@ def test_minutes_that_give_another_number_of_steps_are_gone_on_with(tmp_path):
     assert Plan.read(tmp_path) == first
     with pytest.raises(RunError, match="with other recipes or encoders of its tasks; choose another --out"):
         plan("minutes=3", 117, lr=1e-2).write(tmp_path)
+
+
+def test_processes_that_begin_together_have_one_plan(tmp_path):
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # as the other one does while it writes
+    writing = threading.Thread(target=plan("minutes=3", 117).write, args=(tmp_path,))
+    writing.start()
+    time.sleep(0.2)
+    (tmp_path / "comparison.json").write_text(json.dumps(asdict(plan("minutes=3", 100))))
+    os.close(descriptor)
+    writing.join()
+    assert Plan.read(tmp_path) == plan("minutes=3", 100)
 
 
 def test_another_comparison_is_refused(tmp_path):
