@@ -58,7 +58,8 @@ class Comparison(Measured):
         gain = self.difference(best, UNTRAINED, self.main)
         interval = "one seed tells no spread"
         if math.isfinite(gain.low):
-            interval = f"95 % interval {self._number(gain.low)} to {self._number(gain.high)}"
+            scale, digits = (100, 1) if self.percent else (1, 3)
+            interval = f"95 % interval {scale * gain.low:+.{digits}f} to {scale * gain.high:+.{digits}f}"
         if not gain.told:
             text += f"which cannot be told from the untrained network ({self._number(gain.mean)}, {interval})."
         else:

@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -28,8 +29,10 @@ from mmssl.report.figures import DPI as PREVIEW_DPI
 DPI = 120
 MAPS = 6
 """Lines whose features are mapped."""
-NAME_HEIGHT = 0.15
-"""Inches from name to name next to charts."""
+NAME_HEIGHT, LEGEND_HEIGHT = 0.15, 0.16
+"""Inches from name to name next to charts, and below one."""
+TITLE_WIDTH = 38
+"""Letters of a line above one of three charts."""
 
 
 def write_page(found: Comparison) -> Path:
@@ -158,7 +161,7 @@ def _gains(found: Comparison) -> Figure:
 def depth_curves(found: Comparison) -> Figure:
     """Score of the main measure by depth, mean and standard deviation over the seeds, a curve a line of the table."""
     lines = [line for line in (*found.ranked, UNTRAINED, "supervised") if line in found.cells]
-    figure, (axes,) = _new(7.2, 4)
+    figure, (axes,) = _new(7.2, 4 + LEGEND_HEIGHT * math.ceil(len(lines) / 2))
     scale, names = 100 if found.percent else 1, list[str]()
     for line in lines:
         depths = [depth for depth in found.cells[line][0]["scores"][found.main] if depth != POOLED] + [POOLED]
@@ -180,7 +183,7 @@ def depth_curves(found: Comparison) -> Figure:
         range(len(names)), ["pooled" if name == POOLED else name for name in names], rotation=30, ha="right"
     )
     axes.set_ylabel(f"{found.main}{', %' if found.percent else ''}", fontsize=8)
-    axes.legend(fontsize=7, ncols=2, frameon=False)
+    figure.legend(fontsize=7, ncols=2, frameon=False, loc="outside lower center")
     return figure
 
 
@@ -252,7 +255,7 @@ def _curves(found: Comparison, lines: list[str]) -> Figure:
             axes.plot(*zip(*points, strict=True), linewidth=1.2)
         if key in levels:
             axes.axhline(levels[key], color="#b03a2e", linestyle=(0, (5, 3)), linewidth=1)
-        axes.set_title(f"{title_of(line)}: {key}", fontsize=9)
+        axes.set_title(fill(f"{title_of(line)}: {key}", TITLE_WIDTH), fontsize=9)
     return figure
 
 
@@ -263,7 +266,7 @@ def _maps(found: Comparison, lines: list[str]) -> Figure:
         places = answered["map"]
         classes = answered.get("map_class", np.zeros(len(places), np.int32))
         axes.scatter(places[:, 0], places[:, 1], c=classes % 20, cmap="tab20", s=5, linewidths=0)
-        axes.set_title(f"{title_of(line)} ({_map_kind(found, line)})", fontsize=9)
+        axes.set_title(fill(f"{title_of(line)} ({_map_kind(found, line)})", TITLE_WIDTH), fontsize=9)
         axes.set_xticks([])
         axes.set_yticks([])
     return figure
