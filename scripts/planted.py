@@ -19,8 +19,11 @@ import torch
 from planted_tasks import (
     Alike,
     Attract,
+    Constant,
+    Flat,
     Forgetful,
     Forgotten,
+    Knowing,
     Leaking,
     Lumped,
     PlacesTogether,
@@ -45,6 +48,7 @@ from mmssl import recipe
 from mmssl.audit.verdict import Verdict, judge
 from mmssl.build import build
 from mmssl.objectives.base import Objective
+from mmssl.objectives.combine import Combine
 from mmssl.training.loop import fit
 
 History = list[dict[str, Any]]
@@ -61,7 +65,7 @@ class Planted:
         outcome: that a verdict is right to find.
         changes: to the recipe.
         plant: done to the task before it is trained.
-        task: of a combination, that the outcome is of.
+        task: of a combination, or term of a task with several verdicts, that the outcome is of.
     """
 
     words: str
@@ -79,7 +83,7 @@ class Planted:
         torch.manual_seed(0)
         task, loader = build(loaded)
         if self.plant:
-            self.plant(task.tasks[self.task] if self.task else task)
+            self.plant(task.tasks[self.task] if isinstance(task, Combine) else task)
         history = fit(task, loader, loaded.training, quiet=True)
         rows = loaded.training.batch_size
         verdicts = judge(history, task.chance(rows), rows)
@@ -186,6 +190,13 @@ RUNS = [
     ),
     Planted("JEPA as published", "jepa_toy", 60, "learned", FAST | LARGER | CONSTANT),
     Planted("SimCSE without dropout", "simcse_toy", 30, "unmoved", MODERATE | LARGER | CONSTANT | APART, undropped),
+    Planted(
+        "SimCSE, a temperature of 0.001",
+        "simcse_toy",
+        60,
+        "collapsed",
+        FAST | LARGER | CONSTANT | APART | {"objective.temperature": 0.001},
+    ),
     Planted("SimCSE as published", "simcse_toy", 60, "learned", MODERATE | LARGER | CONSTANT | APART),
     Planted("DeepCluster, one cluster for all", "deepcluster_toy", 40, "collapsed", FAST | LARGER, becomes(Lumped)),
     Planted("DeepCluster as published", "deepcluster_toy", 200, "learned", LARGER | MODERATE),
@@ -202,6 +213,33 @@ RUNS = [
     ),
     Planted("instance discrimination as published", "instance_discrimination_toy", 100, "learned", LARGER),
     Planted("SimSiam as published", "simsiam_toy", 100, "learned", SGD),
+    Planted(
+        "cross-encoder distillation, flat scores of the teacher",
+        "cross_encoder_distillation_toy",
+        30,
+        "at chance",
+        MODERATE | LARGER | CONSTANT,
+        becomes(Flat),
+        "distillation",
+    ),
+    Planted(
+        "cross-encoder distillation, a student that is constant",
+        "cross_encoder_distillation_toy",
+        30,
+        "at chance",
+        MODERATE | LARGER | CONSTANT,
+        becomes(Constant),
+        "distillation",
+    ),
+    Planted(
+        "cross-encoder distillation, a teacher that knows",
+        "cross_encoder_distillation_toy",
+        100,
+        "learned",
+        MODERATE | LARGER | CONSTANT,
+        becomes(Knowing),
+        "distillation",
+    ),
     Planted("rotation, learned early", "rotation_toy", 30, "learned", MODERATE),
     Planted(
         "rotation, learned late: a warmup of nine tenths",

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl.batch import Batch
 from mmssl.encoders.base import Features
 from mmssl.objectives.base import Objective
 from mmssl.objectives.correspondence.contrastive import Contrastive
+from mmssl.objectives.correspondence.cross_encoder_distillation import CrossEncoderDistillation
 from mmssl.objectives.invariance.deepcluster import DeepCluster
 from mmssl.objectives.invariance.densecl import DenseCL
 from mmssl.objectives.invariance.dino import DINO
@@ -187,6 +189,30 @@ class StrangePairs(Contrastive):
         inputs = super().transform(batch, draws)
         order = draws.uniform().argsort()
         return inputs | {key: value[order] for key, value in inputs.items() if key in ("b", "b_valid")}
+
+
+class Flat(CrossEncoderDistillation):
+    """Cross-encoder distillation whose teacher says the same of all candidates."""
+
+    def _scores(self, outputs: Batch, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        taught, said, there = super()._scores(outputs, items)
+        return torch.zeros_like(taught), said, there
+
+
+class Knowing(CrossEncoderDistillation):
+    """Cross-encoder distillation whose teacher knows a row's own partner."""
+
+    def _scores(self, outputs: Batch, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        taught, said, there = super()._scores(outputs, items)
+        return F.one_hot(taught.new_zeros(len(taught), dtype=torch.long), taught.shape[1]) * 3.0, said, there
+
+
+class Constant(CrossEncoderDistillation):
+    """Cross-encoder distillation whose student has one vector for everything."""
+
+    def embed(self, key: str, features: Features) -> Tensor:
+        z = super().embed(key, features)
+        return z * 0 + z.shape[1] ** -0.5
 
 
 def becomes(kind: type[Objective]) -> Callable[[Objective], None]:
