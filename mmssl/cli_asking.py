@@ -17,7 +17,7 @@ def compare(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FILE | RUN...]",
+            metavar="FILE|RUN",
             help="A *.yaml that says what to compare, with these options as keys; or runs, in place of tasks.",
         ),
     ] = None,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
+from mmssl.recipe import Probe
 from mmssl.shots import quotas, read_shots, shots_in_words, with_rows
 
 
@@ -48,3 +50,10 @@ def test_a_share_is_told_with_its_rows():
     assert with_rows("ridge, 1 % of labels", [1]) == "ridge, 1 % of labels (1 row)"
     assert with_rows("ridge, 1 % of labels", [1200, 1150]) == "ridge, 1 % of labels (1,150 to 1,200 rows)"
     assert with_rows("ridge, 10 a class", [80]) == "ridge, 10 a class"
+
+
+def test_a_recipe_may_say_either():
+    assert Probe(shots="1 %").shots == "1%"
+    assert Probe(shots=5).shots == 5
+    with pytest.raises(ValidationError, match="should be rows a class, as 10, or a share of the labeled rows, as 1%"):
+        Probe(shots=0)

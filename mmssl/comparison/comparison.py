@@ -52,7 +52,8 @@ class Comparison(Measured):
             )
         depth, values = self.depth(best, self.main), self.values(best, self.main)
         seeds = f"{len(values)} seed{'s' * (len(values) > 1)}"
-        text = f"{title_of(best)}, {_place(depth)}: {self._spread(values)} by {self.asked} ({seeds}), "
+        asked = f"{self.asked[:-1]}, {seeds})" if self.asked.endswith(")") else f"{self.asked} ({seeds})"
+        text = f"{title_of(best)}, {_place(depth)}: {self._spread(values)} by {asked}, "
         if UNTRAINED not in self.cells:
             return text + "the untrained network was not measured."
         gain = self.difference(best, UNTRAINED, self.main)

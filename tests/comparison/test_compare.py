@@ -120,6 +120,14 @@ def test_the_most_labels_choose_the_depth_of_the_fewest():
     assert [found.depth("rotation", measure) for measure in measures] == ["stem", "pooled", "pooled"]
 
 
+def test_a_share_is_told_with_its_rows_and_seeds():
+    scores = {"ridge, 1 % of labels": {"pooled": 0.5}}
+    cell = {"scores": scores, "validation": scores, "drawn": {"ridge, 1 % of labels": [24]}}
+    plan = Plan({"source": "toy"}, "shape", "image", tasks={"rotation": {}}, probe="ridge", shots=("1%",), seeds=(0,))
+    found = mmssl.Comparison(plan, Path("here"), {"rotation": [cell]}, {"rotation": [{}]}, {})
+    assert found.sentence.startswith("rotation, last: 50.0 % by ridge, 1 % of labels (24 rows, 1 seed), ")
+
+
 def test_one_seed_of_values_has_no_interval():
     scores = {"ridge": {"pooled": 0.5}}
     cell = {"scores": scores, "validation": scores, "metric": {"percent": False}, "monitors": {"effective_rank": 1.0}}
