@@ -15,7 +15,7 @@ from mmssl.audit.clip_rows import MOVING, MUTE, POSITION, RECODED, STILL, SWAPPE
 from mmssl.audit.clips import audit_clips
 from mmssl.audit.edges import BLURRED, edges
 from mmssl.audit.gradients import Leak, leaks
-from mmssl.audit.nulls import FILES, Arm
+from mmssl.audit.nulls import FILES, UNLIKE, Arm
 from mmssl.audit.nulls import planted as planted_arm
 from mmssl.audit.pairs import STRANGERS, audit_pairs
 from mmssl.audit.shortcuts import Finding, audit
@@ -76,6 +76,7 @@ class Audit:
         edges: of the solver by hand; None where the task lays no tiles.
         leaks: what answers depend on, of what they should not: other rows, what is hidden, later tokens.
         notes: what could not be asked, a sentence each.
+        unasked: whether there are data without structure for the task, and none of them could be asked about.
     """
 
     task: str
@@ -84,6 +85,7 @@ class Audit:
     edges: Finding | None = None
     leaks: list[Leak] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unasked: bool = False
 
     @property
     def answered(self) -> list[Finding]:
@@ -114,7 +116,7 @@ class Audit:
         """In a few words: `leaks`, `no power`, `at chance`, or `GRADIENTS`."""
         if self.answered or self.seen:
             return "leaks"
-        if any(one.verdict == "no power" for one in self.findings):
+        if self.unasked or any(one.verdict == "no power" for one in self.findings):
             return "no power"
         return "at chance" if self.findings else GRADIENTS
 
@@ -137,7 +139,10 @@ class Audit:
             nothing = f"{self.task}: nothing was found, and the control was not either{where}"
             return f"{nothing}, which says little; mmssl audit with more --steps or --rows{own}"
         if not arms:
-            return f"{self.task}: no arm for structure-free data holds for it; no answer depends on what it should not"
+            none = "there are no data without structure to ask it about, as the note says"
+            some = f"data without structure could not be asked about, see the note{'s' * (len(self.notes) > 1)}"
+            exact = f"{self.task}: no answer depends on what it should not, by gradients"
+            return f"{exact}; {some if self.unasked else none}"
         where = f"in all {len(arms)} arms" if len(arms) > 1 else "in its arm"
         least = max(arms, key=lambda one: one.high - one.chance)  # that leaves most open
         bound = f"at most {least.high:.1%} right, chance {least.chance:.1%}"
@@ -162,6 +167,8 @@ def line_of(one: Finding) -> str:
 def _words(arm: Arm) -> str:
     if arm == BLURRED:
         return EDGES
+    if arm.artifact == UNLIKE:
+        return "own rows that differ"
     planted = f", {arm.artifact} planted" if arm.artifact != "none" else ""
     null = {
         "constant": "one color",
@@ -174,7 +181,8 @@ def _words(arm: Arm) -> str:
         OCTAVES: OCTAVES,
         **{name: name for name in (MOVING, STILL, MUTE, SWAPPED, POSITION, RECODED)},
     }
-    return f"{null.get(arm.null, 'white noise')}, {arm.file}{' larger' if arm.scale > 1 else ''}{planted}"
+    file = f", {arm.file}{' larger' if arm.scale > 1 else ''}" if arm.null not in (STRANGERS.null, TWINS.null) else ""
+    return f"{null.get(arm.null, 'white noise')}{file}{planted}"
 
 
 def _numbers(one: Finding) -> str:
@@ -235,12 +243,15 @@ def audit_recipe(
     asked = asked_of(objective, recipe, inputs)
     source = next(iter(recipe.sources().values()))
     if asked.why:
-        found.notes.append(f"no data without structure are asked about: {asked.why}")
+        found.notes.append(f"there are no data without structure to ask about: {asked.why}")
     if "image" in objective.needs:
         found.files = kinds_of(source)
     elif asked.null in ("clips", "sounds"):
         found.files = clip_kinds(source) if asked.null == "clips" else sound_kinds(source)
     kinds = [kind for kind in found.files if kind in FILES] or ["png"]
+    if asked.null == "pictures":
+        others = [kind for kind in found.files if kind not in FILES]
+        found.notes += [f"no arm has files of the kind {kind}, which are not written here" for kind in others]
     arms = [Arm("constant", kinds[0]), *(Arm(file=kind) for kind in kinds), Arm("natural", kinds[0])]
     arms += [Arm("phases", kinds[0])] + [planted_arm(name) for name in PLANTED if planted]
     small = {"steps": steps, "rows": rows}
@@ -271,6 +282,7 @@ def audit_recipe(
             found.edges = edges(recipe, rows=rows, seed=seed)
     except RecipeError as error:
         found.notes.append(str(error))
+    found.unasked = asked.null != "none" and not found.findings
     found.leaks = leaks(objective, batch)
     return found
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from mmssl import recipe as recipes
 from mmssl.audit.arms import DROPOUT
 from mmssl.audit.own_files import audit_recipe, kinds_of
 from mmssl.cli import app
@@ -67,10 +68,29 @@ def test_what_is_asked_about_no_data_has_its_gradients_alone_and_says_why():
     torch.manual_seed(0)
     found = audit_recipe("simcse_toy", steps=2, rows=64)
     assert found.findings == []
-    assert found.notes == [f"no data without structure are asked about: {DROPOUT}"]
+    assert found.notes == [f"there are no data without structure to ask about: {DROPOUT}"]
     assert found.leaks[0].largest == 0
     assert found.verdict == "clean by gradients"
-    assert "no arm for structure-free data holds for it" in found.sentence
+    assert found.sentence.endswith("there are no data without structure to ask it about, as the note says")
+
+
+def test_what_could_not_be_asked_is_not_clean():
+    torch.manual_seed(0)
+    few = recipes.load("contrastive_toy", {"data.limit": 5, "training.workers": 0})
+    found = audit_recipe(few, steps=2, rows=64)
+    assert found.findings == []
+    assert found.verdict == "no power"
+    assert found.sentence.endswith("data without structure could not be asked about, see the note")
+    assert "pairs of strangers take 8 rows" in str(found)
+
+
+def test_kinds_that_are_not_written_are_named(tmp_path, monkeypatch):
+    for i in range(4):
+        Image.new("RGB", (32, 32), (i, 0, 0)).save(tmp_path / f"{i}.webp")
+    monkeypatch.setattr("mmssl.audit.own_files.audit", lambda *_, **__: [])
+    found = audit_recipe("rotation_toy", Data(source=str(tmp_path)), steps=1, rows=64)
+    assert found.files == {"webp": 4}
+    assert found.notes == ["no arm has files of the kind webp, which are not written here"]
 
 
 @pytest.mark.long
