@@ -1,4 +1,4 @@
-"""Twelve planted leaks are found, and where they are not there the task is at chance: see `scripts/leaks.py`."""
+"""Sixteen planted leaks are found, and where they are not there the task is at chance: see `scripts/leaks.py`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from leaks import LEAKS, Ask, Leak
 CLEAN = {leak.clean: f"{leak.task}, {leak.without}" for leak in LEAKS}
 
 
-def test_there_are_twelve():
-    assert len({leak.words for leak in LEAKS}) == 12
+def test_there_are_sixteen():
+    assert len({leak.words for leak in LEAKS}) == 16
 
 
 @pytest.mark.slow
