@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import plan
 import pytest
+import torch
 
-from mmssl.recipe import load
+from mmssl import catalog
+from mmssl.recipe import Recipe, load
 
 # Two layers over 16 places of 8 x 8 pixels, in four turns.
 TREE = {
@@ -63,3 +67,37 @@ def test_a_run_in_epochs_asks_for_rows() -> None:
     assert plan.plan(recipe, pieces, 1, "h100", 0.4, None, None)["days"] is None
     speed = 67e12 * 0.4 / 1e9
     assert plan.plan(recipe, pieces, 1, "h100", 0.4, 1000, None)["days"] == pytest.approx(3000 / speed / 86400)
+
+
+def test_long_operations_stand_in_for_themselves_and_small_ones_are_made() -> None:
+    large, small = torch.rand(300, 300), torch.rand(3, 3)
+    with plan.Shapes():
+        assert not (large @ large).any()
+        assert not (large + 1).any()
+        assert (small + 1 > 0.5).all()
+        assert torch.equal((large > 0.5).sum(), (large > 0.5).sum())
+        first = torch.nn.Linear(3, 3)
+    assert not first.weight.any()
+    assert (large > 0).any()
+
+
+def test_what_was_measured_is_kept_and_others_are_left_for_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    def measure(recipe: Recipe) -> plan.Pieces:
+        measured.append(recipe.objective["name"])
+        return plan.Pieces(10**6, 10**6, 8 * 10**6, 1e9, 1e6)
+
+    tables: dict[str, str] = {}
+    monkeypatch.setattr(plan, "measure", measure)
+    monkeypatch.setattr(plan, "KEPT", tmp_path / "plan.json")
+    monkeypatch.setattr(plan, "write_tables", tables.__setitem__)
+    plan.main(["--published", "simclr_imagenet"])
+    plan.main(["--published", "simclr_imagenet", "jepa_imagenet"])
+    assert measured == ["simclr", "jepa"]
+    assert [row.split(" | ")[:2] for row in tables["plan"].splitlines()[2:]] == [
+        ["| jepa_imagenet", "16 h200"],
+        ["| simclr_imagenet", f"{plan.gpus_of(catalog.head(catalog.find_recipe('simclr_imagenet')))} h200"],
+    ]

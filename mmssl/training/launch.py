@@ -75,6 +75,7 @@ def make_accelerator(training: Training, directory: Path | None, takes_turns: bo
     ddp = DistributedDataParallelKwargs(
         # Every process computes the same buffers: sending a queue of keys along with each forward pass is waste.
         broadcast_buffers=False,
+        # No static_graph: steps take as long, and with micro-batches under no_sync torch's reducer fails an assertion.
         find_unused_parameters=takes_turns,
         gradient_as_bucket_view=True,  # else gradients are held twice
     )

@@ -6,7 +6,8 @@ tokens are hidden. The encoder reads a large block of patches, less those four, 
 of the four from that and mask tokens at their places. Bardes et al. 2024, "Revisiting Feature Prediction for Learning
 Visual Representations from Video", arXiv 2404.08471 (form `vjepa`): of a clip the same places are hidden in all frames,
 once the union of eight small blocks and once that of two large ones; the encoder reads what is left, each time. Nothing
-is compared with pixels. A spectrogram is a picture of one channel.
+is compared with pixels. A spectrogram is a picture of one channel, whose padding is left out: of it blocks of time and
+frequency are hidden, where Audio-JEPA (Tuncay et al. 2025, arXiv 2507.02915) takes 40 to 60 % of single patches.
 
 Rows have as many tokens as each other: three quarters of what a draw leaves on average are read, and of a block so many
 predicted as the smallest one has. A row with more leaves some out at random, one with fewer has some twice. The
