@@ -47,8 +47,8 @@ class Comparison(Measured):
         best = self.ranked[0]
         if not self.measures:
             return (
-                f"Without labels {self._firsts()}. That tells collapse, and often not which encoder transfers best: "
-                f"{trust_in_words()}; labels of a hundred rows would. Next: mmssl show {self._run(best)}"
+                f"Without labels {self._firsts()}. That tells collapse, and often not which encoder transfers best, as "
+                f"labels of a hundred rows would: {trust_in_words()}. Next: mmssl show {self._run(best)}"
             )
         depth, values = self.depth(best, self.main), self.values(best, self.main)
         seeds = f"{len(values)} seed{'s' * (len(values) > 1)}"
@@ -76,7 +76,8 @@ class Comparison(Measured):
             text += f" It is not above the answer that looks at nothing, {self._spread([self.constant(self.main)])}."
         if gain.told and gain.mean > 0:
             return f"{text} Next: {self._tuning(best)}, or mmssl export {self._run(best)} --to exported"
-        return f"{text} Next: the same with a larger --budget or more --seeds, and another --out"
+        more = "longer runs or more seeds of each" if self.plan.runs else "a larger --budget or more --seeds"
+        return f"{text} Next: the same with {more}, and another --out"
 
     def _firsts(self) -> str:
         """Who comes first by which measure."""

@@ -76,9 +76,10 @@ class Elsewhere(NamedTuple):
     by: dict[str, Agreement]
 
     def __str__(self) -> str:
-        """A line of notes."""
-        told = ", ".join(f"{title} {one}" for title, one in self.by.items())
-        return f"{self.data}, {self.network}, by {self.probe}: {told}"
+        """A line of notes, Kendall's and Spearman's numbers each."""
+        told = ", ".join(f"{title} {one.tau:+.2f} / {one.rho:+.2f}" for title, one in self.by.items())
+        tasks = max(one.tasks for one in self.by.values())
+        return f"{self.data}, {self.network}, {tasks} tasks by {self.probe}: {told}"
 
 
 @cache

@@ -232,7 +232,8 @@ def _encoder(plan: Plan, cell: Cell, factor: float, out: Path) -> tuple[Encoder,
     began = time.perf_counter()
     encoder = _supervised(plan, untrained, cell, factor)
     samples = plan.batch * _steps(plan.steps, cell)
-    return encoder, {"cost": {"seconds": time.perf_counter() - began, "samples": samples, "memory_gib": peak_memory()}}
+    cost = {"seconds": time.perf_counter() - began, "samples": samples, "memory_gib": peak_memory()}
+    return encoder, {"cost": cost, "lr": RATE * factor}
 
 
 def _audited(plan: Plan, line: str, say: Callable[[str], None]) -> dict[str, Any]:

@@ -59,5 +59,6 @@ def _notes_without_labels(found: Measured) -> list[str]:
     elif found.measures:
         notes.append(f"{AGREEMENT} of rankings without labels takes three tasks that differ")
     else:
-        notes += [f"{AGREEMENT} elsewhere, Kendall's tau: {one}" for one in measured_elsewhere()]
+        notes.append(f"{AGREEMENT} where there were labels, Kendall's tau / Spearman's rho:")
+        notes += map(str, measured_elsewhere())
     return notes

@@ -267,7 +267,9 @@ def make_plan(
         notes.append(f"probes read {told} of each row for every line{kept}")
     notes += _shared(given, source, modality)
     if label is None:
-        notes.append("there are no labels, so that tasks are ranked by what needs none, and rates are not tuned")
+        notes.append(
+            "there are no labels (--label), so that tasks are ranked by what needs none, and rates are not tuned"
+        )
     baselines = (UNTRAINED, RAW, *([SUPERVISED] if supervised and label else []))
     return Plan(
         data=decoding.model_dump(mode="json"),

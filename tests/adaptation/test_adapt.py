@@ -242,6 +242,8 @@ def test_few_shots_use_few_rows(small):
     share = adapt(small, train, test, probe="knn", k=(1,), shots="2 %")
     assert (share.shots, share.drawn) == ("2%", (6, 6, 6))
     assert "300 training rows, 2 % of labels (6 rows), 100 test rows" in str(share)
+    with pytest.raises(DataError, match=r"alpha cannot be chosen .*; learn from more than 3, or give it one value"):
+        adapt(small, train, test, probe="ridge", shots="1%")
     assert len(many.rows[0].runs["accuracy"]) == 1
 
 

@@ -33,9 +33,9 @@ def test_without_labels_sentence_and_notes_quote_it_and_with_labels_they_do_not(
     found = mmssl.Comparison(plan, Path("here"), {"rotation": [cell]}, {"rotation": [{}]}, {})
     taus = [one.by["RankMe"].tau for one in measured_elsewhere()]
     assert ("on clothes (Fashion-MNIST) and recorded notes" in found.sentence) == (label is None)
-    assert ("does not carry over for sure; labels of a hundred rows would" in found.sentence) == (label is None)
-    lines = [note for note in found.notes() if "elsewhere" in note]
+    assert ("as labels of a hundred rows would: in 8 comparisons with labels" in found.sentence) == (label is None)
+    lines = [note for note in found.notes() if note in map(str, measured_elsewhere())]
     assert len(lines) == (len(taus) if label is None else 0)
     if label is None:
         assert f"{min(taus):+.2f} to {max(taus):+.2f} for RankMe, " in found.sentence
-        assert "small ResNet, by logistic, 10 a class: RankMe +0.35 (Spearman +0.43, p = 0.05, 18 tasks)" in lines[0]
+        assert "small ResNet, 18 tasks by logistic, 10 a class: RankMe +0.35 / +0.43, LiDAR -0.32 / -0.43" in lines[0]

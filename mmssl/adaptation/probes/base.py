@@ -207,7 +207,8 @@ class Learner(Probe, Generic[X]):
         if not held.any():
             raise DataError(
                 f"no class has two training rows{' of different groups' if groups is not None else ''}, so "
-                f"{', '.join(settings[0])} cannot be chosen on a validation split; give it one value"
+                f"{', '.join(settings[0])} cannot be chosen on a validation split; learn from more than {len(labels)}, "
+                "or give it one value"
             )
         times = min(self.hold_outs, -(-VALIDATED // int(held.sum())))
         scores = []
