@@ -87,6 +87,29 @@ COMPARISONS |= {
     "waves_pitch_class": {**WAVES, "label": "pitch_class"},
     "waves_height": {**WAVES, "label": "note", "target": "values", "probe": "ridge"},
 }
+PATCHES: dict[str, Any] = {"runs": "patches_family", "data": "build/compared/pitches", **NOTES}
+COMPARISONS |= {
+    "patches_family": {
+        **COMPARISONS["notes_family"],
+        # 8 x 8 patches of 8 bands and 0.16 s.
+        "encoder": {
+            **{"model": "timm/vit_tiny_patch16_224", "img_size": [64, 64], "patch_size": 8},
+            **{"embed_dim": 96, "depth": 4, "num_heads": 4, "mels": 64, "n_fft": 1024, "hop": 320},
+        },
+        "rates": [1.0, 3.0],
+    },
+    "patches_pitch_class": {**PATCHES, "label": "pitch_class"},
+    "patches_height": {**PATCHES, "label": "note", "target": "values", "probe": "ridge"},
+}
+COMPARISONS["wordnet_text"] = {
+    **{"data": "$MMSSL_DATA/wordnet", "label": "category", "budget": "steps=400", "batch": 128, "audit": False},
+    **{"set": {"text": {"length": 32}}, "rates": [1.0, 3.0]},
+    "encoder": {
+        **{"model": "transformers/modernbert", "tokenizer": "train:6000", "hidden_size": 128, "num_hidden_layers": 2},
+        # SimCSE's two views of a text differ by dropout.
+        **{"num_attention_heads": 4, "intermediate_size": 256, "initializer_range": 0.05, "dropout": 0.1},
+    },
+}
 # Marks -> a comparison a column: one table of what the same runs were asked.
 COLUMNS = {
     "toy": {
@@ -94,6 +117,7 @@ COLUMNS = {
         "position, R²": "toy_position",
     },
     "emoji": {"unseen concepts, %": "emoji_cnn", "by an artist without labels, %": "emoji_artist"},
+    "patches": {"family, %": "patches_family", "pitch class, %": "patches_pitch_class", "height, R²": "patches_height"},
     "waves": {"family, %": "waves_family", "pitch class, %": "waves_pitch_class", "height, R²": "waves_height"},
 }
 
@@ -123,7 +147,9 @@ def command(name: str) -> str:
         elif key in ("shots", "rates"):
             words += [f"--{key}", ",".join(map(str, value)) or "0"]
         elif key == "set":
-            words += [word for one in value.items() for word in ("--set", "=".join(one))]
+            for setting, one in value.items():
+                parts = {f".{part}": own for part, own in one.items()} if isinstance(one, dict) else {"": one}
+                words += [word for part, own in parts.items() for word in ("--set", f"{setting}{part}={own}")]
         else:
             words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
     return " ".join(word if word.startswith(("$", "build")) else shlex.quote(word) for word in words)
