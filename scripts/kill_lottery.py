@@ -4,11 +4,12 @@
     python scripts/kill_lottery.py --kills 60 --seed 3 --tasks simclr hubert
     python scripts/kill_lottery.py --disk              a disk that refuses, in place of kills
 
-Thirty tasks at toy size, rows decoded in the main process or by two workers, on one and two processes, there with
-whole weights and with sharded ones, from the toy world, from a folder in which two files are broken, and streamed from
-tar files with the same. SIGKILL falls at a random moment, or before or after a random system call that makes a file,
-flushes, renames or links it: in the middle of a save, or of a record. Processes are forked from one that has imported
-everything; every seventh run is started by `python -m mmssl` or torchrun.
+Every task at toy size, rows decoded in the main process or by two workers, on one and two processes, there with whole
+weights and with sharded ones, from the toy world, from a folder and a parquet table in which two pictures are broken,
+and streamed from tar files with the same, here or on a server that fails now and then. SIGKILL falls at a random
+moment, or before or after a random system call that makes a file, flushes, renames or links it: in the middle of a
+save, or of a record. Processes are forked from one that has imported everything; every seventh run is started by
+`python -m mmssl` or torchrun.
 
 With `--disk` such a call fails in place of the kill, or from a random moment on no file may grow beyond a random size.
 A run has to survive that, or to end with one sentence, and goes on once there is room.
@@ -45,7 +46,7 @@ os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", MPLBACKEND="agg", CUD
 
 import torch
 import yaml
-from lottery_runs import TASKS, Run, make_pictures, make_stream, sources_of
+from lottery_runs import STREAMS, TASKS, Run, making, sources_of
 from safetensors.torch import load_file
 
 import mmssl
@@ -326,9 +327,7 @@ def main() -> int:
     tasks: set[str] = set()
     slowest, number, told = 0.0, 0, 0
     expected: dict[Run, tuple[dict[str, Any], float, int]] = {}
-    with tempfile.TemporaryDirectory() as place:
-        make_pictures(Path(place) / "folder")
-        make_stream(Path(place) / "stream")
+    with tempfile.TemporaryDirectory() as place, making(Path(place)):
 
         def prepare(run: Run, name: str) -> tuple[Path, Path]:
             folder = Path(place) / name
@@ -369,9 +368,10 @@ def main() -> int:
                 kills += died
                 tally["kills"] += died
                 tally["inside a save"] += died and len(list(out.glob("state/.writing_*"))) > saving
-                two, broken, stream = run.processes - 1, run.source != "toy", run.source == "stream"
+                two, broken, stream = run.processes - 1, run.source != "toy", run.source in STREAMS
                 kinds = {"workers": run.workers, "two": two, "sharded": run.sharded, "real": run.real}
-                for what, has in (kinds | {"broken": broken, "stream": stream}).items():
+                kinds |= {"broken": broken, "stream": stream, "http": run.source == "http"}
+                for what, has in kinds.items():
                     tally[what] += bool(died and has)
             else:
                 wrong += [f"{run}, after {kills} kills: {one}" for one in differences(right, traces(out))]
@@ -388,7 +388,7 @@ def main() -> int:
         f"  {tally['workers']} with two workers, {tally['two']} on two processes, {tally['sharded']} of these sharded,"
     )
     print(f"  {tally['real']} of those that were started by python -m mmssl or torchrun,")
-    print(f"  {tally['broken']} with broken files, {tally['stream']} of them streamed")
+    print(f"  {tally['broken']} with broken files, {tally['stream']} of them streamed, {tally['http']} from a server")
     print(f"  {tally['inside a save']} left a checkpoint half-written")
     print(f"  processes of a killed run were gone after {slowest:.1f} s at most")
     print(f"  {len(wrong)} differences from the undisturbed runs")
