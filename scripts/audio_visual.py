@@ -61,6 +61,8 @@ ACTIONS = [f"{label} {sense}" for label in (DAMAGE, RANGE) for sense in ENCODERS
 FRAMES = [f"{label} image" for label in (DAMAGE, RANGE)]
 # Of a clip that stands still; where two fighters stand; with sounds of nobody here.
 FROZEN = [f"{label} frozen" for label in (DAMAGE, RANGE)]
+TUNED = f"{DAMAGE} tuned"
+TUNING = {"lr": [1e-3], "decay": [1.0], "steps": 120, "batch_rows": 32}
 TWO, OFF, ANSWERS = "two fighters", "off screen", "answers"
 COLUMNS = (
     ("source: pointing, %", SOURCE, "pretrained", "pointing"),
@@ -79,6 +81,7 @@ MORE = (
     ("heard but not seen: AP, %", OFF, "pretrained", "on_screen_precision"),
     ("damage type, frozen frame, %", FROZEN[0], "pretrained pooled", "accuracy"),
     ("range, frozen frame, %", FROZEN[1], "pretrained pooled", "accuracy"),
+    ("damage type, tuned, %", TUNED, "pretrained pooled", "accuracy"),
 )
 TABLES = {"audio_visual": COLUMNS, "audio_visual_more": MORE}
 PLACED = (SOURCE, TWO, OFF)
@@ -86,8 +89,8 @@ ASKED = {
     FRESH: (ANSWERS,),
     THIRD: (ANSWERS, *PLACED, *ACTIONS, *FROZEN, OFFSET, SEPARATION),
     SECOND: (ANSWERS, *PLACED, *ACTIONS, *FROZEN, OFFSET, SEPARATION),
-    FIRST: (ANSWERS, *PLACED, *ACTIONS, *FROZEN, OFFSET, SEPARATION),
-    FIRST_RANDOM: (*PLACED, *ACTIONS, *FROZEN, OFFSET, SEPARATION),
+    FIRST: (ANSWERS, *PLACED, *ACTIONS, *FROZEN, OFFSET, SEPARATION, TUNED),
+    FIRST_RANDOM: (*PLACED, *ACTIONS, *FROZEN, OFFSET, SEPARATION, TUNED),
     SECOND_RANDOM: (SOURCE, TWO, OFF, OFFSET),  # of encoders alone, one untrained kind is enough
     HAND: (ANSWERS, SOURCE, *ACTIONS, *FRAMES),
 }
@@ -105,7 +108,7 @@ BASELINES: dict[str, tuple[tuple[int, ...], dict[str, tuple[str, str, str]]]] = 
     "constant answer": (
         (0,),
         {
-            **{one: (FIRST_RANDOM, one, "constant") for one in (*ACTIONS, *FROZEN, OFFSET)},
+            **{one: (FIRST_RANDOM, one, "constant") for one in (*ACTIONS, *FROZEN, TUNED, OFFSET)},
             OFF: (FIRST_RANDOM, OFF, "center disc"),
         },
     ),
@@ -196,6 +199,8 @@ def measure(name: str, question: str, seed: int) -> Scores:
     elif question in FROZEN:
         still = [[batch | EDITS["frozen frame"](batch) for batch in part] for part in around]
         found = mmssl.adapt(task, *still, label=label, encoder="video", probe="logistic", **one)
+    elif question == TUNED:
+        found = mmssl.adapt(task, *around, label=label, encoder="video", probe="finetune", **TUNING, **one)
     elif question == OFFSET:
         whole = decoded("test", "whole")
         window = {} if name.startswith(FIRST) else {"window": AROUND["data.audio.seconds"]}
