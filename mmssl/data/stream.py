@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmssl.data.base import Row
 from mmssl.data.features import names_of_classes, undecoded
+from mmssl.data.ranges import wait_after
 from mmssl.data.shards import take_names
 from mmssl.data.stored import Folders, Merged, distinct, explained, resolved, stored, visible
 
@@ -62,8 +63,23 @@ class StreamSource:
         """All rows, undecoded, in the order of the files; the same at every call."""
         take_names()
         with explained(self.name):
-            for row in self.dataset:
+            for row in self._patiently():
                 yield resolved(row, self.folders, self.merged)
+
+    def _patiently(self) -> Iterator[Row]:
+        """The data set's rows; where a server fails, those that are left after a while, the others passed over."""
+        read, attempt = 0, 0
+        while True:
+            try:
+                for row in self.dataset.skip(read) if read else self.dataset:
+                    yield row
+                    read, attempt = read + 1, 0
+                return
+            except Exception as error:
+                if self.files:  # of this machine, which have no server
+                    raise
+                attempt += 1
+                wait_after(self.name, error, attempt)
 
     def values(self, column: str) -> Iterator[Any]:
         """One column's cells, in order."""

@@ -154,6 +154,20 @@ def test_the_run_waits_for_a_server_that_fails_and_says_so(kind, server, caplog)
     assert any("of 8" in line and f"127.0.0.1:{server.server_port}/part-" in line for line in said)
 
 
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_rows_in_order_wait_for_a_server_that_breaks_off(kind, server):
+    make_files(kind, server.folder, files=2)
+    given = Data(source=address(server, kind, files=2), streaming=True)
+    expected = [row["cls"] for row in open_source(given).rows()]
+    source = open_source(given)
+    server.halves |= {f"/part-001.{kind}": True}
+    assert list(source.values("cls")) == expected
+    assert not server.halves
+    server.refusals |= {f"/part-001.{kind}": [503]}
+    with pytest.raises(DataError, match="the server failed 8 times in a row"):
+        list(source.values("cls"))
+
+
 @pytest.mark.long
 def test_a_server_that_goes_on_failing_ends_the_run_in_one_sentence(server):
     make_files("parquet", server.folder, files=8)
