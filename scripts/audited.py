@@ -20,7 +20,7 @@ from tables import fill_cells, read_cells, write_tables
 CELLS = Path(__file__).resolve().with_suffix(".json")
 STEPS, ROWS = 100, 256
 TASKS = (
-    *("rotation", "relative_position", "jigsaw", "inpainting", "autoencoder", "colorization"),
+    *("rotation", "relative_position", "jigsaw", "inpainting", "autoencoder"),
     *("simclr", "moco", "byol", "simsiam", "nnclr", "vicreg", "barlow_twins", "swav", "dino", "lejepa", "deepcluster"),
     *("densecl", "instance_discrimination"),
 )

@@ -46,14 +46,14 @@ class SmallNetwork(Encoder):
             )
         )
         self.convolutions.to(memory_format=torch.channels_last)  # a third faster on a CPU
-        self.dim, self.token_dim = 4 * widths[-1], widths[-1]
+        self.dim = 4 * widths[-1]
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Features:
-        """Maps of an eighth of the size; see `Encoder`."""
+        """Maps of an eighth of the size, each place four times to be as wide as the quarters; see `Encoder`."""
         x = x / 255 if x.dtype == torch.uint8 else x
         maps = self.convolutions((4 * (x - 0.5)).contiguous(memory_format=torch.channels_last))
         pooled = F.adaptive_avg_pool2d(maps, 2).flatten(1)
-        return Features(maps.flatten(2).mT, pooled, tuple(maps.shape[-2:]))
+        return Features(maps.flatten(2).mT.repeat(1, 1, 4), pooled, tuple(maps.shape[-2:]))
 
 
 class SmallClipNetwork(Encoder):
@@ -177,8 +177,7 @@ def stand_in(
             case "text" if tokenizers and name in tokenizers:
                 networks[name] = SmallTextNetwork(tokenizers[name])
             case "fusion" if given["model"] == FUSION:
-                named = {one: networks[one] for one in given.get("reads", networks)}
-                read = {key: one.token_dim if isinstance(one, SmallNetwork) else one.dim for key, one in named.items()}
+                read = {one: networks[one].dim for one in given.get("reads", networks)}
                 networks[name] = create_encoder(FUSION, "fusion", reads=read, **SMALL_FUSION)
             case other:
                 raise RecipeError(f"no small network stands in for {given['model']}, which reads {other}")

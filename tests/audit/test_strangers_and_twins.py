@@ -7,7 +7,7 @@ import torch
 
 from mmssl import recipe as recipes
 from mmssl.audit.arms import tokenizers_by_name
-from mmssl.audit.networks import stand_in
+from mmssl.audit.networks import SmallNetwork, stand_in
 from mmssl.audit.nulls import CODE, UNLIKE
 from mmssl.audit.pairs import STRANGERS, Code, Strangers, audit_pairs, measure_pairs, own_halves
 from mmssl.audit.twins import TWINS, Twins, audit_twins, measure_twins
@@ -25,6 +25,13 @@ def test_no_side_meets_its_own_row_and_masks_go_with_their_texts():
         assert not set(batch["image"].tolist()) & set(batch["text"].tolist())
         assert torch.equal(batch["text"], batch["text_mask"])
         assert torch.equal(batch["image"], batch["id"])
+
+
+def test_places_of_the_small_network_are_as_wide_as_the_whole():
+    network = SmallNetwork()
+    seen = network(torch.zeros(2, 3, 32, 24, dtype=torch.uint8))
+    assert seen.tokens.shape == (2, seen.grid[0] * seen.grid[1], network.dim)
+    assert seen.pooled.shape == (2, network.dim)
 
 
 def test_each_row_is_tested_once():
