@@ -209,7 +209,7 @@ def test_a_recipe_that_is_no_mapping_or_no_file(tmp_path):
         recipes.load(path)
     sentence(error.value)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecipeError, match="cannot read"):
+    with pytest.raises(RecipeError, match="cannot be read"):
         recipes.load(path)
     with pytest.raises(RecipeError, match="there is no such recipe"):
         recipes.load(tmp_path / "none.yaml")

@@ -104,7 +104,8 @@ def test_the_best_depth_is_that_of_validation_rows_not_of_test_rows(compared):
     compared = mmssl.Comparison.read(compared.out)
     cells = compared.cells["simclr"]
     measure = compared.main
-    validation = {d: np.mean([c["validation"][measure][d] for c in cells]) for d in cells[0]["validation"][measure]}
+    judge = compared.judge(measure)
+    validation = {d: np.mean([c["validation"][judge][d] for c in cells]) for d in cells[0]["validation"][judge]}
     assert validation[compared.depth("simclr", measure)] == max(validation.values())
     for cell in cells:
         cell["scores"][measure] = dict.fromkeys(cell["scores"][measure], 0.0)

@@ -27,17 +27,17 @@ PAIRS = {"temporal_alignment", "contrastive_audio_video", "correspondence_video"
 
 
 def test_of_clips_what_is_seen_is_compared_and_pairs_are_among_the_tasks():
-    modality, found = found_tasks(None, CLIPS, None, None, "clips")
-    assert modality == "video"
-    assert {*PAIRS, "clip_order", "playback_speed", "simclr_video", "masked_autoencoder_video"} <= set(found)
-    assert not {"simclr", "rotation", "simclr_audio", "cpc"} & set(found)
+    found = found_tasks(None, CLIPS, None, None, "clips")
+    assert found.modality == "video"
+    assert {*PAIRS, "clip_order", "playback_speed", "simclr_video", "masked_autoencoder_video"} <= set(found.recipes)
+    assert not {"simclr", "rotation", "simclr_audio", "cpc"} & set(found.recipes)
 
 
 def test_the_sound_of_clips_is_compared_where_it_is_asked_for():
-    modality, found = found_tasks(None, CLIPS, "audio", None, "clips")
-    assert modality == "audio"
-    assert {*PAIRS, "simclr_audio", "cpc", "wav2vec2"} <= set(found)
-    assert "simclr_video" not in found
+    found = found_tasks(None, CLIPS, "audio", None, "clips")
+    assert found.modality == "audio"
+    assert {*PAIRS, "simclr_audio", "cpc", "wav2vec2"} <= set(found.recipes)
+    assert "simclr_video" not in found.recipes
 
 
 @pytest.mark.parametrize("modality", CLIPS)
