@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -194,9 +194,20 @@ def _fps(data: Data) -> float:
 
 def clip_kinds(data: Data) -> dict[str, int]:
     """Container and codecs of a sample of a source's clips, the most frequent first: `mp4 h264+aac`."""
+    return kinds_of(data, "video", lambda track: track.kind)
+
+
+def kinds_of(data: Data, key: str, name: Callable[[Track], str]) -> dict[str, int]:
+    """What files of a sample of a source are called, the most frequent name first; none of made rows and streams.
+
+    Args:
+        data: the source.
+        key: `video` or `audio`.
+        name: of an opened file.
+    """
     source = open_source(data)
     try:
-        column = find_column(data, "video", source.columns)
+        column = find_column(data, key, source.columns)
     except DataError:
         return {}
     if not isinstance(source, MapSource):
@@ -205,13 +216,13 @@ def clip_kinds(data: Data) -> dict[str, int]:
     chosen = source.select([column])
     for place in range(0, len(source), max(1, len(source) // SAMPLE)):
         cell = chosen.row(place)[column]
-        if isinstance(cell, Mapping) and "frames" in cell:
+        if isinstance(cell, Mapping) and cell.keys() & {"frames", "array"}:
             continue
         try:
-            track = Track(cell, "video")
+            track = Track(cell, key)
         except DataError:
             continue
-        counts[track.kind] += 1
+        counts[name(track)] += 1
         track.close()
     return dict(counts.most_common())
 

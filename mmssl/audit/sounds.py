@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import cast
@@ -18,16 +17,12 @@ from typing import cast
 import numpy as np
 import torch
 
-from mmssl.audit.clip_rows import Kept, Rows, joined
+from mmssl.audit.clip_rows import LOUD, Kept, Rows, joined, kinds_of
 from mmssl.audit.networks import stand_in
 from mmssl.audit.nulls import HUM, Arm
 from mmssl.audit.shortcuts import Finding, accuracy_of, judge, train_on, with_control
 from mmssl.batch import Batch, count_rows
-from mmssl.data.base import MapSource
-from mmssl.data.columns import find_column
 from mmssl.data.loader import Loader, read
-from mmssl.data.sources import open_source
-from mmssl.errors import DataError
 from mmssl.media.clip import write_clip
 from mmssl.media.track import Track
 from mmssl.objectives.base import Objective
@@ -45,9 +40,7 @@ OTHER = ("mp3 mp3", "ogg opus")
 AT = " at "  # of a kind of file: before its sample rate
 OPUS = 48_000  # the only rate of sounds in it, in Hz
 KINDS = 3  # of file that have an arm each
-SAMPLE = 50  # files that are looked at
 BATCH = 32  # sounds that are tested at a time
-LOUD = 0.1  # standard deviation of noise
 TONE, PITCH = 0.1, 1000.0  # of the control: amplitude, and Hz
 
 
@@ -171,27 +164,12 @@ def draw_sound(arm: Arm, seconds: float, rate: int, seed: int) -> np.ndarray:
 
 def sound_kinds(data: Data) -> dict[str, int]:
     """Container, codec and rate in Hz of a sample of a source's sounds, the most frequent first: `mp3 mp3 at 44100`."""
-    source = open_source(data)
-    try:
-        column = find_column(data, "audio", source.columns)
-    except DataError:
-        return {}
-    if not isinstance(source, MapSource):
-        return {}
-    counts: Counter[str] = Counter()
-    chosen = source.select([column])
-    for place in range(0, len(source), max(1, len(source) // SAMPLE)):
-        cell = chosen.row(place)[column]
-        if isinstance(cell, Mapping) and "array" in cell:
-            continue
-        try:
-            track = Track(cell, "audio")
-        except DataError:
-            continue
-        container, _, codecs = track.kind.partition(" ")
-        counts[f"{container} {codecs.rpartition('+')[2]}{AT}{track.head[0].sample_rate}"] += 1
-        track.close()
-    return dict(counts.most_common())
+    return kinds_of(data, "audio", _kind)
+
+
+def _kind(track: Track) -> str:
+    container, _, codecs = track.kind.partition(" ")
+    return f"{container} {codecs.rpartition('+')[2]}{AT}{track.head[0].sample_rate}"
 
 
 def _codec(kind: str) -> str:
